@@ -1,0 +1,56 @@
+# `make help` lists what can be done. Everything is installed into .venv, once, by plain pip.
+
+PYTHON ?= python3
+RUN ?= $(or $(run),embedded)
+EXPERIMENT ?= embedded_table
+LIMIT ?= $(limit)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := scripts/constraints-py311.txt
+
+# A .venv whose interpreter is gone is mended whatever the stamp says.
+ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce-table sweep test lint format train-embedded clean
+
+help: ## List the targets
+	@echo "make TARGET [VARIABLE=value ...]"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+		awk -F '\t' '{ printf "  %-16s %s\n", $$1, $$2 }'
+	@echo "variables: PYTHON=$(PYTHON) RUN=$(RUN) EXPERIMENT=$(EXPERIMENT) LIMIT=$(LIMIT) ARGS=\"$(ARGS)\""
+
+install: $(STAMP) ## Install everything into .venv (the other targets do it when needed)
+
+$(STAMP): pyproject.toml $(LOCK) scripts/install.sh
+	@bash scripts/install.sh "$(PYTHON)" "$(VENV)" "$(LOCK)"
+	@touch $@
+
+reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; goes on where it was (LIMIT=40: few questions)
+	$(BIN)/python -m stsimdiff experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
+	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP) ## Put the code into the format that lint asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+train-embedded: $(STAMP) ## Train the embedded model again (hours on two cores)
+	$(BIN)/python -m scripts.train_embedded $(ARGS)
+
+clean: ## Remove .venv and caches; results stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find configs scripts stsimdiff tasks tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,87 @@
+"""What "retention 30 %" means: two kinds of budget, solved for each method and checked after the fact.
+
+``tokens``  the video tokens left after the method's last drop, over N.
+``compute`` the mean over the decoder's layers of the video tokens that enter each, over N; the released
+            ST-SimDiff and FrameFusion call it ``cost``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stsimdiff.errors import BudgetError, ConfigError
+
+KINDS = ("tokens", "compute")
+TOLERANCE = 0.02
+"""Relative miss of a cell's mean retention from which the cell is marked (DESIGN, section 6)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A retention and what it counts.
+
+    Attributes:
+        kind: ``tokens`` or ``compute``.
+        retention: share in (0, 1].
+
+    Raises:
+        ConfigError: for an unknown kind or a retention outside (0, 1].
+    """
+
+    kind: str = "tokens"
+    retention: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"budget.kind={self.kind!r} is unknown; allowed: {', '.join(KINDS)}")
+        value = self.retention
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ConfigError(
+                f"budget.retention={value!r} is out of range; allowed: a number in (0, 1], for example 0.3"
+            )
+
+    def keep(self, tokens: int, layers: int, entering: Sequence[int] = ()) -> int:
+        """Video tokens to keep from here on, so that the budget is met.
+
+        Args:
+            tokens: N, video tokens of the whole video.
+            layers: decoder layers L.
+            entering: video tokens that entered the layers before the drop (empty for a drop before layer 0).
+
+        Returns:
+            A count in ``[1, N]``, rounded half up.
+
+        Raises:
+            BudgetError: ``compute`` only, when the layers before the drop have used the budget up.
+        """
+        if self.kind == "tokens":
+            share = self.retention * tokens
+        else:
+            left = self.retention * tokens * layers - sum(entering)
+            rest = layers - len(entering)
+            if rest <= 0 or left < rest * 0.5:
+                raise BudgetError(
+                    f"budget.retention={self.retention:g} of kind compute cannot be met: {len(entering)} of {layers} "
+                    f"layers have already used {sum(entering) / (tokens * layers):.3f}; drop earlier, allow more, or "
+                    "use budget.kind=tokens"
+                )
+            share = left / rest
+        return max(1, min(tokens, math.floor(share + 0.5)))
+
+
+def achieved(tokens: int, entering: Sequence[int], final: int) -> dict[str, float]:
+    """Both kinds of retention that a trace achieved.
+
+    Args:
+        tokens: N.
+        entering: video tokens entering each decoder layer, length L.
+        final: video tokens left after the last drop.
+    """
+    return {"tokens": final / tokens, "compute": sum(entering) / (tokens * len(entering))}
+
+
+def missed(budget: Budget, mean_achieved: float) -> bool:
+    """Whether a cell's mean retention is off by more than 2 % (relative) from the budget."""
+    return abs(mean_achieved - budget.retention) > TOLERANCE * budget.retention

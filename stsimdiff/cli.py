@@ -1,0 +1,102 @@
+"""The command line: Hydra composes, :mod:`stsimdiff.launcher` runs, every wrong input ends as one message.
+
+Exit codes: 0 all answered; 1 samples failed; 2 wrong input; 130 interrupted. No model is loaded before all of the
+configuration has been checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from stsimdiff import launcher, messages
+from stsimdiff.errors import RunFailed, UserError
+from stsimdiff.resources import folder
+
+TRACEBACK = "HYDRA_FULL_ERROR"
+SETTING = re.compile(r"[+~]*[\w@/.]+=|~")
+SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
+
+
+def task(cfg: DictConfig) -> None:
+    """One job: a single run, or a job that a cluster launcher started."""
+
+    def compose(overrides: list[str]) -> DictConfig:
+        loader = GlobalHydra.instance().config_loader()
+        name = HydraConfig.get().job.config_name
+        return launcher.without_hydra(loader.load_configuration(name, list(overrides), RunMode.RUN))
+
+    # Unresolved: an override may hold an interpolation.
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    with errors_as_messages(overrides):
+        launcher.run_configurations(launcher.expand(cfg, overrides, compose))
+
+
+def main() -> None:
+    """Entry point of ``stsimdiff`` and ``python -m stsimdiff``."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("stsimdiff").setLevel(logging.INFO)
+    # A user's module lies in the current folder. Last on the path: a folder named like an installed package
+    # must not hide it.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    # Behind the flags, since Hydra's parser takes the settings in one piece only: `a=1 -m b=2` is fine here.
+    flags = [word for word in sys.argv[1:] if not SETTING.match(word)]
+    words = launcher.with_own_class(word for word in sys.argv[1:] if SETTING.match(word))
+    sys.argv[1:] = [*flags, *words]
+    with errors_as_messages(words):
+        launcher.register()
+        start = hydra.main(version_base="1.3", config_path=str(folder("configs")), config_name="config")
+        start(task)()
+
+
+@contextmanager
+def errors_as_messages(overrides: list[str]) -> Iterator[None]:
+    """Turn errors that the user can mend into a message and an exit code; others keep their traceback."""
+    before = os.environ.get(TRACEBACK)
+    # Without it, Hydra prints errors in its own words and exits before they can be caught here.
+    os.environ[TRACEBACK] = "1"
+    try:
+        yield
+    except UserError as error:
+        _stop(error, str(error), 2)
+    except messages.HYDRA_ERRORS as error:
+        _stop(error, messages.explain(error, overrides, _top_level()), 2)
+    except (ValueError, OSError) as error:
+        if not messages.raised_by_hydra(error):
+            raise
+        _stop(error, messages.one_line(str(error)), 2)
+    except RunFailed as error:
+        _stop(error, str(error), 1)
+    except KeyboardInterrupt as error:
+        _stop(error, "interrupted; start the same command again to go on", 130)
+    finally:
+        os.environ.pop(TRACEBACK)
+        if before is not None:
+            os.environ[TRACEBACK] = before
+
+
+def _stop(error: BaseException, message: str, code: int) -> NoReturn:
+    if SHOW_TRACEBACK:
+        traceback.print_exception(error)
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _top_level() -> list[str]:
+    configs = folder("configs")
+    groups = {path.name for path in configs.iterdir() if path.is_dir()}
+    keys = {str(key) for key in OmegaConf.load(configs / "config.yaml")}
+    return sorted((groups | keys) - {"defaults", "hydra"})

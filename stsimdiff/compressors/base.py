@@ -1,0 +1,135 @@
+"""The contract of a compressor: a frozen dataclass of parameters whose ``start`` gives the run of one video.
+
+A run acts at up to three places (vision tower, input, decoder layer) and says which in :class:`Places`. It
+knows no model: the engine brings it tokens and, where asked for, attention. Subclass :class:`ScoreCompressor`
+when the method is "give each token a score, keep the best".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stsimdiff.budget import Budget
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run acts.
+
+    Attributes:
+        input: selects among the video tokens as they enter layer 0.
+        before: layers before whose input it selects.
+        between: layers between whose attention and MLP it selects.
+        attention: layers whose attention weights it reads; they reach the next place at or after that layer.
+        queries: ``last`` for the last prompt token's row, ``all`` for the mean over all rows.
+    """
+
+    input: bool = False
+    before: frozenset[int] = frozenset()
+    between: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+    queries: str = "last"
+
+
+class Run(ABC):
+    """The state of one video in one forward pass. A method returns ``None`` to leave the tokens alone."""
+
+    places = Places()
+    may_be_empty = False
+    """Only the text-only control may drop every video token."""
+
+    def at_input(self, tokens: VideoTokens) -> Selection | None:
+        """Select among the tokens that enter layer 0."""
+        raise TypeError(f"{type(self).__name__} announces the input place but does not act there")
+
+    def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        """Select before ``layer``.
+
+        ``attention``: ``(heads, n)`` float32 of the latest layer asked for, over the tokens present, or None.
+        """
+        raise TypeError(
+            f"{type(self).__name__} announces a place before layer {layer} but does not act there"
+        )
+
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        """Select between the attention and the MLP of ``layer``; arguments as in :meth:`before_layer`."""
+        raise TypeError(
+            f"{type(self).__name__} announces a place inside layer {layer} but does not act there"
+        )
+
+
+@dataclass(frozen=True)
+class Compressor(ABC):
+    """A method with its parameters. ``repr`` is its whole configuration; Hydra builds it from YAML.
+
+    Attributes:
+        needs_vision: whether its runs read ``layout.vision``; the vision tower's attention is computed only then,
+            once for all arms.
+    """
+
+    needs_vision: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        """The run of one video under one budget."""
+
+    def check(self, budget: Budget, layers: int | None = None) -> None:
+        """Raise :class:`~stsimdiff.errors.BudgetError` for a budget that no video can meet; before loading.
+
+        ``layers`` is ``None`` while the model's depth is not known yet.
+        """
+
+
+def generator_for(sample: str, seed: int) -> torch.Generator:
+    """A CPU generator whose stream depends on the question id and the seed alone, on any machine."""
+    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Boolean ``(n,)`` mask of the ``count`` largest scores; the lower index wins a tie, on every device."""
+    order = torch.sort(scores.float(), descending=True, stable=True).indices
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask
+
+
+@dataclass(frozen=True)
+class ScoreCompressor(Compressor):
+    """Base of methods that act at the input: implement :meth:`score`, the best tokens stay."""
+
+    reason = Reason.IMPORTANT
+
+    @abstractmethod
+    def score(self, tokens: VideoTokens, layout: Layout) -> Tensor:
+        """``(N,)`` scores, larger is kept first."""
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _ScoreRun(self, layout, budget)
+
+
+class _ScoreRun(Run):
+    places = Places(input=True)
+
+    def __init__(self, compressor: ScoreCompressor, layout: Layout, budget: Budget) -> None:
+        self.compressor, self.layout, self.budget = compressor, layout, budget
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        tokens.check_finite(f"{type(self.compressor).__name__}, input of layer 0")
+        scores = self.compressor.score(tokens, self.layout)
+        if scores.shape != (len(tokens),):
+            raise ValueError(
+                f"{type(self.compressor).__name__}.score returned shape {tuple(scores.shape)}, "
+                f"expected ({len(tokens)},)"
+            )
+        if bool(torch.isnan(scores).any()):
+            raise ValueError(f"{type(self.compressor).__name__}.score returned NaN")
+        count = self.budget.keep(self.layout.grid.tokens, self.layout.layers)
+        return Selection.from_mask(top(scores, count), self.compressor.reason)

@@ -1,0 +1,108 @@
+"""The controls of every table: methods that use no insight, or none of the video, at the same budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run, generator_for
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+
+
+@dataclass(frozen=True)
+class NoCompression(Compressor):
+    """All tokens stay, whatever the budget says: the upper reference."""
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return Run()
+
+
+@dataclass(frozen=True)
+class NoVideo(Compressor):
+    """No video token stays, whatever the budget says: what the question alone gives away."""
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _NoVideoRun()
+
+
+class _NoVideoRun(Run):
+    places = Places(input=True)
+    may_be_empty = True
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        return Selection.from_mask(_no_tokens(tokens), Reason.DROPPED)
+
+
+@dataclass(frozen=True)
+class RandomTokens(Compressor):
+    """Tokens drawn without replacement; the draw depends on the question id and the seed alone.
+
+    Attributes:
+        seed: any integer from 0.
+
+    Raises:
+        ConfigError: for another seed.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ConfigError(
+                f"compressor.seed={self.seed!r} is out of range; allowed: 0, 1, 2, ...; for example 0"
+            )
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        count = budget.keep(layout.grid.tokens, layout.layers)
+        order = torch.randperm(layout.grid.tokens, generator=generator_for(layout.sample, self.seed))
+        return _FixedRun("RandomTokens", order[:count], Reason.RANDOM)
+
+
+@dataclass(frozen=True)
+class UniformFrames(Compressor):
+    """Whole frames at equal distance, as if fewer frames had been sampled (see :func:`uniform_frames`)."""
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        count = budget.keep(layout.grid.tokens, layout.layers)
+        keep = torch.from_numpy(uniform_frames(layout.grid, count))
+        return _FixedRun("UniformFrames", keep, Reason.UNIFORM)
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """``(count,)`` ascending int64: the middles of ``count`` equal parts of ``range(total)``."""
+    return (2 * np.arange(count) + 1) * total // (2 * count)
+
+
+def uniform_frames(grid: Grid, count: int) -> np.ndarray:
+    """Raster indices of ``count`` tokens in ``ceil(count / per_frame)`` frames at equal distance.
+
+    Where the count is no multiple of a frame, the last of these frames keeps evenly spaced tokens only, so
+    that the budget is met exactly.
+    """
+    frames = spread(grid.frames, -(-count // grid.per_frame))
+    rest = count - (len(frames) - 1) * grid.per_frame
+    whole = (frames[:-1, None] * grid.per_frame + np.arange(grid.per_frame)).ravel()
+    return np.concatenate((whole, frames[-1] * grid.per_frame + spread(grid.per_frame, rest)))
+
+
+class _FixedRun(Run):
+    """Keeps tokens that were known before the video was seen."""
+
+    places = Places(input=True)
+
+    def __init__(self, name: str, keep: torch.Tensor, reason: Reason) -> None:
+        self.name, self.keep, self.reason = name, keep, reason
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        tokens.check_finite(f"{self.name}, input of layer 0")
+        mask = _no_tokens(tokens)
+        mask[self.keep.to(mask.device)] = True
+        return Selection.from_mask(mask, self.reason)
+
+
+def _no_tokens(tokens: VideoTokens) -> torch.Tensor:
+    return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.features.device)

@@ -1,0 +1,143 @@
+"""FrameFusion: merge tokens into their predecessor in time, layer after layer, then prune by attention.
+
+Fu et al., "FrameFusion: Combining Similarity and Importance for Video Token Reduction on Large Vision Language
+Models" (ICCV 2025), checked against its authors' code, whose ``cost`` is our budget of kind ``compute``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stsimdiff import graph
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+
+@dataclass(frozen=True)
+class FrameFusion(Compressor):
+    """Merge at the input and between the attention and the MLP of the first layers, then prune in the next.
+
+    Merging ends with the first layer that merges less than ``ratio_lower_bound`` of its tokens, or whose similar
+    tokens exceed the budget; then only the most similar are merged and nothing is pruned.
+
+    Attributes:
+        tau_sim: similarity to the predecessor from which a token is merged into it, in [-1, 1].
+        ratio_lower_bound: share of the tokens below which a layer is the last merging one, in [0, 1].
+
+    Raises:
+        ConfigError: for any value out of range.
+    """
+
+    tau_sim: float = 0.6
+    ratio_lower_bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low, example in (("tau_sim", -1, 0.6), ("ratio_lower_bound", 0, 0.1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, 1]; "
+                    f"for example {example}"
+                )
+
+    def check(self, budget: Budget, layers: int | None = None) -> None:
+        if layers is not None and layers < 2:
+            raise ConfigError("FrameFusion needs a model of at least 2 layers: it prunes after it has merged")
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _Run(self, layout, budget)
+
+
+def predecessors(tokens: VideoTokens) -> Tensor:
+    """``(n,)`` int64: row of the nearest earlier token at the same place of its frame, -1 for none."""
+    per_frame = tokens.grid.per_frame
+    # Raster order is kept among equal keys, so each place's tokens stand together in order of time.
+    order = torch.sort(tokens.index % per_frame, stable=True).indices
+    place = (tokens.index % per_frame)[order]
+    before = torch.full_like(order, -1)
+    same = place[1:] == place[:-1]
+    before[order[1:][same]] = order[:-1][same]
+    return before
+
+
+def similarities(tokens: VideoTokens, before: Tensor) -> Tensor:
+    """``(n,)`` cosine similarity of each token to its predecessor; -2, below every threshold, where there is none."""
+    result = torch.full((len(tokens),), -2.0, device=tokens.features.device)
+    late = (before >= 0).nonzero(as_tuple=True)[0]
+    result[late] = graph.pair_similarities(tokens.features, before[late], late).to(result.dtype)
+    return result
+
+
+def merge(tokens: VideoTokens, before: Tensor, absorbed: Tensor, alone: Reason) -> Selection:
+    """Average every run of absorbed tokens into the token that the run follows.
+
+    Args:
+        tokens: the tokens present.
+        before: ``(n,)`` their predecessors.
+        absorbed: ``(n,)`` bool, tokens that are merged into their predecessor.
+        alone: reason of the tokens that stay as they are.
+    """
+    keep = (~absorbed).nonzero(as_tuple=True)[0]
+    head = torch.where(absorbed, before, torch.arange(len(tokens), device=before.device))
+    while bool(absorbed[head].any()):
+        head = head[head]
+    group = torch.empty_like(head)
+    group[keep] = torch.arange(len(keep), device=keep.device)
+    group = group[head]
+    size = torch.bincount(group, minlength=len(keep))
+    reason = torch.full((len(tokens),), int(alone), dtype=torch.uint8, device=keep.device)
+    reason[keep[size > 1]] = int(Reason.MERGED)
+    return Selection.from_mask(~absorbed, reason, graph.group_means(tokens.features, group, len(keep)))
+
+
+class _Run(Run):
+    """Which stage the video is in, and how many tokens entered the layers so far."""
+
+    def __init__(self, method: FrameFusion, layout: Layout, budget: Budget) -> None:
+        self.method, self.layout, self.budget = method, layout, budget
+        # What the last layer drops no layer sees any more.
+        layers = frozenset(range(layout.layers - 1))
+        self.places = Places(input=True, between=layers, attention=layers)
+        self.entering: list[int] = []
+        self.merging, self.pruning = True, True
+
+    def at_input(self, tokens: VideoTokens) -> Selection | None:
+        tokens.check_finite("FrameFusion, input of layer 0")
+        return self._merge(tokens, Reason.UNGROUPED)
+
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        if not self.pruning:
+            return None
+        self.entering.append(len(tokens))
+        if self.merging and layer < self.layout.layers - 2:
+            return self._merge(tokens, Reason.ALL)
+        self.pruning = False
+        if attention is None:
+            raise ValueError(f"FrameFusion needs the attention of layer {layer}")
+        count = self._count()
+        if count >= len(tokens):
+            return None
+        # ALL: what stays keeps the reason that merging gave it.
+        return Selection.from_mask(top(attention.float().mean(0), count), Reason.ALL)
+
+    def _count(self) -> int:
+        """Tokens to leave if this were the last drop."""
+        return self.budget.keep(self.layout.grid.tokens, self.layout.layers, self.entering)
+
+    def _merge(self, tokens: VideoTokens, alone: Reason) -> Selection | None:
+        most = max(0, len(tokens) - self._count())
+        before = predecessors(tokens)
+        similarity = similarities(tokens, before)
+        absorbed = similarity >= self.method.tau_sim
+        found = int(absorbed.sum())
+        if found >= most:
+            self.merging = self.pruning = False
+            absorbed = top(similarity, most)
+        elif found < self.method.ratio_lower_bound * len(tokens):
+            self.merging = False
+        return merge(tokens, before, absorbed, alone) if bool(absorbed.any()) else None

@@ -1,0 +1,97 @@
+"""Base of methods that reduce each frame by itself, by what the vision tower's attention says of its patches.
+
+The published methods reduce a still image whose tower has a class token. What they mean here, on towers without one
+and after pooling or merging, is said in :class:`~stsimdiff.tokens.VisionSignals`; a budget of a video is shared out
+evenly among its frames.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The reduced tokens of one frame of ``P`` tokens.
+
+    Attributes:
+        keep: ``(k,)`` int64, strictly ascending.
+        reason: ``(k,)`` uint8 codes.
+        features: ``(k, D)`` where the method merged, else ``None``.
+    """
+
+    keep: Tensor
+    reason: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PerFrameCompressor(Compressor):
+    """Implement :meth:`reduce`; the budget, its share for each frame and the bookkeeping are done here."""
+
+    needs_vision: ClassVar[bool] = True
+
+    @abstractmethod
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
+        """Reduce one frame to ``count`` tokens.
+
+        Args:
+            features: ``(P, D)``.
+            received: ``(P,)`` float32, attention received.
+            keys: ``(P, heads, d)``.
+            count: in ``[1, P - 1]``.
+        """
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _PerFrameRun(self, layout, budget)
+
+
+def frame_shares(count: int, frames: int) -> list[int]:
+    """``count`` tokens shared out among ``frames``: equal but for one token, the larger shares at equal distance."""
+    base, extra = divmod(count, frames)
+    return [base + (i + 1) * extra // frames - i * extra // frames for i in range(frames)]
+
+
+class _PerFrameRun(Run):
+    places = Places(input=True)
+
+    def __init__(self, method: PerFrameCompressor, layout: Layout, budget: Budget) -> None:
+        if layout.vision is None:
+            raise ValueError(
+                f"{type(method).__name__} reads the vision tower's attention, which this model family does not give"
+            )
+        self.method, self.layout, self.budget = method, layout, budget
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        tokens.check_finite(f"{type(self.method).__name__}, input of layer 0")
+        grid, vision = self.layout.grid, self.layout.vision
+        count = self.budget.keep(grid.tokens, self.layout.layers)
+        device = tokens.features.device
+        received = vision.received.to(device).view(grid.frames, -1)
+        keys = vision.keys.to(device).view(grid.frames, grid.per_frame, *vision.keys.shape[1:])
+        features = tokens.features.view(grid.frames, grid.per_frame, -1)
+        kept, rows, merged = [], [], False
+        reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
+        for frame, share in enumerate(frame_shares(count, grid.frames)):
+            if share == 0:
+                continue
+            if share == grid.per_frame:
+                everything = torch.arange(share, device=device)
+                found = Reduced(everything, torch.full_like(everything, int(Reason.ALL)))
+            else:
+                found = self.method.reduce(features[frame], received[frame], keys[frame], share)
+            index = found.keep + frame * grid.per_frame
+            kept.append(index)
+            reason[index] = found.reason.to(torch.uint8)
+            rows.append(features[frame, found.keep] if found.features is None else found.features)
+            merged |= found.features is not None
+        return Selection(torch.cat(kept), reason, torch.cat(rows).to(features.dtype) if merged else None)

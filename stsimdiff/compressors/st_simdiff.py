@@ -1,0 +1,369 @@
+"""ST-SimDiff: keep what stands for a community of similar tokens, and what differs from the frame before.
+
+Stage one (input): a graph joins similar neighbours in space and time; of each community the most central
+tokens stay (the paper's SRTS), and tokens that differ much from their predecessor stay as events (its
+DETS). Stage two (between the attention and the MLP of a shallow layer): what is over the budget is
+pruned by the attention of the last prompt token.
+
+``rule: released`` is what the authors' published code does, checked against its recorded outputs; ``rule:
+paper`` is what the paper says. They differ in the edges, in the share each community keeps, and in the budget
+of stage one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stsimdiff import graph
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.errors import BudgetError, ConfigError
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+
+RULES = ("released", "paper")
+SPLITS = ("off", "sqrt")
+REDUCTIONS = ("mean", "max")
+
+
+@dataclass(frozen=True)
+class STSimDiff(Compressor):
+    """ST-SimDiff with every choice of the paper's ablations.
+
+    Attributes:
+        rule: ``released`` or ``paper``.
+        tau_sim: similarity from which neighbours are joined, in [-1, 1].
+        tau_diff: temporal similarity below which a token is an event, in [-1, 1]; or a percentile such as
+            ``p95``: events are the tokens whose difference to their predecessor lies above it in this video.
+        edges: ``both``, ``spatial`` or ``temporal``.
+        similarity: thin the communities in stage one; off, all tokens go on to stage two.
+        difference: keep events. With ``similarity`` off, events are kept first in stage two.
+        community: ``connected``, ``louvain`` or ``leiden`` (the last two need igraph, and
+            ``tau_sim`` from 0, as modularity has no meaning for negative weights).
+        split_above: ``sqrt`` cuts communities of more than sqrt(N) tokens; ``off`` leaves them (as released).
+        layer: decoder layer between whose attention and MLP stage two prunes.
+        reduction: how heads are joined, ``mean`` or ``max``.
+        released_layers: ``auto`` meets the budget for the model at hand; a number (28 in the released code)
+            computes the final count as the released code does for a model of so many layers, whatever the
+            budget's kind.
+
+    Raises:
+        ConfigError: for any value that is unknown or out of range.
+    """
+
+    rule: str = "released"
+    tau_sim: float = 0.8
+    tau_diff: float | str = 0.2
+    edges: str = "both"
+    similarity: bool = True
+    difference: bool = True
+    community: str = "connected"
+    split_above: str = "off"
+    layer: int = 1
+    reduction: str = "mean"
+    released_layers: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("rule", self.rule, RULES)
+        _one_of("edges", self.edges, graph.EDGES)
+        _one_of("community", self.community, graph.COMMUNITIES)
+        _one_of("split_above", self.split_above, SPLITS)
+        _one_of("reduction", self.reduction, REDUCTIONS)
+        for name in ("similarity", "difference"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"compressor.{name}={getattr(self, name)!r} is unknown; allowed: true, false"
+                )
+        _cosine("tau_sim", self.tau_sim, "for example 0.8")
+        if isinstance(self.tau_diff, str):
+            percentile(self.tau_diff)
+        else:
+            _cosine("tau_diff", self.tau_diff, "or a percentile; for example 0.2 or p95")
+        if self.community != "connected" and self.tau_sim < 0:
+            raise ConfigError(
+                f"compressor.tau_sim={self.tau_sim!r} does not go with compressor.community={self.community}, which "
+                "needs edges of positive weight; allowed: a number in [0, 1], for example 0.8"
+            )
+        if not _is_int(self.layer) or self.layer < 0:
+            raise ConfigError(
+                f"compressor.layer={self.layer!r} is out of range; allowed: 0, 1, ...; for example 1"
+            )
+        if self.released_layers != "auto" and not (
+            _is_int(self.released_layers) and self.released_layers >= 2
+        ):
+            raise ConfigError(
+                f"compressor.released_layers={self.released_layers!r} is out of range; allowed: auto, or a "
+                "number of layers from 2, for example 28"
+            )
+
+    def check(self, budget: Budget, layers: int | None = None) -> None:
+        if layers is None:
+            return
+        if self.layer >= layers:
+            raise ConfigError(
+                f"compressor.layer={self.layer} does not exist in a model of {layers} layers; "
+                f"allowed: 0 to {layers - 1}"
+            )
+        unmeetable = self.released_layers == "auto" and self.layer == layers - 1 and budget.retention < 1
+        if budget.kind == "compute" and unmeetable:
+            raise BudgetError(
+                "budget.kind=compute cannot be met when the last drop is in the last layer "
+                f"(compressor.layer={self.layer} of {layers} layers); use an earlier layer "
+                "or budget.kind=tokens"
+            )
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _Run(self, layout, budget)
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """What stage one found and decided; the recorded outputs of the authors' code hold the same fields.
+
+    Attributes:
+        selection: of the N tokens. REPRESENTATIVE: among the most central of a thinned community. EVENT:
+            differs from its predecessor. UNGROUPED: in no community. ALL: its community was not thinned.
+        similarities: of neighbouring tokens.
+        edges: ``(E, 2)`` raster indices.
+        communities: of two and more tokens.
+        centrality: ``(N,)`` mean similarity to the own community, itself included; NaN outside communities.
+        weight: ``(C,)`` mean similarity of different members.
+        visited: communities in the order they were thinned.
+        event: ``(N,)`` bool.
+    """
+
+    selection: Selection
+    similarities: graph.Similarities
+    edges: np.ndarray
+    communities: graph.Communities
+    centrality: np.ndarray
+    weight: np.ndarray
+    visited: np.ndarray
+    event: np.ndarray
+
+
+def select(tokens: VideoTokens, retention: float, method: STSimDiff) -> Thinning:
+    """Stage one: thin the communities of similar tokens, sparing events (the paper's SRTS and DETS).
+
+    Args:
+        tokens: all tokens of a video.
+        retention: r; at most a share ``1 - r`` of the tokens goes (released), or of each community (paper).
+        method: the parameters.
+
+    Raises:
+        ValueError: for NaN or infinite features, or when tokens of the grid are missing.
+    """
+    grid = tokens.grid
+    if len(tokens) != grid.tokens:
+        raise ValueError(
+            f"ST-SimDiff needs every token of the grid {grid}, got {len(tokens)} of {grid.tokens}"
+        )
+    similarities = graph.neighbour_similarities(tokens.features, grid)
+    if not bool(torch.isfinite(similarities.norm).all()):
+        tokens.check_finite("ST-SimDiff, input of layer 0")
+        raise ValueError("ST-SimDiff, input of layer 0: features are too large for a float32 norm")
+    edges, value = graph.similar_edges(
+        similarities, grid, float(method.tau_sim), method.edges, strict_temporal=method.rule == "paper"
+    )
+    if not method.similarity:
+        edges, value = edges[:0], value[:0]
+    communities = graph.find_communities(grid.tokens, edges, value, method.community)
+    if method.split_above == "sqrt":
+        communities = graph.split_communities(communities, max(2, math.isqrt(grid.tokens)))
+    centrality = graph.community_centrality(tokens.features, similarities.norm, communities)
+    weight = graph.community_weights(centrality, similarities.norm, communities)
+    event = (
+        events(similarities, grid, method.tau_diff)
+        if method.difference
+        else np.zeros(grid.tokens, dtype=bool)
+    )
+    thin = thin_released if method.rule == "released" else thin_paper
+    dropped, visited = thin(communities, centrality, weight, event, retention)
+    reason = _reasons(communities, visited, event, dropped)
+    device = tokens.features.device
+    selection = Selection(
+        torch.from_numpy(np.flatnonzero(~dropped)).to(device), torch.from_numpy(reason).to(device)
+    )
+    return Thinning(selection, similarities, edges, communities, centrality, weight, visited, event)
+
+
+def events(similarities: graph.Similarities, grid: Grid, tau_diff: float | str) -> np.ndarray:
+    """``(N,)`` bool: tokens unlike their predecessor (DETS); the first frame has none."""
+    value = similarities.temporal.cpu().numpy().ravel()
+    if isinstance(tau_diff, str):
+        different = 1 - value
+        late = different > np.percentile(different, percentile(tau_diff)) if len(value) else value > 0
+    else:
+        late = value < float(tau_diff)
+    return np.concatenate((np.zeros(grid.per_frame, dtype=bool), late))
+
+
+def thin_released(
+    communities: graph.Communities,
+    centrality: np.ndarray,
+    weight: np.ndarray,
+    event: np.ndarray,
+    retention: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The released rule: visit communities by descending weight and drop the least central of each.
+
+    ``ceil(|c| * (1 - r))`` tokens of each are named, events among them stay, and the first community that
+    would bring the drops above ``(1 - r) * N`` ends the loop. Equal values keep their index order.
+
+    Returns:
+        ``(N,)`` bool of dropped tokens, and the communities visited, in order.
+    """
+    share = 1 - retention
+    rank = _rank_by_centrality(communities, centrality)
+    grouped = communities.label >= 0
+    owner = communities.label
+    named = grouped & (rank < np.ceil(communities.size * share)[owner] if len(communities) else grouped)
+    candidate = named & ~event
+    order = np.argsort(-weight, kind="stable")
+    count = np.bincount(owner[candidate], minlength=len(communities))[order]
+    over = np.cumsum(count) > share * len(owner)
+    visited = order[: int(np.argmax(over)) if over.any() else len(order)]
+    return candidate & np.isin(owner, visited), visited
+
+
+def thin_paper(
+    communities: graph.Communities,
+    centrality: np.ndarray,
+    weight: np.ndarray,
+    event: np.ndarray,
+    retention: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The paper's rule: every community keeps its ``ceil(|c| * r)`` most central tokens; events stay.
+
+    Arguments and result as in :func:`thin_released`. The paper's centrality leaves the token itself out,
+    which orders the tokens of a community in the same way.
+    """
+    rank = _rank_by_centrality(communities, -centrality)
+    # A product such as 100 * 0.55 lies a rounding error above the whole number that is meant.
+    quota = np.ceil(communities.size * retention - 1e-9)
+    kept = rank < quota[communities.label] if len(communities) else rank >= 0
+    visited = np.argsort(-weight, kind="stable")
+    return (communities.label >= 0) & ~kept & ~event, visited
+
+
+def released_ratio(retention: float, dropped_share: float | None, layers: int) -> float:
+    """Share of the remaining video tokens that the released stage two prunes (FrameFusion's formula).
+
+    Args:
+        retention: the released ``cost``.
+        dropped_share: share of the tokens that stage one dropped, or ``None`` where the graph had no edge at
+            all: stage one then does not count as a layer.
+        layers: decoder layers that the budget is spread over; 28 in the released code.
+    """
+    if dropped_share is None:
+        return max(0.0, 1 - layers * retention / layers)
+    left = 1 - dropped_share
+    return max(0.0, 1 - (layers * retention - left) / ((layers - 1) * left))
+
+
+def head_scores(attention: Tensor, reduction: str = "mean") -> Tensor:
+    """``(n,)`` float32 scores from ``(heads, n)`` attention: the mean or the largest over the heads."""
+    return attention.float().mean(0) if reduction == "mean" else attention.float().amax(0)
+
+
+class _Run(Run):
+    """State between the stages: which tokens are events, and whether there was a graph at all."""
+
+    def __init__(self, method: STSimDiff, layout: Layout, budget: Budget) -> None:
+        self.method, self.layout, self.budget = method, layout, budget
+        self.places = Places(
+            input=True, between=frozenset({method.layer}), attention=frozenset({method.layer})
+        )
+        self.event: Tensor | None = None
+        self.had_edges = False
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        found = select(tokens, self.budget.retention, self.method)
+        self.event = found.selection.reason == Reason.EVENT
+        self.had_edges = len(found.edges) > 0
+        return found.selection
+
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        if attention is None:
+            raise ValueError(f"ST-SimDiff needs the attention of layer {layer}")
+        if self.budget.retention == 1:
+            return None
+        count = self._final_count(len(tokens))
+        if count >= len(tokens):
+            return None
+        scores = head_scores(attention, self.method.reduction)
+        if not self.method.similarity and self.method.difference:
+            # No stage one spares the events, so they come first here.
+            scores = torch.where(self.event[tokens.index], scores + 1 + scores.amax(), scores)
+        # ALL: what stays keeps the reason that stage one gave it.
+        return Selection.from_mask(top(scores, count), Reason.ALL)
+
+    def _final_count(self, present: int) -> int:
+        tokens, layers = self.layout.grid.tokens, self.method.released_layers
+        if layers == "auto":
+            entering = [present] * (self.method.layer + 1)
+            return self.budget.keep(tokens, self.layout.layers, entering)
+        dropped = 1 - present / tokens if self.had_edges else None
+        return max(1, round(present * (1 - released_ratio(self.budget.retention, dropped, int(layers)))))
+
+
+def percentile(text: str) -> float:
+    """The number of a percentile such as ``p95``.
+
+    Raises:
+        ConfigError: when the text is no percentile within 0 to 100.
+    """
+    try:
+        value = float(text[1:]) if text[:1] == "p" else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise ConfigError(
+            f"compressor.tau_diff={text!r} is no percentile; allowed: a number in [-1, 1], or p0 to p100; "
+            "for example 0.2 or p95"
+        )
+    return value
+
+
+def _rank_by_centrality(communities: graph.Communities, key: np.ndarray) -> np.ndarray:
+    """``(N,)`` rank of each token in its community by ascending ``key``, ties by index; else 0."""
+    rank = np.zeros(len(key), dtype=np.int64)
+    order = np.lexsort((key, communities.label))
+    order = order[communities.label[order] >= 0]
+    size = communities.size
+    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+    return rank
+
+
+def _reasons(
+    communities: graph.Communities, visited: np.ndarray, event: np.ndarray, dropped: np.ndarray
+) -> np.ndarray:
+    """``(N,)`` uint8 :class:`Reason` codes of stage one."""
+    reason = np.full(len(event), Reason.UNGROUPED, dtype=np.uint8)
+    reason[communities.label >= 0] = Reason.ALL
+    reason[(communities.label >= 0) & np.isin(communities.label, visited)] = Reason.REPRESENTATIVE
+    reason[event] = Reason.EVENT
+    reason[dropped] = Reason.DROPPED
+    return reason
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"compressor.{name}={value!r} is unknown; allowed: {', '.join(allowed)}; for example {allowed[0]}"
+        )
+
+
+def _cosine(name: str, value: object, example: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
+        raise ConfigError(
+            f"compressor.{name}={value!r} is out of range; allowed: a number in [-1, 1], {example}"
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

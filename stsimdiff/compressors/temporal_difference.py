@@ -1,0 +1,51 @@
+"""The control that keeps change: the first frame, and the tokens least like their predecessor in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from stsimdiff import graph
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.compressors.controls import spread
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+
+@dataclass(frozen=True)
+class TemporalDifference(Compressor):
+    """Keep the first frame and then the tokens that differ most, by cosine, from the one before at their place.
+
+    A budget below one frame keeps evenly spaced tokens of the first.
+    """
+
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _Run(budget.keep(layout.grid.tokens, layout.layers))
+
+
+def select(tokens: VideoTokens, count: int) -> Selection:
+    """``count`` of all tokens of a video: the first frame's as UNIFORM, the most different others as EVENT.
+
+    Raises:
+        ValueError: for NaN or infinite features.
+    """
+    tokens.check_finite("TemporalDifference, input of layer 0")
+    n, first = len(tokens), tokens.grid.per_frame
+    place = torch.arange(n, device=tokens.features.device)
+    mask = torch.zeros(n, dtype=torch.bool, device=place.device)
+    mask[torch.from_numpy(spread(first, min(count, first))).to(place.device)] = True
+    if count > first:
+        similarity = graph.pair_similarities(tokens.features, place[:-first], place[first:])
+        mask[first:] = top(-similarity, count - first)
+    return Selection.from_mask(mask, torch.where(place < first, Reason.UNIFORM, Reason.EVENT))
+
+
+class _Run(Run):
+    places = Places(input=True)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        return select(tokens, self.count)

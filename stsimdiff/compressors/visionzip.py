@@ -1,0 +1,132 @@
+"""VisionZip: what the vision tower's CLS token looks at stays, the rest is merged into evenly spaced tokens.
+
+Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (CVPR 2025), checked against
+its authors' code. On towers without a class token the score of a patch is the attention it receives from its frame;
+see :class:`~stsimdiff.tokens.VisionSignals`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stsimdiff.compressors.base import top
+from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Reason
+
+
+@dataclass(frozen=True)
+class VisionZip(PerFrameCompressor):
+    """Each frame keeps dominant tokens and merges the others into contextual ones.
+
+    Only the proportion of the two parameters counts: the budget says how many tokens a frame keeps.
+
+    Attributes:
+        dominant: parts of a frame's share kept for the attention they receive; 54 of 64 as published.
+        contextual: parts of it that others are merged into; 10 of 64 as published.
+
+    Raises:
+        ConfigError: for a negative number, or where both are 0.
+    """
+
+    dominant: int = 54
+    contextual: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("dominant", "contextual"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: a whole number from 0, for example 54"
+                )
+        if self.dominant + self.contextual == 0:
+            raise ConfigError(
+                "compressor.dominant=0 and compressor.contextual=0 keep nothing; allowed: one above 0"
+            )
+
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
+        contextual = round(count * self.contextual / (self.dominant + self.contextual))
+        if contextual == 0:
+            keep = top(received, count).nonzero(as_tuple=True)[0]
+            return Reduced(keep, torch.full_like(keep, int(Reason.IMPORTANT)))
+        # A stand-in for the class token, which the published selection keeps in front and never merges.
+        metric = keys.float().mean(1)
+        zipped = select(
+            torch.cat((features.new_zeros(1, features.shape[1]), features))[None],
+            torch.cat((metric.new_ones(1, metric.shape[1]), metric))[None],
+            torch.cat((received.new_zeros(1), received))[None, None],
+            count - contextual,
+            contextual,
+        )
+        dominant, target = zipped.dominant[0, 1:] - 1, zipped.target[0] - 1
+        keep, order = torch.cat((dominant, target)).sort()
+        reason = torch.full_like(keep, int(Reason.CONTEXTUAL))
+        reason[order < len(dominant)] = int(Reason.IMPORTANT)
+        return Reduced(keep, reason, zipped.features[0, 1:][order])
+
+
+@dataclass(frozen=True)
+class Zipped:
+    """The reduced tokens of ``B`` images of ``N`` tokens each, the CLS token (index 0) included.
+
+    Attributes:
+        features: ``(B, 1 + dominant + contextual, d)``: dominant rows, then contextual rows.
+        dominant: ``(B, 1 + dominant)`` int64, ascending, the CLS token first.
+        target: ``(B, contextual)`` int64, tokens that others were merged into.
+        source: ``(B, R)`` int64, the merged tokens, ascending.
+        assignment: ``(B, R)`` int64, number of the target that each source went to.
+    """
+
+    features: Tensor
+    dominant: Tensor
+    target: Tensor
+    source: Tensor
+    assignment: Tensor
+
+
+def select(hidden: Tensor, metric: Tensor, attention: Tensor, dominant: int, contextual: int) -> Zipped:
+    """Dominant tokens by CLS attention; contextual tokens by merging the others into evenly spaced ones.
+
+    Args:
+        hidden: ``(B, N, d)`` hidden states, CLS first.
+        metric: ``(B, N, m)`` keys by which tokens are compared.
+        attention: ``(B, heads, N)`` attention of the CLS query.
+        dominant: tokens to keep for their attention, besides the CLS token.
+        contextual: tokens to merge the others into.
+
+    Raises:
+        ValueError: when the counts are not within the number of tokens.
+    """
+    batch, n, width = hidden.shape
+    rest = n - 1 - dominant
+    if dominant < 0 or not 1 <= contextual <= rest:
+        raise ValueError(f"{dominant} dominant and {contextual} contextual tokens do not fit {n - 1} patches")
+    score = attention[:, :, 1:].sum(1)
+    chosen = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :dominant] + 1
+    is_dominant = torch.zeros(batch, n, dtype=torch.bool, device=hidden.device)
+    is_dominant[:, 0] = True
+    is_dominant.scatter_(1, chosen, True)
+    kept = is_dominant.nonzero()[:, 1].view(batch, 1 + dominant)
+    left = (~is_dominant).nonzero()[:, 1].view(batch, rest)
+
+    is_target = torch.zeros(rest, dtype=torch.bool, device=hidden.device)
+    is_target[torch.arange(contextual, device=hidden.device) * max(1, rest // contextual)] = True
+    target, source = left[:, is_target], left[:, ~is_target]
+    unit = metric / metric.norm(dim=-1, keepdim=True)
+    similarity = _rows(unit, source) @ _rows(unit, target).transpose(1, 2)
+    assignment = similarity.argmax(2)
+
+    total = torch.zeros(batch, contextual, width, dtype=hidden.dtype, device=hidden.device)
+    total.scatter_add_(1, assignment[:, :, None].expand(-1, -1, width), _rows(hidden, source))
+    count = torch.zeros(batch, contextual, dtype=hidden.dtype, device=hidden.device)
+    count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=hidden.dtype))
+    merged = _rows(hidden, target) + total / count.clamp_min(1)[:, :, None]
+    return Zipped(torch.cat((_rows(hidden, kept), merged), 1), kept, target, source, assignment)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """``x[b, index[b]]`` for each image."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

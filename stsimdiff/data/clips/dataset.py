@@ -1,0 +1,235 @@
+"""The evaluation set: 128 clips and 896 questions, 112 of each family, written as H.264 files and JSON lines.
+
+Clips come in blocks of four that are asked exactly the same texts, and each of a text's four options is
+right for one clip of the block. Whoever reads only the text therefore scores 25 %, whatever the strategy.
+"""
+
+import contextlib
+import json
+import os
+import random
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from .questions import (
+    FAMILIES,
+    OPTION_POOLS,
+    Question,
+    attr_stem,
+    change_stem,
+    count_stem,
+    flash_stem,
+    mark_stem,
+    motion_stem,
+    order_stem,
+    scene_stem,
+)
+from .rendering import render
+from .vocabulary import COLOR_NAMES, FLASH_SHAPES, PLACES, STATIC_SHAPES
+from .world import FPS, Plan, World, lay_out
+
+GENERATOR_VERSION = "1"  # raise whenever the same seed no longer gives the same frames or questions
+VIDEOS = 128
+BLOCK = 4  # clips that share their questions: as many as there are options
+FAMILIES_PER_VIDEO = 7  # one family in turn is left out of a block
+EVALUATION_SEED = 20_000_000  # one seed a block from here on; training uses no seed above TRAINING_SEEDS
+TRAINING_SEEDS = 10_000_000
+
+
+def _options(pool: tuple[str, ...], rng: random.Random, include: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Four distinct words of a pool in random order, among them those of `include`."""
+    rest = [word for word in pool if word not in include]
+    options = [*include, *rng.sample(rest, 4 - len(include))]
+    rng.shuffle(options)
+    return tuple(options)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What the four clips of a block have in common: stems and options by family, and what they speak of.
+
+    first: whether `order` asks for the first flash; after: whether `change` asks for the new color;
+    brief: whether `scene` asks for the insert shot.
+    """
+
+    shapes: tuple[str, ...]
+    counted: str
+    colored: str
+    first: bool
+    after: bool
+    brief: bool
+    stems: dict[str, str]
+    options: dict[str, tuple[str, ...]]
+
+
+def _texts(rng: random.Random) -> _Texts:
+    shapes = rng.sample(STATIC_SHAPES, 3)
+    counted = rng.choice(FLASH_SHAPES)
+    colored = counted if rng.random() < 0.5 else rng.choice([s for s in FLASH_SHAPES if s != counted])
+    first, after, brief = rng.random() < 0.5, rng.random() < 0.6, rng.random() < 0.75
+    attr_colors = rng.sample(COLOR_NAMES, 4)
+    options = {
+        "attr": _options(COLOR_NAMES, rng, tuple(attr_colors)),
+        "change": _options(COLOR_NAMES, rng, tuple(c for c in COLOR_NAMES if c not in attr_colors)),
+        "flash": _options(COLOR_NAMES, rng),
+        "order": _options(FLASH_SHAPES, rng, tuple(dict.fromkeys((counted, colored)))),
+        "scene": _options(PLACES, rng),
+    }
+    for family in ("count", "motion", "mark"):
+        options[family] = _options(OPTION_POOLS[family], rng)
+    stems = {
+        "attr": attr_stem(shapes[0]),
+        "flash": flash_stem(colored),
+        "order": order_stem(first),
+        "count": count_stem(counted),
+        "motion": motion_stem(),
+        "scene": scene_stem(brief),
+        "change": change_stem(shapes[2], after),
+        "mark": mark_stem(),
+    }
+    return _Texts(tuple(shapes), counted, colored, first, after, brief, stems, options)
+
+
+def _flashes(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: random.Random) -> tuple:
+    """Flashes in the order of time that give the answers of `count`, `flash` and `order`."""
+    counts = {texts.counted: int(answer["count"])}
+    for shape in (texts.colored, answer["order"]):
+        counts.setdefault(shape, 1)
+    if len(counts) == 1:
+        counts[rival["order"]] = 1
+    others = [color for color in texts.options["flash"] if color != answer["flash"]]
+    rng.shuffle(others)
+    colors = {shape: answer["flash"] if shape == texts.colored else others.pop() for shape in counts}
+    rest = [shape for shape, count in counts.items() for _ in range(count - (shape == answer["order"]))]
+    rng.shuffle(rest)
+    shapes = [answer["order"], *rest] if texts.first else [*rest, answer["order"]]
+    return tuple((shape, colors[shape]) for shape in shapes)
+
+
+def _plan(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: random.Random) -> Plan:
+    """A plan in which every text has the given answer, and the rival appears elsewhere where it can."""
+    flashes = _flashes(texts, answer, rival, rng)
+    colors = [rival["change"], answer["change"]]  # before, after
+    places = [rival["scene"], answer["scene"]]  # main, insert
+    if not texts.after:
+        colors.reverse()
+    if not texts.brief:
+        places.reverse()
+    return Plan(
+        static=((texts.shapes[0], answer["attr"]), (texts.shapes[1], rival["attr"])),
+        changing=(texts.shapes[2], *colors),
+        flashes=flashes,
+        counted=texts.counted,
+        direction=answer["motion"],
+        corner=answer["mark"],
+        place=places[0],
+        insert_place=places[1],
+    )
+
+
+def block(index: int) -> list[tuple[World, list[Question]]]:
+    """The four clips of a block with their questions.
+
+    Texts are drawn first. Then clip i is planned such that the answer to each text is the option that the
+    family's own permutation gives it, while other options appear elsewhere in the same clip.
+    """
+    rng = random.Random(EVALUATION_SEED + index)
+    texts = _texts(rng)
+    turns = {family: rng.sample(range(BLOCK), BLOCK) for family in FAMILIES}
+    # A rival is another option of the same text, the same distance on for every clip of the block.
+    shift = {family: rng.randint(1, BLOCK - 1) for family in FAMILIES}
+    left_out = FAMILIES[index % len(FAMILIES)]
+    clips = []
+    for clip in range(BLOCK):
+        answer = {f: texts.options[f][turns[f][clip]] for f in FAMILIES}
+        rival = {f: texts.options[f][(turns[f][clip] + shift[f]) % BLOCK] for f in FAMILIES}
+        world = lay_out(_plan(texts, answer, rival, rng), rng)
+        asked = [Question(f, texts.stems[f], texts.options[f], answer[f]) for f in FAMILIES if f != left_out]
+        clips.append((world, asked))
+    return clips
+
+
+def clips(videos: int | None = None) -> list[tuple[str, World, list[Question]]]:
+    """(video id, world, questions) of the first `videos` clips, by default of all 128."""
+    videos = VIDEOS if videos is None else videos
+    if not 0 < videos <= VIDEOS:
+        raise ValueError(f"videos must be between 1 and {VIDEOS}, got {videos}")
+    listed = []
+    for index in range(-(-videos // BLOCK)):
+        for offset, (world, asked) in enumerate(block(index)):
+            listed.append((f"clip{index * BLOCK + offset:03d}", world, asked))
+    return listed[:videos]
+
+
+def _row(video: str, question: Question) -> dict:
+    return {
+        "id": f"{video}-{question.family}",
+        "video": f"{video}.mp4",
+        "family": question.family,
+        "question": question.stem,
+        "options": list(question.options),
+        "answer": question.letter,
+    }
+
+
+def questions(videos: int | None = None) -> list[dict]:
+    """The rows of `questions.jsonl`, without drawing anything.
+
+    Answer positions and text-only chance are exactly balanced when `videos` is a multiple of four, and
+    families when it is a multiple of 32.
+    """
+    return [_row(video, question) for video, _, asked in clips(videos) for question in asked]
+
+
+def build(root: Path, *, videos: int | None = None) -> Path:
+    """Write `videos/<id>.mp4` and `questions.jsonl` under `root`, and return `root`.
+
+    Files that exist are kept: each is written under a temporary name and renamed when complete, so
+    that a broken run leaves nothing behind that counts and two processes may build at the same time. Put
+    `GENERATOR_VERSION` and a number of videos other than the default into the path of `root`: files of
+    another version are not recognised, and `questions.jsonl` lists the videos of the last call.
+    """
+    root = Path(root)
+    folder = root / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for video, world, asked in clips(videos):
+        path = folder / f"{video}.mp4"
+        if not path.exists():
+            with _complete(path) as temporary:
+                write_video(temporary, render(world))
+        rows += [_row(video, question) for question in asked]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = root / "questions.jsonl"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with _complete(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return root
+
+
+@contextlib.contextmanager
+def _complete(path: Path):
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
+    """Encode uint8 RGB frames [frames, height, width, 3] as H.264, yuv420p, on one thread."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

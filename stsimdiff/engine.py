@@ -1,0 +1,453 @@
+"""A compressor applied to a stock decoder: a context manager that drops tokens, and the trace that it leaves.
+
+Hooks on the decoder layers slice the hidden states, the position embeddings and the mask, which equals masking the
+dropped tokens as keys from that layer on. Nothing is patched on a class, and every hook is gone on exit. This module
+knows decoders and runs; which model family or which method they come from it does not know.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from stsimdiff.budget import achieved
+from stsimdiff.compressors.base import Places, Run
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+PROBE = "stsimdiff_probe"
+"""Name under which the attention function that reads rows is registered with transformers."""
+
+QUERY_CHUNK = 64
+"""Rows of attention held at once when all queries are averaged: memory is heads x 64 x sequence, never a square."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a stock language model that the engine needs.
+
+    Attributes:
+        module: the module whose forward runs the decoder (it takes ``inputs_embeds`` and runs ``layers``).
+        layers: its decoder layers.
+    """
+
+    module: nn.Module
+    layers: nn.ModuleList
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+@dataclass
+class Stage:
+    """One selection: where it acted, which tokens it left, and how long it took.
+
+    Attributes:
+        place: ``input``, ``before`` or ``between``.
+        layer: decoder layer it belongs to, 0 for ``input``.
+        kept: ``(k,)`` int64 on the CPU, raster indices that stayed.
+        seconds: time of the selection itself, device synchronised.
+    """
+
+    place: str
+    layer: int
+    kept: Tensor
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """What one forward pass did with the video tokens.
+
+    Attributes:
+        layers: decoder layers L.
+        video: N, video tokens of the input.
+        text: other tokens of the input.
+        entering: video tokens that entered each layer, length L.
+        mlp: video tokens in each layer's MLP, length L; fewer than ``entering`` where a drop came between.
+        stages: the selections in order.
+        reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
+        compressor_seconds: time of all selections.
+        prefill_seconds: time of the decoder's prefill, selections included.
+    """
+
+    layers: int
+    video: int
+    text: int
+    entering: list[int] = field(default_factory=list)
+    mlp: list[int] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    reason: Tensor | None = None
+    compressor_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+
+    @property
+    def final(self) -> int:
+        """Video tokens left after the last drop."""
+        return self.stages[-1].kept.shape[0] if self.stages else self.video
+
+    def retention(self) -> dict[str, float]:
+        """Both kinds of achieved retention, ``tokens`` and ``compute``."""
+        return achieved(self.video, self.entering, self.final)
+
+    def reasons(self) -> dict[str, int]:
+        """How many tokens ended with which reason, by lower-case name."""
+        codes, counts = torch.unique(self.reason, return_counts=True)
+        return {Reason(int(c)).name.lower(): int(n) for c, n in zip(codes, counts, strict=True)}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has finished its queue, so that a clock read on the host means something."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+class Compression:
+    """``with Compression(decoder, run, layout) as trace: model.generate(...)``: one prompt, batch of one.
+
+    Args:
+        decoder: the stock decoder.
+        run: the run of one video; see :class:`~stsimdiff.compressors.base.Run`.
+        layout: where the video tokens are in the prompt.
+
+    Raises:
+        ValueError: from the forward pass, when the batch is not one, the prompt's length is not the layout's, the
+            prompt is prefilled in chunks, the cache has a fixed length, or the run returns an invalid selection.
+    """
+
+    def __init__(self, decoder: Decoder, run: Run, layout: Layout) -> None:
+        self.decoder, self.run, self.layout = decoder, run, layout
+        self.trace = Trace(len(decoder), layout.grid.tokens, layout.text)
+        self._undo: list[Callable[[], None]] = []
+        self._prefilled = False
+        self._active = False
+        _check_places(run.places, len(decoder))
+
+    def __enter__(self) -> Trace:
+        places = self.run.places
+        try:
+            self._hook(self.decoder.module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for number, layer in enumerate(self.decoder.layers):
+                self._hook(layer.register_forward_pre_hook(self._before(number), with_kwargs=True))
+                if number in places.between:
+                    self._split(number, layer)
+                if number in places.attention:
+                    self._undo.append(probe(layer.self_attn, self._receive))
+            self._hook(self.decoder.module.register_forward_hook(self._end))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self.trace
+
+    def __exit__(self, *exc: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    # The decoder as a whole ------------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        embeds = kwargs.get("inputs_embeds")
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length()
+        self._active = past == 0
+        if embeds is None:
+            if self._active:
+                raise ValueError(
+                    "the decoder was called without inputs_embeds; a video prompt always has them"
+                )
+            # A language model that is no part of a multimodal class embeds generated tokens itself.
+            embeds = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if embeds.shape[0] != 1:
+            raise ValueError(f"compression runs on a batch of one prompt, got {embeds.shape[0]}")
+        if not self._active:
+            if not self._prefilled or embeds.shape[1] != 1:
+                raise ValueError(
+                    f"{embeds.shape[1]} new tokens on a cache of {past}: prefill the prompt in one piece "
+                    "(prefill_chunk_size=None) and decode one token at a time"
+                )
+            return
+        if self._prefilled:
+            raise ValueError("a second prompt inside one Compression; open a new one for each prompt")
+        if embeds.shape[1] != self.layout.length:
+            raise ValueError(f"the prompt has {embeds.shape[1]} tokens, the layout says {self.layout.length}")
+        if cache is not None and any(getattr(layer, "is_compileable", False) for layer in cache.layers):
+            raise ValueError(
+                "a cache of fixed length cannot hold layers of different lengths; use a DynamicCache"
+            )
+        device = embeds.device
+        self._started = _now(device)
+        self._video = self.layout.video.to(device)
+        self._raster = torch.arange(self.layout.grid.tokens, device=device)
+        self._reason = torch.full(
+            (self.layout.grid.tokens,), int(Reason.ALL), dtype=torch.uint8, device=device
+        )
+        self._kept: Tensor | None = None
+        self._attention: Tensor | None = None
+        self._sliced: dict[Any, Any] = {}
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self._active:
+            return
+        self.trace.prefill_seconds = _now(self._video.device) - self._started
+        self.trace.reason = self._reason.cpu()
+        self._prefilled, self._active = True, False
+        # Tensors of the prefill must not live as long as the decoding does.
+        self._sliced, self._attention = {}, None
+
+    # One layer -------------------------------------------------------------------------------------------------
+
+    def _before(self, number: int) -> Callable:
+        places = self.run.places
+
+        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if not self._active:
+                # Batch of one without padding: a new token sees every key that its layer kept. The mask handed
+                # down was made for the first layer's cache length and would be wrong for the others.
+                return (args, {**kwargs, "attention_mask": None}) if self._kept is not None else None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if number == 0 and places.input:
+                hidden = self._select("input", 0, hidden, lambda tokens: self.run.at_input(tokens))
+            if number in places.before:
+                hidden = self._select(
+                    "before",
+                    number,
+                    hidden,
+                    lambda tokens: self.run.before_layer(number, tokens, self._attention),
+                )
+            self.trace.entering.append(self._raster.shape[0])
+            if number not in places.between:
+                self.trace.mlp.append(self._raster.shape[0])
+            if self._kept is None:
+                return None
+            kwargs = {key: self._slice(key, value) for key, value in kwargs.items() if key != "hidden_states"}
+            return (hidden, *args[1:]), kwargs
+
+        return hook
+
+    def _split(self, number: int, layer: nn.Module) -> None:
+        """Put a forward on this layer instance that is the stock one with a selection after the attention."""
+
+        def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+            hidden_states = hidden_states + attended
+            if self._active:
+                hidden_states = self._select(
+                    "between", number, hidden_states, lambda t: self.run.between(number, t, self._attention)
+                )
+                self.trace.mlp.append(self._raster.shape[0])
+            return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+        missing = [p for p in _PARTS if not hasattr(layer, p)]
+        if missing:
+            raise ValueError(
+                f"{type(layer).__name__} lacks {missing}; selecting inside a layer needs {list(_PARTS)}"
+            )
+        previous = layer.__dict__.get("forward")
+        layer.forward = forward
+
+        def undo() -> None:
+            if previous is None:
+                del layer.forward
+            else:
+                layer.forward = previous
+
+        self._undo.append(undo)
+
+    # Selecting -------------------------------------------------------------------------------------------------
+
+    def _select(
+        self, place: str, number: int, hidden: Tensor, decide: Callable[[VideoTokens], Selection | None]
+    ) -> Tensor:
+        """Ask the run, apply what it says to the hidden states ``(1, S, D)``, and write the trace."""
+        if self._raster.shape[0] == 0:
+            return hidden
+        started = _now(hidden.device)
+        rows = self._video_rows()
+        features = hidden[0, rows] if isinstance(rows, slice) else hidden[0].index_select(0, rows)
+        tokens = VideoTokens(features, self.layout.grid, self._raster)
+        selection = decide(tokens)
+        if selection is None:
+            return hidden
+        selection.check(len(tokens), may_be_empty=self.run.may_be_empty)
+        hidden = self._apply(hidden, rows, selection)
+        seconds = _now(hidden.device) - started
+        self.trace.compressor_seconds += seconds
+        self.trace.stages.append(Stage(place, number, self._raster.cpu(), seconds))
+        return hidden
+
+    def _apply(self, hidden: Tensor, rows: slice | Tensor, selection: Selection) -> Tensor:
+        keep = selection.keep.to(self._raster.device)
+        codes = selection.reason.to(self._raster.device)
+        # A stage that names no reason of its own keeps the reason that an earlier stage gave.
+        earlier = self._reason[self._raster]
+        self._reason[self._raster] = torch.where(codes == int(Reason.ALL), earlier, codes)
+        if keep.shape[0] == self._raster.shape[0] and selection.features is None:
+            return hidden
+        stay = torch.ones(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+        stay[rows] = False
+        video_rows = torch.arange(hidden.shape[1], device=hidden.device)[rows]
+        stay[video_rows[keep]] = True
+        local = stay.nonzero(as_tuple=True)[0]
+        if selection.features is not None:
+            hidden = hidden.clone()
+            hidden[0, video_rows[keep]] = selection.features.to(hidden.dtype)
+        hidden = hidden.index_select(1, local)
+        self._kept = local if self._kept is None else self._kept[local]
+        self._raster = self._raster[keep]
+        self._sliced = {}
+        if self._attention is not None:
+            self._attention = self._attention[:, keep]
+        return hidden
+
+    def _video_rows(self) -> slice | Tensor:
+        """Rows of the video tokens in the current hidden states; a slice (a view, no copy) where they adjoin."""
+        places = self._video[self._raster]
+        rows = places if self._kept is None else torch.searchsorted(self._kept, places)
+        first, last = int(rows[0]), int(rows[-1])
+        return slice(first, last + 1) if last - first + 1 == rows.shape[0] else rows
+
+    def _slice(self, key: str, value: Any) -> Any:
+        """Cut a stock argument of full length S to the tokens that are left; once for each drop and tensor."""
+        if value is None or key not in _SLICED:
+            return value
+        memo = (key, id(value))
+        if memo not in self._sliced:
+            # The value is held beside its cut, so that its id cannot be used again by another tensor.
+            self._sliced[memo] = (value, _SLICED[key](value, self._kept, self.layout.length))
+        return self._sliced[memo][1]
+
+    # Attention -------------------------------------------------------------------------------------------------
+
+    def _receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
+        if not self._active or self._raster.shape[0] == 0:
+            return
+        started = _now(query.device)
+        if self.run.places.queries == "last":
+            rows = attention_rows(query[:, :, -1:], key, scaling)[0, :, 0]
+        else:
+            rows = mean_attention(query, key, scaling)[0]
+        self._attention = rows[:, self._video_rows()]
+        self.trace.compressor_seconds += _now(query.device) - started
+
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+def _now(device: torch.device) -> float:
+    synchronise(device)
+    return time.perf_counter()
+
+
+def _check_places(places: Places, layers: int) -> None:
+    for name in ("before", "between", "attention"):
+        wrong = [n for n in getattr(places, name) if not 0 <= n < layers]
+        if wrong:
+            raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {layers - 1}")
+
+
+def _cut_mask(mask: Tensor, kept: Tensor, length: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise ValueError(
+            f"a mask of type {type(mask).__name__} cannot be cut; use sdpa, eager or flash attention"
+        )
+    if mask.ndim == 4 and mask.shape[-2] == length:
+        mask = mask.index_select(-2, kept)
+    return mask.index_select(-1, kept)
+
+
+def _cut_rotary(embeddings: Any, kept: Tensor, length: int) -> Any:
+    if isinstance(embeddings, Tensor):
+        return embeddings.index_select(-2, kept)
+    return type(embeddings)(_cut_rotary(e, kept, length) for e in embeddings)
+
+
+def _cut_positions(positions: Tensor, kept: Tensor, length: int) -> Tensor:
+    return positions.index_select(-1, kept)
+
+
+_SLICED: dict[str, Callable] = {
+    "attention_mask": _cut_mask,
+    "position_embeddings": _cut_rotary,
+    "position_ids": _cut_positions,
+}
+
+
+def attention_rows(query: Tensor, key: Tensor, scaling: float, first: int | None = None) -> Tensor:
+    """Attention of some queries over all keys, softmax in float32.
+
+    Args:
+        query: ``(B, H, q, d)``, rotated.
+        key: ``(B, H_kv, S, d)``, rotated; grouped heads are not repeated in memory.
+        scaling: factor of the scores.
+        first: position of the first query, for the causal mask; ``None`` for the last row, which sees everything.
+
+    Returns:
+        ``(B, H, q, S)`` float32.
+    """
+    batch, heads, count, width = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(batch, groups, heads // groups * count, width)
+    scores = (grouped @ key.transpose(-1, -2)).reshape(batch, heads, count, -1).float() * scaling
+    if first is not None:
+        position = torch.arange(first, first + count, device=query.device)
+        future = torch.arange(key.shape[2], device=query.device) > position[:, None]
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(-1)
+
+
+def mean_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention that each key receives, averaged over all causal queries: ``(B, H, S)`` float32, in chunks of rows."""
+    length = query.shape[2]
+    total = query.new_zeros((query.shape[0], query.shape[1], key.shape[2]), dtype=torch.float32)
+    for first in range(0, length, QUERY_CHUNK):
+        total += attention_rows(query[:, :, first : first + QUERY_CHUNK], key, scaling, first).sum(2)
+    return total / length
+
+
+Receive = Callable[[Tensor, Tensor, float, dict[str, Any]], None]
+"""Called with query ``(B, H, q, d)``, key ``(B, H_kv, S, d)``, the scaling, and the backend's other arguments."""
+
+
+def probe(attention: nn.Module, receive: Receive) -> Callable[[], None]:
+    """Read an attention module's queries and keys through a registered function; its backend computes the output.
+
+    Returns:
+        A function that takes the probe off again.
+    """
+    stock = attention.config
+    probing = copy.copy(stock)
+    probing._attn_implementation_internal = PROBE
+    probing.stsimdiff_stock = stock
+    probing.stsimdiff_receive = receive
+    attention.config = probing
+    return lambda: setattr(attention, "config", stock)
+
+
+def _probing_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The registered attention function: hands query and key to the probe, then calls the model's own backend."""
+    config = module.config
+    config.stsimdiff_receive(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    stock = config.stsimdiff_stock
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(stock._attn_implementation, eager)
+    # Flash attention reads the implementation's name from the module's configuration: it must find the stock one.
+    module.config = stock
+    try:
+        return backend(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        module.config = config
+
+
+ALL_ATTENTION_FUNCTIONS.register(PROBE, _probing_attention)

@@ -1,0 +1,21 @@
+"""The errors a user can mend. Each message names the value, what is allowed and how to put it right."""
+
+
+class UserError(Exception):
+    """Wrong input: configuration, files, budgets. The command line prints the message alone and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration value that is unknown or out of range."""
+
+
+class BudgetError(UserError):
+    """A budget that the method cannot meet on this model."""
+
+
+class DataError(UserError):
+    """A video or a data set that is missing, empty or broken."""
+
+
+class RunFailed(Exception):
+    """The run came to its end, but samples failed; everything answered is on disk. Exit code 1."""

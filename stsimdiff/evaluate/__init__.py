@@ -1,0 +1,1 @@
+"""Answering a benchmark's questions with many arms, and storing every answer at once."""

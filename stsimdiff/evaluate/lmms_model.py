@@ -1,0 +1,161 @@
+"""The model that lmms-eval's own command loads: ``--model stsimdiff --model_args compressor=st_simdiff,retention=0.3``.
+
+It is one arm of the same session that ``python -m stsimdiff`` runs, with the same store and the same arm ids.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+
+from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.evaluate.arms import Arm, Settings, arm_record, arms_from_config, settings_from_config
+from stsimdiff.evaluate.provenance import provenance
+from stsimdiff.evaluate.questions import Question, question_from
+from stsimdiff.evaluate.session import Session, Work, answer_all
+from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
+from stsimdiff.resources import folder
+
+manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
+
+MODEL_KEYS = ("path", "family", "device", "dtype", "attn_implementation", "frames", "threads")
+RUN_KEYS = ("run", "results", "seed", "retry_failed", "max_failures")
+
+
+class StSimDiff(lmms):
+    """A compressor on a model family, for lmms-eval.
+
+    Args:
+        compressor: name of the method.
+        retention: budget in (0, 1].
+        budget: ``tokens`` or ``compute``.
+        model: name of a file of ``configs/model``.
+        batch_size: must be 1; a sample's answer never depends on another.
+        others: ``path, family, device, dtype, attn_implementation, frames, threads`` of the model; ``run, results,
+            seed, retry_failed, max_failures``; and every parameter of the compressor.
+
+    Raises:
+        ConfigError: for an unknown name or a value out of range, before anything is loaded.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        compressor: str = "none",
+        retention: float = 1.0,
+        budget: str = "tokens",
+        model: str = "embedded",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        if str(batch_size) not in ("1", "auto") or max_batch_size not in (None, 1):
+            raise ConfigError(f"batch_size={batch_size} is not supported; allowed: 1")
+        overrides = [
+            f"compressor={compressor}",
+            f"budget={budget}",
+            f"budget.retention={retention}",
+            f"model={model}",
+        ]
+        overrides.append("run=lmms_eval" if "run" not in others else f"run={others['run']}")
+        others = {**others, **({"device": device} if device else {})}
+        for key, value in others.items():
+            if key != "run":
+                prefix = "model." if key in MODEL_KEYS else "" if key in RUN_KEYS else "compressor."
+                overrides.append(f"{prefix}{key}={value}")
+        self.overrides = overrides
+        # The benchmark, and with it the arm's id, is known only once lmms-eval brings questions.
+        self._check(overrides)
+        self.session: Session | None = None
+
+    def _check(self, overrides: list[str]) -> tuple[Settings, Arm]:
+        from hydra import compose, initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        from stsimdiff.cli import errors_as_messages
+
+        GlobalHydra.instance().clear()
+        # lmms-eval turns an exception into exit code 0; this prints the message and stops with 2.
+        with errors_as_messages(overrides), initialize_config_dir(str(folder("configs")), version_base="1.3"):
+            config = compose("config", overrides)
+            settings = settings_from_config(config)
+            return settings, arms_from_config(config, settings)[0]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answer all requests; each answer is stored at once, and what is stored already is not asked again.
+
+        Raises:
+            SystemExit: with code 1 when a sample failed. lmms-eval would turn an exception into exit code 0, and a
+                failed sample must not be scored.
+        """
+        by_task: dict[str, list[tuple[Any, Question]]] = {}
+        for request in requests:
+            _, doc_to_messages, generation, number, task_name, split = request.args
+            task = doc_to_messages.__self__
+            document = self.task_dict[task_name][split][number]
+            by_task.setdefault(task_name, []).append(
+                (task, question_from(task, document, number, generation))
+            )
+        answers: dict[tuple[str, str], str] = {}
+        for task_name, asked in by_task.items():
+            answers.update(self._answer(task_name, asked[0][0], [question for _, question in asked]))
+        keys = [(name, question.id) for name, asked in by_task.items() for _, question in asked]
+        missing = [key for key in keys if key not in answers]
+        if missing:
+            raise SystemExit(
+                f"stsimdiff: {len(missing)} of {len(keys)} samples failed, first {missing[0][1]!r}; nothing is scored. "
+                'The reasons are in the stored answers under "error"; retry_failed=true asks them again.'
+            )
+        return [answers[key] for key in keys]
+
+    def _answer(self, name: str, task: Any, questions: list[Question]) -> dict[tuple[str, str], str]:
+        settings, arm = self._check([*self.overrides, f"benchmark={_benchmark_of(name)}"])
+        store_folder = settings.folder / arm.folder
+        with ExitStack() as stack:
+            store = stack.enter_context(ArmStore(store_folder, arm_record(arm, settings, {})))
+            work = Work({arm.id: store}, [arm], questions, settings.retry_failed)
+            if work.samples:
+                self.session = self.session or Session(settings)
+                self.session.check([arm])
+                origin = provenance(
+                    self.session.family.describe(), settings.seed, settings.benchmark.get("revision")
+                )
+                write_record(store_folder, arm_record(arm, settings, origin))
+                answer_all(self.session, task, work)
+            return {
+                (name, row["id"]): row["answer"] for row in read_answers(store_folder) if row["error"] is None
+            }
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the harness compares generated answers."""
+        raise UserError(
+            "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered, as :meth:`loglikelihood`."""
+        raise UserError(
+            "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
+        )
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval calls this after each evaluation, and a second one must still find it."""
+
+
+def _benchmark_of(task: str) -> str:
+    """The file of ``configs/benchmark`` that names this task. Raises :class:`ConfigError` if none does."""
+    from omegaconf import OmegaConf
+
+    for file in sorted((folder("configs") / "benchmark").glob("*.yaml")):
+        if OmegaConf.load(file).get("task") == task:
+            return file.stem
+    raise ConfigError(
+        f"no file of configs/benchmark has task: {task}; add one to run it with --model stsimdiff"
+    )

@@ -1,0 +1,305 @@
+"""Arms answer questions: every video is decoded and encoded once, and each answer is on disk before the next begins.
+
+Used by the command line (:func:`run_arms`) and by the model that lmms-eval's own command loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stsimdiff import video
+from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
+from stsimdiff.engine import Compression, Trace
+from stsimdiff.errors import RunFailed, UserError
+from stsimdiff.evaluate.arms import Arm, Settings, arm_record
+from stsimdiff.evaluate.progress import Progress
+from stsimdiff.evaluate.provenance import provenance
+from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task, replay
+from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
+from stsimdiff.models import resolve
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Stopwatch
+
+
+@dataclass
+class Outcome:
+    """What a pass left behind.
+
+    Attributes:
+        folder: the run's folder.
+        answered: samples answered in this call.
+        failed: samples of all its arms that have no answer, earlier calls included.
+    """
+
+    folder: Path
+    answered: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Work:
+    """The questions that each arm has still to answer."""
+
+    stores: dict[str, ArmStore]
+    arms: Sequence[Arm]
+    questions: Sequence[Question]
+    retry_failed: bool
+    missing: dict[str, set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = {question.id for question in self.questions}
+        for arm in self.arms:
+            self.missing[arm.id] = wanted - self.stores[arm.id].done(self.retry_failed)
+
+    @property
+    def samples(self) -> int:
+        """Answers still to give."""
+        return sum(len(ids) for ids in self.missing.values())
+
+    def arms_for(self, question: Question) -> list[Arm]:
+        """Arms that have not answered this question."""
+        return [arm for arm in self.arms if question.id in self.missing[arm.id]]
+
+    def by_video(self) -> Iterable[tuple[str, list[Question]]]:
+        """Videos with their open questions, each video once."""
+        pending = [question for question in self.questions if self.arms_for(question)]
+        for path, group in groupby(sorted(pending, key=lambda q: q.video), key=lambda q: q.video):
+            yield path, list(group)
+
+
+class Session:
+    """A loaded model that answers questions with any arm.
+
+    Args:
+        settings: what the arms share.
+        family: the loaded model; made from the settings if not given.
+    """
+
+    def __init__(self, settings: Settings, family: Family | None = None) -> None:
+        self.settings = settings
+        self.family = family or load_model(settings)
+        self.shape = DecoderShape.from_config(self.family.text_config)
+
+    def check(self, arms: Iterable[Arm]) -> None:
+        """Check every arm's budget against the model's depth, before the first answer."""
+        for arm in arms:
+            arm.build().check(arm.budget, len(self.family.decoder))
+
+    def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
+        """Frames and vision features of one video, and the tower's attention where one of the arms reads it."""
+        frames = video.read(path, self.settings.model["frames"])
+        encoded = self.family.encode(frames, signals=any(arm.build().needs_vision for arm in arms))
+        encoded.seconds["decode"] = frames.seconds
+        return encoded
+
+    def answer(
+        self, arm: Arm, question: Question, encoded: EncodedVideo
+    ) -> tuple[str, Trace, dict[str, float]]:
+        """One arm's answer to one question, its trace, and times in seconds."""
+        prompt = self.family.prompt(encoded, question.text, sample=question.id)
+        run = arm.build().start(prompt.layout, arm.budget)
+        watch = Stopwatch(self.family.device)
+        with Compression(self.family.decoder, run, prompt.layout) as trace:
+            text = self.family.answer(prompt, question.max_new_tokens)
+        times = {
+            "answer": watch.lap(),
+            "prefill": trace.prefill_seconds,
+            "compressor": trace.compressor_seconds,
+            **encoded.seconds,
+        }
+        return text, trace, times
+
+    def row(self, task: Any, arm: Arm, question: Question, encoded: EncodedVideo) -> dict[str, Any]:
+        """The stored line of one sample: answer, score, tokens, cost and times."""
+        text, trace, times = self.answer(arm, question, encoded)
+        judgement = judge(task, question, text)
+        retention = trace.retention()
+        return {
+            **_identity(question),
+            "answer": text,
+            "parsed": judgement.parsed,
+            "target": judgement.target,
+            "correct": judgement.correct,
+            "video_tokens": trace.video,
+            "text_tokens": trace.text,
+            "tokens_per_layer": trace.entering,
+            "retention_tokens": retention["tokens"],
+            "retention_compute": retention["compute"],
+            "llm_flops": prefill_flops(self.shape, trace.text, trace.entering, trace.mlp),
+            "llm_flops_all": prefill_flops_all(self.shape, trace.text, trace.video),
+            "reasons": trace.reasons(),
+            "times": times,
+            "error": None,
+        }
+
+
+def load_model(settings: Settings) -> Family:
+    """Load the model that the settings name, and seed torch."""
+    from transformers.utils import logging
+
+    # A bar of its own would tear the progress bar apart.
+    logging.disable_progress_bar()
+    torch.manual_seed(settings.seed)
+    model = settings.model
+    if model["threads"] is not None:
+        torch.set_num_threads(model["threads"])
+    options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"])
+    return resolve(model["family"]).load(model["path"], options)
+
+
+def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
+    """Answer what is missing, score it, and write the table.
+
+    Args:
+        settings: what the arms share.
+        arms: the arms of this pass.
+
+    Raises:
+        UserError: before a model is loaded, for data that is missing or wrong.
+        RunFailed: at the end, when a sample of these arms has no answer.
+    """
+    task = load_task(settings.benchmark)
+    questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
+    for path in sorted({question.video for question in questions}):
+        video.check_file(path)
+    outcome = Outcome(settings.folder)
+    with ExitStack() as stack:
+        stores = {
+            arm.id: stack.enter_context(
+                ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), _shard())
+            )
+            for arm in arms
+        }
+        work = Work(stores, arms, questions, settings.retry_failed)
+        if work.samples:
+            session = Session(settings)
+            session.check(arms)
+            origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
+            for arm in arms:
+                if work.missing[arm.id]:
+                    write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
+            outcome.answered = answer_all(session, task, work)
+        outcome.failed = _score(settings, task, arms, questions)
+    _report(settings)
+    if outcome.failed:
+        raise RunFailed(
+            f"{outcome.failed} samples have no answer; the reasons are in {settings.folder}/*/answers*.jsonl under "
+            '"error". Everything else is stored: retry_failed=true asks only these again.'
+        )
+    return outcome
+
+
+def answer_all(session: Session, task: Any, work: Work) -> int:
+    """Answer every missing sample, video by video; returns how many lines were written.
+
+    A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on.
+
+    Raises:
+        RunFailed: when more than ``max_failures`` samples failed in this call.
+    """
+    written = failures = 0
+    with Progress(work.samples) as progress:
+        for path, questions in work.by_video():
+            encoded: EncodedVideo | None = None
+            broken: BaseException | None = None
+            try:
+                encoded = session.encode(path, work.arms)
+            except (Exception, SystemExit) as error:
+                broken = error
+            for question in questions:
+                for arm in work.arms_for(question):
+                    progress.arm(arm.label, arm.budget.retention)
+                    row = _row_or_failure(session, task, arm, question, encoded, broken)
+                    work.stores[arm.id].append(row)
+                    written += 1
+                    failures += row["error"] is not None
+                    progress.step(failed=row["error"] is not None)
+                    if failures > session.settings.max_failures:
+                        raise RunFailed(
+                            f"stopped after {failures} failed samples (max_failures={session.settings.max_failures}); "
+                            f"the last one: {row['error']['type']}: {row['error']['message']}. What was answered is "
+                            f"stored in {session.settings.folder}"
+                        )
+    return written
+
+
+def _row_or_failure(
+    session: Session,
+    task: Any,
+    arm: Arm,
+    question: Question,
+    encoded: EncodedVideo | None,
+    broken: BaseException | None,
+) -> dict[str, Any]:
+    if encoded is None:
+        return failure(question, broken)
+    try:
+        return session.row(task, arm, question, encoded)
+    except (Exception, SystemExit) as error:
+        return failure(question, error)
+
+
+def failure(question: Question, error: BaseException) -> dict[str, Any]:
+    """The stored line of a sample that has no answer; nothing is scored for it."""
+    details = "".join(traceback.format_exception(error))
+    return {
+        **_identity(question),
+        "answer": None,
+        "parsed": None,
+        "correct": None,
+        "error": {"type": type(error).__name__, "message": str(error), "traceback": details},
+    }
+
+
+def _identity(question: Question) -> dict[str, Any]:
+    return {"id": question.id, "video": Path(question.video).name, "family": question.family}
+
+
+def _score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> int:
+    """Replay every arm's stored answers through the task, write ``metrics.json``; returns the samples unanswered."""
+    by_id = {question.id: question for question in questions}
+    failed = 0
+    for arm in arms:
+        folder = settings.folder / arm.folder
+        rows = [row for row in read_answers(folder) if row["id"] in by_id]
+        answered = [(by_id[row["id"]], row["answer"]) for row in rows if row["error"] is None]
+        failed += len(by_id) - len(answered)
+        metrics = {
+            "task": settings.benchmark["task"],
+            "n": len(answered),
+            "n_failed": len(by_id) - len(answered),
+            "metrics": replay(task, answered) if answered else {},
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return failed
+
+
+def _report(settings: Settings) -> None:
+    from rich.console import Console
+
+    from stsimdiff.report.table import make
+
+    make(settings.folder, Console())
+    if settings.logger["name"] == "wandb":
+        from stsimdiff.evaluate.wandb_log import log_run
+
+        log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
+
+
+def _shard() -> tuple[int, int]:
+    """Rank and world size of ``torch.distributed.run``, or a single process."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        raise UserError(
+            f"WORLD_SIZE={world}: running one sweep in several processes is not supported yet; start one process"
+        )
+    return rank, world

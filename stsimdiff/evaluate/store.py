@@ -1,0 +1,270 @@
+"""The answers of one arm on disk: a line a sample, safe before the next sample begins.
+
+Each process writes a shard of its own; readers see all shards as one. What scores or tabulates answers lives
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import DataError
+from stsimdiff.evaluate import lock
+from stsimdiff.evaluate.lock import Lock
+
+log = logging.getLogger(__name__)
+
+RECORD = "arm.json"
+SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
+
+Row = dict[str, Any]
+
+
+class ArmStore:
+    """The folder of one arm, open for one process.
+
+    Use it as a context manager. ``append`` returns when the row is on disk; a process killed at any moment loses
+    no row that ``append`` returned for.
+
+    Args:
+        folder: the arm's folder; made if absent.
+        record: what ``arm.json`` says, as ``stsimdiff.evaluate.arms.arm_record`` makes it.
+        shard: ``(rank, world)`` of this process.
+
+    Raises:
+        DataError: for a folder that cannot be written, is held by a live process, or belongs to another arm.
+    """
+
+    def __init__(self, folder: Path, record: Row, shard: tuple[int, int] = (0, 1)) -> None:
+        rank, world = shard
+        if not 0 <= rank < world:
+            raise ValueError(f"shard {shard} is no (rank, world)")
+        self.folder = Path(folder)
+        self.record = record
+        self.dropped = 0
+        """Bytes of a torn last line that were dropped on opening; the sample will be asked again."""
+        self._world = world
+        self._path = self.folder / ("answers.jsonl" if world == 1 else f"answers.{rank}-of-{world}.jsonl")
+        self._lock = Lock(self.folder / f".lock.{rank}-of-{world}")
+        self._descriptor = -1
+        self._answered: dict[str, bool] = {}
+
+    def __enter__(self) -> ArmStore:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        self._lock.take()
+        try:
+            self._refuse_other_splits()
+            write_record(self.folder, self.record)
+            self._open()
+            self._answered = {row["id"]: _succeeded(row) for row in read_answers(self.folder)}
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and give up the lock; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._lock.release()
+
+    def append(self, row: Row) -> None:
+        """Put one answer on disk: written and synced when this returns.
+
+        Args:
+            row: JSON values with an ``id``; ``error`` is ``None`` for an answer and a message for a failure.
+
+        Raises:
+            DataError: when the disk is full or the file cannot be written; earlier rows stay readable.
+            ValueError: for a sample that has an answer already, or a row that is not JSON (NaN included).
+        """
+        if self._descriptor < 0:
+            raise ValueError(f"{self._path} is not open")
+        if self._answered.get(row["id"]):
+            raise ValueError(f"{self._path}: sample {row['id']!r} has an answer already")
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
+        try:
+            _write_all(self._descriptor, line)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, before)
+            raise DataError(
+                f"cannot write {self._path}: {error.strerror}; the {len(self._answered)} answers before it are kept, "
+                "start the same run again to go on"
+            ) from error
+        self._answered[row["id"]] = _succeeded(row)
+
+    def set_record(self, record: Row) -> None:
+        """Write ``arm.json`` again, now that the provenance is known; see :func:`write_record`."""
+        self.record = record
+        write_record(self.folder, record)
+
+    def done(self, retry_failed: bool = False) -> set[str]:
+        """Ids that need no answer: answered in any shard, and failed ones too unless ``retry_failed``."""
+        return {sample for sample, succeeded in self._answered.items() if succeeded or not retry_failed}
+
+    def _open(self) -> None:
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self.dropped = _drop_torn_line(self._descriptor)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise DataError(f"cannot open {self._path}: {error.strerror}") from error
+        if self.dropped:
+            log.warning(
+                "%s: dropped a torn last line of %d bytes; its sample is asked again",
+                self._path,
+                self.dropped,
+            )
+
+    def _refuse_other_splits(self) -> None:
+        # Processes that split the samples into another number of shards would answer the same samples twice.
+        for path in self.folder.glob(".lock.*-of-*"):
+            if path.name.endswith(f"-of-{self._world}"):
+                continue
+            owner = lock.read(path)
+            if owner is not None and lock.is_alive(owner):
+                raise DataError(
+                    f"{self.folder} is being written by process {owner['pid']} on {owner['host']} with another number "
+                    f"of processes ({path.name}); wait for it, or choose another run=NAME"
+                )
+
+
+def write_record(folder: Path, record: Row) -> None:
+    """Write ``arm.json`` atomically.
+
+    A resumed arm keeps its first provenance, since earlier answers have it; later ones are listed as ``resumed``.
+    A record whose provenance is still empty changes nothing that is known.
+
+    Raises:
+        DataError: when the folder holds another arm, or cannot be written.
+    """
+    path = folder / RECORD
+    if path.exists():
+        known = read_record(folder)
+        if known.get("arm") != record["arm"]:
+            raise DataError(
+                f"{path} is of arm {known.get('arm')}, not {record['arm']}; choose another run=NAME"
+            )
+        origin, resumed = known.get("provenance"), known.get("resumed", [])
+        if not record["provenance"] or record["provenance"] in (origin, *resumed):
+            return
+        if origin:
+            record = {**known, "resumed": [*resumed, record["provenance"]]}
+    temporary = folder / f".{RECORD}.{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(record, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_record(folder: Path) -> Row:
+    """What ``arm.json`` says. Raises :class:`DataError` when it is missing or broken."""
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is broken: {error}") from error
+
+
+def read_answers(folder: Path) -> list[Row]:
+    """All answers of an arm, one a sample, in the order they were first given.
+
+    An answer supersedes the failures of the same sample, a later failure an earlier one. A torn last line of a
+    shard is left out.
+
+    Raises:
+        DataError: for a line that is not JSON, with file and line number.
+    """
+    rows: dict[str, Row] = {}
+    for path in _shards(folder):
+        for row in _rows(path):
+            if not _succeeded(rows.get(row["id"], {"error": ""})):
+                rows[row["id"]] = row
+    return list(rows.values())
+
+
+def arm_folders(run: Path) -> list[Path]:
+    """The arm folders of a run, sorted by name."""
+    return sorted(path.parent for path in run.glob(f"*/{RECORD}"))
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("answers*.jsonl") if SHARD.fullmatch(path.name))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        *lines, _torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number} is not an answer: {error!r}; remove the line to go on"
+            ) from error
+        yield row
+
+
+def _succeeded(row: Row) -> bool:
+    return row.get("error") is None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _drop_torn_line(descriptor: int) -> int:
+    """Cut the file back to its last newline; returns the bytes cut."""
+    size = os.fstat(descriptor).st_size
+    kept = size
+    while kept:
+        start = max(0, kept - 65536)
+        newline = os.pread(descriptor, kept - start, start).rfind(b"\n")
+        if newline >= 0:
+            kept = start + newline + 1
+            break
+        kept = start
+    if kept < size:
+        os.ftruncate(descriptor, kept)
+        os.fsync(descriptor)
+    return size - kept
+
+
+def _sync_folder(folder: Path) -> None:
+    # A new file is safe only once its folder's entry is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,198 @@
+"""From composed configurations to passes: sweeps are expanded, all jobs checked first, then grouped and run.
+
+:class:`ArmsLauncher` is the Hydra launcher that sees the whole batch of a multirun. A single run, and a job that a
+cluster launcher starts elsewhere, come in through :func:`run_configurations` as a batch of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from stsimdiff import compressors
+from stsimdiff.errors import ConfigError, RunFailed
+from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+
+log = logging.getLogger(__name__)
+
+Compose = Callable[[Sequence[str]], DictConfig]
+
+
+def with_own_class(overrides: Iterable[str]) -> list[str]:
+    """Choose ``compressor=custom`` where a line names a class of its own and no compressor.
+
+    Otherwise the parameters of the default compressor would be handed to the user's class.
+    """
+    overrides = list(overrides)
+    names = any(word.startswith("compressor._target_=") for word in overrides)
+    if names and not any(word.startswith("compressor=") for word in overrides):
+        return ["compressor=custom", *overrides]
+    return overrides
+
+
+def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[DictConfig]:
+    """The configuration itself, or one for each arm of its ``arms`` lines.
+
+    A line is composed as if its words stood on the command line behind ``overrides``, so a sweep written there gives
+    the same arms as one written with ``-m``.
+
+    Raises:
+        ConfigError: for a line that is no sweep, or that sets what the command line sets too.
+    """
+    lines = cfg.get("arms")
+    if lines is None:
+        return [cfg]
+    if not OmegaConf.is_list(lines) or not lines or not all(isinstance(line, str) for line in lines):
+        raise ConfigError(
+            "arms must be a list of command lines, such as ['compressor=random budget.retention=0.3']"
+        )
+    parser = OverridesParser.create()
+    given = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
+    found = []
+    for line in lines:
+        words = parser.parse_overrides(with_own_class(shlex.split(line)))
+        for word in words:
+            if word.key_or_group in given:
+                raise ConfigError(
+                    f"{word.key_or_group} is set by the arms of this experiment ({line}); leave it out, or leave the "
+                    "experiment out and sweep with -m"
+                )
+            if word.is_sweep_override() and not word.is_discrete_sweep():
+                raise ConfigError(f"{word.input_line}: only lists of values can be swept, such as key=1,2,3")
+        choices = [
+            [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+            if word.is_sweep_override()
+            else [word.input_line]
+            for word in words
+        ]
+        found += [compose([*overrides, *combination]) for combination in itertools.product(*choices)]
+    return found
+
+
+def run_configurations(configurations: Sequence[DictConfig]) -> None:
+    """Check every configuration, then run them as arms of one pass for each model, benchmark and setting.
+
+    Raises:
+        UserError: for the first wrong configuration, before anything is loaded.
+        RunFailed: when samples failed; all passes have come to their end.
+    """
+    shared = _settings(configurations)
+
+    from stsimdiff.evaluate.arms import Arm, arms_from_config  # imports torch
+
+    passes: list[tuple[Settings, dict[str, Arm]]] = []
+    for cfg, settings in zip(configurations, shared, strict=True):
+        arms = next((arms for other, arms in passes if other == settings), None)
+        if arms is None:
+            arms = {}
+            passes.append((settings, arms))
+        for arm in arms_from_config(cfg, settings):
+            arms.setdefault(arm.id, arm)
+
+    from stsimdiff.evaluate.session import run_arms  # imports torch, transformers and lmms-eval
+
+    failures = []
+    for number, (settings, arms) in enumerate(passes, start=1):
+        if len(passes) > 1:
+            log.info("pass %d of %d: %d arms", number, len(passes), len(arms))
+        try:
+            run_arms(settings, list(arms.values()))
+        except RunFailed as failure:
+            failures.append(str(failure))
+    if failures:
+        raise RunFailed("\n".join(failures))
+
+
+def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
+    """Settings of each configuration; all of these and the budgets are checked before torch is imported."""
+    known: dict[str, Settings] = {}
+    found = []
+    for cfg in configurations:
+        budget_from_config(cfg)
+        # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
+        shared = OmegaConf.masked_copy(
+            cfg, [key for key in cfg if key not in ("compressor", "budget", "arms")]
+        )
+        key = OmegaConf.to_yaml(shared)
+        if key not in known:
+            known[key] = settings_from_config(cfg)
+        found.append(known[key])
+    return found
+
+
+class ArmsLauncher(Launcher):
+    """Hydra's launcher for ``-m``: the whole batch in this process, one pass for each model and benchmark."""
+
+    # Hydra accepts a launcher only from its namespace package; `register` puts the class there.
+    __module__ = "hydra_plugins.stsimdiff"
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs; each one's return only says that it came to its end, since errors are raised."""
+        setup_globals()
+        batch = []
+        for overrides in job_overrides:
+            batch += expand(self.compose(overrides), list(overrides), self.compose)
+        run_configurations(batch)
+        return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of one job, Hydra's own node aside."""
+        return without_hydra(self.loader.load_sweep_config(self.config, list(overrides)))
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of a composed configuration without the ``hydra`` node."""
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+def register() -> None:
+    """Make the launcher known to Hydra, and compressors of other packages known as options of ``compressor=``."""
+    parent = _namespace("hydra_plugins")
+    parent.stsimdiff = _namespace(ArmsLauncher.__module__)
+    parent.stsimdiff.ArmsLauncher = ArmsLauncher
+    Plugins.instance().register(ArmsLauncher)
+    _register_entry_points()
+
+
+def _namespace(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        sys.modules[name] = module = ModuleType(name)
+        module.__path__ = []
+        return module
+
+
+def _register_entry_points() -> None:
+    for name in compressors.names():
+        if name in compressors.BUILTIN:
+            continue
+        try:
+            cls = compressors.resolve(name)
+            node = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+            for field in dataclasses.fields(cls):
+                if field.default is not dataclasses.MISSING:
+                    node[field.name] = field.default
+                elif field.default_factory is dataclasses.MISSING:
+                    node[field.name] = "???"
+            ConfigStore.instance().store(group="compressor", name=name, node=node, provider=name)
+        except Exception as error:
+            # A broken package of somebody else must not stop runs that do not use it.
+            log.warning("compressor %s of an installed package is left out: %s", name, error)

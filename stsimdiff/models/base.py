@@ -1,0 +1,206 @@
+"""The contract of a model family: where its video tokens are, how its vision tower is read, how it is loaded.
+
+A family knows no compression method. The next family is one file with a subclass of :class:`Family`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stsimdiff.engine import Decoder, synchronise
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.video import Frames
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is put on a device.
+
+    Attributes:
+        device: ``auto`` (an accelerator if there is one, else the CPU) or any torch device.
+        dtype: ``auto`` (the checkpoint's own) or a name of :data:`DTYPES`.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` ...
+        family: options of one family alone, see ``stsimdiff.models.OPTIONS``.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    family: Mapping[str, Any] = field(default_factory=dict)
+
+    def resolved_device(self) -> torch.device:
+        """The torch device; raises :class:`ConfigError` for a name that torch does not know or does not have."""
+        if self.device == "auto":
+            return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"model.device={self.device!r} cannot be used here: {error}") from error
+        return device
+
+    def checked_device(self) -> torch.device:
+        """The torch device, with the dtype checked as well: wrong options are said before a file is opened."""
+        self.resolved_dtype()
+        return self.resolved_device()
+
+    def resolved_dtype(self) -> torch.dtype | str:
+        """A torch dtype, or ``auto`` for the checkpoint's own."""
+        if self.dtype == "auto":
+            return "auto"
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"model.dtype={self.dtype!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
+        return DTYPES[self.dtype]
+
+
+@dataclass
+class EncodedVideo:
+    """What the vision tower made of one video; all questions and all arms answer from it.
+
+    Attributes:
+        features: ``(N, D)`` projected video tokens in raster order, on the model's device.
+        grid: their grid.
+        inputs: what else the family's prompt needs (for example ``video_grid_thw``).
+        signals: what the vision tower's attention says, where it was asked for.
+        seconds: time of preprocessing and of the vision tower.
+    """
+
+    features: Tensor
+    grid: Grid
+    inputs: dict[str, Any]
+    signals: VisionSignals | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Prompt:
+    """One question about one video, ready for ``generate``.
+
+    Attributes:
+        inputs: keyword arguments for ``generate``, batch of one.
+        layout: where the video tokens are.
+    """
+
+    inputs: dict[str, Any]
+    layout: Layout
+
+
+class Family(ABC):
+    """A loaded model of one family.
+
+    Attributes:
+        model: the stock transformers model, in eval mode.
+        processor: its stock processor.
+        path: where it was loaded from.
+    """
+
+    def __init__(self, model: Any, processor: Any, path: str) -> None:
+        self.model, self.processor, self.path = model.eval(), processor, path
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str, options: LoadOptions) -> Family:
+        """Load a checkpoint folder (or hub id). Raises :class:`ConfigError` if it is not of this family."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """The decoder that the engine works on."""
+
+    @abstractmethod
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+        """Preprocess the frames and run the vision tower once.
+
+        Args:
+            frames: of one video.
+            signals: also read the tower's attention (:class:`~stsimdiff.tokens.VisionSignals`).
+        """
+
+    @abstractmethod
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        """The chat prompt of one user message: the video, then ``text``. ``sample`` is the question's id."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the decoder's input."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that turns an answer's ids into text."""
+        return self.processor.tokenizer
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of the language model (depth, widths, heads)."""
+        return self.model.config.get_text_config()
+
+    @torch.inference_mode()
+    def answer(self, prompt: Prompt, max_new_tokens: int) -> str:
+        """Greedy answer to one prompt, special tokens stripped; a sample never depends on another."""
+        ids = self.model.generate(
+            **prompt.inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        # A prompt given as embeddings has no ids that ``generate`` could repeat before the new ones.
+        prompted = prompt.inputs["input_ids"].shape[1] if "input_ids" in prompt.inputs else 0
+        return self.tokenizer.decode(ids[0, prompted:], skip_special_tokens=True).strip()
+
+    def describe(self) -> dict[str, str]:
+        """Provenance: class, device, dtype and attention backend as loaded."""
+        return {
+            "class": type(self.model).__name__,
+            "device": str(self.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": str(self.model.config._attn_implementation),
+            "layers": str(len(self.decoder)),
+        }
+
+
+class Stopwatch:
+    """Seconds between laps on a device, synchronised."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        synchronise(self.device)
+        now = time.perf_counter()
+        seconds = now - getattr(self, "_last", now)
+        self._last = now
+        return seconds
+
+
+def require_folder(path: str, files: tuple[str, ...] = ("config.json",)) -> Path:
+    """The checkpoint folder, or a :class:`ConfigError` that says what is missing and where it was looked for."""
+    folder = Path(path).expanduser()
+    missing = [name for name in files if not (folder / name).is_file()]
+    if not folder.is_dir() or missing:
+        what = f"lacks {', '.join(missing)}" if folder.is_dir() else "is no folder"
+        raise ConfigError(
+            f"model.path={path!r} {what}; give a checkpoint folder, for example one made with "
+            "`hf download <org>/<model> --local-dir <folder>`"
+        )
+    return folder

@@ -1,0 +1,87 @@
+"""Reading a checkpoint folder into a stock class, with every weight accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import LoadOptions
+
+SHOWN = 8
+"""Weights that a message lists by name before it says how many more there are."""
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON configuration. Raises :class:`ConfigError` if it cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+
+
+def load_weights(
+    model_class: Any,
+    folder: Path,
+    options: LoadOptions,
+    config: Any = None,
+    key_mapping: Mapping[str, str] | None = None,
+) -> Any:
+    """A stock model with the weights of ``folder`` (one safetensors file, or shards with their index).
+
+    Args:
+        model_class: a class of transformers.
+        folder: the checkpoint folder.
+        options: device, dtype and attention backend.
+        config: configuration of the stock class where the folder's ``config.json`` is of another format.
+        key_mapping: regular expressions from the checkpoint's names to those of the stock class.
+
+    Raises:
+        ConfigError: when there are no safetensors files, or when weights are missing, unexpected or of another shape.
+    """
+    # An argument that is not given lets the stock class keep the name conversions of its own.
+    mapping = {"key_mapping": dict(key_mapping)} if key_mapping else {}
+    try:
+        model, found = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=options.resolved_dtype(),
+            attn_implementation=options.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **mapping,
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"no safetensors weights can be read from {folder}: {reason}") from error
+    account(
+        folder,
+        found["missing_keys"],
+        found["unexpected_keys"],
+        (entry[0] for entry in found["mismatched_keys"]),
+    )
+    return model
+
+
+def account(
+    folder: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str] = ()
+) -> None:
+    """Raise a :class:`ConfigError` that lists the weights which the checkpoint and the model do not share."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    said = [
+        f"{len(names)} {kind}: {_listed(names)}" for kind, given in kinds.items() if (names := sorted(given))
+    ]
+    if said:
+        raise ConfigError(
+            f"the weights in {folder} are not those that its configuration asks for; {'; '.join(said)}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

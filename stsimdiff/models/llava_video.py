@@ -1,0 +1,208 @@
+"""LLaVA-Video from the original lmms-lab checkpoint, on stock transformers classes.
+
+The weights fit ``LlavaOnevisionForConditionalGeneration`` one to one. What differs is how a video is laid out:
+each row of the pooled grid ends with the newline feature, which therefore counts as one more column. That is done
+here, outside the model, and the model gets the finished embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from stsimdiff.engine import Decoder
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
+from stsimdiff.tokens import Grid
+from stsimdiff.video import Frames
+
+POOLINGS = ("bilinear", "average")
+KEYS = {
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+"""Names of the original checkpoint, and those of the stock class."""
+FIXED = {
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_feature": "patch",
+    "mm_newline_position": "grid",
+    "mm_resampler_type": None,
+    "add_faster_video": False,
+    "use_pos_skipping": False,
+    "rope_scaling": None,
+}
+"""Values of the original configuration that this family implements; any other is refused, not ignored."""
+ABSENT = {"mm_newline_position": "one_token"}
+"""What the original code takes a missing value for, where that is not the one above."""
+BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+"""The conversation template ``qwen_1_5`` around one message; the video and a line break come first in it."""
+
+
+class LlavaVideo(SiglipQwen2):
+    """Frames of SigLIP patches, pooled by two in each direction, each row ended by a newline token.
+
+    Options (``model.*`` of the configuration): ``pooling``, one of :data:`POOLINGS` or ``None`` for the checkpoint's
+    own; ``time_instruction``, whether the question is preceded by the sentence on the video's length and the
+    frames' times.
+    """
+
+    def __init__(self, model: Any, processor: Any, path: str, pooling: str, stride: int, timed: bool) -> None:
+        super().__init__(model, processor, path)
+        self.pooling, self.stride, self.time_instruction = pooling, stride, timed
+
+    @classmethod
+    def load(cls, path: str, options: LoadOptions) -> LlavaVideo:
+        """Load the original checkpoint folder; safetensors only, no code from the checkpoint is run.
+
+        Raises:
+            ConfigError: for a folder that is missing or of another family, for a setting that this family does not
+                implement, when the vision tower's configuration is not there, and when a weight is missing or
+                unexpected.
+        """
+        device = options.checked_device()
+        folder = require_folder(path)
+        given = read_config(folder / "config.json")
+        if given.get("model_type") != "llava_qwen":
+            raise ConfigError(
+                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'llava_qwen' "
+                "(lmms-lab/LLaVA-Video-7B-Qwen2)"
+            )
+        _check(path, given)
+        pooling = options.family.get("pooling") or given.get("mm_spatial_pool_mode", POOLINGS[0])
+        if pooling not in POOLINGS:
+            raise ConfigError(f"model.pooling={pooling!r} is unknown; allowed: {', '.join(POOLINGS)}, null")
+        config = _stock_config(given, tower_config(folder, given))
+        if "sliding_attention" in config.text_config.layer_types:
+            raise ConfigError(
+                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
+                "use_sliding_window=false in its config.json"
+            )
+        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS).to(device)
+        timed = bool(options.family.get("time_instruction", False))
+        stride = int(given.get("mm_spatial_pool_stride", 2))
+        return cls(model, optional_tokenizer(folder), str(path), pooling, stride, timed)
+
+    @property
+    def decoder(self) -> Decoder:
+        language_model = self.model.model.language_model
+        return Decoder(language_model, language_model.layers)
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames) -> EncodedVideo:
+        watch = Stopwatch(self.device)
+        pixels = frame_pixels(frames, self.model.config.vision_config.image_size)
+        preprocess = watch.lap()
+        encoded = self.encode_pixels(pixels)
+        encoded.inputs["time_instruction"] = time_instruction(frames)
+        encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
+        return encoded
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> EncodedVideo:
+        """Video tokens of normalised frames ``(T, 3, S, S)``."""
+        pooled = self.pool(self.project(self.tower_features(pixels)))
+        frames, height, width = pooled.shape[:3]
+        newline = self.model.model.image_newline
+        return EncodedVideo(end_rows(pooled, newline), Grid(frames, height, width + 1), {})
+
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """``(T, patches, C)`` of normalised frames ``(T, 3, S, S)``."""
+        return siglip_features(self.model.model.vision_tower, pixels)
+
+    def project(self, features: Tensor) -> Tensor:
+        """``(T, patches, D)``: the features in the language model's width."""
+        return self.model.model.multi_modal_projector(features)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """``(T, h, w, D)`` pooled from ``(T, patches, D)``; the patches are a square, a remainder counts in full
+        (bilinear) or is left out (average)."""
+        side = math.isqrt(features.shape[1])
+        maps = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        if self.pooling == "average":
+            pooled = torch.nn.functional.avg_pool2d(maps, self.stride)
+        else:
+            size = math.ceil(side / self.stride)
+            pooled = torch.nn.functional.interpolate(maps.contiguous(), size=(size, size), mode="bilinear")
+        return pooled.permute(0, 2, 3, 1)
+
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        if "<image>" in text:
+            raise ValueError("the question's text holds the model's video token '<image>'")
+        if self.time_instruction:
+            text = f"{video.inputs['time_instruction']}\n{text}"
+        return self.prompt_from_ids(video, self._ids(BEFORE), self._ids(f"\n{text}{AFTER}"), sample)
+
+
+def end_rows(pooled: Tensor, newline: Tensor) -> Tensor:
+    """``(T * h * (w + 1), D)`` in raster order: each row of ``(T, h, w, D)`` ended by ``newline`` ``(D,)``."""
+    column = newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
+    return torch.cat((pooled, column), dim=2).flatten(0, 2)
+
+
+def time_instruction(frames: Frames) -> str:
+    """The sentence of LLaVA-Video's training on the video's length in seconds and the times of its frames."""
+    times = ",".join(f"{index / frames.fps:.2f}s" for index in frames.indices)
+    return (
+        f"The video lasts for {frames.duration:.2f} seconds, and {len(frames.indices)} frames are uniformly sampled "
+        f"from it. These frames are located at {times}.Please answer the following questions related to this video."
+    )
+
+
+def tower_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The vision tower's configuration, which the original checkpoint does not hold.
+
+    Raises:
+        ConfigError: when neither ``vision_tower_config.json`` nor a local folder ``mm_vision_tower`` gives it.
+    """
+    name = str(given.get("mm_vision_tower"))
+    beside = folder / "vision_tower_config.json"
+    for file in (beside, Path(name).expanduser() / "config.json", folder / name / "config.json"):
+        if file.is_file():
+            found = read_config(file)
+            return found.get("vision_config", found)
+    raise ConfigError(
+        f"the checkpoint {folder} names its vision tower {name!r} but does not hold its configuration: put the "
+        f"tower's config.json beside it as {beside.name} (`hf download {name} config.json --local-dir <folder>`), or "
+        "set mm_vision_tower in its config.json to a local folder that has it"
+    )
+
+
+def _check(path: str, given: dict[str, Any]) -> None:
+    for name, value in FIXED.items():
+        found = given.get(name, ABSENT.get(name, value))
+        if found != value:
+            raise ConfigError(
+                f"model.path={path!r} has {name}={found!r} in its config.json; this family implements {value!r} only"
+            )
+    merge = given.get("mm_patch_merge_type", "flat")
+    if not str(merge).startswith("spatial"):
+        raise ConfigError(
+            f"model.path={path!r} has mm_patch_merge_type={merge!r} in its config.json; this family implements "
+            "spatial and spatial_unpad only"
+        )
+
+
+def _stock_config(given: dict[str, Any], tower: dict[str, Any]) -> LlavaOnevisionConfig:
+    """The stock configuration; the tower has one layer less than its own says, as the last is never used."""
+    vision = {name: value for name, value in tower.items() if name != "model_type"}
+    vision.update(num_hidden_layers=tower["num_hidden_layers"] - 1, vision_use_head=False)
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**vision),
+        text_config=Qwen2Config.from_dict({**given, "model_type": "qwen2"}),
+        tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
+    )

@@ -1,0 +1,195 @@
+"""NVILA from its original checkpoint: the folders ``llm``, ``vision_tower`` and ``mm_projector``.
+
+The language model and the vision tower are stock classes; the projector, which transformers lacks, is here. The
+tokens of a group of frames are one row of the grid, since the tokens that end it fill no row of their square.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
+
+from stsimdiff.engine import Decoder
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.checkpoint import account, load_weights, read_config
+from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
+from stsimdiff.tokens import Grid
+from stsimdiff.video import Frames
+
+PARTS = ("llm", "vision_tower", "mm_projector")
+PROJECTOR = "mlp_downsample_2x2_fix"
+VIDEO_TOKEN = "<vila/video>"
+FIXED = {"mm_vision_select_feature": "cls_patch", "s2": False, "dynamic_s2": False}
+"""Values of the original configuration that this family implements; any other is refused, not ignored."""
+
+
+class Projector(nn.Module):
+    """Two by two patches become one token; an odd side is filled up with zeros at its end.
+
+    Args:
+        vision: width C of the vision tower.
+        text: width D of the language model.
+    """
+
+    def __init__(self, vision: int, text: int) -> None:
+        super().__init__()
+        # The numbers are those of the original sequence, whose first entry has no weights.
+        self.layers = nn.Sequential(
+            nn.Identity(),
+            nn.LayerNorm(4 * vision),
+            nn.Linear(4 * vision, text),
+            nn.GELU(),
+            nn.Linear(text, text),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(T, P, C)`` patches of a square to ``(T, p, D)``."""
+        side = math.isqrt(features.shape[1])
+        square = features.unflatten(1, (side, side))
+        square = nn.functional.pad(square, (0, 0, 0, side % 2, 0, side % 2))
+        cells = square.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+        return self.layers(cells.flatten(3).flatten(1, 2))
+
+
+class NVILA(SiglipQwen2):
+    """Frames of SigLIP patches, pooled over groups of frames, each group ended by the tokens of a line break."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        path: str,
+        tower: nn.Module,
+        projector: nn.Module,
+        encoder: dict[str, Any],
+    ) -> None:
+        super().__init__(model, processor, path)
+        self.tower, self.projector = tower.eval(), projector.eval()
+        self.pool_size = tuple(encoder["pool_size"])
+        self.end = encoder["end_tokens"]
+
+    @classmethod
+    def load(cls, path: str, options: LoadOptions) -> NVILA:
+        """Load the original checkpoint folder; safetensors only, no code from the checkpoint is run.
+
+        Raises:
+            ConfigError: for a folder that is missing or of another family, for a setting that this family does not
+                implement, and when a weight is missing or unexpected.
+        """
+        device = options.checked_device()
+        folder = require_folder(path, ("config.json", *(f"{part}/config.json" for part in PARTS)))
+        given = read_config(folder / "config.json")
+        encoder = _video_encoder(path, given)
+        llm, vision, projector = (folder / part for part in PARTS)
+        model = load_weights(Qwen2ForCausalLM, llm, options).to(device)
+        if "sliding_attention" in model.config.layer_types:
+            raise ConfigError(
+                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
+                "use_sliding_window=false in llm/config.json"
+            )
+        tower = load_weights(SiglipVisionModel, vision, options).to(device)
+        used = len(tower.encoder.layers) + 1 + int(given.get("mm_vision_select_layer", -2))
+        del tower.encoder.layers[used:]
+        sizes = tower.config.hidden_size, model.config.hidden_size
+        mlp = _projector(projector, *sizes).to(device, model.dtype)
+        return cls(model, optional_tokenizer(llm), str(path), tower, mlp, encoder)
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.model.model, self.model.model.layers)
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames) -> EncodedVideo:
+        watch = Stopwatch(self.device)
+        pixels = frame_pixels(frames, self.tower.config.image_size)
+        # A video with fewer frames than asked for may leave a group open: its last frame stands in.
+        missing = -len(pixels) % self.pool_size[0]
+        pixels = torch.cat((pixels, pixels[-1:].expand(missing, -1, -1, -1)))
+        preprocess = watch.lap()
+        encoded = self.encode_pixels(pixels, self._ids(self.end))
+        encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
+        return encoded
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor, end: Tensor) -> EncodedVideo:
+        """Video tokens of normalised frames ``(T, 3, S, S)``; ``end`` are the ids ``(e,)`` after each group."""
+        groups = self.pool(self.projector(self.tower_features(pixels)))
+        ending = self.model.get_input_embeddings()(end.to(self.device)).to(groups)
+        tokens = torch.cat((groups, ending.expand(len(groups), -1, -1)), dim=1)
+        return EncodedVideo(tokens.flatten(0, 1), Grid(len(groups), 1, tokens.shape[1]), {})
+
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """``(T, patches, C)`` of normalised frames ``(T, 3, S, S)``."""
+        return siglip_features(self.tower, pixels)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """``(groups, p, D)``: means over ``pool_size`` frames, rows and columns of ``(T, p, D)``.
+
+        Raises:
+            ValueError: when the frames or the side of the square are no multiple of the pool size.
+        """
+        side = math.isqrt(features.shape[1])
+        pooled = features.unflatten(1, (side, side))
+        for dim, size in enumerate(self.pool_size):
+            if pooled.shape[dim] % size:
+                raise ValueError(
+                    f"{pooled.shape[dim]} cannot be pooled by {size} (pool size {self.pool_size})"
+                )
+            pooled = pooled.unflatten(dim, (-1, size)).mean(dim + 1)
+        return pooled.flatten(1, 2)
+
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        if VIDEO_TOKEN in text:
+            raise ValueError(f"the question's text holds the model's video token {VIDEO_TOKEN!r}")
+        message = {"role": "user", "content": VIDEO_TOKEN + text.strip()}
+        chat = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        before, _, after = chat.partition(VIDEO_TOKEN)
+        return self.prompt_from_ids(video, self._ids(before), self._ids(after), sample)
+
+
+def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """``pool_size`` (frames, rows, columns) and ``end_tokens`` of the original configuration, checked."""
+    if given.get("model_type") not in ("llava_llama", "vila"):
+        raise ConfigError(
+            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads NVILA "
+            "('llava_llama' or 'vila' with the folders llm, vision_tower and mm_projector)"
+        )
+    encoder = {**(given.get("video_encoder") or {})}
+    kind = str(encoder.get("_target_", "")).rpartition(".")[2]
+    sizes = encoder.get("pool_sizes", [[1, 1, 1]])
+    wrong = [name for name, value in FIXED.items() if given.get(name, value) != value]
+    wrong += [f"video_encoder.{name}" for name in ("start_tokens", "sep_tokens") if encoder.get(name)]
+    if kind not in ("TSPVideoEncoder", "BasicVideoEncoder"):
+        wrong.append("video_encoder._target_")
+    if len(sizes) != 1:
+        wrong.append("video_encoder.pool_sizes")
+    if wrong:
+        raise ConfigError(f"model.path={path!r} has a {', '.join(wrong)} that this family does not implement")
+    return {"pool_size": sizes[0], "end_tokens": encoder.get("end_tokens", "\n") or ""}
+
+
+def _projector(folder: Path, vision: int, text: int) -> Projector:
+    kind = read_config(folder / "config.json").get("mm_projector_type")
+    if kind != PROJECTOR:
+        raise ConfigError(f"{folder} holds a projector {kind!r}; this family implements {PROJECTOR!r} only")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ConfigError(f"no safetensors weights in {folder}: {file.name} is missing")
+    projector, weights = Projector(vision, text), load_file(file)
+    own = projector.state_dict()
+    shared = own.keys() & weights.keys()
+    account(
+        folder,
+        own.keys() - weights.keys(),
+        weights.keys() - own.keys(),
+        (name for name in shared if own[name].shape != weights[name].shape),
+    )
+    projector.load_state_dict(weights)
+    return projector

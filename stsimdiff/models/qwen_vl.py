@@ -1,0 +1,174 @@
+"""What Qwen2-VL and Qwen2.5-VL share: one block of merged patches, M-RoPE positions, the stock processor.
+
+The families themselves are :mod:`qwen2_vl` and :mod:`qwen2_5_vl`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.video_utils import VideoMetadata
+
+from stsimdiff.engine import Decoder
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.tower import TowerReader, reading
+from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.video import Frames
+
+VIDEO_TYPE = 2
+"""Code of video tokens in transformers' ``mm_token_type_ids``."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+class QwenVL(Family):
+    """Video tokens are one block of ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions."""
+
+    model_class: Any
+    model_type: str
+
+    @classmethod
+    def load(cls, path: str, options: LoadOptions) -> QwenVL:
+        """Load a checkpoint folder; safetensors only, no code from the checkpoint is run.
+
+        A folder without a tokenizer loads too, but :meth:`encode` and :meth:`prompt` then refuse to work.
+
+        Raises:
+            ConfigError: for a folder that is missing or holds another family, and for sliding-window attention.
+        """
+        device = options.checked_device()
+        folder = require_folder(path)
+        found = read_config(folder / "config.json").get("model_type")
+        if found != cls.model_type:
+            raise ConfigError(
+                f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
+            )
+        model = load_weights(cls.model_class, folder, options).to(device)
+        if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
+            raise ConfigError(
+                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
+                "use_sliding_window=false in its config.json"
+            )
+        processor = None
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return cls(model, processor, str(path))
+
+    @property
+    def decoder(self) -> Decoder:
+        language_model = self.model.model.language_model
+        return Decoder(language_model, language_model.layers)
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+        watch = Stopwatch(self.device)
+        processor = self._processor()
+        pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
+        metadata = VideoMetadata(
+            total_num_frames=frames.total,
+            fps=frames.fps,
+            frames_indices=list(frames.indices),
+            duration=frames.duration,
+        )
+        batch = processor(
+            text=[processor.video_token],
+            videos=[pixels],
+            video_metadata=[metadata],
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        preprocess = watch.lap()
+        encoded = self.encode_patches(batch["pixel_values_videos"], batch["video_grid_thw"], signals=signals)
+        encoded.inputs.update(self._timing(batch))
+        encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
+        return encoded
+
+    @torch.inference_mode()
+    def encode_patches(self, patches: Tensor, grid_thw: Tensor, *, signals: bool = False) -> EncodedVideo:
+        """Run the vision tower on preprocessed patches.
+
+        Args:
+            patches: ``(P, C)`` flattened patches, ``pixel_values_videos`` of the stock processor.
+            grid_thw: ``(1, 3)`` int64: temporal patches, rows and columns of patches before merging.
+            signals: also read the attention of the tower's last layer.
+        """
+        tower = self.model.model.visual
+        with reading(tower.blocks[-1].attn) if signals else nullcontext() as reader:
+            outputs = self.model.model.get_video_features(
+                patches.to(self.device), grid_thw.to(self.device), return_dict=True
+            )
+        merge = self.model.config.vision_config.spatial_merge_size
+        time_steps, height, width = (int(v) for v in grid_thw[0])
+        return EncodedVideo(
+            features=torch.cat(tuple(outputs.pooler_output)),
+            grid=Grid(time_steps, height // merge, width // merge),
+            inputs={"video_grid_thw": grid_thw.to(self.device)},
+            signals=self._signals(reader, grid_thw) if signals else None,
+        )
+
+    def _signals(self, reader: TowerReader, grid_thw: Tensor) -> VisionSignals:
+        """Mean over the patches that the merger joins, in raster order."""
+        unit = self.model.config.vision_config.spatial_merge_size**2
+        received = reader.received.view(-1, unit).mean(1)
+        keys = reader.keys.view(-1, unit, *reader.keys.shape[1:]).mean(1)
+        order = self._tower_order(grid_thw)
+        if order is None:
+            return VisionSignals(received, keys)
+        place = torch.argsort(order).to(received.device)
+        return VisionSignals(received[place], keys[place])
+
+    def _tower_order(self, grid_thw: Tensor) -> Tensor | None:
+        """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""
+        return None
+
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        processor = self._processor()
+        pad = processor.video_token
+        if pad in text:
+            raise ValueError(f"the question's text holds the model's video token {pad!r}")
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        ids = processor.tokenizer(
+            chat.replace(pad, pad * video.grid.tokens), return_tensors="pt", add_special_tokens=False
+        )["input_ids"]
+        return self.prompt_from_ids(video, ids, sample)
+
+    def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
+        """The prompt of given token ids ``(1, S)``, in which the video token stands once for each video feature."""
+        is_video = ids == self.model.config.video_token_id
+        layout = Layout(
+            grid=video.grid,
+            video=is_video[0].nonzero(as_tuple=True)[0].cpu(),
+            length=ids.shape[1],
+            layers=len(self.decoder),
+            sample=sample,
+            vision=video.signals,
+        )
+        encoded = BaseModelOutputWithPooling(pooler_output=(video.features,))
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": torch.ones_like(ids, device=self.device),
+            "mm_token_type_ids": (is_video.int() * VIDEO_TYPE).to(self.device),
+            "mm_encoder_outputs": {"video": encoded},
+            **video.inputs,
+        }
+        return Prompt(inputs, layout)
+
+    def _timing(self, batch: Any) -> dict[str, Tensor]:
+        """What else of the processed batch the model's positions depend on."""
+        return {}
+
+    def _processor(self) -> Any:
+        if self.processor is None:
+            raise ConfigError(
+                f"model.path={self.path!r} has no tokenizer or processor files ({', '.join(TOKENIZER_FILES)} ...): "
+                "without them there is no text prompt and no preprocessing; add them from the released checkpoint"
+            )
+        return self.processor

@@ -1,0 +1,77 @@
+"""Reading a vision tower's attention: how much each patch receives, and its keys, frame by frame.
+
+Done through the engine's probe on the one layer that is needed; the tower's own backend computes the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stsimdiff.engine import QUERY_CHUNK, attention_rows, probe
+
+
+class TowerReader:
+    """Collects signals of a tower's attention module, in the order in which it saw the patches.
+
+    Attributes:
+        received: ``(patches,)`` float32: attention received, mean over heads and the queries of the frame or window.
+        keys: ``(patches, heads, d)``.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[Tensor] = []
+        self._keys: list[Tensor] = []
+
+    @property
+    def received(self) -> Tensor:
+        return torch.cat(self._received)
+
+    @property
+    def keys(self) -> Tensor:
+        return torch.cat(self._keys)
+
+    def receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
+        """One call of the attention: ``(frames, H, patches, d)``, or one sequence with cumulative lengths."""
+        bounds = options.get("cu_seq_lens_q")
+        for q, k in zip(query, key, strict=True):
+            for part in _parts(bounds, q.shape[1]):
+                self._received.append(received_attention(q[None, :, part], k[None, :, part], scaling))
+            self._keys.append(k.transpose(0, 1))
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """``(S,)`` float32: attention that each key receives, mean over heads and queries, in chunks of query rows.
+
+    Args:
+        query, key: ``(1, H, S, d)``, one frame or window; attention is not causal in a vision tower.
+        scaling: factor of the scores.
+    """
+    length = query.shape[2]
+    total = query.new_zeros(key.shape[2], dtype=torch.float32)
+    for first in range(0, length, QUERY_CHUNK):
+        rows = attention_rows(query[:, :, first : first + QUERY_CHUNK], key, scaling)
+        total += rows.sum((0, 1, 2))
+    return total / (length * query.shape[1])
+
+
+@contextmanager
+def reading(attention: nn.Module) -> Iterator[TowerReader]:
+    """``with reading(layer.attn) as reader: tower(...)``; nothing is left behind on exit."""
+    reader = TowerReader()
+    undo: Callable[[], None] = probe(attention, reader.receive)
+    try:
+        yield reader
+    finally:
+        undo()
+
+
+def _parts(bounds: Tensor | None, length: int) -> Sequence[slice]:
+    if bounds is None:
+        return [slice(0, length)]
+    edges = bounds.tolist()
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]

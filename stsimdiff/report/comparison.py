@@ -1,0 +1,330 @@
+"""Arms of one model and benchmark beside each other: their numbers on the questions that all answered,
+their differences in pairs, and what a reader must be told before comparing them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
+from stsimdiff.report import statistics
+from stsimdiff.report.paper import baseline_gate
+from stsimdiff.report.provenance import provenance
+from stsimdiff.report.rows import REFERENCES, Arm
+
+NAN = float("nan")
+CONTROLS = ("random", "uniform", "spatial", "temporal")
+"""How the names of the controls begin; they stand above the methods they are there to check."""
+PROPOSED = "st_simdiff"
+"""Stands last in a block, and is what the others are compared with in pairs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
+
+    Accuracies are percentages, retentions and ratios fractions, ``prefill_ms`` a median; NaN where there is
+    nothing to average. ``n_failed`` counts all failed samples of the arm, ``n_unparsed`` is a part of ``n``.
+    """
+
+    arm: str
+    method: str
+    label: str
+    retention: float
+    budget: str
+    overall: float
+    ci_low: float
+    ci_high: float
+    retention_tokens: float
+    retention_compute: float
+    llm_flops_ratio: float
+    prefill_ms: float
+    n: int
+    n_failed: int
+    n_unparsed: int
+    families: dict[str, float]
+    missed: bool = False
+    best: bool = False
+
+    @property
+    def reference(self) -> bool:
+        return self.method in REFERENCES
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One arm against another on the same questions; the difference in points, p-values of McNemar's test."""
+
+    retention: float
+    budget: str
+    method: str
+    against: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_mcnemar: float
+    p_holm: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows that may be compared with each other, in the order in which they are printed."""
+
+    model: str
+    benchmark: str
+    budget: str
+    families: tuple[str, ...]
+    rows: list[Row]
+    pairs: list[Pair]
+    notes: list[str]
+    about: list[str]
+    """What the benchmark is and is not, the baseline gate, the provenance."""
+
+    def blocks(self) -> dict[float, list[Row]]:
+        """Rows by retention, the highest retention first."""
+        found: dict[float, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.retention, []).append(row)
+        return found
+
+
+def model_name(arm: Arm, arms: list[Arm]) -> str:
+    """The model's name, with its checkpoint and frames only where the name alone would mean two models."""
+    name = arm.model[0]
+    same = sorted({other.model for other in arms if other.model[0] == name})
+    if len(same) == 1:
+        return name
+    columns = zip(arm.model, zip(*same, strict=True), strict=True)
+    return f"{name} ({', '.join(part for part, values in columns if len(set(values)) > 1)})"
+
+
+class Group:
+    """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
+
+    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str, resamples: int, seed: int) -> None:
+        self.arms, self.model = arms, model
+        self.draws = {"resamples": resamples, "seed": seed}
+        by_arm = dict(list(samples.groupby("arm", sort=False)))
+        self.stored = {arm.id: by_arm.get(arm.id, samples.iloc[:0]).set_index("id") for arm in arms}
+        self.answered = {id_: rows[~rows["failed"]] for id_, rows in self.stored.items()}
+        # An arm without a single answer would empty the common subset: it is left out here and named below.
+        taking_part = [set(rows.index) for rows in self.answered.values() if len(rows)]
+        self.common = sorted(set.intersection(*taking_part)) if taking_part else []
+        self.asked = set().union(*(rows.index for rows in self.stored.values()))
+        self.labels = self._labels()
+
+    def sections(self) -> list[Section]:
+        kinds = [kind for kind in KINDS if any(arm.kind == kind and not arm.reference for arm in self.arms)]
+        return [self._section(kind) for kind in kinds or [self.arms[0].kind]]
+
+    def _members(self, kind: str) -> list[Arm]:
+        """The kind's arms, and references of the other kind: they have no retention, so no kind either."""
+        own = [arm for arm in self.arms if arm.kind == kind]
+        held = {arm.label for arm in own if arm.reference}
+        lent = [arm for arm in self.arms if arm.reference and arm.kind != kind and arm.label not in held]
+        return sorted(own + lent, key=_place)
+
+    def _labels(self) -> dict[str, str]:
+        """Labels by arm id; arms of one label, retention and kind are told apart by the start of their id."""
+        cells = {arm.id: (arm.label, arm.retention, arm.kind) for arm in self.arms}
+        seen = Counter(cells.values())
+        return {
+            arm.id: f"{arm.label} #{arm.id[:6]}" if seen[cells[arm.id]] > 1 else arm.label
+            for arm in self.arms
+        }
+
+    def _section(self, kind: str) -> Section:
+        members = self._members(kind)
+        families = self._families(members)
+        rows = _with_best([self._row(arm, kind, families) for arm in members])
+        records = [arm.record for arm in members]
+        all_tokens = next((row.overall for row in rows if row.method == "none"), NAN)
+        about = [_benchmark_line(members[0])]
+        gate = baseline_gate(self.model, members[0].benchmark, all_tokens)
+        about += [gate] if gate else []
+        about.append(provenance(records))
+        notes = self._coverage(members) + _warnings(rows, kind)
+        return Section(
+            self.model, members[0].benchmark, kind, families, rows, self._pairs(members, kind), notes, about
+        )
+
+    def _families(self, members: list[Arm]) -> tuple[str, ...]:
+        declared = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
+        stored = [name for arm in members for name in sorted(self.stored[arm.id]["family"].dropna().unique())]
+        return tuple(dict.fromkeys(declared + stored))
+
+    def _row(self, arm: Arm, kind: str, families: tuple[str, ...]) -> Row:
+        answered = self.answered[arm.id]
+        rows = answered.loc[self.common] if len(answered) else answered
+        correct = rows["correct"].astype(bool)
+        interval = statistics.Interval(NAN, NAN, NAN)
+        if len(rows):
+            interval = statistics.accuracy(correct, rows["video"], **self.draws)
+        by_family = correct.groupby(rows["family"]).mean()
+        achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
+        all_flops = rows["llm_flops_all"].sum(min_count=1)
+        known = not arm.reference and not math.isnan(achieved[kind])
+        return Row(
+            arm=arm.id,
+            method=arm.method,
+            label=self.labels[arm.id],
+            retention=arm.retention,
+            budget=kind,
+            overall=100 * interval.value,
+            ci_low=100 * interval.low,
+            ci_high=100 * interval.high,
+            retention_tokens=achieved["tokens"],
+            retention_compute=achieved["compute"],
+            llm_flops_ratio=float(rows["llm_flops"].sum(min_count=1) / all_flops),
+            prefill_ms=1000 * float(rows["prefill_s"].median()),
+            n=len(rows),
+            n_failed=int(self.stored[arm.id]["failed"].sum()),
+            n_unparsed=int(rows["parsed"].isna().sum()),
+            families={name: 100 * float(by_family.get(name, NAN)) for name in families},
+            missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
+        )
+
+    def _pairs(self, members: list[Arm], kind: str) -> list[Pair]:
+        """Every arm of a block against the block's anchor; Holm's correction over the whole section."""
+        found = []
+        blocks: dict[float, list[Arm]] = {}
+        for arm in members:
+            if self.common and len(self.answered[arm.id]):
+                blocks.setdefault(arm.retention, []).append(arm)
+        for retention, block in blocks.items():
+            anchor = _anchor(block)
+            second = self.answered[anchor.id].loc[self.common]
+            for arm in block:
+                if arm is anchor:
+                    continue
+                first = self.answered[arm.id].loc[self.common]
+                right, other = first["correct"].astype(bool), second["correct"].astype(bool)
+                apart = statistics.difference(right, other, first["video"], **self.draws)
+                found.append(
+                    Pair(
+                        *(retention, kind, self.labels[arm.id], self.labels[anchor.id]),
+                        *(100 * apart.value, 100 * apart.low, 100 * apart.high),
+                        *(statistics.mcnemar(right, other), NAN, len(self.common)),
+                    )
+                )
+        corrected = statistics.holm([pair.p_mcnemar for pair in found])
+        return [replace(pair, p_holm=p) for pair, p in zip(found, corrected, strict=True)]
+
+    def _coverage(self, members: list[Arm]) -> list[str]:
+        """Which questions the rows stand on, and who is the reason that others were left out."""
+        left_out = len(self.asked) - len(self.common)
+        failed = set().union(*(rows.index[rows["failed"]] for rows in self.stored.values()))
+        failed -= set(self.common)
+        why = f" ({len(failed)} failed in an arm, {left_out - len(failed)} not stored by every arm yet)"
+        notes = [
+            f"Compared on the {len(self.common)} questions that every arm answered; {left_out} left out"
+            f"{why if left_out else ''}."
+        ]
+        broken = []
+        for arm in members:
+            name, rows = self._name(arm), self.stored[arm.id]
+            errors = Counter(rows.loc[rows["failed"], "error_type"].fillna("unnamed error"))
+            if not len(rows):
+                notes.append(f"NO ANSWERS: {name} has stored nothing yet.")
+            elif not len(self.answered[arm.id]):
+                notes.append(f"NO ANSWERS: every sample of {name} failed; it does not narrow the comparison.")
+            elif len(rows) < len(self.asked):
+                notes.append(f"NOT FINISHED: {name} has stored {len(rows)} of {len(self.asked)} questions.")
+            if errors:
+                kinds = ", ".join(f"{kind} x{count}" for kind, count in errors.most_common())
+                broken.append(f"{name} {kinds}")
+        if broken:
+            notes.append(f"FAILED samples, which are no answers: {'; '.join(broken)}.")
+        begun = [arm for arm in members if len(self.stored[arm.id])]
+        unscored = [self._name(arm) for arm in begun if not (arm.folder / "metrics.json").is_file()]
+        if unscored:
+            names = "all arms" if len(unscored) == len(begun) else ", ".join(unscored)
+            notes.append(f"No metrics.json, so lmms-eval's own aggregation has not run yet: {names}.")
+        return notes
+
+    def _name(self, arm: Arm) -> str:
+        label = self.labels[arm.id]
+        return label if arm.reference else f"{label} at {100 * arm.retention:.4g} %"
+
+
+def _place(arm: Arm) -> tuple:
+    """Order of printing: retention down; in a block references, controls, methods, the proposed one last."""
+    rank = 2
+    if arm.reference:
+        rank = REFERENCES.index(arm.method) - len(REFERENCES)
+    elif arm.method.startswith(CONTROLS):
+        rank = CONTROLS.index(next(name for name in CONTROLS if arm.method.startswith(name))) / len(CONTROLS)
+    elif arm.method == PROPOSED:
+        rank = 3
+    return -arm.retention, rank, arm.method, arm.label != arm.method, arm.label, arm.id
+
+
+def _anchor(block: list[Arm]) -> Arm:
+    """What a block is compared with: all tokens, else the proposed method, else random, else the first."""
+    for method in ("none", PROPOSED, "random"):
+        for arm in block:
+            if arm.method == method:
+                return arm
+    return block[0]
+
+
+def _with_best(rows: list[Row]) -> list[Row]:
+    """Marks the highest accuracy of each block that has at least two methods; references do not compete."""
+    best: dict[float, list[float]] = {}
+    for row in rows:
+        if not row.reference and not math.isnan(row.overall):
+            best.setdefault(row.retention, []).append(row.overall)
+    return [
+        replace(row, best=not row.reference and row.overall == max(best[row.retention]))
+        if len(best.get(row.retention, ())) > 1
+        else row
+        for row in rows
+    ]
+
+
+def _warnings(rows: list[Row], kind: str) -> list[str]:
+    """Budgets that were missed, and blocks whose rows agree in their budget but not in their compute."""
+    notes = []
+    if any(row.missed for row in rows):
+        notes.append(
+            f"A retention marked ! is off its budget of kind {kind} by more than {100 * TOLERANCE:.0f} % "
+            "(relative, mean over the questions)."
+        )
+    spending = _spending(rows)
+    if spending:
+        told = "; ".join(f"{label} {', '.join(ratios)}" for label, ratios in spending.items())
+        notes.append(
+            f"Compare with care: at kind {kind} these rows are more than {100 * TOLERANCE:.0f} % off the "
+            f"compute of the median row of their block, and spend: {told}."
+        )
+    if any(row.n_unparsed for row in rows):
+        notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
+    return notes
+
+
+def _spending(rows: list[Row]) -> dict[str, list[str]]:
+    """Methods whose compute is not their block's median, and how many times as much they spend."""
+    blocks: dict[float, list[Row]] = {}
+    for row in rows:
+        if row.method != "no_video" and row.retention_compute > 0:
+            blocks.setdefault(row.retention, []).append(row)
+    found: dict[str, list[str]] = {}
+    for retention, block in blocks.items():
+        usual = sorted(row.retention_compute for row in block)[(len(block) - 1) // 2]
+        for row in block:
+            ratio = row.retention_compute / usual
+            if abs(ratio - 1) > TOLERANCE:
+                found.setdefault(row.label, []).append(f"{ratio:.2f} times at {100 * retention:.4g} %")
+    return found
+
+
+def _benchmark_line(arm: Arm) -> str:
+    benchmark = arm.record["benchmark"]
+    chance = benchmark.get("chance")
+    said = f"Benchmark {benchmark['name']}: {benchmark.get('note') or 'no note stored'}"
+    return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."

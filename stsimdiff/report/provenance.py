@@ -1,0 +1,32 @@
+"""One line that says with what a section's numbers were made, and where its arms differ in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def provenance(records: Sequence[Mapping[str, Any]]) -> str:
+    """Versions, device, dtype, attention, data and git revision of the arms, and who scored the answers.
+
+    Args:
+        records: the arms' ``arm.json``. A value that differs between arms, or between the beginning of an arm
+            and its resumption, is given with all its values: such rows are not the same measurement.
+    """
+    stored = [one for record in records for one in (record.get("provenance"), *record.get("resumed", ()))]
+    flat = [_flat(one) for one in stored if one]
+    parts, differing = [], []
+    for name in dict.fromkeys(key for one in flat for key in one):
+        values = list(dict.fromkeys(one.get(name, "unknown") for one in flat))
+        parts.append(f"{name} {' | '.join(values)}")
+        if len(values) > 1:
+            differing.append(name)
+    said = f"Scored by lmms-eval's task functions. {', '.join(parts) or 'No provenance stored'}."
+    return f"{said} ROWS DIFFER in {', '.join(differing)}." if differing else said
+
+
+def _flat(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Provenance as ordered pairs of text; versions first, each under the name of its package."""
+    versions = stored.get("versions") or {}
+    rest = {name: value for name, value in stored.items() if name != "versions"}
+    return {name: str(value) for name, value in (versions | rest).items() if value is not None}

@@ -1,0 +1,329 @@
+"""A table as text: Markdown, LaTeX (booktabs), the terminal. Numbers are formatted here, made elsewhere."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from stsimdiff.report.paper import TABLE1, paper_table, printed_column
+
+if TYPE_CHECKING:
+    from stsimdiff.report.comparison import Pair, Row, Section
+    from stsimdiff.report.table import Table
+
+EMPTY = "–"
+LABEL_WIDTH = (12, 20)
+"""Characters that names of methods get where room is short; longer ones go over several lines."""
+
+PAPER_HEADS = {
+    "videomme_short": "VideoMME short",
+    "videomme_medium": "VideoMME medium",
+    "videomme_long": "VideoMME long",
+    "videomme_overall": "VideoMME overall",
+    "longvideobench_relation": "LVB relation",
+    "longvideobench_perception": "LVB perception",
+    "longvideobench_overall": "LVB overall",
+    "egoschema": "EgoSchema",
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What all three outputs print: a heading a column, and blocks of lines under a title each."""
+
+    heads: list[str]
+    blocks: list[tuple[str, list[list[str]]]]
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """(block, line) of the best methods."""
+
+    def take(self, columns: Sequence[int]) -> Cells:
+        """The same lines with only these columns."""
+        blocks = [(title, [[line[i] for i in columns] for line in lines]) for title, lines in self.blocks]
+        return Cells([self.heads[i] for i in columns], blocks, self.bold)
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A number with fixed digits, or a dash where there is none."""
+    return EMPTY if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _prefill(row: Row) -> str:
+    return number(row.prefill_ms, 1 if row.prefill_ms >= 100 else 2)
+
+
+def _kept(kind: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        mark = "!" if row.missed and row.budget == kind else ""
+        return number(100 * getattr(row, f"retention_{kind}")) + mark
+
+    return cell
+
+
+COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("overall %", lambda row: number(row.overall)),
+    ("95 % interval", lambda row: interval(row.ci_low, row.ci_high)),
+    ("tokens kept %", _kept("tokens")),
+    ("compute kept %", _kept("compute")),
+    ("LLM FLOPs %", lambda row: number(100 * row.llm_flops_ratio)),
+    ("prefill ms", _prefill),
+    ("n", lambda row: str(row.n)),
+    ("n failed", lambda row: str(row.n_failed)),
+    ("n unparsed", lambda row: str(row.n_unparsed)),
+)
+
+
+def interval(low: float, high: float) -> str:
+    return EMPTY if math.isnan(low) else f"{low:.1f}–{high:.1f}"
+
+
+def main_cells(section: Section) -> Cells:
+    """Method, accuracy of each family, then the columns of ``COLUMNS``."""
+    heads = ["method", *section.families, *(head for head, _ in COLUMNS)]
+    blocks, bold = [], set()
+    for retention, rows in section.blocks().items():
+        lines = []
+        for row in rows:
+            if row.best:
+                bold.add((len(blocks), len(lines)))
+            families = [number(row.families[name]) for name in section.families]
+            lines.append([row.label, *families, *(cell(row) for _, cell in COLUMNS)])
+        blocks.append((f"retention {100 * retention:.4g} %", lines))
+    return Cells(heads, blocks, frozenset(bold))
+
+
+def pair_cells(section: Section) -> Cells:
+    """Differences in pairs, a block for each retention."""
+    blocks: dict[float, list[list[str]]] = {}
+    for pair in section.pairs:
+        blocks.setdefault(pair.retention, []).append(_pair_line(pair))
+    heads = ["method", "minus", "points", "95 % interval", "McNemar p", "Holm p"]
+    return Cells(heads, [(f"retention {100 * r:.4g} %", lines) for r, lines in blocks.items()])
+
+
+def _pair_line(pair: Pair) -> list[str]:
+    bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
+    return [
+        *(pair.method, pair.against, f"{pair.difference:+.1f}", bounds),
+        *(f"{p:.3f}" if p >= 0.001 else "<0.001" for p in (pair.p_mcnemar, pair.p_holm)),
+    ]
+
+
+def paper_cells() -> Cells:
+    """The paper's main table; an empty cell stays empty."""
+    frame = paper_table(TABLE1)
+    names = [name for name in PAPER_HEADS if name in frame]
+    blocks = [
+        (
+            f"retention {100 * float(retention):.4g} %",
+            [
+                [line["method"], *("" if pd.isna(line[name]) else f"{line[name]:.1f}" for name in names)]
+                for _, line in rows.iterrows()
+            ],
+        )
+        for retention, rows in sorted(frame.groupby("retention"), reverse=True)
+    ]
+    return Cells(["method", *(PAPER_HEADS[name] for name in names)], blocks)
+
+
+def paper_title(table: Table) -> str:
+    """Whose numbers they are and on what data, so that nobody takes them for ours."""
+    same = all(printed_column(section.benchmark) for section in table.sections)
+    return (
+        "The PAPER'S Table 1 (arXiv 2605.22158): the authors' printed numbers, not ours, "
+        f"{'on their runs of' if same else 'on other data:'} VideoMME, LongVideoBench (LVB) and EgoSchema "
+        "with LLaVA-Video-7B, 64 frames; accuracy in %, an empty cell was not available"
+    )
+
+
+def title(section: Section) -> str:
+    counted = {
+        "tokens": "video tokens left after the last drop",
+        "compute": "mean over the decoder's layers of the video tokens entering each",
+    }[section.budget]
+    return f"{section.model} on {section.benchmark}, budget of kind {section.budget} ({counted})"
+
+
+PAIRS_TITLE = (
+    "Differences in pairs, in points, on the same questions (interval clustered by video; McNemar's exact "
+    "test, Holm-corrected over this table)"
+)
+
+
+# Markdown
+
+
+def markdown(table: Table) -> str:
+    """The whole report as GitHub Markdown."""
+    parts = [f"# {_md(table.run)}"]
+    for section in table.sections:
+        parts += [f"## {_md(title(section))}", _md_grid(main_cells(section)), _md_list(section.notes)]
+        if section.pairs:
+            parts += [f"{_md(PAIRS_TITLE)}:", _md_grid(pair_cells(section))]
+        parts.append(_md_list(section.about))
+    if table.notes:
+        parts.append(_md_list(table.notes))
+    parts += ["## The paper's numbers", f"{_md(paper_title(table))}.", _md_grid(paper_cells())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _md_grid(cells: Cells) -> str:
+    lines = [_md_line(map(_md, cells.heads)), _md_line([":---", *["---:"] * (len(cells.heads) - 1)])]
+    for b, (name, block) in enumerate(cells.blocks):
+        lines.append(_md_line([f"*{_md(name)}*", *[""] * (len(cells.heads) - 1)]))
+        for i, line in enumerate(block):
+            shown = [_md(cell) for cell in line]
+            lines.append(_md_line(f"**{cell}**" if (b, i) in cells.bold else cell for cell in shown))
+    return "\n".join(lines)
+
+
+def _md_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md_list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_md(line)}" for line in lines)
+
+
+def _md(text: str) -> str:
+    """Escapes what GitHub's Markdown would read as markup (an underscore within a word is none)."""
+    return re.sub(r"([\\|*`<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+# LaTeX
+
+
+def latex(table: Table) -> str:
+    """A ``table`` environment for each section and one for the paper; needs the package booktabs only."""
+    parts = [f"% {_tex(table.run)}: made from the stored rows; needs \\usepackage{{booktabs}}"]
+    for section in table.sections:
+        notes = [*section.notes, *section.about, *table.notes]
+        parts.append(_tex_float(f"{title(section)}. Accuracy in %.", main_cells(section), notes))
+        if section.pairs:
+            parts.append(_tex_float(f"{PAIRS_TITLE}.", pair_cells(section), []))
+    parts.append(_tex_float(f"{paper_title(table)}.", paper_cells(), []))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tex_float(caption: str, cells: Cells, notes: Sequence[str]) -> str:
+    width = len(cells.heads)
+    lines = [
+        r"\begin{table}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+        r"\toprule",
+        _tex_line(map(_tex, cells.heads)),
+    ]
+    for b, (name, block) in enumerate(cells.blocks):
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(name)}}}}} \\"]
+        for i, line in enumerate(block):
+            shown = [_tex(cell) for cell in line]
+            lines.append(_tex_line(rf"\textbf{{{cell}}}" if (b, i) in cells.bold else cell for cell in shown))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\raggedright {_tex(note)}" for note in notes]
+    return "\n".join([*lines, r"\end{table}"])
+
+
+def _tex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+# Terminal
+
+
+def show(table: Table, console: Console) -> None:
+    """Prints the report; columns that do not fit the width become further tables of the same methods."""
+    for section in table.sections:
+        console.print(Text(f"\n{table.run}: {title(section)}", style="bold"))
+        cells, result = main_cells(section), 1 + len(section.families)
+        _print_cells(console, cells, [range(1, result), range(result, len(cells.heads))])
+        _print_lines(console, section.notes)
+        if section.pairs:
+            cells = pair_cells(section)
+            console.print(Text(f"\n{PAIRS_TITLE}:", style="bold"))
+            _print_cells(console, cells, [range(1, len(cells.heads))])
+        _print_lines(console, section.about)
+    _print_lines(console, table.notes)
+    console.print(Text(f"\n{paper_title(table)}:", style="bold"))
+    cells = paper_cells()
+    _print_cells(console, cells, [range(1, len(cells.heads))])
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        grid = Grid.grid(padding=(0, 1))
+        grid.add_row("-", Text(line, overflow="fold"))
+        console.print(grid)
+
+
+def _print_cells(console: Console, cells: Cells, groups: Sequence[Sequence[int]]) -> None:
+    """One grid when everything fits; else the last group (the result) first, each cut into what fits."""
+    lines = [line for _, block in cells.blocks for line in block]
+    widths = [
+        max(cell_len(text) for text in [*head.split(), *(line[i] for line in lines)])
+        for i, head in enumerate(cells.heads)
+    ]
+    words = (cell_len(word) for line in lines for word in line[0].split())
+    least = min(max(LABEL_WIDTH[0], *words), LABEL_WIDTH[1])
+    room = console.width - least
+    everything = [i for group in groups for i in group]
+    if _taken(everything, widths) <= room:
+        parts = [everything]
+    else:
+        parts = [part for group in (groups[-1], *groups[:-1]) for part in _cut(group, widths, room)]
+    for part in parts:
+        label = max(least, min(widths[0], console.width - _taken(part, widths)))
+        _print_grid(console, cells.take([0, *part]), [label, *(widths[i] for i in part)])
+
+
+def _taken(columns: Sequence[int], widths: Sequence[int]) -> int:
+    """Characters that columns take in a line, each with the gap of two before it."""
+    return sum(widths[i] + 2 for i in columns)
+
+
+def _cut(columns: Sequence[int], widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns in their order, cut into parts that fit; a part has at least one column."""
+    parts: list[list[int]] = []
+    for i in columns:
+        if not parts or _taken([*parts[-1], i], widths) > room:
+            parts.append([])
+        parts[-1].append(i)
+    return parts
+
+
+def _print_grid(console: Console, cells: Cells, widths: Sequence[int]) -> None:
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for i, (head, width) in enumerate(zip(cells.heads, widths, strict=True)):
+        justify = "right" if i else "left"
+        grid.add_column(Text(head), justify=justify, width=width, overflow="fold", vertical="bottom")
+    for b, (name, block) in enumerate(cells.blocks):
+        grid.add_row(Text(name, style="italic"))
+        for i, line in enumerate(block):
+            style = "bold" if (b, i) in cells.bold else ""
+            grid.add_row(*(Text(cell, style=style) for cell in line), end_section=i == len(block) - 1)
+    console.print(grid)

@@ -1,0 +1,100 @@
+"""The table of a run, made from its stored rows alone, and the files it is written to.
+
+A section for each model, benchmark and kind of budget; in it a block for each retention; in that a row for
+each arm. The numbers are made in ``comparison``, how they look in ``render``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from stsimdiff.report import render, statistics
+from stsimdiff.report.comparison import NAN, Group, Pair, Section, model_name
+from stsimdiff.report.rows import Arm, Stored, read
+
+
+@dataclass(frozen=True)
+class Table:
+    """A run's table.
+
+    Attributes:
+        run: name of the run's folder.
+        n_failed: samples that failed, over all arms.
+    """
+
+    run: str
+    sections: list[Section]
+    n_failed: int
+    notes: list[str] = field(default_factory=list)
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
+        several = len({(section.model, section.benchmark) for section in self.sections}) > 1
+        families = list(dict.fromkeys(family for section in self.sections for family in section.families))
+        lines = []
+        for section in self.sections:
+            for row in section.rows:
+                place = {"model": section.model, "benchmark": section.benchmark} if several else {}
+                numbers = {name: getattr(row, name) for name in CSV}
+                accuracies = {f"acc_{family}": row.families.get(family, NAN) for family in families}
+                lines.append(place | {"method": row.label} | numbers | accuracies)
+        return pd.DataFrame(lines)
+
+    def pairs(self) -> pd.DataFrame:
+        """The comparisons in pairs as ``pairs.csv`` holds them."""
+        lines = [
+            {"model": section.model, "benchmark": section.benchmark} | vars(pair)
+            for section in self.sections
+            for pair in section.pairs
+        ]
+        return pd.DataFrame(lines, columns=["model", "benchmark", *Pair.__dataclass_fields__])
+
+
+CSV = (
+    *("retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute"),
+    *("llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_unparsed"),
+)
+
+
+def make(run_dir: Path | str, console: Console | None) -> Table:
+    """Builds a run's table, writes ``table.md``, ``.csv``, ``.tex`` and ``pairs.csv`` beside it, prints it.
+
+    Args:
+        run_dir: ``results/<run>``.
+        console: where to print; None prints nothing.
+
+    Raises:
+        DataError: as ``rows.load`` does.
+    """
+    run_dir = Path(run_dir)
+    table = build(read(run_dir))
+    table.frame().to_csv(run_dir / "table.csv", index=False)
+    table.pairs().to_csv(run_dir / "pairs.csv", index=False)
+    (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
+    (run_dir / "table.tex").write_text(render.latex(table), encoding="utf-8")
+    if console is not None:
+        render.show(table, console)
+    return table
+
+
+def build(stored: Stored, *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Table:
+    """A run's table without writing or printing anything.
+
+    Args:
+        stored: what ``rows.read`` found.
+        resamples: bootstrap resamples of every interval.
+        seed: of the resampling.
+    """
+    groups: dict[tuple, list[Arm]] = {}
+    for arm in stored.arms:
+        groups.setdefault((arm.model, arm.benchmark), []).append(arm)
+    sections = []
+    for group in groups.values():
+        name = model_name(group[0], stored.arms)
+        sections += Group(group, stored.samples, name, resamples, seed).sections()
+    failed = int(stored.samples["failed"].sum())
+    return Table(stored.run, sections, failed, stored.notes)

@@ -1,0 +1,184 @@
+"""The words everything else speaks: a grid of video tokens, the tokens themselves, and a selection among them.
+
+Nothing here knows a model or a compression method.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Reason(IntEnum):
+    """Why a token was kept or dropped; overlays and the attribution table are made from these codes."""
+
+    DROPPED = 0
+    ALL = 1
+    REPRESENTATIVE = 2
+    EVENT = 3
+    IMPORTANT = 4
+    CONTEXTUAL = 5
+    UNIFORM = 6
+    RANDOM = 7
+    UNGROUPED = 8
+    MERGED = 9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Layout of the video tokens that enter the language model: ``frames x height x width``, raster order.
+
+    A family whose layout ends each row with a newline token counts it as one more column, as the released
+    ST-SimDiff and FrameFusion do.
+    """
+
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width) < 1:
+            raise ValueError(f"a grid needs at least one frame, row and column, got {self}")
+
+    @property
+    def per_frame(self) -> int:
+        """Tokens of one frame."""
+        return self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole video, N."""
+        return self.frames * self.per_frame
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Some or all tokens of one video.
+
+    Attributes:
+        features: ``(n, D)`` hidden states, any floating dtype and device.
+        grid: the grid of the whole video (``N >= n``).
+        index: ``(n,)`` int64, ascending: raster position of each row of ``features`` in the grid.
+    """
+
+    features: Tensor
+    grid: Grid
+    index: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.index.shape != self.features.shape[:1]:
+            raise ValueError(
+                f"features {tuple(self.features.shape)} and index {tuple(self.index.shape)} do not fit: "
+                "expected (n, D) and (n,)"
+            )
+
+    @classmethod
+    def full(cls, features: Tensor, grid: Grid) -> VideoTokens:
+        """All ``N`` tokens of a video, ``features`` ``(N, D)`` in raster order."""
+        if features.shape[0] != grid.tokens:
+            raise ValueError(f"{features.shape[0]} tokens do not fill the grid {grid} of {grid.tokens}")
+        return cls(features, grid, torch.arange(grid.tokens, device=features.device))
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def check_finite(self, where: str) -> None:
+        """Raise ``ValueError`` when a feature is NaN or infinite; ``where`` names the place in the message."""
+        # A sum is finite only if every term is, save for overflow, so the full mask is made only on suspicion.
+        if math.isfinite(float(self.features.sum(dtype=torch.float32))):
+            return
+        bad = ~torch.isfinite(self.features).all(dim=1)
+        if bool(bad.any()):
+            first = int(self.index[bad.nonzero()[0, 0]])
+            raise ValueError(
+                f"{where}: {int(bad.sum())} of {len(self)} video tokens hold NaN or infinite features "
+                f"(first: raster index {first} of grid {self.grid})"
+            )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a compressor decided about ``n`` given tokens.
+
+    Attributes:
+        keep: ``(k,)`` int64, strictly ascending rows of the given tokens that stay.
+        reason: ``(n,)`` uint8, a :class:`Reason` code for every given token, dropped ones included.
+        features: ``(k, D)`` new features of the kept tokens where the method merged, else ``None``.
+    """
+
+    keep: Tensor
+    reason: Tensor
+    features: Tensor | None = None
+
+    def check(self, n: int, *, may_be_empty: bool = False) -> Selection:
+        """Return self if valid for ``n`` tokens, else raise ``ValueError``: sorted, in range, not empty."""
+        k = self.keep.shape[0]
+        if self.reason.shape != (n,):
+            raise ValueError(f"reason has shape {tuple(self.reason.shape)}, expected ({n},)")
+        if k == 0:
+            if not may_be_empty:
+                raise ValueError(f"a selection kept none of {n} tokens; at least one must stay")
+            return self
+        if int(self.keep[0]) < 0 or int(self.keep[-1]) >= n or bool((self.keep[1:] <= self.keep[:-1]).any()):
+            raise ValueError(f"keep must be strictly ascending within [0, {n}); got {k} indices that are not")
+        if self.features is not None and self.features.shape[0] != k:
+            raise ValueError(f"{self.features.shape[0]} merged features for {k} kept tokens")
+        return self
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, kept: Reason | Tensor, features: Tensor | None = None) -> Selection:
+        """Selection from a boolean ``(n,)`` mask; ``kept`` is one reason for all kept tokens, or ``(n,)`` codes."""
+        codes = kept if isinstance(kept, Tensor) else torch.full_like(mask, int(kept), dtype=torch.uint8)
+        reason = torch.where(mask, codes.to(torch.uint8), torch.zeros_like(codes, dtype=torch.uint8))
+        return cls(mask.nonzero(as_tuple=True)[0], reason, features)
+
+
+@dataclass(frozen=True)
+class VisionSignals:
+    """What the vision tower's attention says of each token of the grid, for methods of the vision place.
+
+    Read in the layer whose output became the features. Where the tower has no class token, a patch's score is the
+    attention that it receives, averaged over heads and over the queries of its frame (of its window, in layers with
+    windowed attention); both signals are averaged over the patches that were pooled or merged into a grid token.
+
+    Attributes:
+        received: ``(N,)`` float32.
+        keys: ``(N, heads, d)`` keys as that layer's attention uses them.
+    """
+
+    received: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a compressor may know of the sample besides its features.
+
+    Attributes:
+        grid: grid of the video.
+        video: ``(N,)`` int64 on the CPU, ascending: places of the video tokens in the input sequence.
+        length: tokens of the whole input sequence, text included.
+        layers: decoder layers of the model.
+        sample: id of the question; seeds of random methods derive from it.
+        vision: the vision tower's signals, where the method asked for them.
+    """
+
+    grid: Grid
+    video: Tensor
+    length: int
+    layers: int
+    sample: str = ""
+    vision: VisionSignals | None = None
+
+    def __post_init__(self) -> None:
+        if self.video.shape != (self.grid.tokens,):
+            raise ValueError(f"{self.video.shape[0]} video places for a grid of {self.grid.tokens} tokens")
+
+    @property
+    def text(self) -> int:
+        """Tokens of the sequence that are not video tokens."""
+        return self.length - self.grid.tokens

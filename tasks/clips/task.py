@@ -1,0 +1,72 @@
+"""The embedded benchmark for lmms-eval: rows and videos from the generator, and how an answer is scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lmms_eval.api.task import ConfigurableMessagesTask
+
+from stsimdiff.data import cache_folder, clips
+from stsimdiff.data.clips.questions import prompt
+from stsimdiff.evaluate.parsing import parse_letter
+
+METRIC = "clips_accuracy"
+
+
+class ClipsTask(ConfigurableMessagesTask):
+    """A task whose data set is generated, once, into a folder of the user's cache.
+
+    ``dataset_kwargs.root`` names another folder with ``questions.jsonl`` and ``videos/``.
+    """
+
+    def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
+        # The key that brought lmms-eval here is none of a task's own.
+        super().__init__(config={k: v for k, v in config.items() if k != "class"}, model_name=model_name)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        root = (dataset_kwargs or {}).get("root")
+        root = (
+            Path(root).expanduser()
+            if root
+            else clips.build(cache_folder() / f"clips-{clips.GENERATOR_VERSION}")
+        )
+        rows = datasets.load_dataset(
+            "json",
+            data_files=str(root / "questions.jsonl"),
+            split="train",
+            cache_dir=str(cache_folder() / "datasets"),
+        )
+        videos = [str((root / "videos" / name).resolve()) for name in rows["video"]]
+        self.dataset = datasets.DatasetDict({self.config.test_split: rows.add_column("path", videos)})
+        self.dataset_no_image = self.dataset
+
+
+def doc_to_visual(doc: dict[str, Any]) -> list[str]:
+    """Path of the video."""
+    return [doc["path"]]
+
+
+def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    """Question, options and instruction, as the embedded model was trained to read them."""
+    return prompt(doc["question"], doc["options"])
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, dict[str, Any]]:
+    """Score one answer; what cannot be parsed is wrong, never a guess."""
+    parsed = parse_letter(results[0], len(doc["options"]))
+    return {
+        METRIC: {
+            "question_id": doc["id"],
+            "family": doc["family"],
+            "parsed": parsed,
+            "target": doc["answer"],
+            "correct": parsed == doc["answer"],
+        }
+    }
+
+
+def aggregate(results: list[dict[str, Any]]) -> float:
+    """Accuracy in percent over all questions."""
+    return 100.0 * sum(result["correct"] for result in results) / len(results)

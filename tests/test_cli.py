@@ -1,0 +1,271 @@
+"""The command line: every wrong input is one message and exit code 2, and nothing is loaded or written for it."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from stsimdiff import cli, compressors
+from stsimdiff.resources import IN_REPOSITORY, folder
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = folder("configs")
+GROUPS = ("model", "compressor", "benchmark", "budget", "logger", "experiment")
+
+
+def run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """``python -m stsimdiff`` in a folder of its own, with its time noted in the test's output."""
+    since = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "stsimdiff", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(f"{time.perf_counter() - since:.1f} s: {shlex.join(arguments)}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 6}')
+    return f"model.path={tmp_path}"
+
+
+# Each in a process of its own, as a user meets it: one for each kind of mistake.
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compressor=st_simdif", r"compressor=st_simdif is unknown; allowed: .*fastv.*; did you mean st_simdiff\?"),
+        ("-m compressor=random,st_simdif", r"compressor=st_simdif is unknown; .*did you mean st_simdiff\?"),
+        ("compressor.tau_simm=0.7", r"compressor\.tau_simm is unknown to compressor=st_simdiff: .*mean tau_sim\?"),
+        ("budget.retention=1.2", r"budget\.retention=1\.2 is out of range; allowed: a number in \(0, 1\]"),
+        ("-m budget.retention=0.3,30", r"budget\.retention=30 is out of range"),
+        ("compressor.tau_sim=7", r"compressor\.tau_sim=7.* is out of range; allowed: .*\[-1, 1\]"),
+        ("compressor.tau_sim=[0.7", r"cannot read 'compressor\.tau_sim=\[0\.7': .*; write key=value"),
+        ("run=a/b", r"run='a/b' is no name for a run"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoint, arguments, message):
+    done = run(tmp_path, checkpoint, *shlex.split(arguments))
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.rglob("arm.json"))
+
+
+# The rest in this process, for speed.
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("model=embeded", r"model=embeded is unknown; allowed: embedded; did you mean embedded\?"),
+        ("benchmark=clip", r"benchmark=clip is unknown; .*did you mean clips\?"),
+        ("budget=token", r"budget=token is unknown; allowed: compute, tokens; did you mean tokens\?"),
+        ("logger=tensorboard", r"logger=tensorboard is unknown; allowed: none, wandb"),
+        ("experiment=table", r"experiment=table is unknown; allowed: .*embedded_table"),
+        ("+experiment=embedded_table", r"experiment is given twice; write it once, without a plus"),
+        ("compressro=random", r"compressro is unknown; allowed: .*; did you mean compressor\?"),
+        ("limits=3", r"limits is unknown; allowed: .*; did you mean limit\?"),
+        ("budget.retension=0.3", r"budget\.retension is unknown: it has kind, retention; did you mean retention\?"),
+        ("compressor=none compressor.seed=1", r"unknown to compressor=none: it has no parameters"),
+        ("compressor=random,fastv", r"compressor=random,fastv: several values need -m"),
+        ("budget.retention=range(0.1,0.5,0.1)", r"a sweep needs -m"),
+        ("budget.retention", r"cannot read 'budget\.retention'"),
+        ("~model", r"model is missing from the configuration; leave out ~model"),
+        ("~budget.kind", r"budget\.kind is missing; leave out ~budget\.kind"),
+        ("run=${name}", r"run: interpolation key 'name' not found"),
+        ("compressor=custom", r"compressor\._target_ must be given"),
+        ("experiment=embedded_table compressor=random", r"compressor is set by the arms of this experiment"),
+        ("experiment=embedded_table budget.retention=0.2", r"budget\.retention is set by the arms"),
+        ("arms=[random]", r"cannot read 'random'"),
+        ("arms=random", r"arms must be a list of command lines"),
+        ("--shell-completion install=csh", r"No completion plugin for 'csh' found"),
+        ("-m results=/proc/nowhere", r"No such file or directory: '/proc/nowhere"),
+    ],
+)  # fmt: skip
+def test_more_wrong_input(monkeypatch, tmp_path, checkpoint, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["stsimdiff", checkpoint, *shlex.split(arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert re.search(message, said.err)
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert cli.TRACEBACK not in os.environ
+
+
+def test_a_parameter_that_only_one_method_of_a_sweep_has(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["stsimdiff", "-m", "compressor=random,st_simdiff", "compressor.tau_sim=0.7,0.8"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "compressor.tau_sim is unknown to compressor=random: it has seed" in said
+    assert (
+        'arms=["compressor=METHODS_WITHOUT_IT","compressor=METHOD_WITH_IT compressor.tau_sim=0.7,0.8"]'
+        in said
+    )
+
+
+def test_an_unknown_flag_is_a_usage_message(tmp_path):
+    done = run(tmp_path, "--cofg", "job")
+    assert done.returncode == 2
+    assert "usage: stsimdiff" in done.stderr
+    assert "unrecognized arguments: --cofg" in done.stderr
+
+
+def test_the_traceback_is_there_for_those_who_ask(tmp_path):
+    done = run(tmp_path, "compressor=st_simdif", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "did you mean st_simdiff?" in done.stderr
+
+
+def test_help_shows_examples_choices_and_the_form(tmp_path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    for name in compressors.BUILTIN:
+        assert name in done.stdout
+    assert "python -m stsimdiff -m compressor=random,st_simdiff budget.retention=0.3,0.5" in done.stdout
+    assert "max_failures: 10" in done.stdout
+    assert '"$(stsimdiff --shell-completion install=bash)"' in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_cfg_job_shows_what_would_run(tmp_path):
+    done = run(tmp_path, "a=1", "--cfg", "job")
+    assert done.returncode == 2
+    done = run(tmp_path, "compressor.tau_sim=0.7", "--cfg", "job", "budget=compute", "run=mine")
+    assert done.returncode == 0
+    shown = OmegaConf.create(done.stdout)
+    assert (shown.run, shown.budget.kind, shown.compressor.tau_sim) == ("mine", "compute", 0.7)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(tmp_path, shell):
+    done = run(tmp_path, "--shell-completion", f"install={shell}")
+    assert done.returncode == 0
+    assert "stsimdiff" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("stsimdiff comp", {"compressor=", "compressor."}),
+        ("stsimdiff compressor=", {f"compressor={name}" for name in compressors.BUILTIN}),
+        ("stsimdiff compressor.tau", {"compressor.tau_sim=", "compressor.tau_diff="}),
+        ("stsimdiff budget=", {"budget=tokens", "budget=compute"}),
+    ],
+)
+def test_tab_completion_offers_groups_options_and_keys(tmp_path, line, offered):
+    done = run(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.returncode == 0
+    assert offered <= set(done.stdout.split())
+
+
+def options() -> list[str]:
+    """Every file of every group, as one would choose it."""
+    found = [
+        f"{group}={path.stem}"
+        for group in GROUPS
+        for path in sorted((CONFIGS / group).glob("*.yaml"))
+        if path.stem != "custom"
+    ]
+    assert len(found) > 12
+    return found
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_file_composes_and_resolves(option):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("config", overrides=[option])
+    form = OmegaConf.load(CONFIGS / "config.yaml")
+    assert set(cfg) == (set(form) | set(GROUPS)) - {"defaults", "hydra", "experiment"}
+    OmegaConf.resolve(cfg)
+    assert OmegaConf.missing_keys(cfg) == set()
+
+
+def test_every_line_of_the_form_says_what_it_is_for():
+    for path in [CONFIGS / "config.yaml", *CONFIGS.glob("*/*.yaml")]:
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# "), f"{path} does not open with what it is"
+    form = (CONFIGS / "config.yaml").read_text().partition("\nrun:")[2].partition("\nhydra:")[0]
+    for line in form.splitlines():
+        assert not line or "#" in line, f"config.yaml: {line!r} has no comment"
+
+
+def test_no_package_is_forgotten():
+    listed = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
+    listed = set(re.findall(r'"([\w.]+)"', listed))
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "stsimdiff").rglob("__init__.py")
+    }
+    assert listed == found | {f"stsimdiff.{name}" for name in IN_REPOSITORY}
+
+
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    named = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    phony = re.search(r"^\.PHONY: (help .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert named == set(phony.split())
+
+
+def test_the_lock_fits_the_ranges_and_names_no_place():
+    from packaging.requirements import Requirement
+
+    lock = (ROOT / "scripts" / "constraints-py311.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lock if line and not line.startswith("#"))
+    assert all(re.fullmatch(r"[\w.+!-]+", version) for version in pins.values())
+    pinned = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    text = (ROOT / "pyproject.toml").read_text()
+    asked = (
+        text.partition("\ndependencies = [")[2].partition("\n]")[0]
+        + text.partition("\ndev = [")[2].partition("\n]")[0]
+    )
+    for line in re.findall(r'"([^"]+)"', asked):
+        requirement = Requirement(line)
+        name = requirement.name.lower().replace("_", "-")
+        assert name in pinned, f"{name} is not in the lock"
+        assert requirement.specifier.contains(pinned[name]), f"{line} does not admit {pinned[name]}"
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="builds a wheel; runs in CI")
+def test_the_wheel_carries_configs_tasks_and_published_numbers(tmp_path):
+    # From a copy: setuptools leaves build/ behind, and takes stale files from it the next time.
+    source, unpacked = tmp_path / "source", tmp_path / "unpacked"
+    unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, str(source)], check=True)
+    (wheel,) = tmp_path.glob("stsimdiff-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    for name, place in IN_REPOSITORY.items():
+        assert files_in(unpacked / "stsimdiff" / name) == files_in(source / place)
+    model = files_in(source / "stsimdiff" / "data" / "clips" / "model")
+    assert files_in(unpacked / "stsimdiff" / "data" / "clips" / "model") == model
+    done = run(tmp_path, "--cfg", "job", PYTHONPATH=str(unpacked))
+    assert done.returncode == 0
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}

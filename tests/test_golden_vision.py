@@ -1,0 +1,94 @@
+"""The selection functions of the vision place against outputs recorded from their authors' code."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stsimdiff.compressors import fastervlm, prumerge, visionzip
+
+torch.set_num_threads(1)
+FOLDER = Path(__file__).parent / "golden"
+
+
+def cases(prefix: str) -> list:
+    found = sorted(FOLDER.glob(f"{prefix}_*.npz"))
+    assert found, f"no {prefix} case in {FOLDER}"
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+def load(path: Path) -> dict:
+    """Arrays as tensors (indices as int64), scalars as Python numbers."""
+    data = np.load(path, allow_pickle=False)
+    fields = {}
+    for name in data.files:
+        value = data[name]
+        if value.ndim == 0:
+            fields[name] = value.item()
+        else:
+            fields[name] = torch.from_numpy(value.astype(np.int64) if value.dtype == np.int32 else value)
+    return fields
+
+
+@pytest.mark.parametrize("path", cases("visionzip"))
+def test_visionzip(path):
+    want = load(path)
+    found = visionzip.select(
+        want["hidden"], want["metric"], want["attn_cls"], want["dominant_num"], want["contextual_num"]
+    )
+    assert torch.equal(found.dominant, want["dominant_idx_sorted"])
+    assert torch.equal(found.target, want["contextual_target_idx"])
+    assert torch.equal(found.source, want["merged_source_idx"])
+    assert torch.equal(found.assignment, want["assignment"])
+    torch.testing.assert_close(found.features, want["hidden_out"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("path", cases("fastervlm"))
+def test_fastervlm(path):
+    """The recorded mosaics of tiles are a layout of still images; their selection is the same."""
+    want = load(path)
+    keep = fastervlm.select(want["attn_cls"], want["visual_token_num"])
+    assert torch.equal(keep, want["keep_idx"])
+    torch.testing.assert_close(fastervlm.scores(want["attn_cls"]), want["attn_mean"], atol=1e-6, rtol=0)
+    if not want["tile_grid"].any():
+        rows = want["hidden"][:, 1:].gather(1, keep[:, :, None].expand(-1, -1, want["hidden"].shape[2]))
+        assert torch.equal(rows.flatten(0, 1), want["tokens_out"])
+
+
+@pytest.mark.parametrize("path", cases("prumerge*"))
+def test_prumerge(path):
+    want = load(path)
+    attention = prumerge.cls_attention(want["q_cls"], want["k"])
+    torch.testing.assert_close(attention, want["cls_attn"], atol=0, rtol=1e-5)
+    ratio = want["reduction_ratio"]
+    if want["if_adaptive"]:
+        ratio = prumerge.adaptive_ratio(attention)
+        assert ratio == want["ratio"]
+    index = prumerge.kept_patches(attention, ratio)
+    assert torch.equal(index, want["topk_idx"])
+    if "idx" in want:
+        index = prumerge.sampled_patches(index, ratio, want["if_adaptive"], want["sample_end"])
+        assert torch.equal(index, want["idx"])
+    found = prumerge.merge(want["hidden"][:, 1:], want["k"][:, 1:], attention, index)
+    assert torch.equal(found.complement, want["compl_idx"])
+    assert torch.equal(found.cluster.sort(2).values, want["cluster_idx"])
+    torch.testing.assert_close(found.features, want["tokens_out"], atol=1e-5, rtol=0)
+
+
+def test_wrong_counts_are_refused():
+    attention = torch.rand(2, 3, 10)
+    with pytest.raises(ValueError, match="10 patches to keep; allowed: 1 to 9"):
+        fastervlm.select(attention, 10)
+    hidden = torch.rand(2, 10, 4)
+    with pytest.raises(ValueError, match="8 dominant and 2 contextual tokens do not fit 9 patches"):
+        visionzip.select(hidden, hidden, attention, 8, 2)
+    with pytest.raises(ValueError, match="more patches than 10"):
+        prumerge.merge(hidden, hidden, torch.rand(2, 10), torch.zeros(2, 1, dtype=torch.int64))
+    kept = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="one image at a time, got 2"):
+        prumerge.sampled_patches(kept, 0.1, True, 575)
+    with pytest.raises(ValueError, match="57 samples for 3 kept patches"):
+        prumerge.sampled_patches(kept, 0.1, False, 575)
+    with pytest.raises(ValueError, match="no patch stands out"):
+        prumerge.sampled_patches(kept[:1], 0.0, True, 575)

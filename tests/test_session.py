@@ -1,0 +1,185 @@
+"""The whole path in-process: configuration to rows, failures, resuming, and the score against independent code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.data import clips
+from stsimdiff.errors import BudgetError, DataError, RunFailed
+from stsimdiff.evaluate import session
+from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.resources import folder
+
+LIMIT = 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two clips of the benchmark in a folder of their own."""
+    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+def prepared(tmp_path: Path, data: Path, *lines: str, **overrides):
+    """Settings and arms, one arm for each line of overrides."""
+    common = [f"results={tmp_path}", "run=test", "logger=none", f"benchmark.data={data}", f"limit={LIMIT}"]
+    common += [f"{key}={value}" for key, value in overrides.items()]
+    settings, arms = None, []
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        for line in lines:
+            config = compose("config", [*common, *line.split()])
+            settings = settings_from_config(config)
+            arms += arms_from_config(config, settings)
+    return settings, arms
+
+
+def stored(settings, arm) -> list[dict]:
+    path = settings.folder / arm.folder / "answers.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ARMS = (
+    "compressor=none budget.retention=1",
+    "compressor=no_video budget.retention=1",
+    "compressor=random budget.retention=0.3",
+    "compressor=uniform_frames budget.retention=0.1",
+    "compressor=st_simdiff budget.retention=0.3",
+    "compressor=fastv budget.retention=0.5",
+    "compressor=fastv budget=compute budget.retention=0.5",
+)
+
+
+def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
+    settings, arms = prepared(tmp_path, data, *ARMS)
+    outcome = session.run_arms(settings, arms)
+    assert (outcome.answered, outcome.failed) == (LIMIT * len(ARMS), 0)
+    questions = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()][:LIMIT]
+    targets = {q["id"]: q["answer"] for q in questions}
+    for arm in arms:
+        rows = stored(settings, arm)
+        assert [row["id"] for row in rows] == [q["id"] for q in questions]
+        for row in rows:
+            assert row["target"] == targets[row["id"]]
+            assert row["correct"] == (row["answer"].strip() == targets[row["id"]])
+            assert row["video_tokens"] == 512 and len(row["tokens_per_layer"]) == 6
+            assert sum(row["reasons"].values()) == 512
+            mean = sum(row["tokens_per_layer"]) / (6 * 512)
+            assert row["retention_compute"] == pytest.approx(mean)
+            assert row["llm_flops"] <= row["llm_flops_all"]
+        metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
+        accuracy = 100 * sum(row["correct"] for row in rows) / LIMIT
+        assert metrics["metrics"] == {"clips_accuracy": pytest.approx(accuracy)}
+        if arm.method not in ("none", "no_video"):
+            achieved = sum(row[f"retention_{arm.budget.kind}"] for row in rows) / LIMIT
+            assert achieved == pytest.approx(arm.budget.retention, rel=0.02)
+    record = json.loads((settings.folder / arms[0].folder / "arm.json").read_text())
+    assert record["provenance"]["versions"]["lmms_eval"] and record["provenance"]["device"]
+
+
+def test_a_second_run_answers_nothing_and_loads_no_model(tmp_path: Path, data: Path, monkeypatch) -> None:
+    settings, arms = prepared(tmp_path, data, ARMS[2])
+    session.run_arms(settings, arms)
+    before = stored(settings, arms[0])
+    monkeypatch.setattr(
+        session, "load_model", lambda settings: pytest.fail("a finished run loaded the model")
+    )
+    assert session.run_arms(settings, arms).answered == 0
+    assert stored(settings, arms[0]) == before
+
+
+def test_another_parameter_is_another_arm(tmp_path: Path, data: Path) -> None:
+    settings, arms = prepared(
+        tmp_path,
+        data,
+        "compressor=st_simdiff budget.retention=0.3",
+        "compressor=st_simdiff compressor.tau_sim=0.5 budget.retention=0.3",
+    )
+    session.run_arms(settings, arms)
+    assert len({arm.id for arm in arms}) == len({arm.folder for arm in arms}) == 2
+    assert all(len(stored(settings, arm)) == LIMIT for arm in arms)
+
+
+def test_arms_of_one_pass_equal_arms_alone(tmp_path: Path, data: Path) -> None:
+    settings, arms = prepared(tmp_path / "together", data, *ARMS[2:5])
+    session.run_arms(settings, arms)
+    for line, arm in zip(ARMS[2:5], arms, strict=True):
+        alone, (single,) = prepared(tmp_path / "alone", data, line)
+        session.run_arms(alone, [single])
+        assert single.id == arm.id
+        drop = {"times": None}
+        assert [row | drop for row in stored(alone, single)] == [row | drop for row in stored(settings, arm)]
+
+
+class FailsOn(ScoreCompressor):
+    """Raises on one question."""
+
+    def score(self, tokens, layout):
+        if layout.sample.endswith("-count"):
+            raise SystemExit("a method that stops the process")
+        return tokens.features.norm(dim=1)
+
+
+def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -> None:
+    line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
+    settings, arms = prepared(tmp_path, data, line, ARMS[2])
+    with pytest.raises(RunFailed, match=r"samples have no answer"):
+        session.run_arms(settings, arms)
+    rows = {row["id"]: row for row in stored(settings, arms[0])}
+    failed = [row for row in rows.values() if row["error"]]
+    assert failed and all(row["id"].endswith("-count") for row in failed)
+    assert all(row["correct"] is None and row["answer"] is None for row in failed)
+    assert (
+        "a method that stops" in failed[0]["error"]["message"] and "score" in failed[0]["error"]["traceback"]
+    )
+    metrics = json.loads((settings.folder / arms[0].folder / "metrics.json").read_text())
+    assert (metrics["n"], metrics["n_failed"]) == (LIMIT - len(failed), len(failed))
+    assert all(row["error"] is None for row in stored(settings, arms[1]))
+    # A second run leaves failures alone; retry_failed asks them again, and a mended method answers.
+    with pytest.raises(RunFailed):
+        session.run_arms(settings, arms)
+    assert len(stored(settings, arms[0])) == LIMIT
+    monkeypatch.setattr(FailsOn, "score", lambda self, tokens, layout: tokens.features.norm(dim=1))
+    settings, arms = prepared(tmp_path, data, line, ARMS[2], retry_failed=True)
+    assert session.run_arms(settings, arms).answered == len(failed)
+
+
+def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
+    line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
+    settings, arms = prepared(tmp_path, data, line, max_failures=0)
+    with pytest.raises(RunFailed, match="stopped after 1 failed samples"):
+        session.run_arms(settings, arms)
+    assert stored(settings, arms[0])[-1]["error"]
+
+
+def test_a_missing_video_is_said_before_the_model_is_loaded(tmp_path: Path, data: Path, monkeypatch) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    (copy / "videos" / "clip000.mp4").unlink()
+    settings, arms = prepared(tmp_path, copy, ARMS[0])
+    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+    with pytest.raises(DataError, match=r"clip000\.mp4 does not exist"):
+        session.run_arms(settings, arms)
+
+
+def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, data: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    (copy / "videos" / "clip000.mp4").write_bytes(b"no video" * 100)
+    settings, arms = prepared(tmp_path, copy, ARMS[2])
+    with pytest.raises(RunFailed):
+        session.run_arms(settings, arms)
+    for row in stored(settings, arms[0]):
+        assert (row["error"] is not None) == (row["video"] == "clip000.mp4")
+        if row["error"]:
+            assert row["error"]["type"] == "DataError" and "cannot be decoded" in row["error"]["message"]
+
+
+def test_a_budget_no_video_can_meet_is_refused_before_loading(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(BudgetError, match="0.1"):
+        prepared(tmp_path, data, "compressor=fastv budget=compute budget.retention=0.1")

@@ -1,0 +1,168 @@
+"""ST-SimDiff: the released rule against a dense reference, the paper's rule, the ablations and the budgets."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from fake_engine import drive, layout_for, video
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors import st_simdiff
+from stsimdiff.compressors.st_simdiff import STSimDiff
+from stsimdiff.errors import BudgetError
+from stsimdiff.tokens import Grid, VideoTokens
+
+torch.set_num_threads(1)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def reference_stage_one(x: torch.Tensor, grid: Grid, tau_sim: float, tau_diff: float, retention: float):
+    """The released rule on dense float64 matrices: what stays, and how narrow its closest decision was."""
+    x = x.double().numpy()
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    n, narrow = grid.tokens, []
+    position = [np.unravel_index(i, (grid.frames, grid.height, grid.width)) for i in range(n)]
+    neighbours = {i: set() for i in range(n)}
+    event = set()
+    for a in range(n):
+        for b in range(n):
+            (fa, ya, xa), (fb, yb, xb) = position[a], position[b]
+            spatial = fa == fb and abs(ya - yb) + abs(xa - xb) == 1
+            temporal = fb == fa + 1 and (ya, xa) == (yb, xb)
+            if spatial or temporal:
+                narrow += [abs(cosine[a, b] - tau_sim)]
+            if (spatial and cosine[a, b] > tau_sim) or (temporal and cosine[a, b] >= tau_sim):
+                neighbours[a].add(b)
+                neighbours[b].add(a)
+            if temporal:
+                narrow += [abs(cosine[a, b] - tau_diff)]
+                if cosine[a, b] < tau_diff:
+                    event.add(b)
+    groups, seen = [], set()
+    for a in range(n):
+        group, stack = [], [a]
+        while stack:
+            b = stack.pop()
+            if b not in seen:
+                seen.add(b)
+                group.append(b)
+                stack += neighbours[b]
+        if len(group) > 1:
+            groups.append(sorted(group))
+
+    def weight(group):
+        pairs = [cosine[a, b] for a in group for b in group if a != b]
+        return sum(pairs) / len(pairs)
+
+    dropped: set[int] = set()
+    groups.sort(key=weight, reverse=True)
+    narrow += [weight(a) - weight(b) for a, b in itertools.pairwise(groups)]
+    for group in groups:
+        score = {a: sum(cosine[a, b] for b in group) / len(group) for a in group}
+        order = sorted(group, key=lambda a: (round(score[a], 9), a))
+        quota = int(np.ceil(len(group) * (1 - retention)))
+        if len(group) > 2 and quota < len(group):
+            narrow.append(score[order[quota]] - score[order[quota - 1]])
+        named = [a for a in order[:quota] if a not in event]
+        if len(dropped) + len(named) > (1 - retention) * n:
+            break
+        dropped |= set(named)
+    return sorted(set(range(n)) - dropped), min(narrow, default=1.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    ("tau_sim", "tau_diff", "retention"),
+    [(0.6, 0.5, 0.3), (0.8, 0.2, 0.5), (0.3, 0.6, 0.25), (-0.5, 0.9, 0.4)],
+)
+def test_released_rule_equals_a_dense_reference(seed, tau_sim, tau_diff, retention):
+    grid = [Grid(4, 3, 4), Grid(1, 4, 5), Grid(7, 2, 2)][seed % 3]
+    features = video("mixed", grid, dim=8, seed=seed)
+    want, narrowest = reference_stage_one(features, grid, tau_sim, tau_diff, retention)
+    method = STSimDiff(tau_sim=tau_sim, tau_diff=tau_diff)
+    found = st_simdiff.select(VideoTokens.full(features, grid), retention, method)
+    if narrowest < 2e-6:
+        pytest.skip("decided by rounding")
+    # Two tokens alone are equally central up to rounding: either may stay.
+    pairs = np.isin(found.communities.label, np.flatnonzero(found.communities.size == 2))
+    kept = np.zeros(grid.tokens, dtype=bool)
+    kept[found.selection.keep] = True
+    expected = np.isin(np.arange(grid.tokens), want)
+    assert np.array_equal(kept[~pairs], expected[~pairs])
+
+
+def test_paper_rule_keeps_the_most_central_of_each_community_and_all_events():
+    grid, retention = Grid(6, 4, 4), 0.3
+    tokens = VideoTokens.full(video("mixed", grid), grid)
+    found = st_simdiff.select(tokens, retention, STSimDiff(rule="paper", tau_sim=0.5, tau_diff=0.4))
+    kept = np.isin(np.arange(grid.tokens), found.selection.keep)
+    label = found.communities.label
+    assert len(found.communities) > 1 and found.event.any()
+    assert kept[label < 0].all() and kept[found.event].all()
+    for number, size in enumerate(found.communities.size):
+        member = np.flatnonzero(label == number)
+        best = sorted(member, key=lambda a: (-found.centrality[a], a))[: int(np.ceil(size * retention))]
+        assert set(np.flatnonzero(kept & (label == number))) == set(best) | set(member[found.event[member]])
+
+
+def test_percentile_events_are_the_most_different_tokens_of_this_video():
+    grid = Grid(6, 5, 5)
+    tokens = VideoTokens.full(video("mixed", grid), grid)
+    found = st_simdiff.select(tokens, 0.3, STSimDiff(tau_diff="p90"))
+    late = grid.tokens - grid.per_frame
+    assert found.event.sum() == pytest.approx(0.1 * late, abs=1)
+    value = found.similarities.temporal.flatten().numpy()
+    event = found.event[grid.per_frame :]
+    assert value[event].max() < value[~event].min()
+
+
+def test_ablations_switch_their_part_off():
+    grid, retention = Grid(6, 5, 5), 0.3
+    tokens = VideoTokens.full(video("mixed", grid), grid)
+
+    def stage_one(**parameters):
+        return st_simdiff.select(tokens, retention, STSimDiff(tau_sim=0.5, tau_diff=0.6, **parameters))
+
+    full, no_events, no_similarity = stage_one(), stage_one(difference=False), stage_one(similarity=False)
+    assert full.event.any() and not no_events.event.any()
+    assert set(no_events.selection.keep.tolist()) != set(full.selection.keep.tolist())
+    assert len(no_similarity.selection.keep) == grid.tokens
+    layout, budget = layout_for(grid), Budget("tokens", retention)
+    method = STSimDiff(similarity=False, tau_diff=0.3)
+    event = np.flatnonzero(st_simdiff.select(tokens, retention, method).event)
+    _, kept = drive(method.start(layout, budget), tokens.features, layout)
+    assert 0 < len(event) < len(kept) and set(event) <= set(kept)
+
+
+def test_heads_are_joined_as_asked():
+    attention = torch.tensor([[0.0, 0.4, 0.9], [0.5, 0.4, 0.0]])
+    assert torch.allclose(st_simdiff.head_scores(attention), torch.tensor([0.25, 0.4, 0.45]))
+    assert torch.allclose(st_simdiff.head_scores(attention, "max"), torch.tensor([0.5, 0.4, 0.9]))
+
+
+def test_released_ratio_is_clipped_and_skips_a_stage_without_edges():
+    assert st_simdiff.released_ratio(0.9, 0.5, 28) == 0
+    assert st_simdiff.released_ratio(1.0, 0.0, 28) == 0
+    assert st_simdiff.released_ratio(0.3, None, 28) == pytest.approx(0.7)
+    assert st_simdiff.released_ratio(0.3, 0.0, 28) == pytest.approx(1 - 7.4 / 27)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "compute"])
+@pytest.mark.parametrize("method", [STSimDiff(layer=3), STSimDiff(layer=3, rule="paper"), STSimDiff(layer=0)])
+def test_a_full_budget_keeps_everything_in_a_model_of_any_depth(kind, method):
+    grid = Grid(4, 4, 4)
+    layout, budget = layout_for(grid, layers=4), Budget(kind, 1.0)
+    method.check(budget, 4)
+    entering, _ = drive(method.start(layout, budget), video("static", grid), layout)
+    assert entering == [64] * 4
+
+
+def test_a_compute_budget_that_stage_one_has_used_up_is_an_error():
+    grid = Grid(4, 4, 4)
+    layout = layout_for(grid, layers=4)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        drive(STSimDiff().start(layout, Budget("compute", 0.3)), video("different", grid), layout)

@@ -1,0 +1,339 @@
+"""The table from synthetic runs: every number again by other code, and what a reader must be told."""
+
+import csv
+import json
+import random
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from io import StringIO
+from pathlib import Path
+from statistics import mean, median
+
+import pytest
+from rich.console import Console
+from synthetic_run import FAMILIES, QUESTIONS, answers, failed, unparsed, write_arm
+
+from stsimdiff.report.__main__ import main
+from stsimdiff.report.paper import baseline_gate, paper_table
+from stsimdiff.report.table import make
+
+COLUMNS = [
+    *(
+        "method",
+        "retention",
+        "budget",
+        "overall",
+        "ci_low",
+        "ci_high",
+        "retention_tokens",
+        "retention_compute",
+    ),
+    *(
+        "llm_flops_ratio",
+        "prefill_ms",
+        "n",
+        "n_failed",
+        "n_unparsed",
+        "acc_attr",
+        "acc_order",
+        "acc_event_count",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two taus, failed and unparsed samples, a missed budget, an arm with nothing, one that goes on."""
+    folder = tmp_path_factory.mktemp("results") / "sweep_1"
+    dice = random.Random(9)
+    write_arm(folder, "st_simdiff", 0.3, answers(0.8, 0.3))
+    write_arm(folder, "st_simdiff", 0.3, answers(0.7, 0.3), label="st_simdiff tau_sim=0.7 a&b_c=50%")
+    write_arm(folder, "random", 0.1, answers(0.4, 0.1 * 1.05))
+    write_arm(folder, "st_simdiff", 0.1, None)
+    write_arm(folder, "no_video", 1.0, answers(0.3, 0.0))
+    write_arm(folder, "none", 1.0, answers(0.9, 1.0))
+    broken = answers(0.6, 0.3, 0.475)
+    for i in (3, 4, 50):
+        broken[i] = failed(QUESTIONS[i])
+    write_arm(folder, "fastv", 0.3, broken)
+    vague = answers(0.5, 0.3)
+    for i in (3, 10, 11):
+        vague[i] = unparsed(QUESTIONS[i], dice)
+    write_arm(folder, "random", 0.3, vague)
+    shards = write_arm(folder, "uniform_frames", 0.1, None)
+    partial = answers(0.5, 0.1)[:110]
+    (shards / "answers.0-of-2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in partial[::2]))
+    second = [failed(QUESTIONS[1]), *partial[1::2]]
+    torn = json.dumps(answers(0.5, 0.1)[112])[:-30]
+    (shards / "answers.1-of-2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in second) + torn)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(run: Path):
+    return make(run, None)
+
+
+@pytest.fixture(scope="module")
+def lines(run: Path, table) -> list[dict[str, str]]:
+    with (run / "table.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def plain_rows(run: Path) -> dict[tuple[str, float], dict[str, dict]]:
+    """Answers that count by (label, retention) and id, read with nothing but the standard library."""
+    found: dict[tuple[str, float], dict[str, dict]] = {}
+    for folder in run.iterdir():
+        if not folder.is_dir():
+            continue
+        record = json.loads((folder / "arm.json").read_text())
+        kept = found.setdefault((record["label"], record["budget"]["retention"]), {})
+        for path in sorted(folder.glob("answers*.jsonl")):
+            for line in path.read_text().splitlines():
+                if line.endswith("}"):
+                    row = json.loads(line)
+                    kept[row["id"]] = row
+    return found
+
+
+def naive_interval(right: list[bool], videos: list[str]) -> tuple[float, float]:
+    """The clustered percentile bootstrap as one would write it down."""
+    by_video, dice, drawn = defaultdict(list), random.Random(5), []
+    for value, video in zip(right, videos, strict=True):
+        by_video[video].append(value)
+    names = list(by_video)
+    for _ in range(3000):
+        picked = [value for name in dice.choices(names, k=len(names)) for value in by_video[name]]
+        drawn.append(100 * mean(picked))
+    drawn.sort()
+    return drawn[75], drawn[-76]
+
+
+def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None:
+    stored = plain_rows(run)
+    common = set.intersection(
+        *({id_ for id_, row in kept.items() if row["error"] is None} for kept in stored.values() if kept)
+    )
+    assert len(common) == 110 - 3
+    assert list(lines[0]) == COLUMNS
+    assert len(lines) == len(stored) == 9
+    for line in lines:
+        kept = stored[line["method"], float(line["retention"])]
+        counted = [kept[id_] for id_ in sorted(common)] if kept else []
+        assert line["budget"] == "tokens"
+        assert int(line["n"]) == len(counted)
+        assert int(line["n_failed"]) == sum(row["error"] is not None for row in kept.values())
+        assert int(line["n_unparsed"]) == sum(row["parsed"] is None for row in counted)
+        if not kept:
+            assert {line[name] for name in COLUMNS[3:10] + COLUMNS[13:]} == {""}
+            continue
+        expected = {
+            "overall": 100 * mean(row["correct"] for row in counted),
+            "retention_tokens": mean(row["retention_tokens"] for row in counted),
+            "retention_compute": mean(row["retention_compute"] for row in counted),
+            "llm_flops_ratio": sum(r["llm_flops"] for r in counted)
+            / sum(r["llm_flops_all"] for r in counted),
+            "prefill_ms": median(1000 * row["times"]["prefill"] for row in counted),
+        }
+        for family in FAMILIES:
+            expected[f"acc_{family}"] = 100 * mean(
+                row["correct"] for row in counted if row["family"] == family
+            )
+        for name, value in expected.items():
+            assert float(line[name]) == pytest.approx(value), (line["method"], name)
+        low, high = naive_interval([row["correct"] for row in counted], [row["video"] for row in counted])
+        assert float(line["ci_low"]) == pytest.approx(low, abs=1.0)
+        assert float(line["ci_high"]) == pytest.approx(high, abs=1.0)
+
+
+def test_blocks_descend_and_references_stand_in_the_first(lines: list[dict[str, str]]) -> None:
+    assert [(line["method"], float(line["retention"])) for line in lines] == [
+        ("none", 1.0),
+        ("no_video", 1.0),
+        ("random", 0.3),
+        ("fastv", 0.3),
+        ("st_simdiff", 0.3),
+        ("st_simdiff tau_sim=0.7 a&b_c=50%", 0.3),
+        ("random", 0.1),
+        ("uniform_frames", 0.1),
+        ("st_simdiff", 0.1),
+    ]
+
+
+def test_only_a_missed_budget_is_marked(run: Path, table) -> None:
+    marked = {(row.label, row.retention) for row in table.sections[0].rows if row.missed}
+    assert marked == {("random", 0.1)}
+    text = (run / "table.md").read_text()
+    assert len(re.findall(r"\d!", text)) == 1
+    assert "marked ! is off its budget of kind tokens by more than 2 %" in text
+
+
+def test_best_of_a_block_is_bold_and_references_do_not_compete(run: Path, table) -> None:
+    best = {(row.label, row.retention) for row in table.sections[0].rows if row.best}
+    assert best == {("st_simdiff", 0.3), ("uniform_frames", 0.1)}
+    assert "| **st_simdiff** | **" in (run / "table.md").read_text()
+    assert r"\textbf{st\_simdiff} & \textbf{" in (run / "table.tex").read_text()
+
+
+def test_notes_say_what_was_left_out_and_why(run: Path, table) -> None:
+    notes = "\n".join(table.sections[0].notes)
+    asked = len(QUESTIONS)
+    assert f"Compared on the 107 questions that every arm answered; {asked - 107} left out (3 failed" in notes
+    assert "NO ANSWERS: st_simdiff at 10 % has stored nothing yet." in notes
+    assert f"NOT FINISHED: uniform_frames at 10 % has stored 110 of {asked} questions." in notes
+    assert "FAILED samples, which are no answers: fastv at 30 % ValueError x3." in notes
+    assert "at kind tokens these rows are more than 2 % off the compute of the median row" in notes
+    assert "fastv 1.58 times at 30 %" in notes
+    assert "No metrics.json, so lmms-eval's own aggregation has not run yet: uniform_frames at 10 %." in notes
+    assert any("answers.1-of-2.jsonl:57: the last line is torn" in note for note in table.notes)
+
+
+def test_pairs_are_corrected_and_against_the_proposed_method(run: Path, table) -> None:
+    frame = table.pairs()
+    block = frame[frame["retention"] == 0.3]
+    assert set(block["against"]) == {"st_simdiff"}
+    assert set(frame.loc[frame["retention"] == 1.0, "against"]) == {"none"}
+    overall = {row.label: row.overall for row in table.sections[0].rows if row.retention == 0.3}
+    for pair in block.itertuples():
+        assert pair.difference == pytest.approx(overall[pair.method] - overall["st_simdiff"])
+        assert pair.ci_low <= pair.difference <= pair.ci_high
+    assert (frame["p_holm"] >= frame["p_mcnemar"]).all()
+    assert (run / "pairs.csv").is_file()
+
+
+def shown(run: Path, width: int) -> str:
+    stream = StringIO()
+    make(run, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_terminal_shows_every_number_in_full(run: Path, lines: list[dict[str, str]], width: int) -> None:
+    text = shown(run, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    for line in lines:
+        for name in ("overall", *COLUMNS[13:]):
+            assert not line[name] or f"{float(line[name]):.1f}" in words, (line["method"], name)
+    assert text.count("toy clips only") == 1
+    assert "The PAPER'S Table 1" in text
+
+
+def test_families_stand_beside_the_result_where_there_is_room(run: Path) -> None:
+    together = [line for line in shown(run, 160).splitlines() if "event_count" in line]
+    apart = [line for line in shown(run, 100).splitlines() if "event_count" in line]
+    assert ["unparsed" in line for line in together] == [True]
+    assert ["unparsed" in line for line in apart] == [False]
+
+
+def test_provenance_benchmark_and_paper_stand_below_the_table(run: Path, table) -> None:
+    for name in ("table.md", "table.tex"):
+        text = (run / name).read_text()
+        assert "toy clips only. Chance is 25.0" in text
+        assert "lmms-eval's task functions. torch 2.9" in text
+        assert "git abc1234" in text
+        assert "decord" not in text
+        assert "the authors' printed numbers, not ours, on other data" in text
+    own, paper = (run / "table.md").read_text().split("## The paper's numbers")
+    published = paper_table("table1_llava_video")
+    line = next(line for line in paper.splitlines() if "LLaVA-Video (all tokens)" in line)
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["", "", "", "63.3", "", "", "58.2", "57.3"]
+    for number in published.drop(columns=["method", "retention"]).stack().dropna():
+        assert f"| {number:.1f} " in paper
+    assert "FasterVLM" not in own
+
+
+def test_latex_is_balanced_and_escaped(run: Path, table) -> None:
+    text = (run / "table.tex").read_text()
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    depth = 0
+    for character in re.sub(r"\\[{}\\]", "", body):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert re.findall(r"\\begin{(\w+)}", body) == ["table", "tabular"] * 3
+    assert re.findall(r"\\end{(\w+)}", body) == ["tabular", "table"] * 3
+    assert not re.search(r"(?<!\\)[%#_$^~]", body)
+    assert body.isascii()
+    assert r"st\_simdiff tau\_sim=0.7 a\&b\_c=50\%" in body
+    for columns, grid in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", body, re.DOTALL):
+        cells = [line for line in grid.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert len(cells) > 3
+        assert {len(re.split(r"(?<!\\)&", line)) for line in cells} == {len(columns)}
+
+
+def test_two_kinds_make_two_sections_that_share_the_references(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
+    write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5, 0.6))
+    write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.4, 0.53), kind="compute")
+    table = make(tmp_path, None)
+    assert [[(row.label, row.budget) for row in section.rows] for section in table.sections] == [
+        [("none", "tokens"), ("fastv", "tokens")],
+        [("none", "compute"), ("fastv", "compute")],
+    ]
+    assert [row.missed for section in table.sections for row in section.rows] == [False, False, False, True]
+    assert re.search(r"\| 40\.0 \| 53\.\d! \|", (tmp_path / "table.md").read_text())
+
+
+def test_models_are_never_mixed(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
+    write_arm(
+        tmp_path,
+        "none",
+        1.0,
+        answers(0.5, 1.0),
+        model={"name": "embedded", "path": "/models/embedded", "frames": 16},
+    )
+    table = make(tmp_path, None)
+    assert [section.model for section in table.sections] == ["embedded (8 frames)", "embedded (16 frames)"]
+    assert list(table.frame())[:3] == ["model", "benchmark", "method"]
+
+
+def test_run_without_any_answer_is_a_table_of_dashes(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, None)
+    write_arm(tmp_path, "random", 0.3, [failed(question) for question in QUESTIONS])
+    table = make(tmp_path, None)
+    assert [row.n for row in table.sections[0].rows] == [0, 0]
+    assert table.n_failed == len(QUESTIONS)
+    notes = "\n".join(table.sections[0].notes)
+    assert "none has stored nothing yet" in notes
+    assert "every sample of random at 30 % failed" in notes
+
+
+def test_versions_that_differ_between_rows_are_said(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
+    write_arm(
+        tmp_path, "random", 0.3, answers(0.5, 0.3), resumed=[{"versions": {"torch": "3.0"}, "device": "cpu"}]
+    )
+    assert "torch 2.9 | 3.0" in make(tmp_path, None).sections[0].about[-1]
+    assert "ROWS DIFFER in torch" in (tmp_path / "table.md").read_text()
+
+
+def test_baseline_gate_warns_from_one_point_on() -> None:
+    assert baseline_gate("embedded", "clips", 80.0) is None
+    assert baseline_gate("llava_video", "videomme", 62.4).startswith("Baseline gate met")
+    assert "1.1 points apart" in baseline_gate("llava_video", "videomme", 62.2)
+    assert "no all-token arm" in baseline_gate("llava_video", "egoschema", float("nan"))
+    assert "own report says 65.1" in baseline_gate("qwen2_5_vl", "videomme", 65.0)
+
+
+def test_command_fails_when_samples_failed(run: Path) -> None:
+    assert main([str(run)]) == 1
+
+
+def test_reports_import_no_model_library() -> None:
+    code = (
+        "import sys, stsimdiff.report.__main__\n"
+        "print([name for name in ('torch', 'transformers', 'lmms_eval', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout.strip() == "[]"
