@@ -5,11 +5,16 @@ RUN ?= $(or $(run),embedded)
 EXPERIMENT ?= embedded_table
 LIMIT ?= $(limit)
 ARGS ?=
+# Processes that share the videos. The embedded model is small enough for one on each core; a real one drives a device.
+CORES := $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
+PROCESSES ?= $(if $(filter embedded_table,$(EXPERIMENT)),$(CORES),1)
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := scripts/constraints-py311.txt
+SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node $(PROCESSES) -m
+MAIN = $(if $(filter 1,$(PROCESSES)),$(BIN)/python -m,$(SHARED)) stsimdiff
 
 # A .venv whose interpreter is gone is mended whatever the stamp says.
 ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
@@ -23,7 +28,7 @@ help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
 		awk -F '\t' '{ printf "  %-16s %s\n", $$1, $$2 }'
-	@echo "variables: PYTHON=$(PYTHON) RUN=$(RUN) EXPERIMENT=$(EXPERIMENT) LIMIT=$(LIMIT) ARGS=\"$(ARGS)\""
+	@echo "variables: PYTHON=$(PYTHON) RUN=$(RUN) EXPERIMENT=$(EXPERIMENT) LIMIT=$(LIMIT) PROCESSES=$(PROCESSES) ARGS=\"$(ARGS)\""
 
 install: $(STAMP) ## Install everything into .venv (the other targets do it when needed)
 
@@ -32,7 +37,7 @@ $(STAMP): pyproject.toml $(LOCK) scripts/install.sh
 	@touch $@
 
 reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; goes on where it was (LIMIT=40: few questions)
-	$(BIN)/python -m stsimdiff experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)

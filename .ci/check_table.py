@@ -15,10 +15,10 @@ COLUMNS = {
     "n",
     "n_failed",
 }
+CONTROLS = ("random", "uniform_frames", "spatial_pool", "temporal_difference")
+METHODS = ("fastv", "prumerge", "fastervlm", "visionzip", "framefusion", "st_simdiff")
 ARMS = {("none", 1.0), ("no_video", 1.0)} | {
-    (method, retention)
-    for method in ("random", "uniform_frames", "st_simdiff", "fastv")
-    for retention in (0.5, 0.3, 0.1)
+    (method, retention) for method in CONTROLS + METHODS for retention in (0.5, 0.3, 0.1)
 }
 
 

@@ -72,6 +72,36 @@ def answers_so_far(folder: Path) -> list[list[bytes]]:
     return [path.read_bytes().split(b"\n")[:-1] for path in folder.glob("*/answers.jsonl")]
 
 
+def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path) -> None:
+    words = [
+        "-m",
+        "compressor=random,visionzip",
+        "budget.retention=0.3",
+        f"benchmark.data={data}",
+        "logger=none",
+    ]
+    words.append(f"results={tmp_path}")
+    one = run("stsimdiff", *words, "run=one")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "stsimdiff"]
+    two = run(*launcher, *words, "run=two")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    for folder, rows in answers(tmp_path / "one").items():
+        shards = sorted((tmp_path / "two" / folder).glob("answers.*-of-2.jsonl"))
+        lines = [
+            json.loads(line) | {"times": None} for path in shards for line in path.read_text().splitlines()
+        ]
+        assert len(shards) == 2 and sorted(lines, key=lambda row: row["id"]) == sorted(
+            rows, key=lambda row: row["id"]
+        )
+    tables = [(tmp_path / name / "table.csv").read_text().splitlines() for name in ("one", "two")]
+    assert len(tables[0]) == len(tables[1]) == 3
+    # One process more or less, what is stored counts: nothing is answered again.
+    assert run("stsimdiff", *words, "run=two").returncode == 0
+    assert not list((tmp_path / "two").glob("*/answers.jsonl")) or all(
+        not path.read_bytes() for path in (tmp_path / "two").glob("*/answers.jsonl")
+    )
+
+
 def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path) -> None:
     words = ["-m", "compressor=none,uniform_frames", "budget.retention=0.1", f"results={tmp_path}", "run=t"]
     done = run("stsimdiff", *words, "logger=none", f"benchmark.data={data}")

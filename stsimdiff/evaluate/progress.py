@@ -13,10 +13,15 @@ LINE_SECONDS = 60.0
 
 
 class Progress:
-    """A bar with the arm, the samples done, failures and the time left; ``with Progress(total) as progress``."""
+    """A bar with the arm, the samples done, failures and the time left; ``with Progress(total) as progress``.
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.failed = total, 0, 0
+    Args:
+        total: samples that this process will answer.
+        show: off in all processes of a run but the first, whose share is shown as an example of the others'.
+    """
+
+    def __init__(self, total: int, *, show: bool = True) -> None:
+        self.total, self.done, self.failed, self._show = total, 0, 0, show
         self._arm = ""
         self._console = Console(stderr=True)
         self._started = self._said = time.monotonic()
@@ -29,7 +34,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (show and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=total, failed=0)
 
@@ -39,7 +44,7 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
-        if not self._console.is_terminal:
+        if self._show and not self._console.is_terminal:
             self._say()
 
     def arm(self, label: str, retention: float) -> None:
@@ -52,7 +57,7 @@ class Progress:
         self.done += 1
         self.failed += failed
         self._bar.update(self._task, advance=1, failed=self.failed)
-        if not self._console.is_terminal and time.monotonic() - self._said >= LINE_SECONDS:
+        if self._show and not self._console.is_terminal and time.monotonic() - self._said >= LINE_SECONDS:
             self._say()
 
     def _say(self) -> None:

@@ -6,7 +6,6 @@ Used by the command line (:func:`run_arms`) and by the model that lmms-eval's ow
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -18,10 +17,12 @@ from typing import Any
 import torch
 
 from stsimdiff import video
+from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
 from stsimdiff.engine import Compression, Trace
-from stsimdiff.errors import RunFailed, UserError
+from stsimdiff.errors import RunFailed
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
+from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task, replay
@@ -76,6 +77,12 @@ class Work:
             yield path, list(group)
 
 
+def share(questions: Sequence[Question], processes: Processes) -> list[Question]:
+    """The questions of this process. A video, and so all its questions, belongs to one process."""
+    turn = {path: i for i, path in enumerate(sorted({question.video for question in questions}))}
+    return [q for q in questions if turn[q.video] % processes.world == processes.rank]
+
+
 class Session:
     """A loaded model that answers questions with any arm.
 
@@ -88,16 +95,23 @@ class Session:
         self.settings = settings
         self.family = family or load_model(settings)
         self.shape = DecoderShape.from_config(self.family.text_config)
+        self._built: dict[str, Compressor] = {}
 
     def check(self, arms: Iterable[Arm]) -> None:
         """Check every arm's budget against the model's depth, before the first answer."""
         for arm in arms:
-            arm.build().check(arm.budget, len(self.family.decoder))
+            self.compressor(arm).check(arm.budget, len(self.family.decoder))
+
+    def compressor(self, arm: Arm) -> Compressor:
+        """The arm's compressor, built once: it holds parameters only."""
+        if arm.id not in self._built:
+            self._built[arm.id] = arm.build()
+        return self._built[arm.id]
 
     def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
         """Frames and vision features of one video, and the tower's attention where one of the arms reads it."""
         frames = video.read(path, self.settings.model["frames"])
-        encoded = self.family.encode(frames, signals=any(arm.build().needs_vision for arm in arms))
+        encoded = self.family.encode(frames, signals=any(self.compressor(arm).needs_vision for arm in arms))
         encoded.seconds["decode"] = frames.seconds
         return encoded
 
@@ -106,7 +120,7 @@ class Session:
     ) -> tuple[str, Trace, dict[str, float]]:
         """One arm's answer to one question, its trace, and times in seconds."""
         prompt = self.family.prompt(encoded, question.text, sample=question.id)
-        run = arm.build().start(prompt.layout, arm.budget)
+        run = self.compressor(arm).start(prompt.layout, arm.budget)
         watch = Stopwatch(self.family.device)
         with Compression(self.family.decoder, run, prompt.layout) as trace:
             text = self.family.answer(prompt, question.max_new_tokens)
@@ -167,29 +181,23 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
         UserError: before a model is loaded, for data that is missing or wrong.
         RunFailed: at the end, when a sample of these arms has no answer.
     """
-    task = load_task(settings.benchmark)
-    questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
-    for path in sorted({question.video for question in questions}):
-        video.check_file(path)
-    outcome = Outcome(settings.folder)
-    with ExitStack() as stack:
-        stores = {
-            arm.id: stack.enter_context(
-                ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), _shard())
-            )
-            for arm in arms
-        }
-        work = Work(stores, arms, questions, settings.retry_failed)
-        if work.samples:
-            session = Session(settings)
-            session.check(arms)
-            origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
-            for arm in arms:
-                if work.missing[arm.id]:
-                    write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
-            outcome.answered = answer_all(session, task, work)
+    with Processes.joined() as processes:
+        if processes.rank > 0:
+            # The first process prepares the data; the others then find it in place.
+            processes.wait()
+        task = load_task(settings.benchmark)
+        questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
+        for path in sorted({question.video for question in questions}):
+            video.check_file(path)
+        if processes.rank == 0:
+            processes.wait()
+        outcome = Outcome(settings.folder)
+        outcome.answered = _answer_missing(settings, task, arms, share(questions, processes), processes)
+        processes.wait()
+        if processes.rank > 0:
+            return outcome
         outcome.failed = _score(settings, task, arms, questions)
-    _report(settings)
+        _report(settings)
     if outcome.failed:
         raise RunFailed(
             f"{outcome.failed} samples have no answer; the reasons are in {settings.folder}/*/answers*.jsonl under "
@@ -198,7 +206,28 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
     return outcome
 
 
-def answer_all(session: Session, task: Any, work: Work) -> int:
+def _answer_missing(
+    settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question], processes: Processes
+) -> int:
+    """Open the stores, load the model if anything is missing, answer it; returns how many lines were written."""
+    with ExitStack() as stack:
+        stores = {}
+        for arm in arms:
+            store = ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), processes.shard)
+            stores[arm.id] = stack.enter_context(store)
+        work = Work(stores, arms, questions, settings.retry_failed)
+        if not work.samples:
+            return 0
+        session = Session(settings)
+        session.check(arms)
+        origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
+        for arm in arms:
+            if work.missing[arm.id]:
+                write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
+        return answer_all(session, task, work, show=processes.rank == 0)
+
+
+def answer_all(session: Session, task: Any, work: Work, *, show: bool = True) -> int:
     """Answer every missing sample, video by video; returns how many lines were written.
 
     A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on.
@@ -207,7 +236,7 @@ def answer_all(session: Session, task: Any, work: Work) -> int:
         RunFailed: when more than ``max_failures`` samples failed in this call.
     """
     written = failures = 0
-    with Progress(work.samples) as progress:
+    with Progress(work.samples, show=show) as progress:
         for path, questions in work.by_video():
             encoded: EncodedVideo | None = None
             broken: BaseException | None = None
@@ -293,13 +322,3 @@ def _report(settings: Settings) -> None:
         from stsimdiff.evaluate.wandb_log import log_run
 
         log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
-
-
-def _shard() -> tuple[int, int]:
-    """Rank and world size of ``torch.distributed.run``, or a single process."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        raise UserError(
-            f"WORLD_SIZE={world}: running one sweep in several processes is not supported yet; start one process"
-        )
-    return rank, world

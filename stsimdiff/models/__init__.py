@@ -10,7 +10,15 @@ from stsimdiff.errors import ConfigError
 if TYPE_CHECKING:
     from stsimdiff.models.base import Family
 
-FAMILIES = {"qwen2_5_vl": "stsimdiff.models.qwen2_5_vl.Qwen25VL"}
+FAMILIES = {
+    "llava_video": "stsimdiff.models.llava_video.LlavaVideo",
+    "nvila": "stsimdiff.models.nvila.NVILA",
+    "qwen2_5_vl": "stsimdiff.models.qwen2_5_vl.Qwen25VL",
+    "qwen2_vl": "stsimdiff.models.qwen2_vl.Qwen2VL",
+}
+"""Name to dotted class path."""
+OPTIONS = {"llava_video": ("pooling", "time_instruction")}
+"""What else a family's configuration may hold; a family that is not here has no options of its own."""
 
 
 def resolve(name: str) -> type[Family]:

@@ -5,6 +5,7 @@ A family knows no compression method. The next family is one file with a subclas
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -46,7 +47,13 @@ class LoadOptions:
     def resolved_device(self) -> torch.device:
         """The torch device; raises :class:`ConfigError` for a name that torch does not know or does not have."""
         if self.device == "auto":
-            return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            found = torch.accelerator.current_accelerator(check_available=True)
+            if found is None:
+                return torch.device("cpu")
+            # One process drives one device; torch.distributed.run says which.
+            return torch.device(
+                found.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+            )
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)

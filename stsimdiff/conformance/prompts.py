@@ -1,0 +1,142 @@
+"""The prompts of recorded runs: checkpoints by their format, recorded pixels and token ids, no tokenizer needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stsimdiff.conformance.cases import Fields
+from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.models import resolve
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
+from stsimdiff.models.checkpoint import read_config
+from stsimdiff.models.llava_video import LlavaVideo
+from stsimdiff.models.nvila import NVILA, VIDEO_TOKEN
+
+Arrays = dict[str, np.ndarray]
+FAMILIES = {
+    "llava_qwen": "llava_video",
+    "llava_llama": "nvila",
+    "vila": "nvila",
+    "qwen2_vl": "qwen2_vl",
+}
+"""Our family for the ``model_type`` of a checkpoint. Qwen2.5-VL has no recordings."""
+IMAGE_TOKEN_INDEX = -200
+"""Stands for the whole video in the token ids of LLaVA."""
+
+
+def load_family(checkpoint: Path) -> Family:
+    """The checkpoint on the CPU in float32, as the recordings were made.
+
+    Raises:
+        ConfigError: for a checkpoint of a family that has no recordings, or that does not load.
+    """
+    config = checkpoint / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"no checkpoint at {checkpoint}: config.json is missing")
+    kind = read_config(config).get("model_type")
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"{config} has model_type {kind!r}; runs can be replayed for {', '.join(sorted(FAMILIES))}"
+        )
+    family = resolve(FAMILIES[kind])
+    return family.load(str(checkpoint), LoadOptions(device="cpu", dtype="float32"))
+
+
+@torch.inference_mode()
+def given_prompt(family: Family, given: Fields, folder: Path, recorded: Fields) -> tuple[Prompt, Arrays]:
+    """The prompt of recorded inputs, and the recorded intermediate results on the way to it.
+
+    Args:
+        family: the loaded checkpoint.
+        given: ``input.npz``.
+        folder: the folder of the case.
+        recorded: the run's own file; ``prefill_position_ids`` in it are an input.
+    """
+    ids = torch.from_numpy(given["input_ids"])
+    if ids.shape[0] != 1 or not given.get("attention_mask", np.True_).all():
+        raise DataError(f"{given.file}: one prompt without padding is needed")
+    if isinstance(family, LlavaVideo):
+        return _llava_video(family, given, ids[0])
+    if isinstance(family, NVILA):
+        return _nvila(family, given, ids[0], folder)
+    return _qwen2_vl(family, given, ids, recorded)
+
+
+def _spliced(
+    family: Family, given: Fields, video: EncodedVideo, ids: Tensor, token: int
+) -> tuple[Prompt, Arrays]:
+    at = (ids == token).nonzero()[:, 0].tolist()
+    if len(at) != 1:
+        raise DataError(
+            f"{given.file}: the token {token} must stand once in input_ids, it stands {len(at)} times"
+        )
+    prompt = family.prompt_from_ids(video, ids[: at[0]], ids[at[0] + 1 :])
+    return prompt, {
+        "video_tokens": _array(video.features),
+        "inputs_embeds": _array(prompt.inputs["inputs_embeds"]),
+    }
+
+
+def _llava_video(family: LlavaVideo, given: Fields, ids: Tensor) -> tuple[Prompt, Arrays]:
+    pixels = torch.from_numpy(given["pixel_values"])
+    tower = family.tower_features(pixels)
+    projected = family.project(tower)
+    out = {
+        "tower_features": _array(tower),
+        "projected_features": _array(projected),
+        "pooled_features": _array(family.pool(projected).flatten(1, 2)),
+    }
+    prompt, spliced = _spliced(family, given, family.encode_pixels(pixels), ids, IMAGE_TOKEN_INDEX)
+    return prompt, out | spliced
+
+
+def _nvila(family: NVILA, given: Fields, ids: Tensor, folder: Path) -> tuple[Prompt, Arrays]:
+    pixels = torch.from_numpy(given["pixel_values"])
+    tower = family.tower_features(pixels)
+    meta = folder / "meta.json"
+    token = read_config(meta).get("video_token_id") if meta.is_file() else None
+    if token is None:
+        token = family.tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+    video = family.encode_pixels(pixels, torch.from_numpy(given["newline_ids"]))
+    prompt, spliced = _spliced(family, given, video, ids, token)
+    return prompt, {
+        "tower_features": _array(tower),
+        "projected_features": _array(family.projector(tower)),
+        **spliced,
+    }
+
+
+def _qwen2_vl(family: Family, given: Fields, ids: Tensor, recorded: Fields) -> tuple[Prompt, Arrays]:
+    grid = torch.from_numpy(given["video_grid_thw"])
+    video = family.encode_patches(torch.from_numpy(given["pixel_values_videos"]), grid)
+    prompt = family.prompt_from_ids(video, ids)
+    own = old_positions(prompt)
+    stored = recorded.get("prefill_position_ids")
+    prompt.inputs["position_ids"] = own if stored is None else torch.from_numpy(stored)
+    return prompt, {
+        "video_tokens": _array(video.features),
+        "prefill_position_ids": _array(own),
+        "rope_deltas": np.array([[int(own.max()) + 1 - own.shape[2]]]),
+    }
+
+
+def old_positions(prompt: Prompt) -> Tensor:
+    """``(3, 1, S)`` positions of a prompt with one video as transformers before 5 gave them to Qwen2-VL.
+
+    Text after the video continues from the largest position of the video plus one. transformers 5 starts it at the
+    video's start plus its larger side, which differs when the video has more grids than rows and columns.
+    """
+    layout = prompt.layout
+    start, grid = int(layout.video[0]), layout.grid
+    steps = (torch.arange(size) for size in (grid.frames, grid.height, grid.width))
+    video = torch.stack(torch.meshgrid(*steps, indexing="ij")).flatten(1) + start
+    after = torch.arange(layout.length - start - grid.tokens) + int(video.max()) + 1
+    return torch.cat((torch.arange(start).expand(3, -1), video, after.expand(3, -1)), dim=1)[:, None]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,111 @@
+"""Replays of recorded selections in the vision tower: VisionZip, FasterVLM, PruMerge and PruMerge+."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stsimdiff.compressors import fastervlm, prumerge, visionzip
+from stsimdiff.conformance.cases import Fields
+
+Arrays = dict[str, np.ndarray]
+SAMPLES_END = 575
+"""Samples of PruMerge+ lie below this patch in the published code, whatever the grid."""
+
+
+def _tensor(data: Fields, name: str) -> Tensor:
+    return torch.from_numpy(data[name])
+
+
+def _by_score(score: Tensor, index: Tensor) -> np.ndarray:
+    """``index`` ``(B, k)``, ascending, put in the order of descending ``score`` ``(B, N)``."""
+    order = torch.sort(score.gather(1, index), dim=1, descending=True, stable=True).indices
+    return index.gather(1, order).numpy()
+
+
+def replay_visionzip(data: Fields) -> Arrays:
+    """Dominant and contextual tokens."""
+    attention = _tensor(data, "attn_cls")
+    found = visionzip.select(
+        _tensor(data, "hidden"),
+        _tensor(data, "metric"),
+        attention,
+        int(data["dominant_num"]),
+        int(data["contextual_num"]),
+    )
+    targets = found.target.shape[1]
+    members = torch.stack([row.bincount(minlength=targets) for row in found.assignment])
+    ranked = _by_score(attention.sum(1), found.dominant[:, 1:])
+    return {
+        "all_indices": np.pad(ranked, ((0, 0), (1, 0))),
+        "dominant_idx_sorted": found.dominant.numpy(),
+        "contextual_target_idx": found.target.numpy(),
+        "merged_source_idx": found.source.numpy(),
+        "assignment": found.assignment.numpy(),
+        "counts": members.clamp_min(1).float().numpy(),
+        "hidden_out": found.features.numpy(),
+    }
+
+
+def replay_fastervlm(data: Fields) -> Arrays:
+    """The kept patches of each tower image; the output rows too, unless tiles were laid out as a mosaic."""
+    attention, hidden = _tensor(data, "attn_cls"), _tensor(data, "hidden")
+    keep = fastervlm.select(attention, int(data["visual_token_num"]))
+    score = fastervlm.scores(attention)
+    out = {"attn_mean": score.numpy(), "topk_idx": _by_score(score, keep), "keep_idx": keep.numpy()}
+    if not data["tile_grid"].any():
+        images, count = keep.shape
+        rows = hidden[:, 1:].gather(1, keep[:, :, None].expand(-1, -1, hidden.shape[2]))
+        first = torch.arange(images)[:, None] * score.shape[1]
+        out["out_source_idx"] = (keep + first).flatten().numpy()
+        out["out_sizes"] = np.full(images, count)
+        out["tokens_out"] = rows.flatten(0, 1).numpy()
+    return out
+
+
+def replay_prumerge(data: Fields) -> Arrays:
+    """The plain form."""
+    attention, ratio, index, out = _prumerge_kept(data)
+    return out | _prumerge_merged(data, attention, index)
+
+
+def replay_prumergeplus(data: Fields) -> Arrays:
+    """The plus form: samples of the whole image besides the patches with the highest attention."""
+    attention, ratio, index, out = _prumerge_kept(data)
+    adapted = data.meta.get("modified", "nothing") != "nothing"
+    end = attention.shape[1] - 1 if adapted else SAMPLES_END
+    index = prumerge.sampled_patches(index, ratio, bool(data["if_adaptive"]), end)
+    return out | {"idx": index.numpy()} | _prumerge_merged(data, attention, index)
+
+
+def _prumerge_kept(data: Fields) -> tuple[Tensor, float, Tensor, Arrays]:
+    attention = prumerge.cls_attention(_tensor(data, "q_cls"), _tensor(data, "k"))
+    ratio = float(data["reduction_ratio"])
+    if bool(data["if_adaptive"]):
+        ratio = prumerge.adaptive_ratio(attention)
+    index = prumerge.kept_patches(attention, ratio)
+    out = {
+        "cls_attn": attention.numpy(),
+        "ratio": np.float64(ratio),
+        "left_tokens": np.int64(index.shape[1]),
+        "topk_idx": index.numpy(),
+    }
+    return attention, ratio, index, out
+
+
+def _prumerge_merged(data: Fields, attention: Tensor, index: Tensor) -> Arrays:
+    found = prumerge.merge(_tensor(data, "hidden")[:, 1:], _tensor(data, "k")[:, 1:], attention, index)
+    return {
+        "compl_idx": found.complement.numpy(),
+        "cluster_idx": found.cluster.sort(2).values.numpy(),
+        "tokens_out": found.features.numpy(),
+    }
+
+
+METHODS = {
+    "visionzip": replay_visionzip,
+    "fastervlm": replay_fastervlm,
+    "prumerge": replay_prumerge,
+    "prumergeplus": replay_prumergeplus,
+}
