@@ -332,10 +332,13 @@ class Compression:
         if not self._active or self._raster.shape[0] == 0:
             return
         started = _now(query.device)
-        if self.run.places.queries == "last":
-            rows = attention_rows(query[:, :, -1:], key, scaling)[0, :, 0]
-        else:
+        queries = self.run.places.queries
+        if queries == "all":
             rows = mean_attention(query, key, scaling)[0]
+        else:
+            # A number: the mean over so many last tokens, each of which sees what is before it.
+            count = 1 if queries == "last" else int(queries)
+            rows = attention_rows(query[:, :, -count:], key, scaling, query.shape[2] - count)[0].mean(1)
         self._attention = rows[:, self._video_rows()]
         self.trace.compressor_seconds += _now(query.device) - started
 

@@ -16,6 +16,7 @@ from stsimdiff.conformance.end_to_end import replay_run
 from stsimdiff.conformance.selection import METHODS as SELECTIONS
 from stsimdiff.conformance.vision import METHODS as VISION
 from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import Family
 
 METHODS = {**SELECTIONS, **VISION}
 
@@ -41,10 +42,10 @@ def replay(path: str | Path, run: str | None = None) -> dict[str, np.ndarray]:
     return replay_case(locate(path, run))
 
 
-def replay_case(case: Case) -> dict[str, np.ndarray]:
-    """:func:`replay` of a located case."""
+def replay_case(case: Case, family: Family | None = None) -> dict[str, np.ndarray]:
+    """:func:`replay` of a located case; ``family`` is the loaded checkpoint of a folder, to load it only once."""
     if case.run is not None:
-        return replay_run(case.path, case.run)
+        return replay_run(case.path, case.run, family)
     data = load(case.path)
     method = case.method(data)
     if method not in METHODS:

@@ -23,6 +23,7 @@ from stsimdiff.conformance.selection import Arrays, Sequence, released_method
 from stsimdiff.conformance.watching import Watched, Watching
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, Prompt
+from stsimdiff.models.qwen2_vl import Qwen2VL
 from stsimdiff.tokens import Layout
 
 RELEASED_LAYERS = 28
@@ -109,10 +110,12 @@ def replay_run(folder: Path, run: str, family: Family | None = None) -> Arrays:
     first = None
     if isinstance(compressor, STSimDiff) and "merge_keep_index" in recorded:
         first = place.video(recorded["merge_keep_index"])
-    watched = Watched(inner, len(family.decoder), first)
-    with Watching(family.decoder, watched, layout) as trace:
+    # FrameFusion's released adaptation to Qwen2-VL asks four tokens, those to other models one.
+    queries = 4 if isinstance(compressor, FrameFusion) and isinstance(family, Qwen2VL) else None
+    watched = Watched(inner, len(family.decoder), queries, first)
+    watching = Watching(family.decoder, watched, layout)
+    with watching:
         out.update(generate(family, prompt))
-    watching = trace.watching
     out.update(watching.arrays(place))
     if compressor is not None:
         out["image_token_start"] = np.int64(place.start)

@@ -194,7 +194,10 @@ def replay_framefusion(data: Fields) -> Arrays:
     run = method.start(place.layout(int(data["num_layers"])), budget)
     present, hidden, shares = np.arange(place.length), data["hidden"][0], []
     out: Arrays = {}
-    for i in range(int(data["n_calls"])):
+    calls = int(data["n_calls"]) if "n_calls" in data else int(data["num_layers"])
+    for i in range(calls):
+        if not run.pruning:
+            break
         given = data.get(f"call{i}_in_hidden")
         hidden = hidden if given is None else given[0]
         if len(hidden) != len(present):

@@ -50,11 +50,14 @@ class Watched(Run):
     Args:
         run: the run itself.
         layers: decoder layers of the model at hand; places in layers that it lacks are left out.
+        queries: last prompt tokens whose attention counts; ``None`` leaves it to the run.
         first: raster indices that survive the input stage whatever the run says, so that all later stages start
             from recorded survivors; ``None`` leaves the decision to the run.
     """
 
-    def __init__(self, run: Run, layers: int, first: np.ndarray | None = None) -> None:
+    def __init__(
+        self, run: Run, layers: int, queries: int | None = None, first: np.ndarray | None = None
+    ) -> None:
         places = run.places
         self.run, self.first, self.calls = run, first, []
         self.places = Places(
@@ -63,7 +66,7 @@ class Watched(Run):
                 {n for n in group if n < layers}
                 for group in (places.before, places.between, places.attention)
             ),
-            places.queries,
+            places.queries if queries is None else queries,
         )
         self.details: st_simdiff.Thinning | None = None
 
@@ -114,7 +117,7 @@ class Watching(Compression):
 
     Attributes:
         hidden: hidden states ``(S, D)`` after each selection, by place and layer.
-        row: ``(S,)`` attention of the last token at the selection, mean over the heads, by place and layer.
+        row: ``(S,)`` attention of the asking tokens at the selection, mean over the heads, by place and layer.
         positions: position ids of the decoder's calls; the first is the prefill.
         cached: cache length of each layer after each call.
         final: ``(S, D)`` output of the prefill.
@@ -156,10 +159,14 @@ class Watching(Compression):
             self.row[place, number] = self._latest
         return result
 
-    def _receive(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        super()._receive(query, key, scaling)
+    def _receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
+        super()._receive(query, key, scaling, options)
         if self._active:
-            self._latest = attention_rows(query[:, :, -1:], key, scaling)[0, :, 0].mean(0).cpu().numpy()
+            count = 1 if self.run.places.queries == "last" else self.run.places.queries
+            first = query.shape[2] - count
+            self._latest = (
+                attention_rows(query[:, :, first:], key, scaling, first)[0].mean((0, 1)).cpu().numpy()
+            )
 
     def arrays(self, place: Sequence) -> Arrays:
         """Tokens of each layer, positions and cache lengths under the recorded names."""
@@ -202,6 +209,8 @@ def _thinning(watched: Watched, place: Sequence, method: STSimDiff) -> Arrays:
         "component_weight": found.weight.astype(np.float32),
         "component_token_weight": found.centrality[member],
         "component_processed": found.visited,
+        # Not recorded; the rule on ties needs it.
+        "event_index": np.flatnonzero(found.event) + start,
         "merge_keep_index": place.with_text(keep),
         "sparsity_after_merge": np.array([1 - len(keep) / grid.tokens] if len(edges) else []),
     }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stsimdiff.engine import QUERY_CHUNK, attention_rows, probe
+from stsimdiff.tokens import VisionSignals
 
 
 class TowerReader:
@@ -75,3 +76,29 @@ def _parts(bounds: Tensor | None, length: int) -> Sequence[slice]:
         return [slice(0, length)]
     edges = bounds.tolist()
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+
+
+def pooled_signals(
+    reader: TowerReader, frames: int, pool: Callable[[Tensor], Tensor], *, newline: bool = False
+) -> VisionSignals:
+    """Signals of grid tokens, pooled as the features are.
+
+    Args:
+        reader: what was read of ``frames`` frames of equally many patches.
+        frames: T.
+        pool: the family's pooling, ``(T, patches, C)`` to ``(T, ..., C)`` in raster order.
+        newline: the grid's last column holds newline tokens. They stand for no patch, so they get the mean of their
+            row: methods neither seek nor shun them. ``pool`` must give ``(T, h, w, C)`` then.
+    """
+
+    def pooled(values: Tensor) -> Tensor:
+        maps = pool(values.float().unflatten(0, (frames, -1)))
+        if newline:
+            maps = torch.cat((maps, maps.mean(2, keepdim=True)), dim=2)
+        return maps.flatten(0, -2)
+
+    keys = reader.keys
+    return VisionSignals(
+        received=pooled(reader.received[:, None])[:, 0],
+        keys=pooled(keys.flatten(1)).unflatten(1, keys.shape[1:]).to(keys.dtype),
+    )

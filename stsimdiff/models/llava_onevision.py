@@ -1,0 +1,112 @@
+"""LLaVA-OneVision on stock transformers classes, from a converted checkpoint (``llava-hf/llava-onevision-*``)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from stsimdiff.engine import Decoder
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.tower import pooled_signals, reading
+from stsimdiff.tokens import Grid, Layout
+from stsimdiff.video import Frames
+
+FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
+
+
+class LlavaOnevision(Family):
+    """Frames of pooled SigLIP patches, without newlines between rows; one newline token ends the whole video.
+
+    That last token marks the end and holds nothing of the video: it is no token of the grid and always stays.
+    """
+
+    @classmethod
+    def load(cls, path: str, options: LoadOptions) -> LlavaOnevision:
+        """Load a checkpoint folder; safetensors only, no code from the checkpoint is run.
+
+        Raises:
+            ConfigError: for a folder that is missing or holds another family, and when weights do not fit.
+        """
+        device = options.resolved_device()
+        folder = require_folder(path, FILES)
+        found = read_config(folder / "config.json").get("model_type")
+        if found != "llava_onevision":
+            raise ConfigError(
+                f"model.path={path!r} holds a {found!r} checkpoint; this family loads 'llava_onevision' "
+                "(llava-hf/llava-onevision-qwen2-7b-ov-hf)"
+            )
+        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options).to(device)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return cls(model, processor, str(path))
+
+    @property
+    def decoder(self) -> Decoder:
+        language_model = self.model.model.language_model
+        return Decoder(language_model, language_model.layers)
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+        watch = Stopwatch(self.device)
+        pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
+        batch = self.processor.video_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt")
+        preprocess = watch.lap()
+        encoded = self.encode_pixels(batch["pixel_values_videos"], signals=signals)
+        encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
+        return encoded
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+        """Video tokens of normalised frames ``(1, T, 3, S, S)``."""
+        body = self.model.model
+        layer = self.model.config.vision_feature_layer
+        with reading(self._tower_layers()[layer].self_attn) if signals else nullcontext() as reader:
+            features = body.get_video_features(
+                pixels.to(self.device, self.model.dtype), return_dict=True
+            ).pooler_output
+        frames = pixels.shape[1]
+        side = round(((features.shape[1] - 1) / frames) ** 0.5)
+        return EncodedVideo(
+            features=features[0, :-1],
+            grid=Grid(frames, side, side),
+            inputs={"features": features},
+            signals=pooled_signals(reader, frames, body.apply_pooling) if signals else None,
+        )
+
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        pad = self.processor.video_token
+        if pad in text:
+            raise ValueError(f"the question's text holds the model's video token {pad!r}")
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        ids = self.processor.tokenizer(chat.replace(pad, pad * (video.grid.tokens + 1)), return_tensors="pt")
+        return self.prompt_from_ids(video, ids["input_ids"], sample)
+
+    def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
+        """The prompt of given token ids ``(1, S)``: the video token for each video feature, and once for the end."""
+        places = (ids[0] == self.model.config.video_token_id).nonzero(as_tuple=True)[0].cpu()
+        layout = Layout(
+            grid=video.grid,
+            video=places[:-1],
+            length=ids.shape[1],
+            layers=len(self.decoder),
+            sample=sample,
+            vision=video.signals,
+        )
+        encoded = BaseModelOutputWithPooling(pooler_output=video.inputs["features"])
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": torch.ones_like(ids, device=self.device),
+            "mm_encoder_outputs": {"video": encoded},
+        }
+        return Prompt(inputs, layout)
+
+    def _tower_layers(self) -> Any:
+        """Layers of the tower such that index ``vision_feature_layer`` made ``hidden_states[vision_feature_layer]``."""
+        return self.model.model.vision_tower.encoder.layers
