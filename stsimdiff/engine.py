@@ -269,7 +269,7 @@ class Compression:
         self, place: str, number: int, hidden: Tensor, decide: Callable[[VideoTokens], Selection | None]
     ) -> Tensor:
         """Ask the run, apply what it says to the hidden states ``(1, S, D)``, and write the trace."""
-        if self._raster.shape[0] == 0:
+        if self.run.finished or self._raster.shape[0] == 0:
             return hidden
         started = _now(hidden.device)
         rows = self._video_rows()
@@ -329,7 +329,7 @@ class Compression:
     # Attention -------------------------------------------------------------------------------------------------
 
     def _receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
-        if not self._active or self._raster.shape[0] == 0:
+        if not self._active or self.run.finished or self._raster.shape[0] == 0:
             return
         started = _now(query.device)
         queries = self.run.places.queries

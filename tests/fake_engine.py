@@ -55,6 +55,6 @@ def drive(run: Run, features: torch.Tensor, layout: Layout, seed: int = 0) -> tu
         entering.append(len(tokens))
         if layer in run.places.attention:
             read = torch.rand(4, len(tokens), generator=generator)
-        if layer in run.places.between:
+        if layer in run.places.between and not run.finished:
             tokens, read = after(run.between(layer, tokens, read), tokens, read)
     return entering, tokens.index.tolist()

@@ -123,8 +123,8 @@ def test_each_text_has_each_answer_once_in_its_block(rows):
     assert all(sorted(answers) == list(LETTERS) for answers in blocks.values())
 
 
-def test_training_never_sees_an_evaluation_seed():
-    pytest.importorskip("scripts.train_embedded.clips")
+def test_training_never_sees_an_evaluation_seed(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
     from scripts.train_embedded import clips as language
     from scripts.train_embedded import recipe, tower
 

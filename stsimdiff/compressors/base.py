@@ -45,6 +45,11 @@ class Run(ABC):
     may_be_empty = False
     """Only the text-only control may drop every video token."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run is done with this video: it is asked nothing more, and no attention is read for it."""
+        return False
+
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         """Select among the tokens that enter layer 0."""
         raise TypeError(f"{type(self).__name__} announces the input place but does not act there")

@@ -106,12 +106,16 @@ class _Run(Run):
         self.entering: list[int] = []
         self.merging, self.pruning = True, True
 
+    @property
+    def finished(self) -> bool:
+        return not self.pruning
+
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         tokens.check_finite("FrameFusion, input of layer 0")
         return self._merge(tokens, Reason.UNGROUPED)
 
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
-        if not self.pruning:
+        if self.finished:
             return None
         self.entering.append(len(tokens))
         if self.merging and layer < self.layout.layers - 2:
