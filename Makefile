@@ -5,6 +5,7 @@ RUN ?= $(or $(run),embedded)
 EXPERIMENT ?= embedded_table
 LIMIT ?= $(limit)
 ARGS ?=
+OUT ?= results/embedded_model
 # Processes that share the videos. The embedded model is small enough for one on each core; a real one drives a device.
 CORES := $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 PROCESSES ?= $(if $(filter embedded_table,$(EXPERIMENT)),$(CORES),1)
@@ -53,8 +54,9 @@ format: $(STAMP) ## Put the code into the format that lint asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-train-embedded: $(STAMP) ## Train the embedded model again (hours on two cores)
-	$(BIN)/python -m scripts.train_embedded $(ARGS)
+train-embedded: $(STAMP) ## Train the embedded model from nothing into OUT (about an hour on two idle cores)
+	$(BIN)/python -m scripts.train_embedded --out $(OUT) $(ARGS)
+	@echo "use it: make reproduce-table RUN=mine ARGS=\"model.path=$(OUT)\""
 
 clean: ## Remove .venv and caches; results stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
