@@ -157,7 +157,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(max_pixels=16 * SIZE * SIZE, **sizes),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(max_pixels=SIZE * SIZE, **sizes),
+        video_processor=Qwen2VLVideoProcessor(max_pixels=SIZE * SIZE, cap_pixels_per_frame=True, **sizes),
         chat_template=CHAT_TEMPLATE,
     )
 

@@ -7,7 +7,7 @@ from stsimdiff.data.clips import FAMILIES, GENERATOR_VERSION
 
 from .evaluate import evaluate, report
 from .language import token_drops
-from .recipe import Recipe
+from .recipe import LanguageRecipe, Recipe
 
 SHARES = (1.0, 0.5, 0.3, 0.1, 0.0)
 
@@ -45,13 +45,16 @@ training and H.264 in evaluation.
 
 Seed {seed}. The tower learns to give each token a fixed code that says what it shows: shape, color, direction,
 place. The language model first learns from that code, then from cached features of the frozen tower. Hidden
-states are supervised on the way to the answer (letters of options, colors of shapes, where and when a token is,
-which shot it belongs to); those read-outs exist in training only. Step-based schedules; the curve is in
-`training_log.jsonl`. Matrices use Muon, the rest AdamW.
+states are supervised on the way to the answer: letters of options, colors of shapes, where and when a token is,
+which shot it belongs to, how many flashes of its shape came before; and two heads of the last layer are taught to
+look at the right option (symbolic stage: from step {choice_from} on). These read-outs exist in training only.
+Step-based schedules; the curve is in `training_log.jsonl`. Matrices use Muon, the rest AdamW. Times depend on what
+else the machine does; they are those of this run.
 
 ## Tolerance to dropped tokens
-**Training drops visual tokens at random** (down to 80 of 512 on symbolic videos, to 128 on real ones), keeps
-tokens of flashes and of the ball and prefers those of other evidence. The model is therefore far more tolerant of
+**Training drops visual tokens at random** (down to {fewest_symbolic} of 512 on symbolic videos, to {fewest} on
+real ones), keeps tokens of flashes and of the ball, prefers those of other evidence, and now and then shows no
+video at all. The model is therefore far more tolerant of
 compression than a model that always saw every token, and absolute losses say little about other models.
 Accuracy in % on {validation} validation videos when tokens are dropped blindly:
 
@@ -69,6 +72,10 @@ Accuracy in % on {validation} validation videos when tokens are dropped blindly:
 
 def _row(cells) -> str:
     return " | ".join(str(cell) for cell in cells)
+
+
+def _fewest_tokens(recipe: LanguageRecipe) -> int:
+    return min(tokens for _, choices in recipe.sizes for tokens, _ in choices)
 
 
 def _stage_rows(log: Path) -> str:
@@ -101,6 +108,9 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
         pool_videos=recipe.pool_videos,
         stages=_stage_rows(out / "training_log.jsonl"),
         seed=seed,
+        choice_from=recipe.symbolic.choice_from,
+        fewest_symbolic=_fewest_tokens(recipe.symbolic),
+        fewest=_fewest_tokens(recipe.video),
         validation=recipe.video.validation_videos,
         drop_header=_row(FAMILIES),
         drop_rule=_row(["---"] * (1 + len(FAMILIES))),
