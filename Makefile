@@ -23,7 +23,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep test lint format train-embedded clean
+.PHONY: help install reproduce-table sweep data test lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -42,6 +42,9 @@ reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; go
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, longvideobench, egoschema); DATA=/path: only check what is there
+	$(BIN)/python -m stsimdiff.data $(or $(BENCHMARK),--help) $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest $(ARGS)

@@ -278,7 +278,12 @@ class Compression:
         selection = decide(tokens)
         if selection is None:
             return hidden
-        selection.check(len(tokens), may_be_empty=self.run.may_be_empty)
+        if not isinstance(selection, Selection):
+            raise TypeError(
+                f"{type(self.run).__name__} returned a {type(selection).__name__} at its {place} place; expected a "
+                "Selection, or None to leave the tokens as they are"
+            )
+        selection.check(len(tokens), width=features.shape[1], may_be_empty=self.run.may_be_empty)
         hidden = self._apply(hidden, rows, selection)
         seconds = _now(hidden.device) - started
         self.trace.compressor_seconds += seconds

@@ -114,20 +114,42 @@ class Selection:
     reason: Tensor
     features: Tensor | None = None
 
-    def check(self, n: int, *, may_be_empty: bool = False) -> Selection:
-        """Return self if valid for ``n`` tokens, else raise ``ValueError``: sorted, in range, not empty."""
-        k = self.keep.shape[0]
+    def check(self, n: int, *, width: int | None = None, may_be_empty: bool = False) -> Selection:
+        """Return self if valid for ``n`` tokens, else raise ``ValueError``.
+
+        Args:
+            n: tokens that were given.
+            width: D of their features, where merged features are to be checked against it.
+            may_be_empty: whether dropping every token is allowed.
+        """
+        keep = self.keep
+        if not isinstance(keep, Tensor) or keep.ndim != 1 or keep.dtype != torch.int64:
+            said = (
+                f"shape {tuple(keep.shape)} of {keep.dtype}"
+                if isinstance(keep, Tensor)
+                else type(keep).__name__
+            )
+            raise ValueError(f"keep is {said}; expected a tensor (k,) of torch.int64")
+        k = keep.shape[0]
         if self.reason.shape != (n,):
             raise ValueError(f"reason has shape {tuple(self.reason.shape)}, expected ({n},)")
         if k == 0:
             if not may_be_empty:
                 raise ValueError(f"a selection kept none of {n} tokens; at least one must stay")
             return self
-        if int(self.keep[0]) < 0 or int(self.keep[-1]) >= n or bool((self.keep[1:] <= self.keep[:-1]).any()):
+        if int(keep[0]) < 0 or int(keep[-1]) >= n or bool((keep[1:] <= keep[:-1]).any()):
             raise ValueError(f"keep must be strictly ascending within [0, {n}); got {k} indices that are not")
-        if self.features is not None and self.features.shape[0] != k:
-            raise ValueError(f"{self.features.shape[0]} merged features for {k} kept tokens")
+        if self.features is not None:
+            self._check_features(k, width)
         return self
+
+    def _check_features(self, k: int, width: int | None) -> None:
+        shape = tuple(self.features.shape)
+        if len(shape) != 2 or shape[0] != k or (width is not None and shape[1] != width):
+            raise ValueError(f"merged features have shape {shape}, expected ({k}, {width or 'D'})")
+        bad = int((~torch.isfinite(self.features).all(dim=1)).sum())
+        if bad:
+            raise ValueError(f"{bad} of {k} merged features hold NaN or infinite values")
 
     @classmethod
     def from_mask(cls, mask: Tensor, kept: Reason | Tensor, features: Tensor | None = None) -> Selection:

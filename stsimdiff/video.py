@@ -1,13 +1,19 @@
-"""Frames from video files: uniform sampling as lmms-eval does it, read with decord."""
+"""Frames from video files: uniform sampling as lmms-eval does it, read with decord or PyAV."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from stsimdiff.errors import DataError
+from stsimdiff.errors import ConfigError, DataError
+
+BACKENDS = ("decord", "pyav")
 
 
 @dataclass(frozen=True)
@@ -59,29 +65,123 @@ def check_file(path: str | Path) -> Path:
     return file
 
 
-def read(path: str | Path, count: int) -> Frames:
-    """Read ``count`` uniformly sampled frames.
+def read(path: str | Path, count: int, backend: str = "decord") -> Frames:
+    """Read ``count`` uniformly sampled frames, upright as the file's rotation says.
+
+    Frames are counted as the file stores them, also where their rate varies. Memory is that of the frames asked for.
+
+    Args:
+        path: the file.
+        count: how many frames.
+        backend: ``decord``, or ``pyav``, which decodes every frame up to the last one asked for and so is slower.
 
     Raises:
         DataError: naming the file and the reason, when it is missing, empty, no video, or cannot be decoded.
+        ConfigError: for another backend, or when decord is not installed.
     """
-    import time
-
-    import decord
-
+    if backend not in BACKENDS:
+        raise ConfigError(f"decoder {backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
     file = check_file(path)
     started = time.perf_counter()
+    pixels, indices, total, fps = (_with_decord if backend == "decord" else _with_pyav)(file, count)
+    if not np.isfinite(fps) or fps <= 0:
+        raise DataError(f"video {file} has no frame rate (got {fps})")
+    return Frames(pixels, indices, total, fps, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file says of itself.
+
+    Attributes:
+        frames: frames of its first video stream, as its header says where it does.
+        seconds: its length.
+    """
+
+    frames: int
+    seconds: float
+
+
+def probe(path: str | Path) -> Probe:
+    """Open a file, take the number of its frames, and decode the first one and one near the end.
+
+    Raises:
+        DataError: naming the file and the reason, when any of that fails.
+    """
+    file = check_file(path)
+    with _opened(file) as (container, stream):
+        # Counting would read the whole file; the header's number is enough to know that there are frames.
+        total, rate = stream.frames or _count(container, stream), stream.average_rate
+        if total < 1:
+            raise DataError(f"video {file} holds no frames")
+        for at in (0, stream.duration or 0):
+            container.seek(at, stream=stream)
+            if next(container.decode(stream), None) is None:
+                raise DataError(
+                    f"video {file} cannot be decoded: no frame at {'its end' if at else 'its start'}"
+                )
+        seconds = float(stream.duration * stream.time_base) if stream.duration else total / (rate or 1)
+        return Probe(total, float(seconds))
+
+
+Decoded = tuple[np.ndarray, tuple[int, ...], int, float]
+"""Pixels, frame numbers, frames in the file, frames per second."""
+
+
+def _with_decord(file: Path, count: int) -> Decoded:
+    try:
+        import decord
+    except ImportError as error:
+        raise ConfigError(
+            "decord is not installed (it has no wheel for this platform); use benchmark.decoder=pyav"
+        ) from error
     try:
         reader = decord.VideoReader(str(file), num_threads=1)
         total = len(reader)
         if total < 1:
             raise DataError(f"video {file} holds no frames")
         indices = uniform_indices(total, count)
-        pixels = reader.get_batch(list(indices)).asnumpy()
-        fps = float(reader.get_avg_fps())
+        return reader.get_batch(list(indices)).asnumpy(), indices, total, float(reader.get_avg_fps())
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise DataError(f"video {file} cannot be decoded: {reason}") from error
-    if not np.isfinite(fps) or fps <= 0:
-        raise DataError(f"video {file} has no frame rate (got {fps})")
-    return Frames(pixels, indices, total, fps, time.perf_counter() - started)
+        raise DataError(
+            f"video {file} cannot be decoded by decord: {reason}; benchmark.decoder=pyav may read it"
+        ) from error
+
+
+def _with_pyav(file: Path, count: int) -> Decoded:
+    with _opened(file) as (container, stream):
+        total, fps = _count(container, stream), float(stream.average_rate or 0)
+        if total < 1:
+            raise DataError(f"video {file} holds no frames")
+        indices = uniform_indices(total, count)
+        container.seek(0, stream=stream)
+        wanted, kept = set(indices), []
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                pixels = frame.to_ndarray(format="rgb24")
+                kept.append(np.rot90(pixels, getattr(frame, "rotation", 0) // 90))
+            if number == indices[-1]:
+                break
+    if len(kept) < len(indices):
+        raise DataError(f"video {file} cannot be decoded: it ends after {number + 1} of its {total} frames")
+    return np.stack(kept), indices, total, fps
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream; what PyAV raises becomes a :class:`DataError`."""
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise DataError(f"video {file} has no video stream")
+            yield container, container.streams.video[0]
+    except av.FFmpegError as error:
+        raise DataError(f"video {file} cannot be decoded: {error.strerror}") from error
+
+
+def _count(container: Any, stream: Any) -> int:
+    # The header's number is absent in some containers and wrong in others.
+    return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)

@@ -165,9 +165,9 @@ def test_the_file_of_a_method_shows_all_its_parameters_at_their_defaults(configu
         (["compressor.layer=6"], ConfigError, r"compressor\.layer=6 does not exist in a model of 6 layers"),
         (["budget.retention=0"], ConfigError, r"budget\.retention=0 .*\(0, 1\]"),
         (["budget.retention=lots"], ConfigError, r"budget\.retention='lots' .*\(0, 1\]"),
-        (["+budget.share=1"], ConfigError, r"budget\.share is unknown: it has kind, retention"),
+        (["+budget.share=1"], ConfigError, r"budget\.share is unknown; allowed: kind, retention"),
         (["compressor=fastv", "budget=compute", "budget.retention=0.2"], BudgetError, "use a lower compressor.layer"),
-        (["compressor._target_=nowhere.Method"], ConfigError, "cannot be imported: No module named 'nowhere'"),
+        (["compressor._target_=nowhere.Method"], ConfigError, "cannot be imported: ModuleNotFoundError"),
         (["compressor._target_=stsimdiff.budget.Nope"], ConfigError, "has no attribute 'Nope'"),
         (["compressor._target_=stsimdiff.budget.Budget"], ConfigError, "is not a compressor"),
         (["compressor._target_=random"], ConfigError, "is no class; write compressor=NAME with one of none"),
@@ -191,7 +191,7 @@ def test_wrong_methods_and_budgets_say_what_is_right(configure, overrides, error
         ("model.attn_implementation=flash_attention", ConfigError, "did you mean flash_attention_2"),
         ("model.device=gpu 0", ConfigError, "model.device='gpu 0'"),
         ("model.frames=0", ConfigError, "model.frames=0 .*from 1"),
-        ("+model.batch=1", ConfigError, r"model\.batch is unknown: it has name"),
+        ("+model.batch=1", ConfigError, r"model\.batch is unknown; allowed: name"),
         ("benchmark.families=[counting]", ConfigError, r"benchmark\.families=counting .*count"),
         ("benchmark.data=/nowhere", DataError, "benchmark.data=/nowhere is no folder"),
         ("model.path=/nowhere", DataError, "no checkpoint at model.path=/nowhere"),
@@ -346,7 +346,7 @@ def test_a_class_of_ones_own_runs_beside_ours(monkeypatch, checkpoint, own_metho
 
 def test_errors_of_ones_own_class_are_said(monkeypatch, checkpoint, own_method, capsys):
     for words, message in (
-        (["+compressor.power=-1"], "compressor my_method.Loudest: power must be positive"),
+        (["+compressor.power=-1"], "compressor my_method.Loudest: ValueError: power must be positive"),
         (
             ["+compressor.pwer=1"],
             "compressor.pwer is unknown: Loudest has the parameters power, skip; did you mean",

@@ -15,11 +15,13 @@ import pytest
 
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset
+from stsimdiff.data.clips import rows as question_file
 from stsimdiff.data.clips.labels import COLOR_CLASSES, SHAPE_CLASSES, token_labels
 from stsimdiff.data.clips.questions import INSTRUCTION, ask, prompt
 from stsimdiff.data.clips.rendering import render
 from stsimdiff.data.clips.vocabulary import COLORS, FLASH_SHAPES, LETTERS
 from stsimdiff.data.clips.world import FRAMES, SIZE, World, sample_world
+from stsimdiff.errors import DataError
 
 SOME_SEEDS = (0, 1, 2, 3, 20_000_001)
 
@@ -310,3 +312,49 @@ def test_impossible_numbers_of_videos(videos):
 def test_every_flash_shape_is_counted_somewhere(rows):
     counted = {word for row in rows if row["family"] == "count" for word in row["question"].split()}
     assert counted >= set(FLASH_SHAPES)
+
+
+def row(**changes) -> dict:
+    good = {
+        "id": "a",
+        "video": "a.mp4",
+        "family": "f",
+        "question": "q?",
+        "options": ["x", "y", "z"],
+        "answer": "C",
+    }
+    return good | changes
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([row(answer="Z")], r"line 1: answer='Z'; expected one of A, B, C"),
+        ([row(answer=None)], "line 1: answer=None"),
+        ([row(), row(id="b", options="abcd")], "line 2: options='abcd'"),
+        ([row(options=["x", "x"])], "line 1: options="),
+        ([row(question=" ")], "line 1: question=' '"),
+        ([row(video=3)], "line 1: video=3"),
+        ([row(), row()], "line 2: id='a' is also that of line 1"),
+        ([[1, 2]], "line 1: a list where an object"),
+        ([], "holds no question"),
+    ],
+)
+def test_wrong_rows_are_named_by_line(tmp_path, lines, message):
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=message):
+        question_file.read(tmp_path)
+
+
+def test_rows_of_a_users_own_file(tmp_path):
+    with pytest.raises(DataError, match="does not exist; it must hold a JSON object a line with id"):
+        question_file.read(tmp_path)
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps(row(extra=1)) + "\n\n" + json.dumps(row(id="b")), encoding="utf-8-sig")
+    assert question_file.read(tmp_path) == [row(), row(id="b")]
+    file.write_text('{"id": ')
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        question_file.read(tmp_path)
+    file.write_bytes('{"id": "\u00e9"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        question_file.read(tmp_path)

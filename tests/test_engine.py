@@ -285,6 +285,41 @@ class TestRefusals:
             generate(case, run_with(torch.tensor([], dtype=torch.long)))
         with pytest.raises(ValueError, match="reason has shape"):
             generate(case, run_with(torch.tensor([1]), reasons=3))
+        for keep in (torch.tensor([[1]]), torch.tensor([0.5]), [1, 2]):
+            with pytest.raises(ValueError, match=r"expected a tensor \(k,\) of torch.int64"):
+                generate(case, run_with(keep))
+
+    @pytest.mark.parametrize(
+        ("features", "message"),
+        [
+            (torch.full((2, 48), float("nan")), "2 of 2 merged features hold NaN"),
+            (torch.ones(2, 47), r"shape \(2, 47\), expected \(2, 48\)"),
+            (torch.ones(3, 48), r"shape \(3, 48\), expected \(2, 48\)"),
+        ],
+    )
+    def test_invalid_merged_features(self, features: torch.Tensor, message: str) -> None:
+        case = qwen2_5_vl(8)
+
+        class Wrong(Run):
+            places = Places(input=True)
+
+            def at_input(self, tokens):
+                return Selection(torch.tensor([1, 2]), torch.ones(48, dtype=torch.uint8), features)
+
+        with pytest.raises(ValueError, match=message):
+            generate(case, Wrong())
+
+    def test_a_selection_of_another_type(self) -> None:
+        case = qwen2_5_vl(8)
+
+        class Wrong(Run):
+            places = Places(input=True)
+
+            def at_input(self, tokens):
+                return [1, 2, 3]
+
+        with pytest.raises(TypeError, match="Wrong returned a list at its input place; expected a Selection"):
+            generate(case, Wrong())
 
     def test_places_outside_the_model(self) -> None:
         case = qwen2_5_vl(9)

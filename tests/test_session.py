@@ -149,6 +149,16 @@ def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -
     assert session.run_arms(settings, arms).answered == len(failed)
 
 
+def test_changed_data_are_other_arms(tmp_path: Path, data: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    _, (first,) = prepared(tmp_path, copy, ARMS[2])
+    rows = (copy / "questions.jsonl").read_text()
+    (copy / "questions.jsonl").write_text(rows.replace("What", "Which"))
+    _, (second,) = prepared(tmp_path, copy, ARMS[2])
+    assert first.id != second.id
+
+
 def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
     line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
     settings, arms = prepared(tmp_path, data, line, max_failures=0)

@@ -63,12 +63,13 @@ def reference_stage_one(x: torch.Tensor, grid: Grid, tau_sim: float, tau_diff: f
     narrow += [weight(a) - weight(b) for a, b in itertools.pairwise(groups)]
     for group in groups:
         score = {a: sum(cosine[a, b] for b in group) / len(group) for a in group}
-        order = sorted(group, key=lambda a: (round(score[a], 9), a))
+        order = sorted(group, key=lambda a: (round(score[a], 9), -a))
         quota = int(np.ceil(len(group) * (1 - retention)))
         if len(group) > 2 and quota < len(group):
             narrow.append(score[order[quota]] - score[order[quota - 1]])
         named = [a for a in order[:quota] if a not in event]
-        if len(dropped) + len(named) > (1 - retention) * n:
+        # The released loop counts events too when it asks whether the budget allows this community.
+        if (len(dropped) + quota) / n > 1 - retention:
             break
         dropped |= set(named)
     return sorted(set(range(n)) - dropped), min(narrow, default=1.0)

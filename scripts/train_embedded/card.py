@@ -65,7 +65,7 @@ Accuracy in % on {validation} validation videos when tokens are dropped blindly:
 ## Limits
 - It knows the words, questions and videos of `clips` and no others: no images, no free text, no second question.
 - The prompt must be that of `stsimdiff.data.clips.questions.prompt`, and `video_metadata` must give 2 frames a
-  second: with another rate all grids get wrong times, and `order`, `count` and `change` fall to chance.
+  second: with another rate all grids get wrong times, which `count`, `order`, `change` and `scene` need.
 - One training seed. Evaluated with the same generator that made its training data.
 """
 

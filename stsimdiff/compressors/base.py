@@ -28,14 +28,15 @@ class Places:
         before: layers before whose input it selects.
         between: layers between whose attention and MLP it selects.
         attention: layers whose attention weights it reads; they reach the next place at or after that layer.
-        queries: ``last`` for the last prompt token's row, ``all`` for the mean over all rows.
+        queries: ``last`` for the last prompt token's row, ``all`` for the mean over all rows, a number for the mean
+            over the rows of so many last tokens.
     """
 
     input: bool = False
     before: frozenset[int] = frozenset()
     between: frozenset[int] = frozenset()
     attention: frozenset[int] = frozenset()
-    queries: str = "last"
+    queries: str | int = "last"
 
 
 class Run(ABC):

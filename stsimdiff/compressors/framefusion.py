@@ -28,6 +28,8 @@ class FrameFusion(Compressor):
     Attributes:
         tau_sim: similarity to the predecessor from which a token is merged into it, in [-1, 1].
         ratio_lower_bound: share of the tokens below which a layer is the last merging one, in [0, 1].
+        queries: last prompt tokens whose attention counts: 1 as the authors have it for LLaVA-Video and NVILA, 4
+            as they have it for Qwen2-VL.
 
     Raises:
         ConfigError: for any value out of range.
@@ -35,6 +37,7 @@ class FrameFusion(Compressor):
 
     tau_sim: float = 0.6
     ratio_lower_bound: float = 0.1
+    queries: int = 1
 
     def __post_init__(self) -> None:
         for name, low, example in (("tau_sim", -1, 0.6), ("ratio_lower_bound", 0, 0.1)):
@@ -44,6 +47,11 @@ class FrameFusion(Compressor):
                     f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, 1]; "
                     f"for example {example}"
                 )
+
+        if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 1:
+            raise ConfigError(
+                f"compressor.queries={self.queries!r} is out of range; allowed: 1, 2, ...; for example 1"
+            )
 
     def check(self, budget: Budget, layers: int | None = None) -> None:
         if layers is not None and layers < 2:
@@ -102,9 +110,14 @@ class _Run(Run):
         self.method, self.layout, self.budget = method, layout, budget
         # What the last layer drops no layer sees any more.
         layers = frozenset(range(layout.layers - 1))
-        self.places = Places(input=True, between=layers, attention=layers)
+        self.places = Places(input=True, between=layers, attention=layers, queries=method.queries)
+        self._reset()
+
+    def _reset(self) -> None:
         self.entering: list[int] = []
         self.merging, self.pruning = True, True
+        # Share of the video that is left, and its sum over the layers so far.
+        self.share, self.spent = 1.0, 0.0
 
     @property
     def finished(self) -> bool:
@@ -112,12 +125,14 @@ class _Run(Run):
 
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         tokens.check_finite("FrameFusion, input of layer 0")
+        self._reset()
         return self._merge(tokens, Reason.UNGROUPED)
 
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         if self.finished:
             return None
         self.entering.append(len(tokens))
+        self.spent += self.share
         if self.merging and layer < self.layout.layers - 2:
             return self._merge(tokens, Reason.ALL)
         self.pruning = False
@@ -133,15 +148,30 @@ class _Run(Run):
         """Tokens to leave if this were the last drop."""
         return self.budget.keep(self.layout.grid.tokens, self.layout.layers, self.entering)
 
+    def _room(self, present: int) -> tuple[float, int]:
+        """Share of the tokens present that may be merged, and their number.
+
+        For a budget of compute in the authors' own order of operations, as they round the product down: with 0.3 of
+        360 tokens, 251 may go and not 252.
+        """
+        most = max(0, present - self._count())
+        if self.budget.kind == "tokens":
+            return most / present, most
+        layers, passed = self.layout.layers, len(self.entering)
+        left = (layers * self.budget.retention - self.spent) / ((layers - passed) * self.share)
+        room = max(0.0, 1 - left)
+        return room, int(room * present)
+
     def _merge(self, tokens: VideoTokens, alone: Reason) -> Selection | None:
-        most = max(0, len(tokens) - self._count())
+        room, most = self._room(len(tokens))
         before = predecessors(tokens)
         similarity = similarities(tokens, before)
         absorbed = similarity >= self.method.tau_sim
-        found = int(absorbed.sum())
-        if found >= most:
+        found = int(absorbed.sum()) / len(tokens)
+        if found >= room:
             self.merging = self.pruning = False
             absorbed = top(similarity, most)
-        elif found < self.method.ratio_lower_bound * len(tokens):
-            self.merging = False
+        else:
+            self.share *= 1 - found
+            self.merging = found >= self.method.ratio_lower_bound
         return merge(tokens, before, absorbed, alone) if bool(absorbed.any()) else None

@@ -212,20 +212,22 @@ def thin_released(
     """The released rule: visit communities by descending weight and drop the least central of each.
 
     ``ceil(|c| * (1 - r))`` tokens of each are named, events among them stay, and the first community that
-    would bring the drops above ``(1 - r) * N`` ends the loop. Equal values keep their index order.
+    could bring the drops above ``(1 - r) * N`` if it had no events ends the loop. The lower index wins a tie.
 
     Returns:
         ``(N,)`` bool of dropped tokens, and the communities visited, in order.
     """
     share = 1 - retention
-    rank = _rank_by_centrality(communities, centrality)
+    # Counted from the most central token down, so that of equal tokens the last is dropped first.
+    rank = _rank_by_centrality(communities, -centrality)
     grouped = communities.label >= 0
     owner = communities.label
-    named = grouped & (rank < np.ceil(communities.size * share)[owner] if len(communities) else grouped)
+    most = np.ceil(communities.size * share)
+    named = grouped & (rank >= (communities.size - most)[owner] if len(communities) else grouped)
     candidate = named & ~event
     order = np.argsort(-weight, kind="stable")
     count = np.bincount(owner[candidate], minlength=len(communities))[order]
-    over = np.cumsum(count) > share * len(owner)
+    over = (np.cumsum(count) - count + most[order]) / len(owner) > share
     visited = order[: int(np.argmax(over)) if over.any() else len(order)]
     return candidate & np.isin(owner, visited), visited
 

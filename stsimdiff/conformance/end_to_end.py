@@ -23,6 +23,7 @@ from stsimdiff.conformance.selection import Arrays, Sequence, released_method
 from stsimdiff.conformance.watching import Watched, Watching
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, Prompt
+from stsimdiff.models.checkpoint import read_config
 from stsimdiff.models.qwen2_vl import Qwen2VL
 from stsimdiff.tokens import Layout
 
@@ -63,15 +64,20 @@ def settings_of(folder: Path, run: str) -> dict[str, Any]:
 
 
 def _noted(folder: Path, run: str) -> dict[str, Any]:
-    from stsimdiff.models.checkpoint import read_config
-
     file = folder / "meta.json"
     cases = read_config(file).get("cases", []) if file.is_file() else []
     return next((dict(case) for case in cases if case.get("file") == f"{run}.npz"), {})
 
 
-def compressor_of(settings: dict[str, Any], tokens: int) -> tuple[Compressor | None, Budget]:
-    """The product's method and budget for a recorded run over ``tokens`` video tokens; ``None``: keep all.
+def compressor_of(
+    settings: dict[str, Any], tokens: int, queries: int = 1
+) -> tuple[Compressor | None, Budget]:
+    """The product's method and budget for a recorded run; ``None``: keep all.
+
+    Args:
+        settings: of :func:`settings_of`.
+        tokens: video tokens N.
+        queries: prompt tokens that FrameFusion asks.
 
     Raises:
         ConfigError: for a setting that the product does not have.
@@ -83,7 +89,7 @@ def compressor_of(settings: dict[str, Any], tokens: int) -> tuple[Compressor | N
         return FastV(layer=int(settings["fastv_k"])), Budget("tokens", count / tokens)
     budget = Budget("compute", settings["cost"])
     if settings["method"] == "FrameFusion":
-        return FrameFusion(settings["similarity_lower_bound"], settings["ratio_lower_bound"]), budget
+        return FrameFusion(settings["similarity_lower_bound"], settings["ratio_lower_bound"], queries), budget
     if settings.get("merge_type", "new_topk") != "new_topk":
         raise ConfigError(
             f"the run was recorded with merge_type={settings['merge_type']}; only new_topk is implemented"
@@ -105,14 +111,14 @@ def replay_run(folder: Path, run: str, family: Family | None = None) -> Arrays:
     prompt, out = given_prompt(family, load(folder / INPUT), folder, recorded)
     layout = prompt.layout
     place = Sequence(int(layout.video[0]), layout.length, layout.grid)
-    compressor, budget = compressor_of(settings, layout.grid.tokens)
+    # FrameFusion's released adaptation to Qwen2-VL asks four tokens, those to other models one.
+    queries = 4 if isinstance(family, Qwen2VL) else 1
+    compressor, budget = compressor_of(settings, layout.grid.tokens, queries)
     inner = start(compressor, layout, budget)
     first = None
     if isinstance(compressor, STSimDiff) and "merge_keep_index" in recorded:
         first = place.video(recorded["merge_keep_index"])
-    # FrameFusion's released adaptation to Qwen2-VL asks four tokens, those to other models one.
-    queries = 4 if isinstance(compressor, FrameFusion) and isinstance(family, Qwen2VL) else None
-    watched = Watched(inner, len(family.decoder), queries, first)
+    watched = Watched(inner, len(family.decoder), first)
     watching = Watching(family.decoder, watched, layout)
     with watching:
         out.update(generate(family, prompt))

@@ -158,12 +158,13 @@ def _second_stage(
     data: Fields, place: Sequence, tokens: VideoTokens, method: STSimDiff, own: Arrays
 ) -> Arrays:
     """Stage two, from the recorded survivors of stage one where they are there, as the recording demands."""
-    source = data if "s1_keep_idx" in data and "s1_sparsity_list" in data else own
+    rows = data["s2_attn"].shape[3]
+    recorded = data if "s1_keep_idx" in data and "s1_sparsity_list" in data else own
+    # Survivors that the attention does not fit are wrong; the comparison of stage one says so.
+    source = recorded if len(recorded["s1_keep_idx"]) == rows else own
     survivors, sparsity = source["s1_keep_idx"], source["s1_sparsity_list"]
-    if data["s2_attn"].shape[3] != len(survivors):
-        raise DataError(
-            f"{data.file}: s2_attn covers {data['s2_attn'].shape[3]} tokens, but stage one left {len(survivors)}"
-        )
+    if len(survivors) != rows:
+        raise DataError(f"{data.file}: s2_attn covers {rows} tokens, but stage one left {len(survivors)}")
     present = place.video(survivors)
     layers, cost = int(data["num_layers"]), float(data["cost"])
     run = method.start(place.layout(layers), Budget("compute", cost))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.conformance.selection import Arrays, Sequence, released_edges, removable
 from stsimdiff.engine import Compression, Decoder, Trace, attention_rows
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+Decide = Callable[[], Selection | None]
 
 
 @dataclass
@@ -50,29 +53,31 @@ class Watched(Run):
     Args:
         run: the run itself.
         layers: decoder layers of the model at hand; places in layers that it lacks are left out.
-        queries: last prompt tokens whose attention counts; ``None`` leaves it to the run.
         first: raster indices that survive the input stage whatever the run says, so that all later stages start
             from recorded survivors; ``None`` leaves the decision to the run.
     """
 
-    def __init__(
-        self, run: Run, layers: int, queries: int | None = None, first: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, run: Run, layers: int, first: np.ndarray | None = None) -> None:
         places = run.places
         self.run, self.first, self.calls = run, first, []
+        self.method = getattr(run, "method", None)
         self.places = Places(
             places.input,
             *(
-                {n for n in group if n < layers}
+                frozenset(n for n in group if n < layers)
                 for group in (places.before, places.between, places.attention)
             ),
-            places.queries if queries is None else queries,
+            places.queries,
         )
         self.details: st_simdiff.Thinning | None = None
 
+    @property
+    def finished(self) -> bool:
+        return self.run.finished
+
     def at_input(self, tokens: VideoTokens) -> Selection | None:
-        if hasattr(self.run, "method") and isinstance(self.run.method, STSimDiff):
-            self.details = st_simdiff.select(tokens, self.run.budget.retention, self.run.method)
+        if isinstance(self.method, STSimDiff):
+            self.details = st_simdiff.select(tokens, self.run.budget.retention, self.method)
         selection = self._ask("input", 0, tokens, lambda: self.run.at_input(tokens))
         if self.first is None:
             return selection
@@ -84,12 +89,10 @@ class Watched(Run):
         return self._ask("before", layer, tokens, lambda: self.run.before_layer(layer, tokens, attention))
 
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
-        if isinstance(getattr(self.run, "method", None), FrameFusion) and not self.run.pruning:
-            return None
         return self._ask("between", layer, tokens, lambda: self.run.between(layer, tokens, attention))
 
-    def _ask(self, place: str, layer: int, tokens: VideoTokens, decide) -> Selection | None:
-        fusion = isinstance(getattr(self.run, "method", None), FrameFusion)
+    def _ask(self, place: str, layer: int, tokens: VideoTokens, decide: Decide) -> Selection | None:
+        fusion = isinstance(self.method, FrameFusion)
         merging = fusion and self.run.merging
         call = Call(place, layer, tokens.index.numpy(), decide(), merging)
         if fusion:
@@ -223,7 +226,7 @@ def _merges(watched: Watched, place: Sequence, watching: Watching) -> Arrays:
     out: Arrays = {"num_merges": np.int64(len(calls))}
     shares = []
     for j, call in enumerate(calls):
-        above = np.count_nonzero(call.similarity >= watched.run.method.tau_sim) / len(call.index)
+        above = np.count_nonzero(call.similarity >= watched.method.tau_sim) / len(call.index)
         # The released code notes a share only when the budget allowed all of its merges.
         if above < call.room:
             shares.append(above)

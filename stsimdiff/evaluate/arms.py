@@ -83,7 +83,10 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
     cls = _compressor_class(given.get("_target_"))
     compressor = _build(cls, {key: value for key, value in given.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
-    compressor.check(budget, settings.model["layers"])
+    try:
+        compressor.check(budget, settings.model["layers"])
+    except ValueError as error:
+        raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
     method, code = _method_name(cls), compressors.code_version(cls)
@@ -151,7 +154,7 @@ def _method_name(cls: type[Compressor]) -> str:
 
 
 def _compressor_class(target: Any) -> type[Compressor]:
-    if not isinstance(target, str) or "." not in target:
+    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise ConfigError(
             f"compressor._target_={target!r} is no class; write compressor=NAME with one of "
             f"{', '.join(compressors.names())}, or compressor._target_=my_module.MyMethod"
@@ -159,22 +162,25 @@ def _compressor_class(target: Any) -> type[Compressor]:
     module, _, attribute = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except (Exception, SystemExit) as error:
+        # A user's module may do anything on import, end the process included.
         raise ConfigError(
-            f"compressor._target_={target} cannot be imported: {error} (looked in the current folder and among "
-            "the installed packages)"
+            f"compressor._target_={target} cannot be imported: {type(error).__name__}: {error} (looked in the current "
+            "folder and among the installed packages)"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Compressor) and dataclasses.is_dataclass(found)):
+    # Arguments of an __init__ of its own would be no fields: they could not be set, nor make another arm.
+    own = isinstance(found, type) and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
+    if not (own and issubclass(found, Compressor) and dataclasses.is_dataclass(found)):
         raise ConfigError(
-            f"compressor._target_={target} is not a compressor; it must be a frozen dataclass derived from "
-            "stsimdiff.compressors.base.Compressor or ScoreCompressor"
+            f"compressor._target_={target} is not a compressor; it must be a class derived from "
+            "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"
         )
     return found
 
 
 def _build(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    name, hints = _method_name(cls), get_type_hints(cls)
+    name, hints = _method_name(cls), _hints(cls)
     for key, value in list(parameters.items()):
         if key not in fields:
             raise ConfigError(
@@ -184,6 +190,15 @@ def _build(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
             )
         parameters[key] = _checked(f"compressor.{key}", value, hints[key])
     return _instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", **parameters})
+
+
+def _hints(cls: type[Compressor]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError as error:
+        raise ConfigError(
+            f"compressor._target_={cls.__module__}.{cls.__qualname__} has an annotation that cannot be read: {error}"
+        ) from error
 
 
 def _instantiate(config: dict[str, Any]) -> Compressor:
@@ -196,8 +211,11 @@ def _instantiate(config: dict[str, Any]) -> Compressor:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (ValueError, TypeError)):
-            raise ConfigError(f"compressor {config['_target_']}: {cause}") from error
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            missing = f"{cause}; a parameter without a default is given as +compressor.NAME=VALUE"
+            raise ConfigError(f"compressor {config['_target_']}: {missing}") from error
+        if cause is not None:
+            raise ConfigError(f"compressor {config['_target_']}: {type(cause).__name__}: {cause}") from error
         raise
 
 

@@ -5,10 +5,12 @@ Everything about a task goes through its own functions: the prompt, the video's 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.resources import folder
 
@@ -60,6 +62,8 @@ def load_task(benchmark: Mapping[str, Any]) -> Any:
     config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="full")
     if benchmark.get("data"):
         config["dataset_kwargs"] = {"root": str(benchmark["data"])}
+    if by_task(name):
+        config["prompt"] = benchmark["prompt"]
     return config.pop("class", ConfigurableMessagesTask)(config=config)
 
 
@@ -129,8 +133,18 @@ def judge(task: Any, question: Question, answer: str) -> Judgement:
 
 def replay(task: Any, answers: Iterable[tuple[Question, str]]) -> dict[str, float]:
     """The task's own metrics over stored answers, as lmms-eval's evaluator would compute them."""
+    from loguru import logger
+
+    # The stock aggregations print a line for each of their categories.
+    logger.disable("utils")
     collected: dict[str, list[Any]] = {}
     for question, answer in answers:
         for metric, value in task.process_results(question.document, [answer]).items():
             collected.setdefault(metric, []).append(value)
-    return {metric: float(task.aggregation()[metric](values)) for metric, values in collected.items()}
+    scores = {}
+    for metric, values in collected.items():
+        aggregate = task.aggregation()[metric]
+        # Some of lmms-eval's take the command's arguments too, and use them for the names of files at most.
+        takes_arguments = "args" in inspect.signature(aggregate).parameters
+        scores[metric] = float(aggregate(values, None) if takes_arguments else aggregate(values))
+    return scores

@@ -5,9 +5,11 @@ Used by the command line (:func:`run_arms`) and by the model that lmms-eval's ow
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import traceback
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,16 +21,17 @@ import torch
 from stsimdiff import video
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
+from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
-from stsimdiff.errors import RunFailed
+from stsimdiff.errors import DataError, RunFailed
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task, replay
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
-from stsimdiff.models import resolve
-from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Stopwatch
+from stsimdiff.models import OPTIONS, resolve
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
 
 
 @dataclass
@@ -48,12 +51,13 @@ class Outcome:
 
 @dataclass
 class Work:
-    """The questions that each arm has still to answer."""
+    """The questions that each arm has still to answer, and why some videos are known to be unusable."""
 
     stores: dict[str, ArmStore]
     arms: Sequence[Arm]
     questions: Sequence[Question]
     retry_failed: bool
+    unusable: Mapping[str, str] = field(default_factory=dict)
     missing: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +87,14 @@ def share(questions: Sequence[Question], processes: Processes) -> list[Question]
     return [q for q in questions if turn[q.video] % processes.world == processes.rank]
 
 
+@dataclass
+class Asked:
+    """A question put to the model: the encoded video and the prompt about it."""
+
+    video: EncodedVideo
+    prompt: Prompt
+
+
 class Session:
     """A loaded model that answers questions with any arm.
 
@@ -110,16 +122,18 @@ class Session:
 
     def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
         """Frames and vision features of one video, and the tower's attention where one of the arms reads it."""
-        frames = video.read(path, self.settings.model["frames"])
+        frames = video.read(path, self.settings.model["frames"], self.settings.benchmark["decoder"])
         encoded = self.family.encode(frames, signals=any(self.compressor(arm).needs_vision for arm in arms))
         encoded.seconds["decode"] = frames.seconds
         return encoded
 
-    def answer(
-        self, arm: Arm, question: Question, encoded: EncodedVideo
-    ) -> tuple[str, Trace, dict[str, float]]:
+    def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
+        """The prompt of a question, which all arms answer."""
+        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.id))
+
+    def answer(self, arm: Arm, question: Question, asked: Asked) -> tuple[str, Trace, dict[str, float]]:
         """One arm's answer to one question, its trace, and times in seconds."""
-        prompt = self.family.prompt(encoded, question.text, sample=question.id)
+        prompt = asked.prompt
         run = self.compressor(arm).start(prompt.layout, arm.budget)
         watch = Stopwatch(self.family.device)
         with Compression(self.family.decoder, run, prompt.layout) as trace:
@@ -128,13 +142,13 @@ class Session:
             "answer": watch.lap(),
             "prefill": trace.prefill_seconds,
             "compressor": trace.compressor_seconds,
-            **encoded.seconds,
+            **asked.video.seconds,
         }
         return text, trace, times
 
-    def row(self, task: Any, arm: Arm, question: Question, encoded: EncodedVideo) -> dict[str, Any]:
+    def row(self, task: Any, arm: Arm, question: Question, asked: Asked) -> dict[str, Any]:
         """The stored line of one sample: answer, score, tokens, cost and times."""
-        text, trace, times = self.answer(arm, question, encoded)
+        text, trace, times = self.answer(arm, question, asked)
         judgement = judge(task, question, text)
         retention = trace.retention()
         return {
@@ -166,7 +180,8 @@ def load_model(settings: Settings) -> Family:
     model = settings.model
     if model["threads"] is not None:
         torch.set_num_threads(model["threads"])
-    options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"])
+    own = {name: model[name] for name in OPTIONS.get(model["family"], {})}
+    options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"], own)
     return resolve(model["family"]).load(model["path"], options)
 
 
@@ -187,12 +202,13 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
             processes.wait()
         task = load_task(settings.benchmark)
         questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
-        for path in sorted({question.video for question in questions}):
-            video.check_file(path)
+        settings, unusable = _checked_videos(settings, questions)
         if processes.rank == 0:
             processes.wait()
         outcome = Outcome(settings.folder)
-        outcome.answered = _answer_missing(settings, task, arms, share(questions, processes), processes)
+        outcome.answered = _answer_missing(
+            settings, task, arms, share(questions, processes), processes, unusable
+        )
         processes.wait()
         if processes.rank > 0:
             return outcome
@@ -200,14 +216,41 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
         _report(settings)
     if outcome.failed:
         raise RunFailed(
-            f"{outcome.failed} samples have no answer; the reasons are in {settings.folder}/*/answers*.jsonl under "
-            '"error". Everything else is stored: retry_failed=true asks only these again.'
+            f"{outcome.failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
+            f'{settings.folder}/*/answers*.jsonl under "error". Everything else is stored: retry_failed=true asks only '
+            "these again."
         )
     return outcome
 
 
+def _reasons(settings: Settings, arms: Sequence[Arm]) -> str:
+    """The most frequent reasons of failures, a line each, for a message."""
+    counts: Counter[str] = Counter()
+    for arm in arms:
+        for row in read_answers(settings.folder / arm.folder):
+            if row["error"] is not None:
+                counts[f"{row['error']['type']}: {row['error']['message']}"] += 1
+    return "".join(f"\n  {count} times {reason}" for reason, count in counts.most_common(3))
+
+
+def _checked_videos(settings: Settings, questions: Sequence[Question]) -> tuple[Settings, dict[str, str]]:
+    """The videos that cannot be used, and settings whose note, in every arm's record and table, says how many."""
+    unusable = unusable_videos(settings.benchmark, [question.video for question in questions])
+    if not unusable:
+        return settings, unusable
+    lost = sum(question.video in unusable for question in questions)
+    note = f"{settings.benchmark['note']}. {lost} of {len(questions)} questions FAILED for lack of a usable video"
+    benchmark = {**settings.benchmark, "note": note, "missing_questions": lost}
+    return dataclasses.replace(settings, benchmark=benchmark), unusable
+
+
 def _answer_missing(
-    settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question], processes: Processes
+    settings: Settings,
+    task: Any,
+    arms: Sequence[Arm],
+    questions: Sequence[Question],
+    processes: Processes,
+    unusable: Mapping[str, str],
 ) -> int:
     """Open the stores, load the model if anything is missing, answer it; returns how many lines were written."""
     with ExitStack() as stack:
@@ -215,7 +258,7 @@ def _answer_missing(
         for arm in arms:
             store = ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), processes.shard)
             stores[arm.id] = stack.enter_context(store)
-        work = Work(stores, arms, questions, settings.retry_failed)
+        work = Work(stores, arms, questions, settings.retry_failed, unusable)
         if not work.samples:
             return 0
         session = Session(settings)
@@ -238,19 +281,21 @@ def answer_all(session: Session, task: Any, work: Work, *, show: bool = True) ->
     written = failures = 0
     with Progress(work.samples, show=show) as progress:
         for path, questions in work.by_video():
-            encoded: EncodedVideo | None = None
-            broken: BaseException | None = None
+            encoded: EncodedVideo | Exception | SystemExit
             try:
+                if path in work.unusable:
+                    raise DataError(work.unusable[path])
                 encoded = session.encode(path, work.arms)
             except (Exception, SystemExit) as error:
-                broken = error
+                encoded = error
             for question in questions:
+                asked = _asked(session, question, encoded)
                 for arm in work.arms_for(question):
                     progress.arm(arm.label, arm.budget.retention)
-                    row = _row_or_failure(session, task, arm, question, encoded, broken)
+                    row = _row_or_failure(session, task, arm, question, asked)
                     work.stores[arm.id].append(row)
                     written += 1
-                    failures += row["error"] is not None
+                    failures += row["error"] is not None and path not in work.unusable
                     progress.step(failed=row["error"] is not None)
                     if failures > session.settings.max_failures:
                         raise RunFailed(
@@ -261,18 +306,25 @@ def answer_all(session: Session, task: Any, work: Work, *, show: bool = True) ->
     return written
 
 
-def _row_or_failure(
-    session: Session,
-    task: Any,
-    arm: Arm,
-    question: Question,
-    encoded: EncodedVideo | None,
-    broken: BaseException | None,
-) -> dict[str, Any]:
-    if encoded is None:
-        return failure(question, broken)
+def _asked(
+    session: Session, question: Question, encoded: EncodedVideo | Exception | SystemExit
+) -> Asked | Exception | SystemExit:
+    """The question put to the model, or what stands in the way: the same for every arm."""
+    if not isinstance(encoded, EncodedVideo):
+        return encoded
     try:
-        return session.row(task, arm, question, encoded)
+        return session.ask(question, encoded)
+    except (Exception, SystemExit) as error:
+        return error
+
+
+def _row_or_failure(
+    session: Session, task: Any, arm: Arm, question: Question, asked: Asked | Exception | SystemExit
+) -> dict[str, Any]:
+    if not isinstance(asked, Asked):
+        return failure(question, asked)
+    try:
+        return session.row(task, arm, question, asked)
     except (Exception, SystemExit) as error:
         return failure(question, error)
 
@@ -301,11 +353,13 @@ def _score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequen
         folder = settings.folder / arm.folder
         rows = [row for row in read_answers(folder) if row["id"] in by_id]
         answered = [(by_id[row["id"]], row["answer"]) for row in rows if row["error"] is None]
+        correct = [row["correct"] for row in rows if row["error"] is None]
         failed += len(by_id) - len(answered)
         metrics = {
             "task": settings.benchmark["task"],
             "n": len(answered),
             "n_failed": len(by_id) - len(answered),
+            "accuracy": 100 * sum(map(bool, correct)) / len(correct) if correct else None,
             "metrics": replay(task, answered) if answered else {},
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -24,7 +24,13 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 LOGGER_MODES = ("offline", "online")
 MODEL = ("name", "family", "path", "frames", "device", "dtype", "attn_implementation", "threads")
-BENCHMARK = ("name", "task", "families", "chance", "note", "data")
+BENCHMARK = ("name", "task", "families", "chance", "note", "data", "prompt", "decoder", "allow_missing")
+TOP = (
+    *("model", "benchmark", "compressor", "budget", "logger"),
+    *("run", "results", "limit", "seed", "retry_failed", "max_failures", "arms"),
+)
+MOST_SEED = 2**63 - 1
+MOST_THREADS = 1024
 HASHED_WHOLE = 64 * 2**20
 """Checkpoint files up to this size are hashed whole, larger ones by size, first and last mebibyte."""
 
@@ -37,8 +43,9 @@ class Settings:
         model: ``name, family, path, frames, device, dtype, attn_implementation, threads``; ``path`` is always
             set (the packaged one if none was given). Added: ``checkpoint``, the fingerprint of the files there,
             and ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not).
-        benchmark: ``name, task, families, chance, note, data``. Added: ``revision`` of the data, and ``code``, the
-            version of the task that makes the prompt.
+        benchmark: ``name, task, families, chance, note, data, prompt, decoder, allow_missing``. Added: ``revision``
+            of the data, ``root``, the folder of a public benchmark, and ``code``, the version of the task that makes
+            the prompt, with what else the user chose of it.
         logger: ``name`` and the logger's own keys.
         run: name of the run.
         folder: ``<results>/<run>``; every arm has a folder in it.
@@ -66,11 +73,17 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         ConfigError: for a value out of range; the message says the range.
         DataError: for a checkpoint folder that is missing.
     """
-    run = cfg.run
+    _only("", {key: cfg[key] for key in cfg if key != "hydra"}, TOP)
+    # A run named by a date reads as a number.
+    run = str(cfg.run) if type(cfg.run) is int else cfg.run
+    if not isinstance(cfg.results, str) or not cfg.results.strip():
+        raise ConfigError(
+            f"results={cfg.results!r} is out of range; allowed: the path of a folder, such as results"
+        )
     if not isinstance(run, str) or not re.fullmatch(r"\w[\w.+-]*", run):
         raise ConfigError(f"run={run!r} is no name for a run; allowed: letters, digits, and . _ + - within")
     limit = _whole(cfg, "limit", least=1, nullable=True)
-    seed = _whole(cfg, "seed", least=0)
+    seed = _whole(cfg, "seed", least=0, most=MOST_SEED)
     most = _whole(cfg, "max_failures", least=0)
     if not isinstance(cfg.retry_failed, bool):
         raise ConfigError(f"retry_failed={cfg.retry_failed!r} is out of range; allowed: true, false")
@@ -83,7 +96,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         benchmark=_benchmark(plain(cfg.benchmark)),
         logger=logger,
         run=run,
-        folder=Path(str(cfg.results)) / run,
+        folder=Path(cfg.results) / run,
         limit=limit,
         seed=seed,
         retry_failed=cfg.retry_failed,
@@ -119,10 +132,13 @@ def suggestion(wrong: str, right: Iterable[str]) -> str:
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
-    from stsimdiff.models import FAMILIES
+    from stsimdiff.models import FAMILIES, OPTIONS
 
-    _only("model", model, MODEL)
+    options = OPTIONS.get(model.get("family"), {})
+    _only("model", model, (*MODEL, *options))
     _one_of("model.family", model["family"], sorted(FAMILIES))
+    for name, values in options.items():
+        _one_of(f"model.{name}", _as_written(model[name]), map(_as_written, values))
     _one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
     _one_of("model.dtype", model["dtype"], DTYPES)
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", str(model["device"])):
@@ -133,17 +149,44 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
         raise ConfigError(f"model.frames={frames!r} is out of range; allowed: a whole number from 1")
     threads = model["threads"]
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
         raise ConfigError(
-            f"model.threads={threads!r} is out of range; allowed: a whole number from 1, or null"
+            f"model.threads={threads!r} is out of range; allowed: a whole number from 1 to {MOST_THREADS}, or null"
         )
-    path = Path(model["path"]).expanduser() if model["path"] else embedded_checkpoint()
+    path = _checkpoint(model)
     if not (path / "config.json").is_file():
         hint = (
             "name a folder with config.json and weights" if model["path"] else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {hint}")
-    return {**model, "path": str(path.resolve()), "checkpoint": fingerprint(path), "layers": _layers(path)}
+    return {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
+
+
+def _checkpoint(model: dict[str, Any]) -> Path:
+    from stsimdiff.models import RELEASED
+
+    if model["path"]:
+        return Path(model["path"]).expanduser()
+    if model["name"] == "embedded":
+        return embedded_checkpoint()
+    released = RELEASED.get(model["family"], "<org>/<model>")
+    raise DataError(
+        f"model.path is not set, and the weights of model={model['name']} do not come with the package: get them "
+        f"with `hf download {released} --local-dir DIR`, then give model.path=DIR"
+    )
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    """That of the folder; NVILA's has its weights in folders of their own."""
+    inner = sorted(file.parent for file in checkpoint.glob("*/config.json"))
+    parts = [fingerprint(directory) for directory in (checkpoint, *inner)]
+    return parts[0] if not inner else hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML spells it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _layers(checkpoint: Path) -> int | None:
@@ -173,33 +216,78 @@ def fingerprint(directory: Path) -> str:
 
 
 def _benchmark(benchmark: dict[str, Any]) -> dict[str, Any]:
-    _only("benchmark", benchmark, BENCHMARK)
-    revision = None
-    if benchmark["task"] == "clips":
-        from stsimdiff.data import clips
+    from stsimdiff.data import benchmarks, clips
+    from stsimdiff.video import BACKENDS
 
-        revision = clips.GENERATOR_VERSION
-        for family in benchmark["families"] or ():
-            _one_of("benchmark.families", family, clips.FAMILIES)
-    if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
-        raise DataError(f"benchmark.data={benchmark['data']} is no folder")
-    # The task's own files make the prompt; a task that is not ours comes with lmms-eval.
-    own = folder("tasks") / str(benchmark["task"])
-    code = fingerprint(own) if own.is_dir() else f"lmms_eval {version('lmms_eval')}"
-    return {**benchmark, "revision": revision, "code": code}
+    _only("benchmark", benchmark, BENCHMARK)
+    _one_of("benchmark.decoder", benchmark["decoder"], BACKENDS)
+    if not isinstance(benchmark["allow_missing"], bool):
+        raise ConfigError(
+            f"benchmark.allow_missing={benchmark['allow_missing']!r} is out of range; allowed: true, false"
+        )
+    public = benchmarks.by_task(benchmark["task"])
+    revision, root, families = None, None, None
+    if public:
+        _one_of("benchmark.prompt", benchmark["prompt"], public.prompts())
+        families = public.families
+        root = public.root(benchmark["data"])
+        revision = public.revision(root)
+    else:
+        _one_of("benchmark.prompt", benchmark["prompt"], ("default",))
+        if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
+            raise DataError(f"benchmark.data={benchmark['data']} is no folder")
+    if benchmark["task"] == "clips":
+        families, revision = clips.FAMILIES, clips.GENERATOR_VERSION
+        if benchmark["data"]:
+            families, revision = None, _data_revision(Path(benchmark["data"]).expanduser())
+    for family in benchmark["families"] or ():
+        if families:
+            _one_of("benchmark.families", family, families)
+    return {
+        **benchmark,
+        "revision": revision,
+        "root": str(root) if root else None,
+        "code": _prompt_code(benchmark, public is not None),
+    }
+
+
+def _data_revision(root: Path) -> str:
+    """12 hex digits that change with the questions and the videos (by name, size and time) of a user's folder."""
+    digest = hashlib.sha256()
+    questions = root / "questions.jsonl"
+    if questions.is_file():
+        digest.update(questions.read_bytes())
+    for file in sorted((root / "videos").glob("*")):
+        status = file.stat()
+        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _prompt_code(benchmark: dict[str, Any], public: bool) -> str:
+    # The task's own files make the prompt; a public benchmark's comes with lmms-eval.
+    own = folder("tasks") / ("stock" if public else str(benchmark["task"]))
+    parts = [fingerprint(own)] if own.is_dir() else []
+    if public or not own.is_dir():
+        parts.append(f"lmms_eval {version('lmms_eval')}")
+    if public:
+        parts.append(f"prompt {benchmark['prompt']}")
+    if benchmark["decoder"] != "decord":
+        parts.append(benchmark["decoder"])
+    return ", ".join(parts)
 
 
 def _only(group: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
     """Check that a group has these keys, all of them and no others."""
     allowed = list(allowed)
+    prefix = f"{group}." if group else ""
     for key in given:
         if key not in allowed:
             raise ConfigError(
-                f"{group}.{key} is unknown: it has {', '.join(allowed)}{suggestion(key, allowed)}"
+                f"{prefix}{key} is unknown; allowed: {', '.join(allowed)}{suggestion(key, allowed)}"
             )
     for key in allowed:
         if key not in given:
-            raise ConfigError(f"{group}.{key} is missing; leave out ~{group}.{key}")
+            raise ConfigError(f"{prefix}{key} is missing; leave out ~{prefix}{key}")
 
 
 def _one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
@@ -210,11 +298,12 @@ def _one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         )
 
 
-def _whole(cfg: DictConfig, key: str, least: int, nullable: bool = False) -> Any:
+def _whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: int | None = None) -> Any:
     value = cfg[key]
     if value is None and nullable:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        also = " or null" if nullable else ""
+    wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
+    if wrong or (most is not None and value > most):
+        also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
         raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
     return value

@@ -186,11 +186,14 @@ def read_record(folder: Path) -> Row:
     """What ``arm.json`` says. Raises :class:`DataError` when it is missing or broken."""
     path = folder / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} is broken: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is broken: a {type(record).__name__} where an arm's record was expected")
+    return record
 
 
 def read_answers(folder: Path) -> list[Row]:

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoProcessor
+
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import LoadOptions
 
@@ -17,9 +21,24 @@ SHOWN = 8
 def read_config(file: Path) -> dict[str, Any]:
     """A JSON configuration. Raises :class:`ConfigError` if it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} holds a {type(found).__name__} where a configuration was expected")
+    return found
+
+
+def load_processor(folder: Path) -> Any:
+    """The stock processor of a folder. Raises :class:`ConfigError` where its files are missing or broken."""
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"the tokenizer or processor files in {folder} cannot be read: {reason}; take them from the released "
+            "checkpoint"
+        ) from error
 
 
 def load_weights(
@@ -56,9 +75,15 @@ def load_weights(
             output_loading_info=True,
             **mapping,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"no safetensors weights can be read from {folder}: {reason}") from error
+    except (ValueError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+        # A configuration that contradicts itself, or an attention backend that is not installed.
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"the checkpoint {folder} cannot be loaded with these settings: {reason}"
+        ) from error
     account(
         folder,
         found["missing_keys"],

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.checkpoint import load_processor, load_weights, read_config
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -42,8 +42,13 @@ class LlavaOnevision(Family):
                 f"model.path={path!r} holds a {found!r} checkpoint; this family loads 'llava_onevision' "
                 "(llava-hf/llava-onevision-qwen2-7b-ov-hf)"
             )
+        layer = read_config(folder / "config.json").get("vision_feature_layer", -1)
+        if not isinstance(layer, int):
+            raise ConfigError(
+                f"model.path={path!r} has vision_feature_layer={layer!r} in its config.json; this family reads one"
+            )
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options).to(device)
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        processor = load_processor(folder)
         return cls(model, processor, str(path))
 
     @property

@@ -8,6 +8,7 @@ here, outside the model, and the model gets the finished embeddings.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_weights, read_config
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
+from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
@@ -95,7 +97,7 @@ class LlavaVideo(SiglipQwen2):
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS).to(device)
         timed = bool(options.family.get("time_instruction", False))
         stride = int(given.get("mm_spatial_pool_stride", 2))
-        return cls(model, optional_tokenizer(folder), str(path), pooling, stride, timed)
+        return cls(model, optional_tokenizer(folder, config.text_config), str(path), pooling, stride, timed)
 
     @property
     def decoder(self) -> Decoder:
@@ -103,22 +105,29 @@ class LlavaVideo(SiglipQwen2):
         return Decoder(language_model, language_model.layers)
 
     @torch.inference_mode()
-    def encode(self, frames: Frames) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.model.config.vision_config.image_size)
         preprocess = watch.lap()
-        encoded = self.encode_pixels(pixels)
+        encoded = self.encode_pixels(pixels, signals=signals)
         encoded.inputs["time_instruction"] = time_instruction(frames)
         encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor) -> EncodedVideo:
-        """Video tokens of normalised frames ``(T, 3, S, S)``."""
-        pooled = self.pool(self.project(self.tower_features(pixels)))
+    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+        """Video tokens of normalised frames ``(T, 3, S, S)``; ``signals``: also read the tower's attention."""
+        last = self.model.model.vision_tower.encoder.layers[-1]
+        with reading(last.self_attn) if signals else nullcontext() as reader:
+            tower = self.tower_features(pixels)
+        pooled = self.pool(self.project(tower))
         frames, height, width = pooled.shape[:3]
-        newline = self.model.model.image_newline
-        return EncodedVideo(end_rows(pooled, newline), Grid(frames, height, width + 1), {})
+        return EncodedVideo(
+            features=end_rows(pooled, self.model.model.image_newline),
+            grid=Grid(frames, height, width + 1),
+            inputs={},
+            signals=pooled_signals(reader, frames, self.pool, newline=True) if signals else None,
+        )
 
     def tower_features(self, pixels: Tensor) -> Tensor:
         """``(T, patches, C)`` of normalised frames ``(T, 3, S, S)``."""
@@ -201,8 +210,9 @@ def _stock_config(given: dict[str, Any], tower: dict[str, Any]) -> LlavaOnevisio
     """The stock configuration; the tower has one layer less than its own says, as the last is never used."""
     vision = {name: value for name, value in tower.items() if name != "model_type"}
     vision.update(num_hidden_layers=tower["num_hidden_layers"] - 1, vision_use_head=False)
+    text = {name: value for name, value in given.items() if name != "rope_scaling"} | {"model_type": "qwen2"}
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision),
-        text_config=Qwen2Config.from_dict({**given, "model_type": "qwen2"}),
+        text_config=Qwen2Config.from_dict(text),
         tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
     )

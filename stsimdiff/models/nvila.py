@@ -7,6 +7,7 @@ tokens of a group of frames are one row of the grid, since the tokens that end i
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import account, load_weights, read_config
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
+from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
@@ -99,31 +101,50 @@ class NVILA(SiglipQwen2):
         del tower.encoder.layers[used:]
         sizes = tower.config.hidden_size, model.config.hidden_size
         mlp = _projector(projector, *sizes).to(device, model.dtype)
-        return cls(model, optional_tokenizer(llm), str(path), tower, mlp, encoder)
+        return cls(model, optional_tokenizer(llm, model.config), str(path), tower, mlp, encoder)
 
     @property
     def decoder(self) -> Decoder:
         return Decoder(self.model.model, self.model.model.layers)
 
     @torch.inference_mode()
-    def encode(self, frames: Frames) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.tower.config.image_size)
         # A video with fewer frames than asked for may leave a group open: its last frame stands in.
         missing = -len(pixels) % self.pool_size[0]
         pixels = torch.cat((pixels, pixels[-1:].expand(missing, -1, -1, -1)))
         preprocess = watch.lap()
-        encoded = self.encode_pixels(pixels, self._ids(self.end))
+        encoded = self.encode_pixels(pixels, self._ids(self.end), signals=signals)
         encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, end: Tensor) -> EncodedVideo:
-        """Video tokens of normalised frames ``(T, 3, S, S)``; ``end`` are the ids ``(e,)`` after each group."""
-        groups = self.pool(self.projector(self.tower_features(pixels)))
+    def encode_pixels(self, pixels: Tensor, end: Tensor, *, signals: bool = False) -> EncodedVideo:
+        """Video tokens of normalised frames ``(T, 3, S, S)``.
+
+        Args:
+            pixels: the frames, a multiple of the pool size.
+            end: ids ``(e,)`` of the tokens after each group.
+            signals: also read the tower's attention; only with one token after each group.
+        """
+        if signals and len(end) != 1:
+            raise ConfigError(
+                f"model.path={self.path!r} ends a group by {len(end)} tokens: no signals of the tower"
+            )
+        with reading(self.tower.encoder.layers[-1].self_attn) if signals else nullcontext() as reader:
+            tower = self.tower_features(pixels)
+        groups = self.pool(self.projector(tower))
         ending = self.model.get_input_embeddings()(end.to(self.device)).to(groups)
         tokens = torch.cat((groups, ending.expand(len(groups), -1, -1)), dim=1)
-        return EncodedVideo(tokens.flatten(0, 1), Grid(len(groups), 1, tokens.shape[1]), {})
+        return EncodedVideo(
+            features=tokens.flatten(0, 1),
+            grid=Grid(len(groups), 1, tokens.shape[1]),
+            inputs={},
+            signals=pooled_signals(reader, len(pixels), self._pool_patches, newline=True)
+            if signals
+            else None,
+        )
 
     def tower_features(self, pixels: Tensor) -> Tensor:
         """``(T, patches, C)`` of normalised frames ``(T, 3, S, S)``."""
@@ -144,6 +165,13 @@ class NVILA(SiglipQwen2):
                 )
             pooled = pooled.unflatten(dim, (-1, size)).mean(dim + 1)
         return pooled.flatten(1, 2)
+
+    def _pool_patches(self, values: Tensor) -> Tensor:
+        """``(groups, 1, p, C)``: values ``(T, patches, C)`` of patches, averaged as the projector joins them."""
+        side = math.isqrt(values.shape[1])
+        maps = values.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        cells = nn.functional.avg_pool2d(maps, 2, ceil_mode=True)
+        return self.pool(cells.flatten(2).transpose(1, 2))[:, None]
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         if VIDEO_TOKEN in text:

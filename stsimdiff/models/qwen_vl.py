@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.checkpoint import load_processor, load_weights, read_config
 from stsimdiff.models.tower import TowerReader, reading
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.video import Frames
@@ -57,7 +56,7 @@ class QwenVL(Family):
             )
         processor = None
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            processor = load_processor(folder)
         return cls(model, processor, str(path))
 
     @property

@@ -39,11 +39,14 @@ def frame_pixels(frames: Frames, size: int) -> Tensor:
     ]
 
 
-def optional_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, or ``None`` where its files are not there."""
+def optional_tokenizer(folder: Path, config: Any) -> Any:
+    """The tokenizer of a folder, or ``None`` where its files are not there; ``config`` is the language model's."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    # Without a configuration, the original one of the folder would be read, which transformers does not know.
+    return AutoTokenizer.from_pretrained(
+        folder, config=config, trust_remote_code=False, local_files_only=True
+    )
 
 
 class SiglipQwen2(Family):
@@ -73,6 +76,7 @@ class SiglipQwen2(Family):
             length=embeds.shape[1],
             layers=len(self.decoder),
             sample=sample,
+            vision=video.signals,
         )
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device)
         return Prompt({"inputs_embeds": embeds, "attention_mask": mask}, layout)

@@ -9,6 +9,7 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from stsimdiff.data import cache_folder, clips
+from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.evaluate.parsing import parse_letter
 
@@ -32,14 +33,10 @@ class ClipsTask(ConfigurableMessagesTask):
             if root
             else clips.build(cache_folder() / f"clips-{clips.GENERATOR_VERSION}")
         )
-        rows = datasets.load_dataset(
-            "json",
-            data_files=str(root / "questions.jsonl"),
-            split="train",
-            cache_dir=str(cache_folder() / "datasets"),
-        )
-        videos = [str((root / "videos" / name).resolve()) for name in rows["video"]]
-        self.dataset = datasets.DatasetDict({self.config.test_split: rows.add_column("path", videos)})
+        found = rows.read(root)
+        for row in found:
+            row["path"] = str((root / "videos" / row["video"]).resolve())
+        self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(found)})
         self.dataset_no_image = self.dataset
 
 

@@ -6,6 +6,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from .vocabulary import (
     ANSWER_WORDS,
@@ -50,7 +51,7 @@ class Question:
 
 def prompt(question: str, options: Sequence[str]) -> str:
     """The text that follows the video in the user's message, in training and in every evaluation."""
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
     return "\n".join([question, *lines, INSTRUCTION])
 
 

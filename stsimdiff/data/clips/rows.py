@@ -1,0 +1,74 @@
+"""Reading `questions.jsonl`: of the generated clips, or of a user's own videos in the same format.
+
+Everything is checked here, with file and line in each message, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import DataError
+
+FILE = "questions.jsonl"
+LETTERS = "ABCDEFGHIJ"
+"""Letters of the options; a question has at least two options and at most as many as these."""
+KEYS = {
+    "id": "a text that no other question has",
+    "video": "the name of a file in videos/",
+    "family": "the kind of question, a column of the table",
+    "question": "a text",
+    "options": "a list of 2 to 10 different texts",
+    "answer": "the letter of the right option",
+}
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    """The rows of ``root/questions.jsonl``, checked.
+
+    Raises:
+        DataError: when the file is missing, empty or not UTF-8, or for the first wrong line, with its number.
+    """
+    file = root / FILE
+    wanted = "; ".join(f"{key}: {what}" for key, what in KEYS.items())
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; it must hold a JSON object a line with {wanted}")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: {error}") from error
+    rows, seen = [], {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(line, f"{file}, line {number}")
+        if row["id"] in seen:
+            raise DataError(f"{file}, line {number}: id={row['id']!r} is also that of line {seen[row['id']]}")
+        seen[row["id"]] = number
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{file} holds no question; it must hold a JSON object a line with {wanted}")
+    return rows
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: a {type(row).__name__} where an object was expected")
+    for key in ("id", "video", "family", "question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise DataError(f"{place}: {key}={row.get(key)!r}; expected {KEYS[key]}")
+    options = row.get("options")
+    texts = isinstance(options, list) and all(
+        isinstance(option, str) and option.strip() for option in options
+    )
+    if not texts or not 2 <= len(set(options)) == len(options) <= len(LETTERS):
+        raise DataError(f"{place}: options={options!r}; expected {KEYS['options']}")
+    letters = LETTERS[: len(options)]
+    if row["answer"] not in letters:
+        raise DataError(f"{place}: answer={row['answer']!r}; expected one of {', '.join(letters)}")
+    return {key: row[key] for key in KEYS}

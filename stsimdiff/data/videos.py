@@ -1,0 +1,189 @@
+"""Videos below a folder: which file a row means, whether it is sound, and an index of what was found.
+
+Knows files and their contents, no benchmark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stsimdiff import video
+from stsimdiff.data import cache_folder
+from stsimdiff.data.benchmarks import visible_files
+from stsimdiff.errors import DataError
+
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+SHOWN = 10
+"""How many unusable videos a message names."""
+
+
+class VideoFolder:
+    """The videos below a folder, found by name wherever they lie.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._by_name: dict[str, list[Path]] = {}
+        for path in visible_files(root, SUFFIXES):
+            for name in {path.name, path.stem}:
+                self._by_name.setdefault(name, []).append(path)
+
+    def path(self, name: str) -> Path:
+        """The file of this name, with or without suffix and folders; where it would be if there is none.
+
+        Raises:
+            DataError: when several different files could be meant.
+        """
+        asked = PurePosixPath(name)
+        found = self._by_name.get(asked.name, [])
+        if len(found) > 1:
+            ending = [p for p in found if f"/{p.as_posix()}".endswith((f"/{name}", f"/{name}{p.suffix}"))]
+            found = ending or found
+        if len({path.stat().st_size for path in found}) > 1:
+            listed = ", ".join(str(path) for path in found)
+            raise DataError(f"several files could be the video {name!r}: {listed}; remove all but one")
+        if found:
+            return found[0]
+        return self.root / (name if asked.suffix.lower() in SUFFIXES else f"{name}{SUFFIXES[0]}")
+
+
+class Index:
+    """What is known of the videos below a folder: size, duration, frames, checksum, or what is wrong.
+
+    It is kept in the folder, or in the user's cache where the folder cannot be written. An entry holds while its
+    file's size and time of change stay.
+
+    Args:
+        root: the folder.
+    """
+
+    NAME = "stsimdiff_index.json"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        named = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
+        own, cached = self.root / self.NAME, cache_folder() / "index" / f"{named}.json"
+        self.file = own if os.access(self.root, os.W_OK) else cached
+        self.entries: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self.entries = json.loads(self.file.read_text(encoding="utf-8"))["videos"]
+
+    def check(
+        self,
+        paths: Iterable[Path],
+        *,
+        checksums: bool = False,
+        step: Callable[[], None] = lambda: None,
+    ) -> dict[Path, str]:
+        """The unusable ones among these files, with the reason. Files that the index knows are not opened again.
+
+        Args:
+            paths: the videos.
+            checksums: whether each entry needs a checksum, for which the whole file is read.
+            step: called after each file.
+        """
+        unusable, changed = {}, 0
+        for path in sorted(set(paths)):
+            entry = self._known(path)
+            if entry is None or (checksums and "error" not in entry and "sha256" not in entry):
+                entry = _inspect(path, checksums)
+                self.entries[self._key(path)] = entry
+                changed += 1
+                if changed % 50 == 0:
+                    self.save()
+            if "error" in entry:
+                unusable[path] = entry["error"]
+            step()
+        if changed:
+            self.save()
+        return unusable
+
+    def save(self) -> None:
+        """Write the index in one move; a folder that forbids it keeps none, and files are opened again next time."""
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            unfinished.write_text(json.dumps({"videos": self.entries}, indent=1, sort_keys=True) + "\n")
+            unfinished.replace(self.file)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def _known(self, path: Path) -> dict[str, Any] | None:
+        entry = self.entries.get(self._key(path))
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            if entry and (entry.get("size"), entry.get("mtime_ns")) == (state.st_size, state.st_mtime_ns):
+                return entry
+        return None
+
+
+def _inspect(path: Path, checksum: bool) -> dict[str, Any]:
+    try:
+        found = video.probe(path)
+    except DataError as error:
+        state = path.stat() if path.exists() else None
+        known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns} if state else {}
+        return {**known, "error": str(error)}
+    state = path.stat()
+    entry = {
+        "size": state.st_size,
+        "mtime_ns": state.st_mtime_ns,
+        "frames": found.frames,
+        "seconds": round(found.seconds, 3),
+    }
+    return {**entry, "sha256": _sha256(path)} if checksum else entry
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str, str]:
+    """The videos of a benchmark's questions that are missing or broken, with the reason, before a model is loaded.
+
+    Args:
+        benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, every video is
+            opened unless the index there knows it; generated ones are looked for only.
+        paths: of the videos.
+
+    Raises:
+        DataError: listing them, unless ``allow_missing``.
+    """
+    paths = sorted(set(paths))
+    if benchmark.get("root"):
+        found = Index(Path(benchmark["root"])).check(map(Path, paths))
+        unusable = {str(path): reason for path, reason in found.items()}
+    else:
+        unusable = {}
+        for path in paths:
+            try:
+                video.check_file(path)
+            except DataError as error:
+                unusable[path] = str(error)
+    if unusable and not benchmark.get("allow_missing"):
+        raise DataError(
+            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used; "
+            "benchmark.allow_missing=true answers the other questions and counts these as failed"
+        )
+    return unusable
+
+
+def listing(reasons: Iterable[str]) -> str:
+    """The first reasons, a line each, and how many more there are."""
+    reasons = list(reasons)
+    more = [f"... and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+    return "\n".join(reasons[:SHOWN] + more)

@@ -1,0 +1,359 @@
+"""The four public benchmarks, from parquet and mp4 to lmms-eval's own score, on miniatures in their schemas."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hydra import compose, initialize_config_dir
+from pyarrow import parquet
+
+from stsimdiff.data.benchmarks import BENCHMARKS
+from stsimdiff.errors import ConfigError, DataError, RunFailed
+from stsimdiff.evaluate import session
+from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
+from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.resources import folder
+
+ROOT = Path(__file__).parent.parent
+MINIATURES = Path(__file__).parent / "benchmarks"
+NAMES = ("videomme", "mlvu", "longvideobench", "egoschema")
+UNREADABLE = ("", " ", "A man walks", "Because", "A or B", "I cannot tell", "F", "(", "the red one")
+ID = {
+    "videomme": "001-1",
+    "mlvu": "topic_reasoning_0.mp4-1",
+    "longvideobench": "mini0_0",
+    "egoschema": "mini-0-1",
+}
+INSTRUCTION = {
+    "videomme": "\nAnswer with the option's letter from the given choices directly.",
+    "mlvu": "\nOnly give the best option.\nBest option: (",
+    "longvideobench": "\nAnswer with the option's letter from the given choices directly.\n",
+    "egoschema": "\nAnswer with the option's letter from the given choices directly.",
+}  # fmt: skip
+
+
+def written(name: str) -> list[dict]:
+    """The rows as the script has them that made the miniatures: without parquet or lmms-eval between."""
+    spec = importlib.util.spec_from_file_location("make_miniatures", MINIATURES / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MINIATURES[name]()[0]
+
+
+def letter(row: dict) -> str:
+    """The right letter of a row of any of the four."""
+    answer = row.get("answer", row.get("correct_choice"))
+    return answer if str(answer) in "ABCDE" else "ABCDE"[int(answer)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Copies of all four, that a test may harm."""
+    shutil.copytree(MINIATURES, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def prepared(name: str, data: Path, *words: str):
+    """Settings and the arm."""
+    words = (
+        f"benchmark={name}",
+        f"benchmark.data={data / name}",
+        f"results={data.parent}",
+        "run=test",
+        *words,
+    )
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        config = compose("config", ["compressor=random", "budget.retention=0.3", "logger=none", *words])
+    settings = settings_from_config(config)
+    return settings, arms_from_config(config, settings)
+
+
+def task_of(name: str, data: Path, *words: str):
+    settings, _ = prepared(name, data, *words)
+    task = load_task(settings.benchmark)
+    return task, all_questions(task, None, settings.benchmark["families"])
+
+
+def rows_of(settings, arm) -> list[dict]:
+    return [
+        json.loads(line) for line in (settings.folder / arm.folder / "answers.jsonl").read_text().splitlines()
+    ]
+
+
+def stock(name: str):
+    """Process and aggregate functions as lmms-eval has them, imported by another way than ours."""
+    utils = importlib.import_module(f"lmms_eval.tasks.{name}.utils")
+    return {
+        "videomme": lambda: (utils.videomme_process_results, utils.videomme_aggregate_results),
+        "mlvu": lambda: (utils.mlvu_process_results, utils.mlvu_aggregate_results_dev),
+        "longvideobench": lambda: (
+            utils.longvideobench_process_results,
+            utils.longvideobench_aggregate_results,
+        ),
+        "egoschema": lambda: (
+            utils.egoschema_process_results_generation,
+            lambda records: utils.egoschema_aggregate_score(records, None),
+        ),
+    }[name]()
+
+
+METRIC = {
+    "videomme": "videomme_perception_score",
+    "mlvu": "mlvu_percetion_score",
+    "longvideobench": "lvb_acc",
+    "egoschema": "score",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.chdir(data)
+    settings, (arm,) = prepared(name, data)
+    assert session.run_arms(settings, [arm]).failed == 0
+    rows, source = rows_of(settings, arm), written(name)
+    assert rows[0]["id"] == ID[name] and len({row["id"] for row in rows}) == len(rows) == len(source) >= 8
+    families = BENCHMARKS[name].families
+    assert {row["family"] for row in rows} == set(families)
+    by_id = {question.id: question for question in task_of(name, data)[1]}
+    process, aggregate = stock(name)
+    records = []
+    for row in rows:
+        document = dict(by_id[row["id"]].document)
+        (origin,) = [row for row in source if row.items() <= document.items()]
+        assert row["target"] == letter(origin)
+        assert row["correct"] == (row["parsed"] == row["target"])
+        assert row["answer"] and row["error"] is None
+        # Where a letter was read, the stock functions score it; elsewhere any letter but the right one is as wrong.
+        wrong = "A" if row["target"] != "A" else "B"
+        records.append(process(origin, [row["parsed"] or wrong])[METRIC[name]])
+    metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
+    assert metrics["metrics"] == {METRIC[name]: pytest.approx(aggregate(records))}
+    assert metrics["accuracy"] == pytest.approx(100 * sum(row["correct"] for row in rows) / len(rows))
+    with open(settings.folder / "table.csv", newline="") as stream:
+        (cells,) = csv.DictReader(stream)
+    assert [head for head in cells if head.startswith("acc_")] == [f"acc_{family}" for family in families]
+    assert not (data / "~").exists() and not list(data.glob("*/*.lock"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_that_gives_no_letter_is_wrong_and_never_drawn(name: str, data: Path) -> None:
+    task, questions = task_of(name, data)
+    for question in questions:
+        for answer in UNREADABLE * 4:
+            judgement = judge(task, question, answer)
+            assert (judgement.parsed, judgement.correct) == (None, False)
+    assert replay(task, [(question, answer) for question in questions for answer in UNREADABLE]) == {
+        METRIC[name]: 0
+    }
+    # Beside answers that are read, they stay in the denominator.
+    half = [(q, judge(task, q, "").target if i % 2 else "A man") for i, q in enumerate(questions * 2)]
+    expected = sum(i % 2 for i in range(len(half))) / len(half)
+    if name != "mlvu":
+        scale = 100 if name == "videomme" else 1
+        assert replay(task, half) == {METRIC[name]: pytest.approx(scale * expected, abs=1e-4)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_letter_is_scored_by_the_stock_functions(name: str, data: Path) -> None:
+    task, questions = task_of(name, data)
+    process, aggregate = stock(name)
+    for question in questions[:4]:
+        target, options = judge(task, question, "").target, BENCHMARKS[name].options(question.document)
+        for given in "ABCDE"[:options]:
+            alone = aggregate([process(question.document, [given])[METRIC[name]]])
+            for form in ("{}", " ({}) ", "{}. red", "The best answer is {}."):
+                judgement = judge(task, question, form.format(given))
+                assert (judgement.parsed, judgement.correct) == (given, given == target) == (given, alone > 0)
+        for beyond in "ABCDEF"[options:]:
+            assert judge(task, question, beyond).parsed is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
+    task, questions = task_of(name, data)
+    text = questions[0].text
+    assert text.endswith(INSTRUCTION[name])
+    for option in ("red", "green", "blue", "white"):
+        assert option in text
+    assert "N/A" not in text
+    assert questions[0].max_new_tokens == (32 if name == "longvideobench" else 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "ending"),
+    [
+        ("videomme", "llava_vid", "\nThe best answer is:"),
+        ("videomme", "qwen3_vl", "\nAnswer with the option letter only."),
+        ("mlvu", "plm", "\nOnly give the best option."),
+    ],
+)
+def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data: Path) -> None:
+    _, (usual,) = prepared(name, data)
+    settings, (other,) = prepared(name, data, f"benchmark.prompt={prompt}")
+    assert usual.id != other.id and usual.folder != other.folder
+    assert settings.benchmark["prompt"] == prompt
+    assert task_of(name, data, f"benchmark.prompt={prompt}")[1][0].text.endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("videomme", "benchmark.prompt=llava_video", r"llava_video is unknown; allowed: default, gpt4v"),
+        ("longvideobench", "benchmark.prompt=llava_vid", r"allowed: default$"),
+        ("clips", "benchmark.prompt=llava_vid benchmark.data=null", r"allowed: default$"),
+        ("mlvu", "benchmark.families=[needel]", r"benchmark.families=needel is unknown; .*did you mean needle\?"),
+        ("mlvu", "benchmark.decoder=ffmpeg", r"benchmark.decoder=ffmpeg is unknown; allowed: decord, pyav"),
+        ("mlvu", "benchmark.allow_missing=yes_please", r"benchmark.allow_missing='yes_please' is out of range"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(name: str, word: str, message: str, data: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(name, data, *word.split())
+
+
+def test_data_that_is_absent_or_of_another_kind(data: Path, monkeypatch, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"is no folder; `make data BENCHMARK=mlvu` fetches it, benchmark.data=/path"
+    ):
+        prepared("mlvu", tmp_path / "nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"no data of videomme at .*cache.*make data BENCHMARK=videomme"):
+        prepared("videomme", data, "benchmark.data=null")
+    with pytest.raises(
+        DataError, match=r"no parquet file with the questions of mlvu .*needed columns: video_name"
+    ):
+        prepared("mlvu", data, f"benchmark.data={data / 'videomme'}")
+    (data / "mlvu" / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"is no readable parquet file"):
+        prepared("mlvu", data)
+
+
+def test_egoschemas_full_set_is_refused(data: Path) -> None:
+    shutil.rmtree(data / "egoschema" / "Subset")
+    with pytest.raises(DataError, match=r"questions of egoschema \(its public subset\) and their answers"):
+        prepared("egoschema", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "message"),
+    [
+        ("longvideobench", "correct_choice", -1, "no parquet file with the questions of longvideobench"),
+        ("mlvu", "task_type", "sportsQA", "questions of the kinds sportsQA, which are not in mlvu's split"),
+    ],
+)
+def test_another_split_is_refused(name: str, column: str, value, message: str, data: Path) -> None:
+    (file,) = (data / name).rglob("*.parquet")
+    rows = [row | {column: value} for row in parquet.read_table(file).to_pylist()]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    with pytest.raises(DataError, match=message):
+        task_of(name, data)
+
+
+def test_no_task_of_ours_has_a_built_in_name() -> None:
+    built_in = Path(importlib.util.find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
+    for benchmark in BENCHMARKS.values():
+        assert not [
+            f for f in built_in.rglob("*.yaml") if f"task: {benchmark.task}\n" in f.read_text(errors="ignore")
+        ]
+
+
+def harm(data: Path, name: str) -> list[str]:
+    """Break one video and remove another; returns their names."""
+    videos = sorted((data / name).rglob("*.mp4"))
+    videos[0].unlink()
+    content = videos[1].read_bytes()
+    videos[1].write_bytes(content[: len(content) // 2])
+    return [video.name for video in videos[:2]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unusable_videos_are_listed_before_the_model_loads(name: str, data: Path, monkeypatch) -> None:
+    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+    gone, broken = harm(data, name)
+    settings, arms = prepared(name, data)
+    with pytest.raises(DataError) as caught:
+        session.run_arms(settings, arms)
+    lines = str(caught.value).splitlines()
+    stem = Path(gone).stem
+    assert any(stem in line and "does not exist" in line for line in lines)
+    assert any(broken in line and "cannot be decoded" in line for line in lines)
+    assert lines[-1].startswith("2 of ") and "benchmark.allow_missing=true" in lines[-1]
+
+
+def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
+    harm(data, "videomme")
+    settings, (arm,) = prepared("videomme", data, "benchmark.allow_missing=true", "max_failures=0")
+    with pytest.raises(RunFailed, match="6 samples have no answer"):
+        session.run_arms(settings, [arm])
+    rows = rows_of(settings, arm)
+    assert [row["error"] is None for row in sorted(rows, key=lambda row: row["id"])] == [False] * 6 + [
+        True
+    ] * 3
+    note = "6 of 9 questions FAILED for lack of a usable video"
+    record = json.loads((settings.folder / arm.folder / "arm.json").read_text())
+    assert record["benchmark"]["missing_questions"] == 6 and note in record["benchmark"]["note"]
+    assert note in (settings.folder / "table.md").read_text()
+    metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
+    assert (metrics["n"], metrics["n_failed"]) == (3, 6)
+
+
+def test_pyav_reads_the_same_frames(data: Path) -> None:
+    answers = []
+    for words in ((), ("benchmark.decoder=pyav", "run=pyav")):
+        settings, (arm,) = prepared("videomme", data, *words)
+        session.run_arms(settings, [arm])
+        answers.append({row["id"]: row["answer"] for row in rows_of(settings, arm)})
+    assert answers[0] == answers[1]
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_four_in_one_sweep(data: Path) -> None:
+    words = [
+        "-m",
+        f"benchmark={','.join(NAMES)}",
+        f"benchmark.data={data}/${{benchmark.name}}",
+        "compressor=random",
+    ]
+    words += ["budget.retention=0.3", "limit=4", f"results={data}", "run=four", "logger=none"]
+    done = command("stsimdiff", *words)
+    assert done.returncode == 0, done.stderr
+    with open(data / "four" / "table.csv", newline="") as stream:
+        found = {row["benchmark"]: row for row in csv.DictReader(stream)}
+    assert set(found) == set(NAMES) and {row["n"] for row in found.values()} == {"4"}
+
+
+def test_lmms_evals_own_command(data: Path) -> None:
+    cache = data / "cache"
+    shutil.copytree(data / "egoschema", cache / "stsimdiff" / "benchmarks" / "egoschema")
+    arguments = f"compressor=random,retention=0.3,results={data},run=lmms"
+    words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "stsimdiff_egoschema"]
+    words += ["--include_path", "tasks", "--output_path", str(data / "out")]
+    done = command("lmms_eval", *words, XDG_CACHE_HOME=str(cache))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = (data / "out").rglob("*_results.json")
+    score = json.loads(file.read_text())["results"]["stsimdiff_egoschema"]["score,none"]
+    (answers,) = (data / "lmms").glob("*/answers.jsonl")
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == 8 and score == pytest.approx(sum(row["correct"] for row in rows) / 8)
