@@ -1,10 +1,13 @@
 # `make help` lists what can be done. Everything is installed into .venv, once, by plain pip.
 
 PYTHON ?= python3
-RUN ?= $(or $(run),embedded)
 EXPERIMENT ?= embedded_table
+RUN ?= $(or $(run),$(if $(filter embedded_table,$(EXPERIMENT)),embedded,$(EXPERIMENT)))
 LIMIT ?= $(limit)
 ARGS ?=
+# For experiments with real models: the folder of the weights, and the folder that holds one folder for each benchmark.
+MODEL ?=
+DATA ?=
 OUT ?= results/embedded_model
 # Processes that share the videos. The embedded model is small enough for one on each core; a real one drives a device.
 CORES := $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
@@ -38,7 +41,8 @@ $(STAMP): pyproject.toml $(LOCK) scripts/install.sh
 	@touch $@
 
 reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; goes on where it was (LIMIT=40: few questions)
-	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) \
+		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),'benchmark.data=$(DATA)/$${benchmark.name}') $(ARGS)
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)

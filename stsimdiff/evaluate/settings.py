@@ -90,7 +90,8 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     logger = plain(cfg.logger)
     _one_of("logger.name", logger.get("name"), LOGGERS)
     _only("logger", logger, LOGGERS[logger["name"]])
-    _one_of("logger.mode", logger.get("mode", LOGGER_MODES[0]), LOGGER_MODES)
+    if logger.get("mode") is not None:
+        _one_of("logger.mode", logger["mode"], LOGGER_MODES)
     return Settings(
         model=_model(plain(cfg.model)),
         benchmark=_benchmark(plain(cfg.benchmark)),
