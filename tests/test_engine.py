@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import TinyCase, qwen2_5_vl
 
+from stsimdiff.attention import attention_rows, mean_attention
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine import Compression, attention_rows, mean_attention
+from stsimdiff.engine import Compression
 from stsimdiff.tokens import Reason, Selection
 
 NEW_TOKENS = 5

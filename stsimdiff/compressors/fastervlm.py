@@ -46,3 +46,33 @@ def select(attention: Tensor, count: int) -> Tensor:
         raise ValueError(f"{count} patches to keep; allowed: 1 to {patches}")
     order = torch.sort(scores(attention), dim=1, descending=True, stable=True).indices
     return order[:, :count].sort(dim=1).values
+
+
+def output_order(keep: Tensor, tile_grid: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The order in which the released code puts the kept patches into the prompt.
+
+    A plain image keeps patch order. A still image cut into tiles comes as its overview, then its tiles' patches by
+    their position in the whole mosaic, row by row. Videos have no tiles; this is here for the recorded cases.
+
+    Args:
+        keep: ``(B, T)`` kept patches of each tower image, ascending.
+        tile_grid: ``(I, 2)`` rows and columns of tiles of each prompt image; 0, 0 for a plain one.
+        height, width: patches of a tower image.
+
+    Returns:
+        ``(R,)`` source of each output row (tower image * N + patch), and ``(I,)`` rows of each prompt image.
+    """
+    patches, count = height * width, keep.shape[1]
+    image, sources, sizes = 0, [], []
+    for rows, columns in tile_grid.tolist():
+        sources.append(keep[image] + image * patches)
+        tiles = keep[image + 1 : image + 1 + rows * columns]
+        if len(tiles):
+            number = torch.arange(len(tiles), device=keep.device)[:, None]
+            y = number // columns * height + tiles // width
+            x = number % columns * width + tiles % width
+            order = (y * columns * width + x).flatten().argsort()
+            sources.append((tiles + (image + 1 + number) * patches).flatten()[order])
+        image += 1 + len(tiles)
+        sizes.append(count * (1 + len(tiles)))
+    return torch.cat(sources), torch.tensor(sizes)

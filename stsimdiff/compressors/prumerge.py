@@ -91,11 +91,17 @@ def cls_attention(query: Tensor, key: Tensor) -> Tensor:
     return (torch.einsum("bd,bnd->bn", query, key) / key.shape[2] ** 0.5).softmax(1)[:, 1:]
 
 
+def outlier_bounds(attention: Tensor) -> Tensor:
+    """``(3,)`` quartiles Q1 and Q3 of all values of ``(B, N)`` together, and the bound Q3 + 1.5 (Q3 - Q1)."""
+    low, high = torch.quantile(
+        attention.flatten().float(), torch.tensor([0.25, 0.75], device=attention.device)
+    )
+    return torch.stack((low, high, high + 1.5 * (high - low)))
+
+
 def adaptive_ratio(attention: Tensor) -> float:
-    """Share of the patches of all images together whose attention ``(B, N)`` lies above Q3 + 1.5 (Q3 - Q1)."""
-    values = attention.flatten().float()
-    low, high = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device))
-    return int((values > high + 1.5 * (high - low)).sum()) / values.numel()
+    """Share of the patches of all images together whose attention ``(B, N)`` lies above the outlier bound."""
+    return int((attention.float() > outlier_bounds(attention)[2]).sum()) / attention.numel()
 
 
 def kept_patches(attention: Tensor, ratio: float) -> Tensor:
@@ -122,18 +128,23 @@ def sampled_patches(kept: Tensor, ratio: float, adaptive: bool, end: int) -> Ten
     """
     if ratio <= 0:
         raise ValueError("no patch stands out from the others: PruMerge+ has no ratio to sample by")
-    step = int(1 / ratio)
+    start, stop, stride = sample_range(ratio, adaptive, end)
+    samples = torch.arange(start, stop, stride, device=kept.device)
     if adaptive:
         if len(kept) != 1:
             raise ValueError(f"adaptive PruMerge+ takes one image at a time, got {len(kept)}")
-        samples = torch.arange(0, end, max(1, int(step / 3)), device=kept.device)
         return torch.cat((kept, samples[~torch.isin(samples, kept[0])][None]), 1)
-    samples = torch.arange(int(step / 2), end, step, device=kept.device)
     if len(samples) != kept.shape[1]:
         raise ValueError(
             f"{len(samples)} samples for {kept.shape[1]} kept patches; choose a ratio that gives as many"
         )
     return torch.cat((kept, samples.expand(len(kept), -1)), 1)
+
+
+def sample_range(ratio: float, adaptive: bool, end: int) -> tuple[int, int, int]:
+    """Start, end and stride of the samples of PruMerge+; arguments as in :func:`sampled_patches`."""
+    step = int(1 / ratio)
+    return (0, end, max(1, int(step / 3))) if adaptive else (int(step / 2), end, step)
 
 
 def merge(

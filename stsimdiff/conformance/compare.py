@@ -28,12 +28,8 @@ INPUTS = re.compile(
 SKIPPED = {
     "s1_ambiguous|tie_index": "says where the tie rule applies",
     "newline_kept": "a part of merge_keep_index",
-    "outlier_(q1|q3|upper_bound|flat_idx)": "steps of PruMerge towards the ratio, which is compared exactly",
-    "step_length|sample_(start|stride|end)": "steps of PruMerge+ towards idx, which is compared exactly",
 }
-"""Recorded fields that are not compared, and why. See also :data:`MOSAIC`."""
-MOSAIC = "out_source_idx|out_sizes|tokens_out"
-"""Of FasterVLM, not compared where ``tile_grid`` is not zero: a mosaic of tiles of a still image is no video."""
+"""Recorded fields that are not compared, and why."""
 TIED = {"s1_keep_idx", "s1_patch_type_out", "s1_sparsity_list", "merge_keep_index", "sparsity_after_merge"}
 """Fields that the choice among tied tokens decides."""
 RANKED = {"s1_component_order": "s1_component_weight", "component_processed": "component_weight"}
@@ -85,8 +81,6 @@ def compare(case: Case, recorded: Fields, own: Arrays) -> Comparison:
 
 
 def _skipped(name: str, recorded: Fields) -> str:
-    if re.fullmatch(MOSAIC, name) and "tile_grid" in recorded and recorded["tile_grid"].any():
-        return "a mosaic of tiles of a still image is no video"
     return next((reason for pattern, reason in SKIPPED.items() if re.fullmatch(pattern, name)), "")
 
 

@@ -49,18 +49,16 @@ def replay_visionzip(data: Fields) -> Arrays:
 
 
 def replay_fastervlm(data: Fields) -> Arrays:
-    """The kept patches of each tower image; the output rows too, unless tiles were laid out as a mosaic."""
+    """The kept patches of each tower image, and the output rows in the order of the prompt."""
     attention, hidden = _tensor(data, "attn_cls"), _tensor(data, "hidden")
     keep = fastervlm.select(attention, int(data["visual_token_num"]))
     score = fastervlm.scores(attention)
     out = {"attn_mean": score.numpy(), "topk_idx": _by_score(score, keep), "keep_idx": keep.numpy()}
-    if not data["tile_grid"].any():
-        images, count = keep.shape
-        rows = hidden[:, 1:].gather(1, keep[:, :, None].expand(-1, -1, hidden.shape[2]))
-        first = torch.arange(images)[:, None] * score.shape[1]
-        out["out_source_idx"] = (keep + first).flatten().numpy()
-        out["out_sizes"] = np.full(images, count)
-        out["tokens_out"] = rows.flatten(0, 1).numpy()
+    source, sizes = fastervlm.output_order(
+        keep, _tensor(data, "tile_grid"), int(data["height"]), int(data["width"])
+    )
+    out["out_source_idx"], out["out_sizes"] = source.numpy(), sizes.numpy()
+    out["tokens_out"] = hidden[:, 1:].flatten(0, 1)[source].numpy()
     return out
 
 
@@ -75,17 +73,27 @@ def replay_prumergeplus(data: Fields) -> Arrays:
     attention, ratio, index, out = _prumerge_kept(data)
     adapted = data.meta.get("modified", "nothing") != "nothing"
     end = attention.shape[1] - 1 if adapted else SAMPLES_END
-    index = prumerge.sampled_patches(index, ratio, bool(data["if_adaptive"]), end)
+    adaptive = bool(data["if_adaptive"])
+    out["step_length"] = np.int64(int(1 / ratio))
+    sampled = prumerge.sample_range(ratio, adaptive, end)
+    names = ("sample_start", "sample_end", "sample_stride")
+    out |= {name: np.int64(value) for name, value in zip(names, sampled, strict=True)}
+    index = prumerge.sampled_patches(index, ratio, adaptive, end)
     return out | {"idx": index.numpy()} | _prumerge_merged(data, attention, index)
 
 
 def _prumerge_kept(data: Fields) -> tuple[Tensor, float, Tensor, Arrays]:
     attention = prumerge.cls_attention(_tensor(data, "q_cls"), _tensor(data, "k"))
     ratio = float(data["reduction_ratio"])
+    found: Arrays = {}
     if bool(data["if_adaptive"]):
         ratio = prumerge.adaptive_ratio(attention)
+        bounds = prumerge.outlier_bounds(attention)
+        names = ("outlier_q1", "outlier_q3", "outlier_upper_bound")
+        found = dict(zip(names, bounds.numpy(), strict=True))
+        found["outlier_flat_idx"] = (attention.flatten() > bounds[2]).nonzero()[:, 0].numpy()
     index = prumerge.kept_patches(attention, ratio)
-    out = {
+    out = found | {
         "cls_attn": attention.numpy(),
         "ratio": np.float64(ratio),
         "left_tokens": np.int64(index.shape[1]),

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stsimdiff.attention import attention_rows
 from stsimdiff.compressors import framefusion, st_simdiff
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.conformance.selection import Arrays, Sequence, released_edges, removable
-from stsimdiff.engine import Compression, Decoder, Trace, attention_rows
+from stsimdiff.engine import Compression, Decoder, Trace
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
 Decide = Callable[[], Selection | None]
