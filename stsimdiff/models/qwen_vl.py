@@ -80,7 +80,8 @@ class QwenVL(Family):
             videos=[pixels],
             video_metadata=[metadata],
             do_sample_frames=False,
-            cap_pixels_per_frame=False,
+            # As the reference implementation (qwen-vl-utils) does; else a large video costs far more tokens than there.
+            cap_pixels_per_frame=True,
             return_tensors="pt",
         )
         preprocess = watch.lap()
