@@ -358,3 +358,13 @@ def test_rows_of_a_users_own_file(tmp_path):
     file.write_bytes('{"id": "\u00e9"}'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         question_file.read(tmp_path)
+
+
+def test_the_same_frames_give_the_same_file(tmp_path):
+    frames = render(sample_world(5))
+    written = set()
+    for number in range(12):
+        dataset.write_video(tmp_path / "clip.mp4", frames)
+        written.add((tmp_path / "clip.mp4").read_bytes())
+        np.empty(997 * number)  # another memory layout for the next encoder
+    assert len(written) == 1

@@ -142,6 +142,7 @@ WRONG = [
     ("visionzip", {"dominant": -1}, "dominant=-1.*for example 54"),
     ("visionzip", {"dominant": 0, "contextual": 0}, "keep nothing"),
     ("prumerge", {"plus": 1}, "plus=1.*true, false"),
+    ("framefusion", {"released_layers": 1}, "released_layers=1.*auto.*28"),
     ("random", {"seed": -1}, "seed=-1"),
     ("random", {"seed": "a"}, "seed='a'"),
 ]
@@ -251,3 +252,19 @@ def test_framefusion_merges_runs_into_their_first_token_and_counts_the_layers_be
     pruned = run.between(1, left, torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
     assert pruned.keep.tolist() == [1, 3]
     assert run.between(2, left, None) is None
+
+
+def test_framefusion_with_the_released_constant_counts_as_on_that_many_layers():
+    """On a shallow model the constant gives the cascade that a model of 28 layers has by itself."""
+    grid, budget = Grid(8, 6, 7), Budget("compute", 0.5)
+    features = video("mixed", grid)
+    deep, _ = drive(
+        FrameFusion(tau_sim=0.95).start(layout_for(grid, 28), budget), features, layout_for(grid, 28)
+    )
+    constant = FrameFusion(tau_sim=0.95, released_layers=28).start(layout_for(grid, 12), budget)
+    shallow, _ = drive(constant, features, layout_for(grid, 12))
+    assert shallow == deep[:12]
+    own, _ = drive(
+        FrameFusion(tau_sim=0.95).start(layout_for(grid, 12), budget), features, layout_for(grid, 12)
+    )
+    assert own != shallow

@@ -28,6 +28,8 @@ class FrameFusion(Compressor):
     Attributes:
         tau_sim: similarity to the predecessor from which a token is merged into it, in [-1, 1].
         ratio_lower_bound: share of the tokens below which a layer is the last merging one, in [0, 1].
+        released_layers: ``auto`` spreads a budget of compute over the layers of the model at hand; a number (28 in the
+            released code) over so many, whatever the model's depth.
         queries: last prompt tokens whose attention counts: 1 as the authors have it for LLaVA-Video and NVILA, 4
             as they have it for Qwen2-VL.
 
@@ -38,6 +40,7 @@ class FrameFusion(Compressor):
     tau_sim: float = 0.6
     ratio_lower_bound: float = 0.1
     queries: int = 1
+    released_layers: int | str = "auto"
 
     def __post_init__(self) -> None:
         for name, low, example in (("tau_sim", -1, 0.6), ("ratio_lower_bound", 0, 0.1)):
@@ -51,6 +54,12 @@ class FrameFusion(Compressor):
         if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 1:
             raise ConfigError(
                 f"compressor.queries={self.queries!r} is out of range; allowed: 1, 2, ...; for example 1"
+            )
+        layers = self.released_layers
+        if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 2):
+            raise ConfigError(
+                f"compressor.released_layers={layers!r} is out of range; allowed: auto, or a number of layers from 2, "
+                "for example 28"
             )
 
     def check(self, budget: Budget, layers: int | None = None) -> None:
@@ -108,8 +117,9 @@ class _Run(Run):
 
     def __init__(self, method: FrameFusion, layout: Layout, budget: Budget) -> None:
         self.method, self.layout, self.budget = method, layout, budget
+        self.layers = layout.layers if method.released_layers == "auto" else int(method.released_layers)
         # What the last layer drops no layer sees any more.
-        layers = frozenset(range(layout.layers - 1))
+        layers = frozenset(range(min(self.layers, layout.layers) - 1))
         self.places = Places(input=True, between=layers, attention=layers, queries=method.queries)
         self._reset()
 
@@ -133,7 +143,7 @@ class _Run(Run):
             return None
         self.entering.append(len(tokens))
         self.spent += self.share
-        if self.merging and layer < self.layout.layers - 2:
+        if self.merging and layer < self.layers - 2:
             return self._merge(tokens, Reason.ALL)
         self.pruning = False
         if attention is None:
@@ -146,7 +156,7 @@ class _Run(Run):
 
     def _count(self) -> int:
         """Tokens to leave if this were the last drop."""
-        return self.budget.keep(self.layout.grid.tokens, self.layout.layers, self.entering)
+        return self.budget.keep(self.layout.grid.tokens, self.layers, self.entering)
 
     def _room(self, present: int) -> tuple[float, int]:
         """Share of the tokens present that may be merged, and their number.
@@ -157,7 +167,7 @@ class _Run(Run):
         most = max(0, present - self._count())
         if self.budget.kind == "tokens":
             return most / present, most
-        layers, passed = self.layout.layers, len(self.entering)
+        layers, passed = self.layers, len(self.entering)
         left = (layers * self.budget.retention - self.spent) / ((layers - passed) * self.share)
         room = max(0.0, 1 - left)
         return room, int(room * present)

@@ -253,7 +253,7 @@ def _fusion_call(
 
 def removable(run, present: int) -> float:
     """Share of the ``present`` video tokens that FrameFusion's budget allows to remove before the next layer."""
-    tokens, layers = run.layout.grid.tokens, run.layout.layers
+    tokens, layers = run.layout.grid.tokens, run.layers
     left = run.budget.retention * tokens * layers - sum(run.entering)
     return max(0.0, 1 - left / ((layers - len(run.entering)) * present))
 
