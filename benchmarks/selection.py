@@ -1,11 +1,13 @@
-"""Speed and memory of ST-SimDiff's selection, as ratios that carry over from machine to machine.
+"""Speed and memory of the methods' selections, as ratios that carry over from machine to machine.
 
     python benchmarks/selection.py --frames 16 32 64 128 256 --out results/selection.json
 
 Time is given as a multiple of one copy of the token matrix into memory that is there already, measured in turn with
-the selection; memory as a multiple of the matrix's size; growth as the exponent of time over frames. Three scenes
-bracket what videos do: ``mixed`` (many communities), ``static`` (one community of everything) and ``different`` (no
-edge at all).
+the selection; memory as a multiple of the matrix's size; growth as the exponent of time over frames. What is timed is
+all that a method does before the language model, or for FastV its choice among given attention. ST-SimDiff is measured
+on four scenes that bracket what videos do: ``mixed`` (many small communities), ``static`` (one giant community of
+everything), ``newline`` (mixed, with a column of equal newline tokens, as in LLaVA-Video) and ``different`` (no edge
+at all); every other method on ``mixed``.
 """
 
 from __future__ import annotations
@@ -21,10 +23,16 @@ from pathlib import Path
 
 import torch
 
+from stsimdiff import compressors
+from stsimdiff.budget import Budget
 from stsimdiff.compressors.st_simdiff import STSimDiff, select
-from stsimdiff.tokens import Grid, VideoTokens
+from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
 
-SCENES = ("mixed", "static", "different")
+MAIN = "st_simdiff"
+OTHERS = tuple(name for name in compressors.BUILTIN if name not in (MAIN, "none", "no_video"))
+SCENES = ("mixed", "static", "newline", "different")
+LAYERS, HEADS, TOWER = 28, 28, (16, 72)
+"""Depth and heads of the decoder, heads and their width of the vision tower: those of a 7B model."""
 SHOT = 16
 """Frames until the picture changes."""
 
@@ -36,7 +44,7 @@ def scene(kind: str, grid: Grid, dim: int, dtype: torch.dtype, device: str) -> t
     amount = 0.3 + 0.4 * torch.rand(grid.per_frame, 1, generator=generator)
     picture = None
     for frame in range(grid.frames):
-        if picture is None or (kind == "mixed" and frame % SHOT == 0):
+        if picture is None or (kind in ("mixed", "newline") and frame % SHOT == 0):
             coarse = torch.randn(1, dim, 4, 4, generator=generator)
             size = (grid.height, grid.width)
             picture = torch.nn.functional.interpolate(coarse, size, mode="bilinear")[0].flatten(1).T
@@ -44,7 +52,11 @@ def scene(kind: str, grid: Grid, dim: int, dtype: torch.dtype, device: str) -> t
             features[frame] = picture + 2
         else:
             noise = torch.randn(grid.per_frame, dim, generator=generator)
-            features[frame] = picture + amount * picture.std() * noise if kind == "mixed" else noise
+            features[frame] = noise if kind == "different" else picture + amount * picture.std() * noise
+    if kind == "newline":
+        features.view(grid.frames, grid.height, grid.width, dim)[:, :, -1] = torch.randn(
+            dim, generator=generator
+        )
     return features.view(grid.tokens, dim)
 
 
@@ -91,34 +103,69 @@ def seconds(action, device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(kind: str, grid: Grid, options: argparse.Namespace) -> dict:
+def selection(name: str, tokens: VideoTokens, options: argparse.Namespace):
+    """What a method does with the tokens of one video, as a function without arguments that returns a Selection."""
+    grid, device = tokens.grid, tokens.features.device
+    vision = VisionSignals(
+        torch.rand(grid.tokens, device=device), torch.randn(grid.tokens, *TOWER, device=device)
+    )
+    layout = Layout(grid, torch.arange(grid.tokens), grid.tokens + 30, LAYERS, "benchmark", vision)
+    attention = torch.rand(HEADS, grid.tokens, device=device)
+    method, budget = compressors.resolve(name)(), Budget("tokens", options.retention)
+
+    def select_once():
+        run = method.start(layout, budget)
+        if run.places.input:
+            return run.at_input(tokens)
+        return run.before_layer(min(run.places.before), tokens, attention)
+
+    return select_once
+
+
+def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> dict:
     """One row of the table: medians over the repeats, copy and selection in turn."""
+    if kind == "newline":
+        grid = Grid(grid.frames, grid.height, grid.width + 1)
     features = scene(kind, grid, options.dim, getattr(torch, options.dtype), options.device)
-    tokens, method = VideoTokens.full(features, grid), STSimDiff()
+    tokens = VideoTokens.full(features, grid)
     few = Grid(min(2, grid.frames), grid.height, grid.width)
-    select(VideoTokens.full(features[: few.tokens], few), options.retention, method)  # warm-up
+    selection(name, VideoTokens.full(features[: few.tokens], few), options)()  # warm-up
+    act = selection(name, tokens, options)
     with Peak(options.device) as peak:
-        found = select(tokens, options.retention, method)
+        found = act()
+    groups = len(select(tokens, options.retention, STSimDiff()).communities) if name == MAIN else None
     target = torch.empty_like(features)
     target.copy_(features)
     copies, selections = [], []
     for _ in range(options.repeats):
         copies.append(seconds(lambda: target.copy_(features), options.device))
-        selections.append(seconds(lambda: select(tokens, options.retention, method), options.device))
-    copy, selection = statistics.median(copies), statistics.median(selections)
+        selections.append(seconds(act, options.device))
+    copy, median = statistics.median(copies), statistics.median(selections)
     size = features.numel() * features.element_size()
     return {
+        "method": name,
         "scene": kind,
         "frames": grid.frames,
         "tokens": grid.tokens,
-        "communities": len(found.communities),
-        "kept": len(found.selection.keep),
+        "communities": groups,
+        "kept": grid.tokens if found is None else len(found.keep),
         "copy_seconds": copy,
-        "selection_seconds": selection,
+        "selection_seconds": median,
         "selection_spread": max(selections) - min(selections),
-        "time_over_copy": selection / copy,
+        "time_over_copy": median / copy,
         "memory_over_matrix": None if peak.extra is None else peak.extra / size,
     }
+
+
+def shown(row: dict) -> str:
+    """A row of the printed table."""
+    groups, memory = row["communities"], row["memory_over_matrix"]
+    return (
+        f"{row['method']:20}{row['scene']:10}{row['frames']:6} {row['tokens']:7} "
+        f"{'-' if groups is None else groups:>7} {row['kept']:7} {row['copy_seconds'] * 1e3:8.1f} "
+        f"{row['selection_seconds'] * 1e3:10.1f} {row['time_over_copy']:7.2f} "
+        f"{'-' if memory is None else f'{memory:.2f}':>9}"
+    )
 
 
 def exponent(rows: list[dict]) -> float:
@@ -131,6 +178,7 @@ def exponent(rows: list[dict]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    parser.add_argument("--methods", nargs="+", default=[MAIN, *OTHERS], choices=[MAIN, *OTHERS])
     parser.add_argument("--height", type=int, default=13)
     parser.add_argument("--width", type=int, default=14)
     parser.add_argument("--dim", type=int, default=3584)
@@ -143,20 +191,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    print("scene      frames  tokens   groups    kept  copy ms  select ms  x copy  x memory")
+    print(
+        "method              scene     frames  tokens  groups    kept  copy ms  select ms  x copy  x memory"
+    )
     rows, growth = [], {}
-    for kind in SCENES:
-        for frames in options.frames:
-            row = measure(kind, Grid(frames, options.height, options.width), options)
-            rows.append(row)
-            memory = row["memory_over_matrix"]
-            print(
-                f"{kind:9} {frames:7} {row['tokens']:7} {row['communities']:8} {row['kept']:7} "
-                f"{row['copy_seconds'] * 1e3:8.1f} {row['selection_seconds'] * 1e3:10.1f} "
-                f"{row['time_over_copy']:7.2f} {'-' if memory is None else f'{memory:.2f}':>9}"
-            )
-        growth[kind] = exponent([row for row in rows if row["scene"] == kind])
-        print(f"{kind:9} growth exponent {growth[kind]:.2f}")
+    cases = [(MAIN, kind) for kind in SCENES] + [(name, "mixed") for name in OTHERS]
+    for name, kind in cases:
+        if name not in options.methods:
+            continue
+        own = [measure(name, kind, Grid(n, options.height, options.width), options) for n in options.frames]
+        for row in own:
+            print(shown(row), flush=True)
+        growth[f"{name} {kind}"] = exponent(own)
+        print(f"{name:20}{kind:10}growth exponent {exponent(own):.2f}", flush=True)
+        rows += own
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
