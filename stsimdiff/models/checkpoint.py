@@ -29,6 +29,15 @@ def read_config(file: Path) -> dict[str, Any]:
     return found
 
 
+def refuse_sliding_window(text_config: Any, path: str, file: str = "its config.json") -> None:
+    """Raise :class:`ConfigError` for a language model with sliding-window attention: dropping moves the window."""
+    if "sliding_attention" in getattr(text_config, "layer_types", ()):
+        raise ConfigError(
+            f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
+            f"use_sliding_window=false in {file}"
+        )
+
+
 def load_processor(folder: Path) -> Any:
     """The stock processor of a folder. Raises :class:`ConfigError` where its files are missing or broken."""
     try:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_processor, load_weights, read_config
+from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -32,7 +32,8 @@ class LlavaOnevision(Family):
         """Load a checkpoint folder; safetensors only, no code from the checkpoint is run.
 
         Raises:
-            ConfigError: for a folder that is missing or holds another family, and when weights do not fit.
+            ConfigError: for a folder that is missing or holds another family, for sliding-window attention, and when
+                weights do not fit.
         """
         device = options.resolved_device()
         folder = require_folder(path, FILES)
@@ -48,6 +49,7 @@ class LlavaOnevision(Family):
                 f"model.path={path!r} has vision_feature_layer={layer!r} in its config.json; this family reads one"
             )
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options).to(device)
+        refuse_sliding_window(model.config.get_text_config(), path)
         processor = load_processor(folder)
         return cls(model, processor, str(path))
 

@@ -24,7 +24,7 @@ from transformers import (
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_weights, read_config
+from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid
@@ -89,11 +89,7 @@ class LlavaVideo(SiglipQwen2):
         if pooling not in POOLINGS:
             raise ConfigError(f"model.pooling={pooling!r} is unknown; allowed: {', '.join(POOLINGS)}, null")
         config = _stock_config(given, tower_config(folder, given))
-        if "sliding_attention" in config.text_config.layer_types:
-            raise ConfigError(
-                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
-                "use_sliding_window=false in its config.json"
-            )
+        refuse_sliding_window(config.text_config, path)
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS).to(device)
         timed = bool(options.family.get("time_instruction", False))
         stride = int(given.get("mm_spatial_pool_stride", 2))

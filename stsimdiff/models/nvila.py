@@ -19,7 +19,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import account, load_weights, read_config
+from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid
@@ -91,11 +91,7 @@ class NVILA(SiglipQwen2):
         encoder = _video_encoder(path, given)
         llm, vision, projector = (folder / part for part in PARTS)
         model = load_weights(Qwen2ForCausalLM, llm, options).to(device)
-        if "sliding_attention" in model.config.layer_types:
-            raise ConfigError(
-                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
-                "use_sliding_window=false in llm/config.json"
-            )
+        refuse_sliding_window(model.config, path, "llm/config.json")
         tower = load_weights(SiglipVisionModel, vision, options).to(device)
         used = len(tower.encoder.layers) + 1 + int(given.get("mm_vision_select_layer", -2))
         del tower.encoder.layers[used:]

@@ -16,7 +16,7 @@ from transformers.video_utils import VideoMetadata
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_processor, load_weights, read_config
+from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.tower import TowerReader, reading
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.video import Frames
@@ -49,11 +49,7 @@ class QwenVL(Family):
                 f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
             )
         model = load_weights(cls.model_class, folder, options).to(device)
-        if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
-            raise ConfigError(
-                f"model.path={path!r} uses sliding-window attention: dropping tokens would move the window; set "
-                "use_sliding_window=false in its config.json"
-            )
+        refuse_sliding_window(model.config.get_text_config(), path)
         processor = None
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             processor = load_processor(folder)
