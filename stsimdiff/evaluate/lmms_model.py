@@ -5,7 +5,6 @@ It is one arm of the same session that ``python -m stsimdiff`` runs, with the sa
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -13,11 +12,10 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate.arms import Arm, Settings, arm_record, arms_from_config, settings_from_config
-from stsimdiff.evaluate.provenance import provenance
+from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
 from stsimdiff.evaluate.questions import Question, question_from
-from stsimdiff.evaluate.session import Session, Work, answer_all
-from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
+from stsimdiff.evaluate.session import Session, answer_missing
+from stsimdiff.evaluate.store import read_answers
 from stsimdiff.resources import folder
 
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
@@ -117,21 +115,14 @@ class StSimDiff(lmms):
 
     def _answer(self, name: str, task: Any, questions: list[Question]) -> dict[tuple[str, str], str]:
         settings, arm = self._check([*self.overrides, f"benchmark={_benchmark_of(name)}"])
-        store_folder = settings.folder / arm.folder
-        with ExitStack() as stack:
-            store = stack.enter_context(ArmStore(store_folder, arm_record(arm, settings, {})))
-            work = Work({arm.id: store}, [arm], questions, settings.retry_failed)
-            if work.samples:
-                self.session = self.session or Session(settings)
-                self.session.check([arm])
-                origin = provenance(
-                    self.session.family.describe(), settings.seed, settings.benchmark.get("revision")
-                )
-                write_record(store_folder, arm_record(arm, settings, origin))
-                answer_all(self.session, task, work)
-            return {
-                (name, row["id"]): row["answer"] for row in read_answers(store_folder) if row["error"] is None
-            }
+        answer_missing(settings, task, [arm], questions, open_session=self._open)
+        rows = read_answers(settings.folder / arm.folder)
+        return {(name, row["id"]): row["answer"] for row in rows if row["error"] is None}
+
+    def _open(self, settings: Settings) -> Session:
+        # Loaded once, for all tasks of an evaluation and for the evaluations after it.
+        self.session = self.session or Session(settings)
+        return self.session
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the harness compares generated answers."""

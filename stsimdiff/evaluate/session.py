@@ -9,7 +9,7 @@ import dataclasses
 import json
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -206,7 +206,7 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
         if processes.rank == 0:
             processes.wait()
         outcome = Outcome(settings.folder)
-        outcome.answered = _answer_missing(
+        outcome.answered = answer_missing(
             settings, task, arms, share(questions, processes), processes, unusable
         )
         processes.wait()
@@ -244,24 +244,36 @@ def _checked_videos(settings: Settings, questions: Sequence[Question]) -> tuple[
     return dataclasses.replace(settings, benchmark=benchmark), unusable
 
 
-def _answer_missing(
+def answer_missing(
     settings: Settings,
     task: Any,
     arms: Sequence[Arm],
     questions: Sequence[Question],
-    processes: Processes,
-    unusable: Mapping[str, str],
+    processes: Processes | None = None,
+    unusable: Mapping[str, str] | None = None,
+    open_session: Callable[[Settings], Session] = Session,
 ) -> int:
-    """Open the stores, load the model if anything is missing, answer it; returns how many lines were written."""
+    """Open the stores, load the model if anything is missing, answer it; returns how many lines were written.
+
+    Args:
+        settings: what the arms share.
+        task: the lmms-eval task.
+        arms: the arms that answer.
+        questions: those of this process.
+        processes: this process among those of the run; a single one if not given.
+        unusable: videos that are known to be unusable, and why.
+        open_session: gives the loaded model; called only if an answer is missing.
+    """
+    processes = processes or Processes()
     with ExitStack() as stack:
         stores = {}
         for arm in arms:
             store = ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), processes.shard)
             stores[arm.id] = stack.enter_context(store)
-        work = Work(stores, arms, questions, settings.retry_failed, unusable)
+        work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
-        session = Session(settings)
+        session = open_session(settings)
         session.check(arms)
         origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
         for arm in arms:
