@@ -6,6 +6,7 @@ configuration has been checked.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -22,9 +23,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import launcher, messages
-from stsimdiff.errors import RunFailed, UserError
+from stsimdiff.errors import ConfigError, RunFailed, UserError
+from stsimdiff.evaluate.settings import suggestion
 from stsimdiff.resources import folder
 
+COMMANDS = {
+    "conformance": "stsimdiff.conformance.__main__",
+    "data": "stsimdiff.data.__main__",
+    "report": "stsimdiff.report.__main__",
+}
+"""Subcommands: what stands behind ``python -m stsimdiff``, and the module whose ``main(arguments)`` runs it."""
 TRACEBACK = "HYDRA_FULL_ERROR"
 SETTING = re.compile(r"[+~]*[\w@/.]+=|~")
 SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
@@ -52,6 +60,14 @@ def main() -> None:
     # must not hide it.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    if sys.argv[1:] and re.fullmatch(r"[a-z_]+", command := sys.argv[1]):
+        with errors_as_messages(sys.argv[2:]):
+            if command not in COMMANDS:
+                known = f"{', '.join(COMMANDS)}{suggestion(command, COMMANDS)}"
+                raise ConfigError(
+                    f"{command} is no command; allowed: {known}; a setting is written key=value"
+                )
+            raise SystemExit(importlib.import_module(COMMANDS[command]).main(sys.argv[2:]))
     # Behind the flags, since Hydra's parser takes the settings in one piece only: `a=1 -m b=2` is fine here.
     flags = [word for word in sys.argv[1:] if not SETTING.match(word)]
     words = launcher.with_own_class(word for word in sys.argv[1:] if SETTING.match(word))

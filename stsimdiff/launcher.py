@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -26,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff import compressors
 from stsimdiff.errors import ConfigError, RunFailed
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.resources import folder
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +74,42 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
                     f"{word.key_or_group} is set by the arms of this experiment ({line}); leave it out, or leave the "
                     "experiment out and sweep with -m"
                 )
-            if word.is_sweep_override() and not word.is_discrete_sweep():
-                raise ConfigError(f"{word.input_line}: only lists of values can be swept, such as key=1,2,3")
-        choices = [
-            [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
-            if word.is_sweep_override()
-            else [word.input_line]
-            for word in words
-        ]
-        found += [compose([*overrides, *combination]) for combination in itertools.product(*choices)]
+        found += [compose([*overrides, *combination]) for combination in _combinations(words)]
+    return found
+
+
+def _combinations(words: Sequence[Override]) -> Iterable[tuple[str, ...]]:
+    """Every combination of the values that a line of overrides sweeps over."""
+    choices = []
+    for word in words:
+        if not word.is_sweep_override():
+            choices.append([word.input_line])
+            continue
+        if not word.is_discrete_sweep():
+            raise ConfigError(f"{word.input_line}: only lists of values can be swept, such as key=1,2,3")
+        choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
+    return itertools.product(*choices)
+
+
+def configurations(words: Sequence[str]) -> list[DictConfig]:
+    """The composed configurations of a command line that Hydra's own entry point does not see, sweeps expanded.
+
+    For the subcommands: ``compressor=none,fastv budget.retention=0.3`` gives two, an experiment one for each arm.
+
+    Raises:
+        ConfigError: for a line that cannot be expanded.
+        hydra.errors.HydraException: for what does not compose.
+    """
+    register()
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        return without_hydra(hydra.compose("config", overrides=list(overrides)))
+
+    found = []
+    parsed = OverridesParser.create().parse_overrides(with_own_class(words))
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder("configs"))):
+        for combination in _combinations(parsed):
+            found += expand(compose(combination), list(combination), compose)
     return found
 
 

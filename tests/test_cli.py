@@ -15,6 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stsimdiff import cli, compressors
+from stsimdiff.errors import ConfigError
+from stsimdiff.launcher import configurations
 from stsimdiff.resources import IN_REPOSITORY, folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,6 +231,23 @@ def test_make_help_lists_every_target():
     assert named == set(phony.split())
 
 
+def test_a_word_that_is_no_setting_is_a_command_or_is_refused(tmp_path):
+    done = run(tmp_path, "reprot", "results/x")
+    assert done.returncode == 2
+    assert re.search(r"reprot is no command; allowed: .*report.*; did you mean report\?", done.stderr)
+    assert all(f"{name} " in (CONFIGS / "hydra/help/stsimdiff.yaml").read_text() for name in cli.COMMANDS)
+    done = run(tmp_path, "report", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "") and "nowhere: no such folder" in done.stderr
+
+
+def test_a_command_line_can_be_composed_without_hydras_entry_point():
+    found = configurations(["compressor=none,fastv", "budget.retention=0.3,0.5"])
+    said = [(cfg.compressor._target_.rpartition(".")[2], cfg.budget.retention) for cfg in found]
+    assert said == [("NoCompression", 0.3), ("NoCompression", 0.5), ("FastV", 0.3), ("FastV", 0.5)]
+    with pytest.raises(ConfigError, match="only lists of values"):
+        configurations(["budget.retention=interval(0.1,0.5)"])
+
+
 def test_the_lock_fits_the_ranges_and_names_no_place():
     from packaging.requirements import Requirement
 
@@ -237,11 +256,12 @@ def test_the_lock_fits_the_ranges_and_names_no_place():
     assert all(re.fullmatch(r"[\w.+!-]+", version) for version in pins.values())
     pinned = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     text = (ROOT / "pyproject.toml").read_text()
-    asked = (
-        text.partition("\ndependencies = [")[2].partition("\n]")[0]
-        + text.partition("\ndev = [")[2].partition("\n]")[0]
+    asked = "".join(
+        text.partition(f"\n{name} = [")[2].partition("\n]")[0] for name in ("dependencies", "cluster", "dev")
     )
     for line in re.findall(r'"([^"]+)"', asked):
+        if line == "stsimdiff[cluster]":
+            continue
         requirement = Requirement(line)
         name = requirement.name.lower().replace("_", "-")
         assert name in pinned, f"{name} is not in the lock"
