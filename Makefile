@@ -50,8 +50,8 @@ sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.r
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, longvideobench, egoschema); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff.data $(or $(BENCHMARK),--help) $(if $(DATA),--data "$(DATA)")
 
-test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check
