@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -97,3 +98,47 @@ def test_wrong_checkpoints(tmp_path) -> None:
         cls.load(str(tmp_path), LoadOptions(dtype="int4"))
     with pytest.raises(ConfigError, match="allowed: .*qwen2_5_vl"):
         resolve("qwen9")
+
+
+def test_text_after_a_long_video_follows_its_last_moment(family, clip) -> None:
+    """transformers 5 would put the question's text before most frames; the released model never saw that."""
+    slow = dataclasses.replace(
+        video.read(clip, 16), fps=0.1
+    )  # a grid lasts 20 s: temporal positions 0 to 140
+    prompt = family.prompt(family.encode(slow), TEXT)
+    positions, places = prompt.inputs["position_ids"][:, 0], prompt.layout.video
+    start = int(places[0])
+    assert positions[:, :start].tolist() == [list(range(start))] * 3
+    assert positions[:, places].amax(1).tolist() == [start + 140, start + 7, start + 7]
+    text = prompt.layout.length - int(places[-1]) - 1
+    assert positions[:, -text:].tolist() == [list(range(start + 141, start + 141 + text))] * 3
+
+    seen = []
+    hook = family.decoder.module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"][..., -1].flatten().tolist()),
+        with_kwargs=True,
+    )
+    try:
+        family.model.generate(**prompt.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    finally:
+        hook.remove()
+    last = start + 140 + text
+    assert [sorted(set(ids))[-1] for ids in seen] == [last, last + 1, last + 2]
+
+
+def test_the_stock_positions_can_be_chosen(family, clip) -> None:
+    options = LoadOptions(device="cpu", dtype="float32", family={"positions": "stock"})
+    stock = resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), options)
+    prompt = stock.prompt(stock.encode(video.read(clip, 16)), TEXT)
+    assert "position_ids" not in prompt.inputs
+    # On clips as short as those it was trained on, both are the same.
+    released = family.prompt(family.encode(video.read(clip, 16)), TEXT).inputs["position_ids"]
+    expected, _ = stock.model.model.get_rope_index(
+        prompt.inputs["input_ids"],
+        prompt.inputs["mm_token_type_ids"],
+        video_grid_thw=prompt.inputs["video_grid_thw"],
+        second_per_grid_ts=prompt.inputs["second_per_grid_ts"],
+    )
+    assert torch.equal(released, expected)
+    with pytest.raises(ConfigError, match="allowed: released, stock"):
+        resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), LoadOptions(family={"positions": "old"}))

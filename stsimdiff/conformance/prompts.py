@@ -114,7 +114,7 @@ def _qwen2_vl(family: Family, given: Fields, ids: Tensor, recorded: Fields) -> t
     grid = torch.from_numpy(given["video_grid_thw"])
     video = family.encode_patches(torch.from_numpy(given["pixel_values_videos"]), grid)
     prompt = family.prompt_from_ids(video, ids)
-    own = old_positions(prompt)
+    own = prompt.inputs["position_ids"]
     stored = recorded.get("prefill_position_ids")
     prompt.inputs["position_ids"] = own if stored is None else torch.from_numpy(stored)
     return prompt, {
@@ -122,20 +122,6 @@ def _qwen2_vl(family: Family, given: Fields, ids: Tensor, recorded: Fields) -> t
         "prefill_position_ids": _array(own),
         "rope_deltas": np.array([[int(own.max()) + 1 - own.shape[2]]]),
     }
-
-
-def old_positions(prompt: Prompt) -> Tensor:
-    """``(3, 1, S)`` positions of a prompt with one video as transformers before 5 gave them to Qwen2-VL.
-
-    Text after the video continues from the largest position of the video plus one. transformers 5 starts it at the
-    video's start plus its larger side, which differs when the video has more grids than rows and columns.
-    """
-    layout = prompt.layout
-    start, grid = int(layout.video[0]), layout.grid
-    steps = (torch.arange(size) for size in (grid.frames, grid.height, grid.width))
-    video = torch.stack(torch.meshgrid(*steps, indexing="ij")).flatten(1) + start
-    after = torch.arange(layout.length - start - grid.tokens) + int(video.max()) + 1
-    return torch.cat((torch.arange(start).expand(3, -1), video, after.expand(3, -1)), dim=1)[:, None]
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -18,7 +18,12 @@ FAMILIES = {
     "qwen2_vl": "stsimdiff.models.qwen2_vl.Qwen2VL",
 }
 """Name to dotted class path."""
-OPTIONS = {"llava_video": {"pooling": (None, "bilinear", "average"), "time_instruction": (False, True)}}
+_POSITIONS = {"positions": ("released", "stock")}
+OPTIONS = {
+    "llava_video": {"pooling": (None, "bilinear", "average"), "time_instruction": (False, True)},
+    "qwen2_5_vl": _POSITIONS,
+    "qwen2_vl": _POSITIONS,
+}
 """Options of single families in the configuration, and their values; a family not named here has none."""
 RELEASED = {
     "llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",

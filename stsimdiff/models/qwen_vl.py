@@ -23,14 +23,20 @@ from stsimdiff.video import Frames
 
 VIDEO_TYPE = 2
 """Code of video tokens in transformers' ``mm_token_type_ids``."""
+POSITIONS = ("released", "stock")
+"""Where the text after a video starts: see :func:`released_positions`."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
 class QwenVL(Family):
-    """Video tokens are one block of ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions."""
+    """Video tokens are one block of ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions.
+
+    Option (``model.positions`` of the configuration): one of :data:`POSITIONS`.
+    """
 
     model_class: Any
     model_type: str
+    positions = POSITIONS[0]
 
     @classmethod
     def load(cls, path: str, options: LoadOptions) -> QwenVL:
@@ -53,7 +59,13 @@ class QwenVL(Family):
         processor = None
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             processor = load_processor(folder)
-        return cls(model, processor, str(path))
+        family = cls(model, processor, str(path))
+        family.positions = options.family.get("positions", cls.positions)
+        if family.positions not in POSITIONS:
+            raise ConfigError(
+                f"model.positions={family.positions!r} is unknown; allowed: {', '.join(POSITIONS)}"
+            )
+        return family
 
     @property
     def decoder(self) -> Decoder:
@@ -155,6 +167,8 @@ class QwenVL(Family):
             "mm_encoder_outputs": {"video": encoded},
             **video.inputs,
         }
+        if self.positions == "released":
+            inputs["position_ids"] = released_positions(self.model.model, inputs)
         return Prompt(inputs, layout)
 
     def _timing(self, batch: Any) -> dict[str, Tensor]:
@@ -168,3 +182,24 @@ class QwenVL(Family):
                 "without them there is no text prompt and no preprocessing; add them from the released checkpoint"
             )
         return self.processor
+
+
+def released_positions(body: Any, inputs: dict[str, Any]) -> Tensor:
+    """``(3, 1, S)`` M-RoPE positions of a prompt with one video, as the model was trained and released.
+
+    Text after the video continues from the largest position of the video plus one (Qwen2-VL, section 2.1, and
+    transformers before 5). transformers 5 starts it at the video's first position plus the larger side of its grid: for
+    a video of more grids than rows and columns, the question would stand before most of the frames it asks about.
+
+    Args:
+        body: the stock model's body, whose ``get_rope_index`` gives the positions of the video itself.
+        inputs: the prompt's ``input_ids`` ``(1, S)``, ``mm_token_type_ids`` and what the positions depend on.
+    """
+    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
+    positions, _ = body.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
+    video = inputs["mm_token_type_ids"][0] == VIDEO_TYPE
+    end = int(video.nonzero()[-1]) + 1
+    if end < positions.shape[2]:
+        text = positions[:, :, end:]
+        text += positions[:, 0, video].max() + 1 - text[:, :, :1].clone()
+    return positions
