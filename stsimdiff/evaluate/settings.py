@@ -136,8 +136,9 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     from stsimdiff.models import FAMILIES, OPTIONS
 
     options = OPTIONS.get(model.get("family"), {})
+    if "family" in model:
+        _one_of("model.family", model["family"], sorted(FAMILIES))
     _only("model", model, (*MODEL, *options))
-    _one_of("model.family", model["family"], sorted(FAMILIES))
     for name, values in options.items():
         _one_of(f"model.{name}", _as_written(model[name]), map(_as_written, values))
     _one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
