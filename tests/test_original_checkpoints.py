@@ -117,6 +117,16 @@ class TestLlavaVideo:
         edit(folder / "config.json", mm_vision_tower=str(local))
         assert len(load(folder).model.model.vision_tower.encoder.layers) == 2
 
+    def test_the_tower_s_configuration_from_the_hub_s_cache(self, folder, tmp_path, monkeypatch) -> None:
+        name = json.loads((folder / "config.json").read_text())["mm_vision_tower"]
+        snapshot = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (folder / "vision_tower_config.json").rename(snapshot / "config.json")
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("abc")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        assert len(load(folder).model.model.vision_tower.encoder.layers) == 2
+
     def test_prompt(self, folder) -> None:
         tokenizer(folder)
         family = load(folder, time_instruction=True)

@@ -8,11 +8,13 @@ here, outside the model, and the model gets the finished embeddings.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
@@ -172,18 +174,24 @@ def tower_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The vision tower's configuration, which the original checkpoint does not hold.
 
     Raises:
-        ConfigError: when neither ``vision_tower_config.json`` nor a local folder ``mm_vision_tower`` gives it.
+        ConfigError: when neither ``vision_tower_config.json`` nor the folder or hub id ``mm_vision_tower`` gives it; of
+            the hub only this machine's cache is asked.
     """
     name = str(given.get("mm_vision_tower"))
     beside = folder / "vision_tower_config.json"
-    for file in (beside, Path(name).expanduser() / "config.json", folder / name / "config.json"):
+    places = [beside, Path(name).expanduser() / "config.json", folder / name / "config.json"]
+    with suppress(HFValidationError):  # the name of a folder is no id
+        cached = try_to_load_from_cache(name, "config.json")
+        places += [Path(cached)] if isinstance(cached, str) else []
+    for file in places:
         if file.is_file():
             found = read_config(file)
             return found.get("vision_config", found)
     raise ConfigError(
         f"the checkpoint {folder} names its vision tower {name!r} but does not hold its configuration: put the "
-        f"tower's config.json beside it as {beside.name} (`hf download {name} config.json --local-dir <folder>`), or "
-        "set mm_vision_tower in its config.json to a local folder that has it"
+        f"tower's config.json beside it as {beside.name} (`hf download {name} config.json --local-dir <folder>`), fetch "
+        f"it into the hub's cache (`hf download {name} config.json`), or set mm_vision_tower in its config.json to a "
+        "local folder that has it"
     )
 
 
