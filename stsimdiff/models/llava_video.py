@@ -190,8 +190,8 @@ def tower_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     raise ConfigError(
         f"the checkpoint {folder} names its vision tower {name!r} but does not hold its configuration: put the "
         f"tower's config.json beside it as {beside.name} (`hf download {name} config.json --local-dir <folder>`), "
-        f"fetch it into the hub's cache (`hf download {name} config.json`), or set mm_vision_tower in its config.json to a "
-        "local folder that has it"
+        f"fetch it into the hub's cache (`hf download {name} config.json`), or set mm_vision_tower in its config.json "
+        "to a local folder that has it"
     )
 
 
