@@ -56,6 +56,31 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """Where in the frames the tokens of a grid lie; every family looks at whole frames, resized.
+
+    Of the ``per_frame`` tokens of one row in time, token ``y * stride + x`` covers the cell ``(y, x)`` of a raster of
+    ``height x width`` over the frame. What is in no cell (the newline column of LLaVA-Video, the tokens that end a
+    group of NVILA) is no part of the picture.
+
+    Attributes:
+        frames: frames of the video that one row in time stands for; the last row may stand for fewer.
+        height: rows of cells.
+        width: columns of cells.
+        stride: tokens from a cell to the one below it.
+    """
+
+    frames: int
+    height: int
+    width: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width) < 1 or self.stride < self.width:
+            raise ValueError(f"no picture of a frame: {self}")
+
+
+@dataclass(frozen=True)
 class VideoTokens:
     """Some or all tokens of one video.
 

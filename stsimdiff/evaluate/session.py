@@ -25,6 +25,7 @@ from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
 from stsimdiff.errors import DataError, RunFailed
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
+from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.provenance import provenance
@@ -101,6 +102,9 @@ class Session:
     Args:
         settings: what the arms share.
         family: the loaded model; made from the settings if not given.
+
+    Attributes:
+        overlays: what of the answers is stored for the report's overlays; nothing if not set.
     """
 
     def __init__(self, settings: Settings, family: Family | None = None) -> None:
@@ -108,6 +112,7 @@ class Session:
         self.family = family or load_model(settings)
         self.shape = DecoderShape.from_config(self.family.text_config)
         self._built: dict[str, Compressor] = {}
+        self.overlays = Overlays(settings, ())
 
     def check(self, arms: Iterable[Arm]) -> None:
         """Check every arm's budget against the model's depth, before the first answer."""
@@ -125,6 +130,7 @@ class Session:
         frames = video.read(path, self.settings.model["frames"], self.settings.benchmark["decoder"])
         encoded = self.family.encode(frames, signals=any(self.compressor(arm).needs_vision for arm in arms))
         encoded.seconds["decode"] = frames.seconds
+        self.overlays.keep_frames(path, frames)
         return encoded
 
     def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
@@ -151,6 +157,7 @@ class Session:
         text, trace, times = self.answer(arm, question, asked)
         judgement = judge(task, question, text)
         retention = trace.retention()
+        grid = asked.prompt.layout.grid
         return {
             **_identity(question),
             "answer": text,
@@ -167,6 +174,7 @@ class Session:
             "reasons": trace.reasons(),
             "times": times,
             "error": None,
+            **self.overlays.entry(question, trace, grid, self.family.picture(grid)),
         }
 
 
@@ -207,7 +215,13 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
             processes.wait()
         outcome = Outcome(settings.folder)
         outcome.answered = answer_missing(
-            settings, task, arms, share(questions, processes), processes, unusable
+            settings,
+            task,
+            arms,
+            share(questions, processes),
+            processes,
+            unusable,
+            overlays=Overlays(settings, questions),
         )
         processes.wait()
         if processes.rank > 0:
@@ -252,6 +266,7 @@ def answer_missing(
     processes: Processes | None = None,
     unusable: Mapping[str, str] | None = None,
     open_session: Callable[[Settings], Session] = Session,
+    overlays: Overlays | None = None,
 ) -> int:
     """Open the stores, load the model if anything is missing, answer it; returns how many lines were written.
 
@@ -263,6 +278,7 @@ def answer_missing(
         processes: this process among those of the run; a single one if not given.
         unusable: videos that are known to be unusable, and why.
         open_session: gives the loaded model; called only if an answer is missing.
+        overlays: which questions of the whole run get their overlay stored; chosen among ``questions`` if not given.
     """
     processes = processes or Processes()
     with ExitStack() as stack:
@@ -275,6 +291,7 @@ def answer_missing(
             return 0
         session = open_session(settings)
         session.check(arms)
+        session.overlays = overlays or Overlays(settings, questions)
         origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
         for arm in arms:
             if work.missing[arm.id]:

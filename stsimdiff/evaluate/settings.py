@@ -27,10 +27,12 @@ MODEL = ("name", "family", "path", "frames", "device", "dtype", "attn_implementa
 BENCHMARK = ("name", "task", "families", "chance", "note", "data", "prompt", "decoder", "allow_missing")
 TOP = (
     *("model", "benchmark", "compressor", "budget", "logger"),
-    *("run", "results", "limit", "seed", "retry_failed", "max_failures", "arms"),
+    *("run", "results", "limit", "seed", "retry_failed", "max_failures", "overlays", "arms"),
 )
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+MOST_OVERLAYS = 100
+"""Each adds the frames of a video to the page; a larger one would not open on a phone."""
 HASHED_WHOLE = 64 * 2**20
 """Checkpoint files up to this size are hashed whole, larger ones by size, first and last mebibyte."""
 
@@ -53,6 +55,7 @@ class Settings:
         seed: of everything random.
         retry_failed: whether failed answers are asked again.
         max_failures: failed samples after which the run gives up.
+        overlays: for how many questions each token's fate is stored.
     """
 
     model: dict[str, Any]
@@ -64,6 +67,7 @@ class Settings:
     seed: int = 0
     retry_failed: bool = False
     max_failures: int = 10
+    overlays: int = 0
 
 
 def settings_from_config(cfg: DictConfig) -> Settings:
@@ -85,6 +89,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     limit = _whole(cfg, "limit", least=1, nullable=True)
     seed = _whole(cfg, "seed", least=0, most=MOST_SEED)
     most = _whole(cfg, "max_failures", least=0)
+    overlays = _whole(cfg, "overlays", least=0, most=MOST_OVERLAYS)
     if not isinstance(cfg.retry_failed, bool):
         raise ConfigError(f"retry_failed={cfg.retry_failed!r} is out of range; allowed: true, false")
     logger = plain(cfg.logger)
@@ -102,6 +107,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         seed=seed,
         retry_failed=cfg.retry_failed,
         max_failures=most,
+        overlays=overlays,
     )
 
 

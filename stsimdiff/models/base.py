@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stsimdiff.engine import Decoder, synchronise
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
 from stsimdiff.video import Frames
 
 DTYPES = {
@@ -141,6 +141,13 @@ class Family(ABC):
     @abstractmethod
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         """The chat prompt of one user message: the video, then ``text``. ``sample`` is the question's id."""
+
+    def picture(self, grid: Grid) -> Picture:
+        """Where in the frames the tokens of an encoded video's grid lie: one frame a row, every token a cell.
+
+        A family that joins frames, or whose grid holds tokens that are no part of a frame, says so here.
+        """
+        return Picture(frames=1, height=grid.height, width=grid.width, stride=grid.width)
 
     @property
     def device(self) -> torch.device:

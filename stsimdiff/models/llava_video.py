@@ -29,7 +29,7 @@ from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, 
 from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
-from stsimdiff.tokens import Grid
+from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
 POOLINGS = ("bilinear", "average")
@@ -146,6 +146,9 @@ class LlavaVideo(SiglipQwen2):
             size = math.ceil(side / self.stride)
             pooled = torch.nn.functional.interpolate(maps.contiguous(), size=(size, size), mode="bilinear")
         return pooled.permute(0, 2, 3, 1)
+
+    def picture(self, grid: Grid) -> Picture:
+        return Picture(1, grid.height, grid.width - 1, grid.width)
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         if "<image>" in text:

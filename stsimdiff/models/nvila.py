@@ -22,7 +22,7 @@ from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, 
 from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
-from stsimdiff.tokens import Grid
+from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
 PARTS = ("llm", "vision_tower", "mm_projector")
@@ -168,6 +168,11 @@ class NVILA(SiglipQwen2):
         maps = values.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         cells = nn.functional.avg_pool2d(maps, 2, ceil_mode=True)
         return self.pool(cells.flatten(2).transpose(1, 2))[:, None]
+
+    def picture(self, grid: Grid) -> Picture:
+        # Behind the tokens of the square stand those that end the group.
+        side = math.isqrt(grid.width - self._ids(self.end).shape[0])
+        return Picture(self.pool_size[0], side, side, side)
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         if VIDEO_TOKEN in text:

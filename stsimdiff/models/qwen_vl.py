@@ -18,7 +18,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.tower import TowerReader, reading
-from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
 from stsimdiff.video import Frames
 
 VIDEO_TYPE = 2
@@ -135,6 +135,10 @@ class QwenVL(Family):
     def _tower_order(self, grid_thw: Tensor) -> Tensor | None:
         """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""
         return None
+
+    def picture(self, grid: Grid) -> Picture:
+        joined = self.model.config.vision_config.temporal_patch_size
+        return Picture(joined, grid.height, grid.width, grid.width)
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         processor = self._processor()

@@ -1,0 +1,147 @@
+"""What the token overlays of the report are made from: for a few questions, why each token stayed, and the frames.
+
+The reasons go into the stored line of each arm, the frames once into the run's folder, so that the page can be made
+again wherever that folder lies. Reading them back is the report's.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stsimdiff.engine import Trace
+from stsimdiff.errors import DataError
+from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.settings import Settings
+from stsimdiff.tokens import Grid, Picture, Reason
+from stsimdiff.video import Frames
+
+FOLDER = "frames"
+"""Folder of the frames within a run's folder."""
+ABOUT = "frames.json"
+SIDE = 320
+"""Pixels of the longer side of a stored frame: enough to see what a token covers, about 10 kB each."""
+QUALITY = 75
+
+
+def chosen(questions: Sequence[Question], count: int) -> set[str]:
+    """Ids of the questions whose overlays are stored: the families in turn, each on another video where it can.
+
+    It depends on the questions alone, so that all processes of a run agree, and takes the earliest ones, so that a
+    run whose limit is raised keeps most of them.
+    """
+    families: dict[str, list[Question]] = {}
+    for question in questions:
+        families.setdefault(question.family, []).append(question)
+    found: set[str] = set()
+    videos: set[str] = set()
+    while len(found) < min(count, len(questions)):
+        for family in families.values():
+            left = [question for question in family if question.id not in found]
+            if left and len(found) < count:
+                taken = next((question for question in left if question.video not in videos), left[0])
+                found.add(taken.id)
+                videos.add(taken.video)
+    return found
+
+
+class Overlays:
+    """The overlays that one process stores.
+
+    Args:
+        settings: of the run; ``overlays`` says for how many questions.
+        questions: all questions of the run, also those of other processes.
+    """
+
+    def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
+        self._settings = settings
+        self._chosen = chosen(questions, settings.overlays)
+        self._videos = {question.video for question in questions if question.id in self._chosen}
+
+    def keep_frames(self, path: str, frames: Frames) -> None:
+        """Store the frames that the model was given of a video, unless they are there or no question needs them.
+
+        Raises:
+            DataError: when they cannot be written.
+        """
+        folder = self._settings.folder / FOLDER / self._name(path)
+        if path not in self._videos or folder.is_dir():
+            return
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            for number, jpeg in enumerate(jpegs(frames.pixels)):
+                (unfinished / f"{number:03d}.jpg").write_bytes(jpeg)
+            about = {"video": Path(path).name, "indices": frames.indices, "fps": frames.fps}
+            (unfinished / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
+            # Another process may have been faster: its folder holds the same.
+            with contextlib.suppress(FileExistsError):
+                _move(unfinished, folder)
+        except OSError as error:
+            raise DataError(f"cannot write the frames of overlays to {folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def entry(self, question: Question, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
+        """The part ``overlay`` of a stored line, as keys to add to it; none for a question that was not chosen."""
+        if question.id not in self._chosen:
+            return {}
+        return {"overlay": {"frames": self._name(question.video), **overlay(question, trace, grid, picture)}}
+
+    def _name(self, path: str) -> str:
+        """Folder of a video's frames; models that are given other frames of it have another one."""
+        settings = self._settings
+        shown = [settings.benchmark["name"], settings.benchmark["revision"], settings.benchmark["decoder"]]
+        key = json.dumps([Path(path).name, settings.model["frames"], *shown])
+        stem = re.sub(r"[^\w-]", "_", Path(path).stem)
+        return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
+    """The question as the model read it, and each token's reason.
+
+    ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur.
+    """
+    reason = trace.reason.numpy()
+    return {
+        "question": question.text,
+        "grid": asdict(grid),
+        "picture": asdict(picture),
+        "codes": {str(code): Reason(code).name.lower() for code in np.unique(reason).tolist()},
+        "reason": base64.b64encode(zlib.compress(reason.tobytes(), 9)).decode(),
+    }
+
+
+def jpegs(pixels: np.ndarray, side: int = SIDE) -> list[bytes]:
+    """Frames ``(T, height, width, 3)`` uint8 as JPEG files whose longer side has at most ``side`` pixels."""
+    found = []
+    for frame in pixels:
+        image = Image.fromarray(frame)
+        image.thumbnail((side, side))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=QUALITY, optimize=True)
+        found.append(stream.getvalue())
+    return found
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    try:
+        os.rename(unfinished, folder)
+    except OSError as error:
+        if folder.is_dir():
+            raise FileExistsError(str(folder)) from error
+        raise

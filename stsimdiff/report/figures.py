@@ -1,0 +1,242 @@
+"""A table as figures, SVG and PNG: accuracy against what it costs, retention by layer, maps of the thresholds.
+
+Drawn from the table's own numbers, without a display and without matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from stsimdiff.report.comparison import Row, Section
+from stsimdiff.report.palette import Style, styles
+from stsimdiff.report.rows import Stored
+from stsimdiff.report.series import COSTS, THRESHOLDS, by_layer, front, threshold_maps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from stsimdiff.report.table import Table
+
+FORMATS = ("svg", "png")
+NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")
+MOST_LABELS = 18
+"""Labels that a legend can hold; with more of them it names the methods alone."""
+DASHES = ("-", "--", ":", "-.")
+GREY = "#707070"
+DPI = 130
+
+Draw = Callable[[], "Figure | None"]
+
+
+def figures(table: Table, stored: Stored) -> Iterator[tuple[str, Draw]]:
+    """Name and drawing of each figure of a run; a drawing gives ``None`` where there is nothing to show."""
+    layers = by_layer(stored.samples)
+    looks = styles(arm.method for arm in stored.arms)
+    for section in table.sections:
+        suffix = "" if len(table.sections) == 1 else f"_{slug(section)}"
+
+        def against(*costs: str, section: Section = section) -> Draw:
+            return lambda: accuracy(section, costs, looks)
+
+        def layered(section: Section = section) -> Figure | None:
+            return retention_by_layer(section, layers, looks)
+
+        def mapped(section: Section = section) -> Figure | None:
+            return thresholds(section, stored)
+
+        drawings = (against("flops"), against("tokens", "compute"), against("latency"), layered, mapped)
+        yield from ((f"{name}{suffix}", draw) for name, draw in zip(NAMES, drawings, strict=True))
+
+
+def slug(section: Section) -> str:
+    """A section's name as part of a file's name."""
+    words = f"{section.model}_{section.benchmark}_{section.budget}"
+    return re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure in every format."""
+    folder.mkdir(exist_ok=True)
+    for kind in FORMATS:
+        # Without a date, equal rows give equal files.
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(folder / f"{name}.{kind}", dpi=DPI, metadata=metadata)
+
+
+def clear(folder: Path) -> None:
+    """Remove the figures of an earlier report, which may be of arms that are no more; no other files."""
+    ours = re.compile(rf"({'|'.join(NAMES)})(_\w+)?\.({'|'.join(FORMATS)})")
+    for path in folder.glob("*"):
+        if ours.fullmatch(path.name):
+            path.unlink()
+
+
+def accuracy(section: Section, costs: tuple[str, ...], looks: dict[str, Style]) -> Figure | None:
+    """Accuracy with its interval against one or more costs, a panel each, with the Pareto front."""
+    rows = [row for row in section.rows if not math.isnan(row.overall)]
+    shown = [row for row in rows if row.method != "no_video"]
+    if not shown or all(math.isnan(COSTS[cost][1](row)) for cost in costs for row in shown):
+        return None
+    figure = Figure(figsize=(3.0 + 4.4 * len(costs), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    dashes = _dashes(rows)
+    for axes, cost in zip(panels, costs, strict=True):
+        name, x = COSTS[cost]
+        for label, members in _by_label(shown).items():
+            members = sorted((row for row in members if not math.isnan(x(row))), key=x)
+            _series(axes, [x(row) for row in members], members, looks[members[0].method], dashes[label])
+        best = np.array(front(section, cost)).reshape(-1, 2)
+        axes.step(best[:, 0], best[:, 1], where="post", color=GREY, lw=1.0, ls=(0, (1, 1.5)), zorder=1)
+        axes.set_xlabel(name)
+        _tidy(axes)
+    panels[0].set_ylabel("accuracy, % (95 % interval)")
+    blind = next((row for row in rows if row.method == "no_video"), None)
+    low, high = panels[0].get_ylim()
+    if blind and blind.overall >= low - (high - low):
+        for axes in panels:
+            axes.axhline(blind.overall, color=GREY, lw=0.8, ls="--")
+            axes.text(
+                0.01, blind.overall, "no video", color=GREY, size=8, transform=axes.get_yaxis_transform()
+            )
+    floor = f"; no video at all: {blind.overall:.1f} %" if blind else ""
+    figure.suptitle(
+        f"{section.model} on {section.benchmark}, budget of kind {section.budget}, "
+        f"{max(row.n for row in rows)} questions{floor}",
+        size=9,
+    )
+    _legend(figure, shown, looks, dashes, pareto=True)
+    return figure
+
+
+def _series(axes: Axes, x: list[float], rows: list[Row], look: Style, dash: str) -> None:
+    y = [row.overall for row in rows]
+    below = [_distance(row.overall, row.ci_low) for row in rows]
+    above = [_distance(row.ci_high, row.overall) for row in rows]
+    size = 11 if look.marker in "*_" else 6.5
+    axes.errorbar(
+        x, y, yerr=[below, above], color=look.colour, marker=look.marker, ms=size, mec=look.colour,
+        mew=1.6 if look.marker == "_" else 0.4, lw=1.1, ls=dash, elinewidth=0.8, capsize=2, alpha=0.95,
+    )  # fmt: skip
+
+
+def _distance(high: float, low: float) -> float:
+    apart = high - low
+    return 0.0 if math.isnan(apart) else max(0.0, apart)
+
+
+def retention_by_layer(
+    section: Section, layers: dict[str, np.ndarray], looks: dict[str, Style]
+) -> Figure | None:
+    """The share of the video tokens that enters each layer, a panel for each retention."""
+    blocks = {
+        retention: [row for row in rows if row.arm in layers and not row.reference]
+        for retention, rows in section.blocks().items()
+    }
+    blocks = {retention: rows for retention, rows in blocks.items() if rows}
+    if not blocks:
+        return None
+    columns = min(3, len(blocks))
+    lines = -(-len(blocks) // columns)
+    figure = Figure(figsize=(2.6 + 3.0 * columns, 0.9 + 2.9 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
+    every = [row for rows in blocks.values() for row in rows]
+    dashes = _dashes(every)
+    for axes, (retention, rows) in zip(panels, blocks.items(), strict=False):
+        for row in rows:
+            share = 100 * layers[row.arm]
+            look = looks[row.method]
+            axes.plot(
+                range(len(share)), share, color=look.colour, marker=look.marker, ms=5, lw=1.1,
+                ls=dashes[row.label], markevery=max(1, len(share) // 8), alpha=0.9,
+            )  # fmt: skip
+        axes.set_title(f"budget {100 * retention:.4g} % ({section.budget})", size=9)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _tidy(axes)
+    for axes in panels[len(blocks) :]:
+        axes.remove()
+    figure.supxlabel("decoder layer", size=9)
+    figure.supylabel("video tokens entering, %", size=9)
+    _legend(figure, every, looks, dashes, pareto=False)
+    return figure
+
+
+def thresholds(section: Section, stored: Stored) -> Figure | None:
+    """Maps of the accuracy over tau_sim and tau_diff, one scale for all of them."""
+    maps = threshold_maps(section, stored.arms)
+    known = [cell for found in maps for cell in found.accuracy.ravel() if not math.isnan(cell)]
+    if not known:
+        return None
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    figure = Figure(figsize=(1.0 + 3.6 * columns, 0.6 + 3.0 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    low, high = min(known), max(known)
+    for axes, found in zip(panels, maps, strict=False):
+        image = axes.imshow(found.accuracy, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for y, x in np.ndindex(found.accuracy.shape):
+            value = found.accuracy[y, x]
+            dark = math.isnan(value) or value < (low + high) / 2
+            said = "–" if math.isnan(value) else f"{value:.1f}"
+            colour = "black" if math.isnan(value) or not dark else "white"
+            axes.text(x, y, said, ha="center", va="center", size=8, color=colour)
+        axes.set_xticks(range(len(found.similar)), found.similar)
+        axes.set_yticks(range(len(found.different)), found.different)
+        axes.set_xlabel(THRESHOLDS[0])
+        axes.set_ylabel(THRESHOLDS[1])
+        axes.set_title(found.title, size=9)
+    for axes in panels[len(maps) :]:
+        axes.remove()
+    figure.colorbar(image, ax=list(panels[: len(maps)]), label="accuracy, %")
+    return figure
+
+
+def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(row)
+    return found
+
+
+def _dashes(rows: list[Row]) -> dict[str, str]:
+    """The labels of one method have its colour, and are told apart by their lines."""
+    seen: dict[str, list[str]] = {}
+    for row in rows:
+        labels = seen.setdefault(row.method, [])
+        if row.label not in labels:
+            labels.append(row.label)
+    return {label: DASHES[i % len(DASHES)] for labels in seen.values() for i, label in enumerate(labels)}
+
+
+def _legend(
+    figure: Figure, rows: list[Row], looks: dict[str, Style], dashes: dict[str, str], *, pareto: bool
+) -> None:
+    named = {row.label: row.method for row in rows}
+    if len(named) > MOST_LABELS:
+        named = {row.method: row.method for row in rows}
+    handles = [
+        Line2D(
+            [], [], color=looks[method].colour, marker=looks[method].marker, ms=6, lw=1.1,
+            ls=dashes.get(label, "-"), label=label,
+        )
+        for label, method in named.items()
+    ]  # fmt: skip
+    if pareto:
+        handles.append(Line2D([], [], color=GREY, lw=1.0, ls=(0, (1, 1.5)), label="Pareto front"))
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(True, color="#DDDDDD", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
