@@ -86,7 +86,7 @@ def plain_rows(run: Path) -> dict[tuple[str, float], dict[str, dict]]:
     """Answers that count by (label, retention) and id, read with nothing but the standard library."""
     found: dict[tuple[str, float], dict[str, dict]] = {}
     for folder in run.iterdir():
-        if not folder.is_dir():
+        if not (folder / "arm.json").is_file():
             continue
         record = json.loads((folder / "arm.json").read_text())
         kept = found.setdefault((record["label"], record["budget"]["retention"]), {})

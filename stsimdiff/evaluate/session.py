@@ -227,12 +227,16 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
         if processes.rank > 0:
             return outcome
         outcome.failed = _score(settings, task, arms, questions)
-        _report(settings)
+        unmade = _report(settings)
     if outcome.failed:
         raise RunFailed(
             f"{outcome.failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
             f'{settings.folder}/*/answers*.jsonl under "error". Everything else is stored: retry_failed=true asks only '
             "these again."
+        )
+    if unmade:
+        raise RunFailed(
+            "\n".join([*unmade, "All answers and the table are stored; report makes the rest again."])
         )
     return outcome
 
@@ -395,13 +399,15 @@ def _score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequen
     return failed
 
 
-def _report(settings: Settings) -> None:
+def _report(settings: Settings) -> list[str]:
+    """Table, figures and page; returns what of it could not be made."""
     from rich.console import Console
 
-    from stsimdiff.report.table import make
+    from stsimdiff.report.publish import publish
 
-    make(settings.folder, Console())
+    published = publish(settings.folder, Console())
     if settings.logger["name"] == "wandb":
         from stsimdiff.evaluate.wandb_log import log_run
 
         log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
+    return published.unmade

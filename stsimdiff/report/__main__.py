@@ -1,4 +1,4 @@
-"""``python -m stsimdiff.report results/<run>``: the table of a run again, from its stored rows alone."""
+"""``python -m stsimdiff.report results/<run>``: table, figures and page of a run, from its stored rows alone."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from stsimdiff.errors import UserError
-from stsimdiff.report.table import make
+from stsimdiff.report.publish import publish
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 when samples of the run failed, 2 for a folder that is not a run."""
+    """Exit code: 0, 1 when samples of the run failed or a figure could not be made, 2 for a folder that is no run."""
     parser = argparse.ArgumentParser(prog="python -m stsimdiff.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="results/<run>", help="the folder of a run")
     try:
-        table = make(parser.parse_args(arguments).run_dir, Console())
+        published = publish(parser.parse_args(arguments).run_dir, Console())
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    return 1 if table.n_failed else 0
+    return 1 if published.table.n_failed or published.unmade else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -66,9 +67,10 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     """Write a figure in every format."""
     folder.mkdir(exist_ok=True)
     for kind in FORMATS:
-        # Without a date, equal rows give equal files.
+        # Without a date and random names inside, equal rows give equal files.
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(folder / f"{name}.{kind}", dpi=DPI, metadata=metadata)
+        with rc_context({"svg.hashsalt": name}):
+            figure.savefig(folder / f"{name}.{kind}", dpi=DPI, metadata=metadata)
 
 
 def clear(folder: Path) -> None:
@@ -103,9 +105,10 @@ def accuracy(section: Section, costs: tuple[str, ...], looks: dict[str, Style]) 
     if blind and blind.overall >= low - (high - low):
         for axes in panels:
             axes.axhline(blind.overall, color=GREY, lw=0.8, ls="--")
-            axes.text(
-                0.01, blind.overall, "no video", color=GREY, size=8, transform=axes.get_yaxis_transform()
-            )
+            axes.annotate(
+                "no video", (1, blind.overall), (0, 2), xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points", ha="right", color=GREY, size=8,
+            )  # fmt: skip
     floor = f"; no video at all: {blind.overall:.1f} %" if blind else ""
     figure.suptitle(
         f"{section.model} on {section.benchmark}, budget of kind {section.budget}, "

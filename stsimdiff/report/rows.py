@@ -178,6 +178,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         **{name: row.get(name) for name in NUMBERS},
         "tokens_per_layer": row.get("tokens_per_layer"),
         "reasons": row.get("reasons"),
+        "overlay": row.get("overlay"),
         **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
         "failed": error is not None,
         "error_type": error.get("type") if error else None,

@@ -70,15 +70,19 @@ def make(run_dir: Path | str, console: Console | None) -> Table:
     Raises:
         DataError: as ``rows.load`` does.
     """
-    run_dir = Path(run_dir)
     table = build(read(run_dir))
+    write(table, Path(run_dir), console)
+    return table
+
+
+def write(table: Table, run_dir: Path, console: Console | None) -> None:
+    """Write a table's files into the run's folder, and print it where there is a console."""
     table.frame().to_csv(run_dir / "table.csv", index=False)
     table.pairs().to_csv(run_dir / "pairs.csv", index=False)
     (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
     (run_dir / "table.tex").write_text(render.latex(table), encoding="utf-8")
     if console is not None:
         render.show(table, console)
-    return table
 
 
 def build(stored: Stored, *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Table:

@@ -1,0 +1,210 @@
+"""Token overlays read back from a run's folder: questions, frames, and for each arm why every token stayed.
+
+What was stored is shown, and what is lacking is said. How it is drawn stands in the page's own script.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stsimdiff.errors import DataError
+from stsimdiff.report.comparison import Row, Section
+from stsimdiff.report.rows import Arm, Stored
+
+FRAMES = "frames"
+"""Folder of the frames within a run's folder."""
+CODES = 10**6
+"""No token count comes near it; a stored text that unpacks to more is damaged."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """The frames that a model was given of one video.
+
+    Attributes:
+        video: name of the file.
+        jpegs: the frames as JPEG files; empty where they are not in the run's folder.
+        seconds: when each is shown in the video.
+    """
+
+    video: str
+    jpegs: list[bytes]
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One arm's answer to the question of an overlay, and its tokens where they were stored.
+
+    Attributes:
+        arm: its id.
+        name: label and retention.
+        model: name of the model.
+        answer: as given; None where there is none.
+        correct: None where there is no answer.
+        lacking: why there are no tokens to show; empty where there are.
+        film: key of the frames.
+        grid: ``frames, height, width`` of the tokens.
+        picture: ``frames, height, width, stride``: where in the frames they lie, as ``stsimdiff.tokens.Picture``.
+        codes: names of the reasons by code.
+        reason: ``N`` codes.
+    """
+
+    arm: str
+    name: str
+    model: str
+    answer: str | None
+    correct: bool | None
+    lacking: str = ""
+    film: str = ""
+    grid: Mapping[str, int] = field(default_factory=dict)
+    picture: Mapping[str, int] = field(default_factory=dict)
+    codes: Mapping[str, str] = field(default_factory=dict)
+    reason: bytes = b""
+
+    def counts(self) -> dict[str, int]:
+        """Tokens by the name of their reason."""
+        return {name: self.reason.count(int(code)) for code, name in self.codes.items()}
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One question with what every arm made of it.
+
+    Attributes:
+        anchor: name of its place on the page, ``overlay-<question id>``.
+        question: as the model read it, options included.
+        target: the right option; None for a question that has none.
+    """
+
+    anchor: str
+    id: str
+    benchmark: str
+    family: str
+    video: str
+    question: str
+    target: str | None
+    taken: list[Taken]
+
+
+def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) -> list[Overlay]:
+    """The overlays of a run in the order in which its questions were first stored.
+
+    Args:
+        run_dir: ``results/<run>``.
+        stored: its rows.
+        sections: of its table; the arms of an overlay stand in their order and under their labels.
+
+    Raises:
+        DataError: for a stored overlay that is damaged, naming arm and question.
+    """
+    samples = stored.samples
+    having = samples[samples["overlay"].notna()]
+    arms = {arm.id: arm for arm in stored.arms}
+    rows = {row.arm: row for section in sections for row in section.rows}
+    ordered = [*rows, *(id_ for id_ in arms if id_ not in rows)]
+    found: list[Overlay] = []
+    for (benchmark, id_), kept in having.groupby(["benchmark", "id"], sort=False):
+        same = samples[(samples["benchmark"] == benchmark) & (samples["id"] == id_)].set_index("arm")
+        taken = [
+            _taken(arms[arm], rows.get(arm), same.loc[arm] if arm in same.index else None)
+            for arm in ordered
+            if arms[arm].benchmark == benchmark
+        ]
+        first = kept.iloc[0]
+        anchor = f"overlay-{id_}"
+        if any(other.anchor == anchor for other in found):
+            anchor = f"overlay-{benchmark}-{id_}"
+        question = str(first["overlay"].get("question", ""))
+        about = (str(first["family"]), str(first["video"]), question, _text(first["target"]))
+        found.append(Overlay(anchor, str(id_), str(benchmark), *about, taken))
+    return found
+
+
+def read_films(run_dir: Path, overlays: Iterable[Overlay]) -> tuple[dict[str, Film], list[str]]:
+    """The frames that the overlays need, and a note for each video whose frames are not there.
+
+    Raises:
+        DataError: for a damaged description of frames.
+    """
+    films, notes = {}, []
+    for overlay in overlays:
+        for taken in overlay.taken:
+            if taken.film and taken.film not in films:
+                films[taken.film] = film = _film(run_dir / FRAMES / taken.film, overlay.video)
+                if not film.jpegs:
+                    notes.append(f"The frames of {overlay.video} are not in {FRAMES}/{taken.film}.")
+    return films, notes
+
+
+def notes_on(overlays: Sequence[Overlay]) -> list[str]:
+    """What a reader must be told of overlays that were not stored."""
+    if not overlays:
+        return [
+            "No overlays are stored in this run: it ran with overlays=0, or its answers are older than overlays. "
+            "Another run=NAME with overlays=8 stores some."
+        ]
+    lacking = {
+        (taken.name, taken.lacking) for overlay in overlays for taken in overlay.taken if taken.lacking
+    }
+    if not lacking:
+        return []
+    names = sorted({name for name, _ in lacking})
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
+
+
+def _taken(arm: Arm, row: Row | None, sample: pd.Series | None) -> Taken:
+    label = row.label if row else arm.label
+    name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
+    if sample is None:
+        return Taken(arm.id, name, arm.model[0], None, None, "not answered yet")
+    if sample["failed"]:
+        why = f"failed: {sample['error_type']}: {sample['error_message']}"
+        return Taken(arm.id, name, arm.model[0], None, None, why)
+    answer = (_text(sample["answer"]), bool(sample["correct"]))
+    overlay = sample["overlay"]
+    if not isinstance(overlay, Mapping):
+        return Taken(arm.id, name, arm.model[0], *answer, "answered without storing its tokens")
+    try:
+        reason = zlib.decompressobj().decompress(base64.b64decode(overlay["reason"], validate=True), CODES)
+        grid = {key: int(overlay["grid"][key]) for key in ("frames", "height", "width")}
+        picture = {key: int(overlay["picture"][key]) for key in ("frames", "height", "width", "stride")}
+        codes = {str(int(code)): str(name) for code, name in overlay["codes"].items()}
+        film = str(overlay["frames"])
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zlib.error) as cause:
+        raise DataError(
+            f"{arm.folder}: the overlay of question {sample.name!r} is damaged: {cause!r}"
+        ) from None
+    if len(reason) != grid["frames"] * grid["height"] * grid["width"] or {*reason} != {*map(int, codes)}:
+        raise DataError(
+            f"{arm.folder}: the overlay of a question has {len(reason)} codes for a grid of {grid}"
+        )
+    return Taken(arm.id, name, arm.model[0], *answer, "", film, grid, picture, codes, reason)
+
+
+def _film(folder: Path, video: str) -> Film:
+    if not (folder / "frames.json").is_file():
+        return Film(video, [], [])
+    try:
+        about = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
+        seconds = [index / about["fps"] for index in about["indices"]]
+        jpegs = [(folder / f"{number:03d}.jpg").read_bytes() for number in range(len(seconds))]
+    except (ValueError, KeyError, TypeError, OSError) as cause:
+        raise DataError(
+            f"{folder} holds no frames that can be read: {cause}; remove it to go without"
+        ) from None
+    return Film(str(about.get("video", video)), jpegs, seconds)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value != value else str(value)

@@ -1,0 +1,243 @@
+"""The report as one page that needs nothing else: table, plots, provenance, failures and token overlays.
+
+Everything that comes from data reaches the page as escaped text or as JSON that the page's script writes as text.
+Template, style and scripts lie in ``web``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from stsimdiff.report import render
+from stsimdiff.report.comparison import Section
+from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
+from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, styles
+from stsimdiff.report.rows import Arm, Stored
+from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
+from stsimdiff.report.table import Table
+
+NAME = "report.html"
+SCRIPTS = ("table.js", "plots.js", "overlay.js")
+MOST_FAILURES = 50
+"""Kinds of failure that the page lists; the stored rows hold them all."""
+NUMBER = re.compile(r"[+<]?(-?\d+(?:\.\d+)?)")
+
+
+def write_report(run_dir: Path, table: Table, stored: Stored) -> Path:
+    """Write ``report.html`` into the run's folder and return its path.
+
+    Args:
+        run_dir: ``results/<run>``.
+        table: the run's table.
+        stored: its rows.
+
+    Raises:
+        DataError: for stored overlays that are damaged.
+    """
+    overlays = read_overlays(run_dir, stored, table.sections)
+    films, lost = read_films(run_dir, overlays)
+    layers = {arm: (100 * share).tolist() for arm, share in by_layer(stored.samples).items()}
+    plots = [_plot(section, stored, layers) for section in table.sections]
+    page = _render(
+        title=table.run,
+        report={
+            "sections": [_section(section) for section in table.sections],
+            "retentions": sorted({row.retention for s in table.sections for row in s.rows}, reverse=True),
+            "figures": sorted(path.name for path in (run_dir / "figures").glob("*.svg")),
+            "notes": table.notes,
+            "failures": _failures(stored, table),
+            "arms": [_arm(arm) for arm in stored.arms],
+            "costs": {name: label for name, (label, _) in COSTS.items()},
+        },
+        overlays=overlays,
+        films=films,
+        notes=[*notes_on(overlays), *lost],
+        plots=plots,
+        looks={name: vars(look) for name, look in styles(arm.method for arm in stored.arms).items()},
+    )
+    path = run_dir / NAME
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def overlay_page(title: str, overlays: Sequence[Overlay], films: Mapping[str, Film]) -> str:
+    """A page of overlays alone."""
+    return _render(title, None, overlays, films, notes=[], plots=[], looks={})
+
+
+def _render(
+    title: str,
+    report: dict[str, Any] | None,
+    overlays: Sequence[Overlay],
+    films: Mapping[str, Film],
+    *,
+    notes: list[str],
+    plots: list[dict[str, Any]],
+    looks: dict[str, Any],
+) -> str:
+    loader = jinja2.PackageLoader("stsimdiff.report", "web")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    data = {
+        "overlays": [_overlay(overlay) for overlay in overlays],
+        "films": {name: _film(film) for name, film in films.items()},
+        "colours": REASONS,
+        "unknown": UNKNOWN_REASON,
+        "plots": plots,
+        "looks": looks,
+    }
+    scripts = [_source(environment, name) for name in (SCRIPTS if report else ("overlay.js",))]
+    if report:
+        from plotly.offline import get_plotlyjs
+
+        scripts.insert(0, _in_script(get_plotlyjs()))
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        report=report,
+        overlays=overlays,
+        notes=notes,
+        style=_source(environment, "page.css"),
+        scripts=scripts,
+        data=to_json(data),
+    )
+
+
+def to_json(data: Any) -> str:
+    """JSON that may stand inside a ``script`` element; a number that is not finite becomes null."""
+    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _in_script(source: str) -> str:
+    return re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE)
+
+
+def _section(section: Section) -> dict[str, Any]:
+    cells = render.main_cells(section)
+    rows = section.rows
+    lines = [line for _, block in cells.blocks for line in block]
+    bold = {row.arm for row in rows if row.best}
+    return {
+        "title": render.title(section),
+        "heads": [cells.heads[0], "budget %", *cells.heads[1:]],
+        "rows": [
+            {
+                "arm": row.arm,
+                "retention": row.retention,
+                "best": row.arm in bold,
+                "cells": [_cell(text) for text in (line[0], f"{100 * row.retention:.4g}", *line[1:])],
+            }
+            for row, line in zip(rows, lines, strict=True)
+        ],
+        "pairs": render.pair_cells(section) if section.pairs else None,
+        "notes": section.notes,
+        "about": section.about,
+    }
+
+
+def _cell(text: str) -> dict[str, Any]:
+    """A cell's text, and the number that it is sorted by if it begins with one."""
+    found = NUMBER.match(text)
+    return {"text": text, "number": found[1] if found else ""}
+
+
+def _plot(section: Section, stored: Stored, layers: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        "title": f"{section.model} on {section.benchmark}, budget of kind {section.budget}",
+        "rows": [
+            {
+                "arm": row.arm,
+                "method": row.method,
+                "label": row.label,
+                "retention": row.retention,
+                "overall": row.overall,
+                "low": row.ci_low,
+                "high": row.ci_high,
+                "cost": {name: x(row) for name, (_, x) in COSTS.items()},
+                "layers": layers.get(row.arm),
+            }
+            for row in section.rows
+        ],
+        "front": {name: front(section, name) for name in COSTS},
+        "maps": [
+            {"title": m.title, "x": m.similar, "y": m.different, "z": m.accuracy.tolist()}
+            for m in threshold_maps(section, stored.arms)
+        ],
+    }
+
+
+def _failures(stored: Stored, table: Table) -> list[dict[str, Any]]:
+    """Failed samples by arm, type and message, the most frequent first."""
+    labels = {row.arm: row.label for section in table.sections for row in section.rows}
+    failed = stored.samples[stored.samples["failed"]].fillna({"error_type": "", "error_message": ""})
+    kinds = failed.groupby(["arm", "retention", "error_type", "error_message"], sort=False, dropna=False)[
+        "id"
+    ]
+    found = [
+        {
+            "arm": labels.get(arm, arm),
+            "retention": f"{100 * retention:.4g}",
+            "type": kind,
+            "message": message,
+            "count": len(ids),
+            "first": ids.iloc[0],
+        }
+        for (arm, retention, kind, message), ids in kinds
+    ]
+    return sorted(found, key=lambda kind: -kind["count"])
+
+
+def _arm(arm: Arm) -> dict[str, str]:
+    record = {name: value for name, value in arm.record.items() if name not in ("method", "label")}
+    name = arm.label if arm.reference else f"{arm.label} at {100 * arm.retention:.4g} % ({arm.kind})"
+    return {"name": name, "record": json.dumps(record, indent=2, ensure_ascii=False)}
+
+
+def _overlay(overlay: Overlay) -> dict[str, Any]:
+    return {
+        **{name: getattr(overlay, name) for name in ("anchor", "id", "benchmark", "family", "video")},
+        "question": overlay.question,
+        "target": overlay.target,
+        "taken": [
+            {
+                **{
+                    name: getattr(taken, name)
+                    for name in ("arm", "name", "model", "answer", "correct", "lacking")
+                },
+                **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes")},
+                # A character a token, the code behind "0".
+                "reason": "".join(chr(48 + code) for code in taken.reason),
+            }
+            for taken in overlay.taken
+        ],
+    }
+
+
+def _film(film: Film) -> dict[str, Any]:
+    jpegs = [base64.b64encode(jpeg).decode() for jpeg in film.jpegs]
+    return {"jpegs": jpegs, "seconds": film.seconds}

@@ -1,0 +1,264 @@
+// The token overlay: the frames of a question, each token coloured by the reason for which an arm kept or dropped it.
+"use strict";
+if (document.getElementById("overlay-canvas")) {
+  const { overlays, films, colours, unknown } = JSON.parse(document.getElementById("data").textContent);
+  const part = (name) => document.getElementById(`overlay-${name}`);
+  const canvas = part("canvas");
+  const context = canvas.getContext("2d");
+  const images = new Map();
+  const state = { overlay: 0, arm: "", frame: 0, timer: 0 };
+  const SCALE = 2; // canvas pixels for a stored one, so that lines between small tokens stay thin
+
+  const current = () => overlays[state.overlay];
+  const shown = () => current().taken.find((taken) => taken.arm === state.arm);
+  const colourOf = (name) => colours[name] || unknown;
+
+  function element(name, text, parent, className) {
+    const made = document.createElement(name);
+    if (text !== "") made.textContent = text;
+    if (className) made.className = className;
+    parent.append(made);
+    return made;
+  }
+
+  function frameCount(taken) {
+    const film = films[taken.film];
+    return film && film.jpegs.length ? film.jpegs.length : taken.grid.frames * taken.picture.frames;
+  }
+
+  // Code of the token that covers a cell, in the row of the grid that stands for a frame.
+  function row(taken, frame) {
+    return Math.min(Math.floor(frame / taken.picture.frames), taken.grid.frames - 1);
+  }
+
+  function codeAt(taken, time, y, x) {
+    const place = time * taken.grid.height * taken.grid.width + y * taken.picture.stride + x;
+    return taken.reason.charCodeAt(place) - 48;
+  }
+
+  function count(taken, frame) {
+    const whole = new Map();
+    const here = new Map();
+    let outside = taken.reason.length;
+    for (const code in taken.codes) {
+      whole.set(Number(code), 0);
+      here.set(Number(code), 0);
+    }
+    for (let i = 0; i < taken.reason.length; i++) {
+      const code = taken.reason.charCodeAt(i) - 48;
+      whole.set(code, whole.get(code) + 1);
+    }
+    const { height, width } = taken.picture;
+    outside -= taken.grid.frames * height * width;
+    const time = row(taken, frame);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const code = codeAt(taken, time, y, x);
+        here.set(code, here.get(code) + 1);
+      }
+    }
+    return { whole, here, outside };
+  }
+
+  function image(taken, frame) {
+    const film = films[taken.film];
+    const jpeg = film && film.jpegs[frame];
+    if (!jpeg) return null;
+    const key = `${taken.film}/${frame}`;
+    if (!images.has(key)) {
+      const made = new Image();
+      made.addEventListener("load", draw);
+      made.src = `data:image/jpeg;base64,${jpeg}`;
+      images.set(key, made);
+    }
+    return images.get(key);
+  }
+
+  function paintTokens(taken, frame) {
+    const { height, width } = taken.picture;
+    const time = row(taken, frame);
+    const [w, h] = [canvas.width / width, canvas.height / height];
+    const edge = Math.max(1.5, Math.min(w, h) / 14);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const name = taken.codes[codeAt(taken, time, y, x)];
+        const [left, top] = [Math.round(x * w), Math.round(y * h)];
+        const [across, down] = [Math.round((x + 1) * w) - left, Math.round((y + 1) * h) - top];
+        context.fillStyle = context.strokeStyle = colourOf(name);
+        context.globalAlpha = name === "dropped" ? 0.72 : name === "all" ? 0.08 : 0.34;
+        context.fillRect(left, top, across, down);
+        if (name === "dropped") continue;
+        context.globalAlpha = name === "all" ? 0.5 : 1;
+        context.lineWidth = edge;
+        context.strokeRect(left + edge / 2, top + edge / 2, across - edge, down - edge);
+      }
+    }
+    context.globalAlpha = 1;
+  }
+
+  function draw() {
+    const taken = shown();
+    if (!taken) {
+      context.clearRect(0, 0, canvas.width, canvas.height);
+      return;
+    }
+    const picture = image(taken, state.frame);
+    if (picture && !picture.complete) return; // drawn again when it is loaded
+    const size = picture ? [picture.naturalWidth, picture.naturalHeight]
+      : [20 * taken.picture.width, 20 * taken.picture.height];
+    [canvas.width, canvas.height] = size.map((side) => side * SCALE);
+    if (picture) {
+      context.imageSmoothingQuality = "high";
+      context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    } else {
+      context.fillStyle = "#777777";
+      context.fillRect(0, 0, canvas.width, canvas.height);
+    }
+    if (part("tint").checked) paintTokens(taken, state.frame);
+  }
+
+  function legend() {
+    const taken = shown();
+    part("legend").replaceChildren();
+    part("about").textContent = part("shown").textContent = "";
+    if (!taken) return;
+    const { whole, here, outside } = count(taken, state.frame);
+    part("shown").textContent = taken.name;
+    const said = [];
+    for (const code of [...whole.keys()].sort((a, b) => (a === 0) - (b === 0) || a - b)) {
+      const name = taken.codes[code];
+      const line = element("tr", "", part("legend"));
+      line.dataset.reason = name;
+      const head = element("th", "", line);
+      head.scope = "row";
+      const swatch = element("span", "", head, "swatch");
+      swatch.style.background = colourOf(name);
+      head.append(name === "all" ? "kept, as all of its place" : name);
+      element("td", String(here.get(code)), line, "frame");
+      element("td", String(whole.get(code)), line, "whole");
+      said.push(`${here.get(code)} ${name}`);
+    }
+    const kept = taken.reason.length - (whole.get(0) || 0);
+    const notes = [`${kept} of ${taken.reason.length} video tokens are left at the end of the prefill.`];
+    if (taken.picture.frames > 1) notes.push(`A token covers ${taken.picture.frames} frames.`);
+    if (outside) {
+      notes.push(`${outside} tokens (newlines, ends of groups) lie in no frame: only the column "whole video" counts them.`);
+    }
+    if (!films[taken.film] || !films[taken.film].jpegs.length) notes.push("The frames are not stored; grey stands for them.");
+    part("about").textContent = notes.join(" ");
+    canvas.setAttribute("aria-label", `Frame ${state.frame + 1} of ${frameCount(taken)}, ${taken.name}: ${said.join(", ")}`);
+  }
+
+  function setFrame(frame) {
+    const taken = shown();
+    const total = taken ? frameCount(taken) : 1;
+    state.frame = Math.max(0, Math.min(frame, total - 1));
+    const slider = part("frame");
+    slider.max = total - 1;
+    slider.value = state.frame;
+    slider.disabled = part("play").disabled = !taken;
+    const film = taken && films[taken.film];
+    const second = film && film.seconds[state.frame];
+    part("time").textContent = `${state.frame + 1} of ${total}` + (second === undefined ? "" : ` · ${second.toFixed(1)} s`);
+    slider.setAttribute("aria-valuetext", part("time").textContent);
+    legend();
+    draw();
+  }
+
+  function setArm(arm) {
+    state.arm = arm;
+    for (const button of part("arms").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.arm === arm));
+    }
+    setFrame(state.frame);
+  }
+
+  function answers(overlay) {
+    part("arms").replaceChildren();
+    const several = new Set(overlay.taken.map((taken) => taken.model)).size > 1;
+    for (const taken of overlay.taken) {
+      const line = element("tr", "", part("arms"));
+      const head = element("th", "", line);
+      head.scope = "row";
+      const button = element("button", several ? `${taken.name}, ${taken.model}` : taken.name, head);
+      button.type = "button";
+      button.dataset.arm = taken.arm;
+      button.disabled = taken.lacking !== "";
+      button.addEventListener("click", () => setArm(taken.arm));
+      const cell = element("td", "", line);
+      if (taken.answer !== null) element("span", taken.answer === "" ? "(empty)" : taken.answer, cell);
+      if (taken.correct !== null && overlay.target !== null) {
+        element("span", taken.correct ? " ✓ right" : " ✗ wrong", cell, taken.correct ? "right" : "wrong");
+      }
+      if (taken.lacking) element("div", `no tokens: ${taken.lacking}`, cell, "lacking");
+      const dropped = taken.reason.split("0").length - 1;
+      const share = taken.lacking ? "" : (100 * (1 - dropped / taken.reason.length)).toFixed(1);
+      element("td", share, line);
+    }
+  }
+
+  // The question as the model read it; the line of the right option is marked.
+  function question(overlay) {
+    part("text").replaceChildren();
+    for (const line of overlay.question.split("\n")) {
+      const option = /^\s*\(?([A-Z])[.):]/.exec(line);
+      const right = option !== null && option[1] === overlay.target;
+      element("div", line + (right ? "  ← right" : ""), part("text"), right ? "target" : "");
+    }
+    if (overlay.target !== null) element("p", `Right answer: ${overlay.target}`, part("text"), "hint");
+  }
+
+  function open(number, arm) {
+    state.overlay = number;
+    const overlay = current();
+    part("question").value = String(number);
+    part("title").textContent = `${overlay.id} · ${overlay.video}`;
+    part("link").href = `#${encodeURIComponent(overlay.anchor)}`;
+    question(overlay);
+    answers(overlay);
+    const drawable = overlay.taken.filter((taken) => !taken.lacking);
+    // Most say the most with the method that the project is about, or with any that drops something.
+    const best = drawable.find((taken) => taken.arm === arm) || drawable.find((taken) => taken.name.startsWith("st_simdiff"))
+      || drawable.find((taken) => taken.reason.includes("0")) || drawable[0];
+    setArm(best ? best.arm : "");
+    part("status").textContent = best ? "" : "No arm has stored its tokens for this question.";
+  }
+
+  function follow() {
+    let wanted = location.hash.slice(1);
+    try {
+      wanted = decodeURIComponent(wanted);
+    } catch (error) {
+      if (!(error instanceof URIError)) throw error; // a percent sign of the id itself, not encoded
+    }
+    if (!wanted.startsWith("overlay-")) return;
+    const number = overlays.findIndex((overlay) => overlay.anchor === wanted);
+    if (number < 0) {
+      part("status").textContent = `No overlay is stored for ${wanted.slice("overlay-".length)}.`;
+    } else {
+      open(number, state.arm);
+    }
+    document.getElementById("overlays").scrollIntoView();
+  }
+
+  function play(on) {
+    clearInterval(state.timer);
+    state.timer = on ? setInterval(() => setFrame((state.frame + 1) % (Number(part("frame").max) + 1)), 500) : 0;
+    part("play").setAttribute("aria-pressed", String(on));
+    part("play").textContent = on ? "Pause" : "Play";
+  }
+
+  part("question").addEventListener("change", (event) => {
+    open(Number(event.target.value), state.arm);
+    history.replaceState(null, "", part("link").href);
+  });
+  part("frame").addEventListener("input", (event) => {
+    play(false);
+    setFrame(Number(event.target.value));
+  });
+  part("play").addEventListener("click", () => play(!state.timer));
+  part("tint").addEventListener("change", draw);
+  addEventListener("hashchange", follow);
+  open(0, "");
+  follow();
+}
