@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml $(LOCK) scripts/install.sh
 
 reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; goes on where it was (LIMIT=40: few questions)
 	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) \
-		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),'benchmark.data=$(DATA)/$${benchmark.name}') $(ARGS)
+		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),"data=$(DATA)") $(ARGS)
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)

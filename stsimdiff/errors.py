@@ -17,5 +17,21 @@ class DataError(UserError):
     """A video or a data set that is missing, empty or broken."""
 
 
+class VideoError(DataError):
+    """A video that is missing, empty, broken, or takes too long to read; the questions about it have no answer."""
+
+
+class Missing(DataError):
+    """Several things that are not on this machine.
+
+    Attributes:
+        parts: what is said of each.
+    """
+
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = list(dict.fromkeys(parts))
+        super().__init__("\n".join(self.parts))
+
+
 class RunFailed(Exception):
     """The run came to its end, but samples failed; everything answered is on disk. Exit code 1."""

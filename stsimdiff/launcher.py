@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
-from stsimdiff.errors import ConfigError, RunFailed
+from stsimdiff.errors import ConfigError, Missing, RunFailed
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.resources import folder
 
@@ -149,8 +149,8 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
 
 def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
     """Settings of each configuration; all of these and the budgets are checked before torch is imported."""
-    known: dict[str, Settings] = {}
-    found = []
+    known: dict[str, Settings | None] = {}
+    found, missing = [], []
     for cfg in configurations:
         budget_from_config(cfg)
         # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
@@ -159,8 +159,14 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
         )
         key = OmegaConf.to_yaml(shared)
         if key not in known:
-            known[key] = settings_from_config(cfg)
+            try:
+                known[key] = settings_from_config(cfg)
+            except Missing as error:
+                known[key] = None
+                missing += error.parts
         found.append(known[key])
+    if missing:
+        raise Missing(missing)
     return found
 
 

@@ -35,6 +35,7 @@ COLUMNS = [
         "prefill_ms",
         "n",
         "n_failed",
+        "n_missing",
         "n_unparsed",
         "acc_attr",
         "acc_order",
@@ -127,7 +128,7 @@ def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None
         assert int(line["n_failed"]) == sum(row["error"] is not None for row in kept.values())
         assert int(line["n_unparsed"]) == sum(row["parsed"] is None for row in counted)
         if not kept:
-            assert {line[name] for name in COLUMNS[3:10] + COLUMNS[13:]} == {""}
+            assert {line[name] for name in COLUMNS[3:10] + COLUMNS[14:]} == {""}
             continue
         expected = {
             "overall": 100 * mean(row["correct"] for row in counted),
@@ -216,7 +217,7 @@ def test_terminal_shows_every_number_in_full(run: Path, lines: list[dict[str, st
     assert max(map(len, text.splitlines())) <= width
     words = text.split()
     for line in lines:
-        for name in ("overall", *COLUMNS[13:]):
+        for name in ("overall", *COLUMNS[14:]):
             assert not line[name] or f"{float(line[name]):.1f}" in words, (line["method"], name)
     assert text.count("toy clips only") == 1
     assert "The PAPER'S Table 1" in text

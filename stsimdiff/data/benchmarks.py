@@ -1,14 +1,17 @@
-"""The four public benchmarks: where their rows and videos lie, and what a row says.
+"""The public benchmarks: where their rows and videos lie, and what a row says.
 
-The prompt, the score and the aggregation are lmms-eval's own; here stands only what its code leaves open. What is
-fetched from the hub stands in :mod:`stsimdiff.data.fetch`, which files are sound in :mod:`stsimdiff.data.videos`.
+The prompt, the score and the aggregation are lmms-eval's own; here stands only what its code leaves open. How rows are
+read and checked stands in :mod:`stsimdiff.data.rows`, what is fetched from the hub in :mod:`stsimdiff.data.fetch`, and
+which files are sound in :mod:`stsimdiff.data.videos`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.parsing import LETTERS
 
 Row = Mapping[str, Any]
+PAD = "N/A"
+"""Stands in LongVideoBench's columns for an option that a question does not have."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,20 @@ class Benchmark:
         stock: lmms-eval's YAML, below ``lmms_eval/tasks``.
         hub: data set on the hub.
         split: the split with the questions; their file's name begins with it.
-        columns: those that prompt, score and video need; a parquet file that has them all holds the questions.
+        columns: those that prompt, score and video need; a parquet file that has them all holds the questions. The
+            last one is the answer.
         families: the table's columns, in this order; the only one is no column of its own.
         video: a row's video, relative to some folder of the data; without a suffix any video file fits.
         family: the column that a row counts for.
-        options: how many options a row has.
-        target: the right option's letter.
-        id: the row's own id; ``None`` numbers the questions of each video.
+        options: the texts of a row's options, in their order.
+        answer: what the answer's column holds for the option at a place: a letter, or the place itself.
+        id: column of the row's own id; ``None`` numbers the questions of each video.
         prediction: key of the task's record that holds what it read.
         truth: key of the task's record that holds the right answer.
         wrong: what the record says of an answer that could not be read.
+        reads: letters that the stock parser knows; for any other one the record gets the letter itself.
+        config: folder of the hub's repository that holds these rows, where other folders hold rows that are not
+            offered; ``None`` where there is no such choice.
     """
 
     name: str
@@ -50,17 +59,24 @@ class Benchmark:
     families: tuple[str, ...]
     video: Callable[[Row], str]
     family: Callable[[Row], str]
-    options: Callable[[Row], int]
-    target: Callable[[Row], str]
+    options: Callable[[Row], list[str]]
+    answer: Callable[[int], str | int]
     id: str | None
     prediction: str
     truth: str
     wrong: Mapping[str, Any]
+    reads: str = LETTERS
+    config: str | None = None
 
     @property
     def task(self) -> str:
         """Name of the lmms-eval task: a task of ours with a built-in name would silently not be used."""
         return f"stsimdiff_{self.name}"
+
+    @property
+    def counted(self) -> bool:
+        """Whether the answer's column holds a number from 0, and no letter."""
+        return str(self.answer(0)) == "0"
 
     @property
     def stock_file(self) -> Path:
@@ -79,7 +95,7 @@ class Benchmark:
 
         Loader.add_constructor("!function", lambda loader, node: None)
         config = yaml.load(self.stock_file.read_text(encoding="utf-8"), Loader)
-        return config["lmms_eval_specific_kwargs"]
+        return config.get("lmms_eval_specific_kwargs") or {"default": {}}
 
     def root(self, data: str | Path | None) -> Path:
         """Folder of the data: the one given, or the one that ``make data`` fills.
@@ -89,10 +105,14 @@ class Benchmark:
         """
         root = Path(data).expanduser() if data else default_root(self.name)
         if not root.is_dir():
-            said = f"benchmark.data={data} is no folder" if data else f"no data of {self.name} at {root}"
+            said = (
+                f"{self.name}: benchmark.data={data} is no folder"
+                if data
+                else f"no data of {self.name} at {root}"
+            )
             raise DataError(
                 f"{said}; `make data BENCHMARK={self.name}` fetches it, benchmark.data=/path names a folder with its "
-                "parquet file and videos"
+                f"parquet file and videos, data=/path one that holds a folder {self.name} for it"
             )
         return root.resolve()
 
@@ -112,9 +132,11 @@ class Benchmark:
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(f"{file} is no readable parquet file: {error}") from error
             seen.append(f"{file.relative_to(root)} ({', '.join(schema.names)})")
-            if set(self.columns) <= set(schema.names) and self._answered(file):
+            if set(self.columns) <= set(schema.names) and self._offered(file, root):
                 fitting.append(file)
-        chosen = [file for file in fitting if file.name.startswith(self.split)] or fitting
+        fitting = [file for file in fitting if file.name.startswith(self.split)] or fitting
+        # MLVU's two splits have the same columns; below one folder, their kinds of questions tell them apart.
+        chosen = _once([file for file in fitting if self._kinds(file) <= set(self.families)] or fitting)
         if chosen:
             return chosen
         what = "its public subset" if self.name == "egoschema" else f"split {self.split}"
@@ -123,13 +145,22 @@ class Benchmark:
             f"{', '.join(self.columns)}; found: {'; '.join(seen) or 'no parquet file at all'}"
         )
 
-    def _answered(self, file: Path) -> bool:
+    def _offered(self, file: Path, root: Path) -> bool:
         # EgoSchema's full set has the subset's columns but no answers (it is scored by a server on the network), and
         # so have test splits: their rows would all be wrong.
         import pyarrow.parquet
 
         answers = pyarrow.parquet.read_table(file, columns=[self.columns[-1]]).column(0)
-        return len(answers) > 0 and all(value not in (None, "", -1) for value in answers.to_pylist())
+        if not len(answers) or any(value in (None, "", -1) for value in answers.to_pylist()):
+            return False
+        inside = {part.lower() for part in file.relative_to(root).parts[:-1]}
+        return self.config is None or self.config.lower() in inside or not inside & OTHER_CONFIGS
+
+    def _kinds(self, file: Path) -> set[str]:
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(file, columns=list(self.columns)).to_pylist()
+        return {self.family(row) for row in rows}
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""
@@ -139,9 +170,28 @@ class Benchmark:
         return digest.hexdigest()[:12]
 
 
+OTHER_CONFIGS = {"generation", "mc", "mc_ppl"}
+"""EgoSchema's folders of the full set."""
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """The files without copies of each other: a second one would ask every question twice."""
+    known = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in reversed(files)}
+    return [file for file in files if file in known.values()]
+
+
 def default_root(name: str) -> Path:
     """Where ``make data`` puts a benchmark."""
     return cache_folder() / "benchmarks" / name
+
+
+def folder_in(data: Path, name: str) -> Path:
+    """The folder of a benchmark in the folder of all of them; ``Video-MME`` is as good a name as ``videomme``."""
+    if not (data / name).is_dir() and data.is_dir():
+        for folder in sorted(data.iterdir()):
+            if folder.is_dir() and re.sub("[^a-z0-9]", "", folder.name.lower()) == name.replace("_", ""):
+                return folder
+    return data / name
 
 
 def visible_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -159,9 +209,16 @@ def visible_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
-def _longvideobench_options(row: Row) -> int:
+def _longvideobench_options(row: Row) -> list[str]:
     options = [row[f"option{i}"] for i in range(5)]
-    return options.index("N/A") if "N/A" in options else len(options)
+    while options and options[-1] == PAD:
+        options.pop()
+    return options
+
+
+def _mlvu_options(row: Row) -> list[str]:
+    # The candidates, or where the split has no such column, what the question's lines say: "(A) red".
+    return row.get("candidates") or re.findall(r"^\s*\([A-J]\)\s*(.+?)\s*$", row["question"], re.MULTILINE)
 
 
 VIDEOMME = Benchmark(
@@ -175,8 +232,8 @@ VIDEOMME = Benchmark(
     families=("short", "medium", "long"),
     video=lambda row: row["videoID"],
     family=lambda row: row["duration"],
-    options=lambda row: len(row["options"]),
-    target=lambda row: row["answer"],
+    options=lambda row: row["options"],
+    answer=LETTERS.__getitem__,
     id="question_id",
     prediction="pred_answer",
     truth="answer",
@@ -192,13 +249,27 @@ MLVU = Benchmark(
     families=("topic_reasoning", "anomaly_reco", "needle", "ego", "plotQA", "order", "count"),
     video=lambda row: row["video_name"],
     family=lambda row: row["task_type"],
-    options=lambda row: len(row["candidates"]),
-    target=lambda row: row["answer"],
+    options=_mlvu_options,
+    answer=LETTERS.__getitem__,
     id=None,
     prediction="pred_answer",
     truth="answer",
     wrong={"pred_answer": ""},
 )
+
+MLVU_TEST = dataclasses.replace(
+    MLVU,
+    name="mlvu_test",
+    stock="mlvu/mlvu_test.yaml",
+    hub="sy1998/MLVU_Test",
+    # Its questions say their options themselves; a column of candidates is used where there is one.
+    columns=("video_name", "question", "task_type", "answer"),
+    families=(
+        "topic_reasoning", "anomaly_reco", "needleQA", "ego", "plotQA", "sportsQA", "order", "count", "tutorialQA",
+    ),
+    # It has six options.
+    reads="ABCD",
+)  # fmt: skip
 
 LONGVIDEOBENCH = Benchmark(
     name="longvideobench",
@@ -213,7 +284,7 @@ LONGVIDEOBENCH = Benchmark(
     video=lambda row: row["video_path"],
     family=lambda row: row["level"].rpartition("-")[2].lower(),
     options=_longvideobench_options,
-    target=lambda row: LETTERS[row["correct_choice"]],
+    answer=int,
     id="id",
     prediction="parsed_pred",
     truth="answer",
@@ -229,15 +300,16 @@ EGOSCHEMA = Benchmark(
     families=("all",),
     video=lambda row: row["video_idx"],
     family=lambda row: "all",
-    options=lambda row: len(row["option"]),
-    target=lambda row: LETTERS[int(row["answer"])],
+    options=lambda row: row["option"],
+    answer=str,
     id=None,
     prediction="pred",
     truth="ground_truth",
     wrong={"pred": -1},
+    config="Subset",
 )
 
-BENCHMARKS = {item.name: item for item in (VIDEOMME, MLVU, LONGVIDEOBENCH, EGOSCHEMA)}
+BENCHMARKS = {item.name: item for item in (VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA)}
 
 
 def by_task(task: str) -> Benchmark | None:
@@ -249,7 +321,7 @@ def by_name(name: str) -> Benchmark:
     """The benchmark of this name.
 
     Raises:
-        ConfigError: when it is none of the four.
+        ConfigError: when it is none of these.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"benchmark {name!r} is unknown; allowed: {', '.join(BENCHMARKS)}")

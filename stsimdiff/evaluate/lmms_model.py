@@ -114,7 +114,14 @@ class StSimDiff(lmms):
         return [answers[key] for key in keys]
 
     def _answer(self, name: str, task: Any, questions: list[Question]) -> dict[tuple[str, str], str]:
-        settings, arm = self._check([*self.overrides, f"benchmark={_benchmark_of(name)}"])
+        # lmms-eval has built the task, and so chosen the prompt, before it asks this model anything.
+        settings, arm = self._check(
+            [
+                *self.overrides,
+                f"benchmark={_benchmark_of(name)}",
+                f"benchmark.prompt={getattr(task, 'prompt', 'default')}",
+            ]
+        )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         rows = read_answers(settings.folder / arm.folder)
         return {(name, row["id"]): row["answer"] for row in rows if row["error"] is None}

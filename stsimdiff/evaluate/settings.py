@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.budget import Budget
-from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.resources import embedded_checkpoint, folder
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -24,10 +25,13 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 LOGGER_MODES = ("offline", "online")
 MODEL = ("name", "family", "path", "frames", "device", "dtype", "attn_implementation", "threads")
-BENCHMARK = ("name", "task", "families", "chance", "note", "data", "prompt", "decoder", "allow_missing")
+BENCHMARK = (
+    *("name", "task", "families", "chance", "macro", "note"),
+    *("data", "prompt", "decoder", "video_seconds", "allow_missing"),
+)
 TOP = (
     *("model", "benchmark", "compressor", "budget", "logger"),
-    *("run", "results", "limit", "seed", "retry_failed", "max_failures", "overlays", "arms"),
+    *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures", "overlays", "arms"),
 )
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
@@ -45,9 +49,9 @@ class Settings:
         model: ``name, family, path, frames, device, dtype, attn_implementation, threads``; ``path`` is always
             set (the packaged one if none was given). Added: ``checkpoint``, the fingerprint of the files there,
             and ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not).
-        benchmark: ``name, task, families, chance, note, data, prompt, decoder, allow_missing``. Added: ``revision``
-            of the data, ``root``, the folder of a public benchmark, and ``code``, the version of the task that makes
-            the prompt, with what else the user chose of it.
+        benchmark: ``name, task, families, chance, macro, note, data, prompt, decoder, video_seconds, allow_missing``;
+            ``prompt`` is always set. Added: ``revision`` of the data, ``root``, the folder of a public benchmark, and
+            ``code``, the version of the task that makes the prompt, with what else the user chose of it.
         logger: ``name`` and the logger's own keys.
         run: name of the run.
         folder: ``<results>/<run>``; every arm has a folder in it.
@@ -75,7 +79,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
 
     Raises:
         ConfigError: for a value out of range; the message says the range.
-        DataError: for a checkpoint folder that is missing.
+        Missing: for weights or data that are not there: everything at once.
     """
     _only("", {key: cfg[key] for key in cfg if key != "hydra"}, TOP)
     # A run named by a date reads as a number.
@@ -97,9 +101,13 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     _only("logger", logger, LOGGERS[logger["name"]])
     if logger.get("mode") is not None:
         _one_of("logger.mode", logger["mode"], LOGGER_MODES)
+    given, asked = plain(cfg.model), plain(cfg.benchmark)
+    _prompt(given.pop("prompts", None), asked)
+    _data_folder(cfg.data, asked)
+    model, benchmark = _together(lambda: _model(given), lambda: _benchmark(asked))
     return Settings(
-        model=_model(plain(cfg.model)),
-        benchmark=_benchmark(plain(cfg.benchmark)),
+        model=model,
+        benchmark=benchmark,
         logger=logger,
         run=run,
         folder=Path(cfg.results) / run,
@@ -136,6 +144,47 @@ def suggestion(wrong: str, right: Iterable[str]) -> str:
     """``"; did you mean x?"`` for the closest of the right names, or an empty string."""
     close = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _together(*parts: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each part gives, or all that is missing: a user should not have to fetch things one by one."""
+    found, missing = [], []
+    for part in parts:
+        try:
+            found.append(part())
+        except Missing as error:
+            missing += error.parts
+        except DataError as error:
+            missing.append(str(error))
+    if missing:
+        raise Missing(missing)
+    return found
+
+
+def _prompt(prompts: Any, benchmark: dict[str, Any]) -> None:
+    """Set the benchmark's prompt to the one that the model's file names, unless one is given."""
+    from stsimdiff.data.benchmarks import BENCHMARKS, by_task
+
+    if not isinstance(prompts or {}, dict):
+        raise ConfigError(f"model.prompts={prompts!r} is out of range; allowed: {{benchmark: prompt, ...}}")
+    for name in prompts or {}:
+        _one_of("model.prompts", name, BENCHMARKS)
+    public = by_task(benchmark.get("task"))
+    if "prompt" in benchmark and benchmark["prompt"] is None:
+        benchmark["prompt"] = (prompts or {}).get(public.name if public else None, "default")
+
+
+def _data_folder(data: Any, benchmark: dict[str, Any]) -> None:
+    """Set ``benchmark.data`` of a public benchmark to its folder in ``data``, unless one is given."""
+    from stsimdiff.data.benchmarks import by_task, folder_in
+
+    if data is None:
+        return
+    if not isinstance(data, str) or not data.strip():
+        raise ConfigError(f"data={data!r} is out of range; allowed: the path of a folder, or null")
+    public = by_task(benchmark.get("task"))
+    if public and "data" in benchmark and benchmark["data"] is None:
+        benchmark["data"] = str(folder_in(Path(data).expanduser(), public.name))
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +281,14 @@ def _benchmark(benchmark: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(benchmark["allow_missing"], bool):
         raise ConfigError(
             f"benchmark.allow_missing={benchmark['allow_missing']!r} is out of range; allowed: true, false"
+        )
+    if not isinstance(benchmark["macro"], bool):
+        raise ConfigError(f"benchmark.macro={benchmark['macro']!r} is out of range; allowed: true, false")
+    seconds = benchmark["video_seconds"]
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise ConfigError(
+            f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
         )
     public = benchmarks.by_task(benchmark["task"])
     revision, root, families = None, None, None

@@ -42,7 +42,7 @@ SAMPLES = (
 )
 SUMMARY = (
     *("overall", "ci_low", "ci_high", "retention_tokens", "retention_compute", "llm_flops_ratio"),
-    *("prefill_ms", "n", "n_failed", "n_unparsed"),
+    *("prefill_ms", "n", "n_failed", "n_missing", "n_unparsed", "macro"),
 )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
+from stsimdiff.errors import VideoError
 from stsimdiff.report import statistics
 from stsimdiff.report.paper import baseline_gate
 from stsimdiff.report.provenance import provenance
@@ -28,7 +29,9 @@ class Row:
     """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
 
     Accuracies are percentages, retentions and ratios fractions, ``prefill_ms`` a median; NaN where there is
-    nothing to average. ``n_failed`` counts all failed samples of the arm, ``n_unparsed`` is a part of ``n``.
+    nothing to average. ``n_failed`` counts all failed samples of the arm, ``n_missing`` those of them whose video is
+    missing or cannot be read, ``n_unparsed`` is a part of ``n``. ``macro`` is the mean over the families, NaN where one
+    of them has no answer and for benchmarks that do not report it.
     """
 
     arm: str
@@ -49,6 +52,8 @@ class Row:
     families: dict[str, float]
     missed: bool = False
     best: bool = False
+    macro: float = NAN
+    n_missing: int = 0
 
     @property
     def reference(self) -> bool:
@@ -84,6 +89,8 @@ class Section:
     notes: list[str]
     about: list[str]
     """What the benchmark is and is not, the baseline gate, the provenance."""
+    macro: bool = False
+    """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
 
     def blocks(self) -> dict[float, list[Row]]:
         """Rows by retention, the highest retention first."""
@@ -101,6 +108,12 @@ def model_name(arm: Arm, arms: list[Arm]) -> str:
         return name
     columns = zip(arm.model, zip(*same, strict=True), strict=True)
     return f"{name} ({', '.join(part for part, values in columns if len(set(values)) > 1)})"
+
+
+MACRO = (
+    "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "
+    "questions. macro % is empty where a family has no answer."
+)
 
 
 class Group:
@@ -144,13 +157,26 @@ class Group:
         rows = _with_best([self._row(arm, kind, families) for arm in members])
         records = [arm.record for arm in members]
         all_tokens = next((row.overall for row in rows if row.method == "none"), NAN)
-        about = [_benchmark_line(members[0])]
+        about = [_benchmark_line(members[0]), *_prompt_line(members)]
         gate = baseline_gate(self.model, members[0].benchmark, all_tokens)
         about += [gate] if gate else []
         about.append(provenance(records))
         notes = self._coverage(members) + _warnings(rows, kind)
+        macro = any(arm.record["benchmark"].get("macro") for arm in members)
+        if macro:
+            about.insert(1, MACRO)
         return Section(
-            self.model, members[0].benchmark, kind, families, rows, self._pairs(members, kind), notes, about
+            *(
+                self.model,
+                members[0].benchmark,
+                kind,
+                families,
+                rows,
+                self._pairs(members, kind),
+                notes,
+                about,
+            ),
+            macro,
         )
 
     def _families(self, members: list[Arm]) -> tuple[str, ...]:
@@ -167,6 +193,7 @@ class Group:
             interval = statistics.accuracy(correct, rows["video"], **self.draws)
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
+        means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
         all_flops = rows["llm_flops_all"].sum(min_count=1)
         known = not arm.reference and not math.isnan(achieved[kind])
         return Row(
@@ -185,7 +212,9 @@ class Group:
             n=len(rows),
             n_failed=int(self.stored[arm.id]["failed"].sum()),
             n_unparsed=int(rows["parsed"].isna().sum()),
-            families={name: 100 * float(by_family.get(name, NAN)) for name in families},
+            families=means,
+            macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
+            n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
             missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
         )
 
@@ -323,8 +352,24 @@ def _spending(rows: list[Row]) -> dict[str, list[str]]:
     return found
 
 
+def _macro(families: dict[str, float]) -> float:
+    return sum(families.values()) / len(families) if families else NAN
+
+
 def _benchmark_line(arm: Arm) -> str:
     benchmark = arm.record["benchmark"]
     chance = benchmark.get("chance")
     said = f"Benchmark {benchmark['name']}: {benchmark.get('note') or 'no note stored'}"
     return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."
+
+
+def _prompt_line(members: list[Arm]) -> list[str]:
+    """Which of lmms-eval's prompts was asked; nothing for runs that do not say."""
+    asked: dict[str, list[str]] = {}
+    for arm in members:
+        if prompt := arm.record["benchmark"].get("prompt"):
+            asked.setdefault(str(prompt), []).append(arm.label)
+    if len(asked) > 1:
+        told = "; ".join(f"{prompt} for {', '.join(labels)}" for prompt, labels in asked.items())
+        return [f"PROMPTS DIFFER, so these rows are not comparable: {told}."]
+    return [f"Prompt: the one that the task calls {prompt!r} (benchmark.prompt)." for prompt in asked]

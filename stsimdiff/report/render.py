@@ -82,13 +82,26 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 )
 
 
+def columns_of(section: Section) -> list[tuple[str, Callable[[Row], str]]]:
+    """The columns of a section: ``COLUMNS``, the mean over the families where the benchmark has one, and how many
+    questions lack a usable video where some do."""
+    shown = list(COLUMNS)
+    if section.macro:
+        shown.insert(0, ("macro %", lambda row: number(row.macro)))
+    if any(row.n_missing for row in section.rows):
+        after = [head for head, _ in shown].index("n failed") + 1
+        shown.insert(after, ("n video missing", lambda row: str(row.n_missing)))
+    return shown
+
+
 def interval(low: float, high: float) -> str:
     return EMPTY if math.isnan(low) else f"{low:.1f}–{high:.1f}"
 
 
 def main_cells(section: Section) -> Cells:
     """Method, accuracy of each family, then the columns of ``COLUMNS``."""
-    heads = ["method", *section.families, *(head for head, _ in COLUMNS)]
+    columns = columns_of(section)
+    heads = ["method", *section.families, *(head for head, _ in columns)]
     blocks, bold = [], set()
     for retention, rows in section.blocks().items():
         lines = []
@@ -96,7 +109,7 @@ def main_cells(section: Section) -> Cells:
             if row.best:
                 bold.add((len(blocks), len(lines)))
             families = [number(row.families[name]) for name in section.families]
-            lines.append([row.label, *families, *(cell(row) for _, cell in COLUMNS)])
+            lines.append([row.label, *families, *(cell(row) for _, cell in columns)])
         blocks.append((f"retention {100 * retention:.4g} %", lines))
     return Cells(heads, blocks, frozenset(bold))
 

@@ -40,6 +40,8 @@ class Table:
             for row in section.rows:
                 place = {"model": section.model, "benchmark": section.benchmark} if several else {}
                 numbers = {name: getattr(row, name) for name in CSV}
+                if any(section.macro for section in self.sections):
+                    numbers["macro"] = row.macro
                 accuracies = {f"acc_{family}": row.families.get(family, NAN) for family in families}
                 lines.append(place | {"method": row.label} | numbers | accuracies)
         return pd.DataFrame(lines)
@@ -56,7 +58,7 @@ class Table:
 
 CSV = (
     *("retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute"),
-    *("llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_unparsed"),
+    *("llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_missing", "n_unparsed"),
 )
 
 

@@ -8,25 +8,26 @@ from typing import Any
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.utils import load_yaml_config
-from pyarrow.parquet import read_table
 
 from stsimdiff.data.benchmarks import by_task
+from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.data.videos import VideoFolder
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.parsing import LETTERS, parse_letter
 
 
 class StockTask(ConfigurableMessagesTask):
-    """The stock task, with three changes.
+    """The stock task, with four changes.
 
     Rows come from the parquet file below ``dataset_kwargs.root`` and videos from wherever they lie there: the stock
     functions build both from ``HF_HOME``. The prompt is the one that ``prompt`` names, never one chosen by the
     model's name. And an answer that gives no letter is wrong: the stock functions of two benchmarks draw lots then,
-    and those of the other two read "A man walks" as A.
+    and those of the others read "A man walks" as A. A letter that the stock parser does not know is kept as it is.
     """
 
     def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
         self.benchmark = by_task(config["task"])
+        self.prompt = config.get("prompt", "default")
         try:
             stock = load_yaml_config(str(self.benchmark.stock_file), mode="full")
         except ImportError as error:
@@ -38,53 +39,47 @@ class StockTask(ConfigurableMessagesTask):
         given = {key: value for key, value in config.items() if key not in ("class", "prompt")}
         stock |= given | {"doc_to_visual": doc_to_visual}
         # lmms-eval takes a model's name for a prompt's.
-        super().__init__(config=stock, model_name=config.get("prompt", "default"))
+        super().__init__(config=stock, model_name=self.prompt)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         root = self.benchmark.root((dataset_kwargs or {}).get("root"))
-        # The files are small: read as they are, they need no copy in a cache.
-        rows = datasets.concatenate_datasets(
-            [datasets.Dataset(read_table(file)) for file in self.benchmark.question_files(root)]
-        )
-        videos, families, ids = VideoFolder(root), [], []
-        paths, asked = [], Counter()
-        for row in rows:
-            name = self.benchmark.video(row)
-            paths.append(str(videos.path(name)))
-            families.append(self.benchmark.family(row))
-            asked[name] += 1
-            ids.append(row[self.benchmark.id] if self.benchmark.id else f"{name}-{asked[name]}")
-        if not set(families) <= set(self.benchmark.families):
-            other = ", ".join(sorted(set(families) - set(self.benchmark.families)))
+        rows, videos, asked = read_rows(self.benchmark, root), VideoFolder(root), Counter()
+        other = {self.benchmark.family(row) for row in rows} - set(self.benchmark.families)
+        if other:
             raise DataError(
-                f"{root} has questions of the kinds {other}, which are not in {self.benchmark.name}'s split"
+                f"{root} has questions of the kinds {', '.join(sorted(map(str, other)))}, which are not in "
+                f"{self.benchmark.name}'s split: {', '.join(self.benchmark.families)}"
             )
-        added = {"id": ids, "family": families, "path": paths}
-        rows = rows.remove_columns([name for name in added if name in rows.column_names])
-        for name, column in added.items():
-            rows = rows.add_column(name, column)
-        self.dataset = datasets.DatasetDict({self.config.test_split: rows})
+        for row in rows:
+            name, family = self.benchmark.video(row), self.benchmark.family(row)
+            asked[name] += 1
+            id_ = row[self.benchmark.id] if self.benchmark.id else f"{name}-{asked[name]}"
+            row |= {"id": str(id_), "family": family, "path": str(videos.path(name))}
+        # The files are small: read as they are, they need no copy in a cache.
+        self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
 
     def process_results(
         self, doc: dict[str, Any], results: list[str], full_docs: Any = None
     ) -> dict[str, Any]:
         """The stock record of one answer, with ``parsed``, ``target`` and ``correct`` beside its own keys."""
-        letter = parse_letter(results[0], self.benchmark.options(doc))
+        options = self.benchmark.options(doc)
+        letter = parse_letter(results[0], len(options))
+        place = place_of(doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted)
         # Of an answer without a letter the stock function never sees a word. It fills in what its aggregation
         # needs, such as the category; what it read is then overwritten by a prediction that equals no option.
-        records = self.config.process_results(doc, [letter or LETTERS[0]])
+        # MLVU's parser knows four of the test split's six options: of another letter it sees as little.
+        readable = letter in self.benchmark.reads if letter else False
+        records = self.config.process_results(doc, [letter if readable else LETTERS[0]])
         scored = {}
         for metric, record in records.items():
             if metric in self.aggregation():
-                record = record if letter else {**record, **self.benchmark.wrong}
+                if letter and not readable:
+                    record = {**record, self.benchmark.prediction: letter}
+                elif not letter:
+                    record = {**record, **self.benchmark.wrong}
                 correct = str(record[self.benchmark.prediction]) == str(record[self.benchmark.truth])
-                scored[metric] = {
-                    **record,
-                    "parsed": letter,
-                    "target": self.benchmark.target(doc),
-                    "correct": correct,
-                }
+                scored[metric] = {**record, "parsed": letter, "target": LETTERS[place], "correct": correct}
         return scored
 
 

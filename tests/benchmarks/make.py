@@ -1,4 +1,4 @@
-"""The miniature benchmarks of this folder: the four schemas with a dozen invented questions each, and tiny videos.
+"""The miniature benchmarks of this folder: the schemas of all of them with a dozen invented questions each, and tiny videos.
 
 ``python tests/benchmarks/make.py`` writes them again. No row or video comes from the real data sets.
 """
@@ -18,6 +18,10 @@ import pyarrow.parquet as pq
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 TYPES = ("topic_reasoning", "anomaly_reco", "needle", "ego", "plotQA", "order", "count")
+TEST_TYPES = (
+    *("topic_reasoning", "anomaly_reco", "needleQA", "ego", "plotQA"),
+    *("sportsQA", "order", "count", "tutorialQA"),
+)
 Rows = list[dict[str, Any]]
 Videos = dict[str, str]
 """Path of a video, and the colour of the square in it."""
@@ -85,6 +89,27 @@ def mlvu() -> tuple[Rows, Videos]:
         )
     colors = list(COLORS) * 2
     return rows, {f"video/{i}_{kind}/{kind}_{i}.mp4": colors[i] for i, kind in enumerate(TYPES)}
+
+
+def mlvu_test() -> tuple[Rows, Videos]:
+    """Nine questions in the test split's nine types: six options, said in the question alone."""
+    rows, colors = [], list(COLORS) * 3
+    for number, kind in enumerate(TEST_TYPES):
+        texts, right = options(number)
+        texts = ["black", "yellow", *texts] if number % 2 == 0 else [*texts, "black", "yellow"]
+        right = right + 2 if number % 2 == 0 else right
+        lettered = "\n".join(f"({'ABCDEF'[place]}) {text}" for place, text in enumerate(texts))
+        rows.append(
+            {
+                "video_name": f"test_{kind}_{number}.mp4",
+                "duration": 4.0,
+                "question": f"What color is the square?\n{lettered}\n",
+                "answer": "ABCDEF"[right],
+                "task_type": kind,
+                "question_id": f"{kind}_{number}",
+            }
+        )
+    return rows, {f"MLVU_Test/video/test_{kind}_{i}.mp4": colors[i] for i, kind in enumerate(TEST_TYPES)}
 
 
 def longvideobench() -> tuple[Rows, Videos]:
@@ -163,12 +188,14 @@ def made(path: Path) -> Path:
 MINIATURES: dict[str, Callable[[], tuple[Rows, Videos]]] = {
     "videomme": videomme,
     "mlvu": mlvu,
+    "mlvu_test": mlvu_test,
     "longvideobench": longvideobench,
     "egoschema": egoschema,
 }
 PARQUET = {
     "videomme": "videomme/test-00000-of-00001.parquet",
     "mlvu": "data/test-00000-of-00001.parquet",
+    "mlvu_test": "data/test-00000-of-00001.parquet",
     "longvideobench": "validation-00000-of-00001.parquet",
     "egoschema": "Subset/test-00000-of-00001.parquet",
 }

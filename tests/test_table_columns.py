@@ -1,0 +1,83 @@
+"""What the table says beside accuracy and cost: the mean over the families, missing videos, the prompt."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from rich.console import Console
+from synthetic_run import FAMILIES, QUESTIONS, answers, failed, write_arm
+
+from stsimdiff.report.table import make
+
+BENCHMARK = {"name": "mlvu", "families": FAMILIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
+
+
+def line_of(run: Path, name: str) -> dict[str, str]:
+    with open(run / "table.csv", newline="") as stream:
+        return next(line for line in csv.DictReader(stream) if line["method"] == name)
+
+
+def printed(run: Path) -> str:
+    console = Console(file=StringIO(), width=200)
+    make(run, console)
+    return console.file.getvalue()
+
+
+def test_both_averages_stand_in_every_output(tmp_path: Path) -> None:
+    every = answers(0.6, 0.3)
+    few = [row for row in every if row["family"] == FAMILIES[0]][:5]
+    stored = [row | {"correct": True} for row in few] + [r for r in every if r["family"] != FAMILIES[0]]
+    write_arm(tmp_path, "random", 0.3, stored, benchmark=BENCHMARK)
+    shown = printed(tmp_path)
+    by_family = [
+        mean(100.0 * row["correct"] for row in stored if row["family"] == family) for family in FAMILIES
+    ]
+    overall = mean(100.0 * row["correct"] for row in stored)
+    line = line_of(tmp_path, "random")
+    assert float(line["macro"]) == pytest.approx(mean(by_family))
+    assert float(line["overall"]) == pytest.approx(overall)
+    assert f"{mean(by_family):.1f}" != f"{overall:.1f}"
+    for text in (shown, (tmp_path / "table.md").read_text()):
+        assert "macro %" in text and f"{mean(by_family):.1f}" in text and f"{overall:.1f}" in text
+    assert r"macro \%" in (tmp_path / "table.tex").read_text()
+    assert "mean over the families, each counting the same" in " ".join(shown.split())
+
+
+def test_no_mean_over_families_where_one_has_no_answer(tmp_path: Path) -> None:
+    stored = [row for row in answers(0.6, 0.3) if row["family"] != FAMILIES[0]]
+    write_arm(tmp_path, "random", 0.3, stored, benchmark=BENCHMARK)
+    assert make(tmp_path, None).sections[0].macro
+    assert line_of(tmp_path, "random")["macro"] == ""
+
+
+def test_other_benchmarks_have_no_such_column(tmp_path: Path) -> None:
+    write_arm(tmp_path, "random", 0.3, answers(0.6, 0.3))
+    assert "macro" not in printed(tmp_path) and "macro" not in line_of(tmp_path, "random")
+
+
+def test_every_row_says_how_many_questions_lack_a_video(tmp_path: Path) -> None:
+    gone = {"error": {"type": "VideoError", "message": "video a.mp4 does not exist", "traceback": ""}}
+    for name, missing in (("none", 4), ("random", 4)):
+        stored = answers(0.6, 0.3)
+        stored[:missing] = [failed(question) | gone for question in QUESTIONS[:missing]]
+        stored[missing] = failed(QUESTIONS[missing])
+        write_arm(tmp_path, name, 0.3, stored)
+    shown = printed(tmp_path)
+    assert [(row.n_missing, row.n_failed) for row in make(tmp_path, None).sections[0].rows] == [(4, 5)] * 2
+    assert line_of(tmp_path, "random")["n_missing"] == line_of(tmp_path, "none")["n_missing"] == "4"
+    head = next(line for line in (tmp_path / "table.md").read_text().splitlines() if "n failed" in line)
+    assert "| n failed | n video missing |" in head and "missing" in shown
+
+
+def test_the_prompt_is_said_and_a_mixture_warned_of(tmp_path: Path) -> None:
+    first = BENCHMARK | {"prompt": "llava_vid"}
+    write_arm(tmp_path, "none", 1.0, answers(0.6, 1.0), benchmark=first)
+    make(tmp_path, None)
+    assert "Prompt: the one that the task calls 'llava_vid'" in (tmp_path / "table.md").read_text()
+    write_arm(tmp_path, "random", 0.3, answers(0.6, 0.3), benchmark=first | {"prompt": "default"})
+    make(tmp_path, None)
+    assert "PROMPTS DIFFER" in (tmp_path / "table.md").read_text()
