@@ -1,5 +1,7 @@
 """The errors a user can mend. Each message names the value, what is allowed and how to put it right."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Wrong input: configuration, files, budgets. The command line prints the message alone and exits with 2."""
@@ -18,7 +20,13 @@ class DataError(UserError):
 
 
 class VideoError(DataError):
-    """A video that is missing, empty, broken, or takes too long to read; the questions about it have no answer."""
+    """A video that is missing, empty, broken, or takes too long to read; the questions about it have no answer.
+
+    Attributes:
+        limit: the seconds that it had, where that was not enough.
+    """
+
+    limit: float | None = None
 
 
 class Missing(DataError):

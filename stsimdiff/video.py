@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.errors import ConfigError, VideoError
 
 BACKENDS = ("decord", "pyav")
 
@@ -54,14 +54,14 @@ def uniform_indices(total: int, count: int) -> tuple[int, ...]:
 
 
 def check_file(path: str | Path) -> Path:
-    """The file as a path, or a :class:`DataError` that names what is wrong with it, without decoding anything."""
+    """The file as a path, or a :class:`VideoError` that names what is wrong with it, without decoding anything."""
     file = Path(path)
     if not file.exists():
-        raise DataError(f"video {file} does not exist")
+        raise VideoError(f"video {file} does not exist")
     if not file.is_file():
-        raise DataError(f"video {file} is not a file")
+        raise VideoError(f"video {file} is not a file")
     if file.stat().st_size == 0:
-        raise DataError(f"video {file} is empty (0 bytes)")
+        raise VideoError(f"video {file} is empty (0 bytes)")
     return file
 
 
@@ -76,7 +76,7 @@ def read(path: str | Path, count: int, backend: str = "decord") -> Frames:
         backend: ``decord``, or ``pyav``, which decodes every frame up to the last one asked for and so is slower.
 
     Raises:
-        DataError: naming the file and the reason, when it is missing, empty, no video, or cannot be decoded.
+        VideoError: naming the file and the reason, when it is missing, empty, no video, or cannot be decoded.
         ConfigError: for another backend, or when decord is not installed.
     """
     if backend not in BACKENDS:
@@ -85,7 +85,7 @@ def read(path: str | Path, count: int, backend: str = "decord") -> Frames:
     started = time.perf_counter()
     pixels, indices, total, fps = (_with_decord if backend == "decord" else _with_pyav)(file, count)
     if not np.isfinite(fps) or fps <= 0:
-        raise DataError(f"video {file} has no frame rate (got {fps})")
+        raise VideoError(f"video {file} has no frame rate (got {fps})")
     return Frames(pixels, indices, total, fps, time.perf_counter() - started)
 
 
@@ -106,18 +106,18 @@ def probe(path: str | Path) -> Probe:
     """Open a file, take the number of its frames, and decode the first one and one near the end.
 
     Raises:
-        DataError: naming the file and the reason, when any of that fails.
+        VideoError: naming the file and the reason, when any of that fails.
     """
     file = check_file(path)
     with _opened(file) as (container, stream):
         # Counting would read the whole file; the header's number is enough to know that there are frames.
         total, rate = stream.frames or _count(container, stream), stream.average_rate
         if total < 1:
-            raise DataError(f"video {file} holds no frames")
+            raise VideoError(f"video {file} holds no frames")
         for at in (0, stream.duration or 0):
             container.seek(at, stream=stream)
             if next(container.decode(stream), None) is None:
-                raise DataError(
+                raise VideoError(
                     f"video {file} cannot be decoded: no frame at {'its end' if at else 'its start'}"
                 )
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / (rate or 1)
@@ -139,12 +139,12 @@ def _with_decord(file: Path, count: int) -> Decoded:
         reader = decord.VideoReader(str(file), num_threads=1)
         total = len(reader)
         if total < 1:
-            raise DataError(f"video {file} holds no frames")
+            raise VideoError(f"video {file} holds no frames")
         indices = uniform_indices(total, count)
         return reader.get_batch(list(indices)).asnumpy(), indices, total, float(reader.get_avg_fps())
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise DataError(
+        raise VideoError(
             f"video {file} cannot be decoded by decord: {reason}; benchmark.decoder=pyav may read it"
         ) from error
 
@@ -153,7 +153,7 @@ def _with_pyav(file: Path, count: int) -> Decoded:
     with _opened(file) as (container, stream):
         total, fps = _count(container, stream), float(stream.average_rate or 0)
         if total < 1:
-            raise DataError(f"video {file} holds no frames")
+            raise VideoError(f"video {file} holds no frames")
         indices = uniform_indices(total, count)
         container.seek(0, stream=stream)
         wanted, kept = set(indices), []
@@ -164,22 +164,22 @@ def _with_pyav(file: Path, count: int) -> Decoded:
             if number == indices[-1]:
                 break
     if len(kept) < len(indices):
-        raise DataError(f"video {file} cannot be decoded: it ends after {number + 1} of its {total} frames")
+        raise VideoError(f"video {file} cannot be decoded: it ends after {number + 1} of its {total} frames")
     return np.stack(kept), indices, total, fps
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; what PyAV raises becomes a :class:`DataError`."""
+    """The container and its first video stream; what PyAV raises becomes a :class:`VideoError`."""
     import av
 
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise DataError(f"video {file} has no video stream")
+                raise VideoError(f"video {file} has no video stream")
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
-        raise DataError(f"video {file} cannot be decoded: {error.strerror}") from error
+        raise VideoError(f"video {file} cannot be decoded: {error.strerror}") from error
 
 
 def _count(container: Any, stream: Any) -> int:

@@ -15,12 +15,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from stsimdiff import video
 from stsimdiff.data import __main__ as command
 from stsimdiff.data import archives, fetch
 from stsimdiff.data.benchmarks import MLVU, VIDEOMME
 from stsimdiff.data.videos import Index, VideoFolder
 from stsimdiff.errors import DataError
+from stsimdiff.video_process import VideoProcess
 
 MINIATURES = Path(__file__).parent / "benchmarks"
 
@@ -74,7 +74,9 @@ def test_the_index_knows_what_was_opened(root: Path, monkeypatch) -> None:
     entry = index["data/mini1.mp4"]
     assert (entry["frames"], entry["seconds"]) == (16, 4.0)
     assert entry["size"] == (root / "data/mini1.mp4").stat().st_size and len(entry["sha256"]) == 64
-    monkeypatch.setattr(video, "probe", lambda path: pytest.fail(f"{path} was opened again"))
+    monkeypatch.setattr(
+        VideoProcess, "probe", lambda self, path, seconds: pytest.fail(f"{path} was opened again")
+    )
     assert command.main(["videomme", "--data", str(root)]) == 0
     (root / "data/mini1.mp4").write_bytes(b"changed")
     monkeypatch.undo()
@@ -101,7 +103,10 @@ def test_unusable_videos_are_listed(root: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["videomm"], "benchmark 'videomm' is unknown; allowed: videomme, mlvu, longvideobench, egoschema"),
+        (
+            ["videomm"],
+            "benchmark 'videomm' is unknown; allowed: videomme, mlvu, mlvu_test, longvideobench, egoschema",
+        ),
         (["mlvu", "--data", "/nowhere"], "benchmark.data=/nowhere is no folder"),
         (["mlvu", "--data", str(MINIATURES / "videomme")], "no parquet file with the questions of mlvu"),
         (["mlvu"], "cannot fetch sy1998/MLVU_dev: .*make data BENCHMARK=mlvu DATA=/path"),

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stsimdiff import video
+from stsimdiff import video, video_process
 from stsimdiff.data import cache_folder
+from stsimdiff.data.archives import archives
 from stsimdiff.data.benchmarks import visible_files
-from stsimdiff.errors import DataError
+from stsimdiff.errors import DataError, VideoError
+from stsimdiff.video_process import SECONDS
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 SHOWN = 10
@@ -45,8 +47,12 @@ class VideoFolder:
         """
         asked = PurePosixPath(name)
         found = self._by_name.get(asked.name, [])
+        if not found and asked.suffix.lower() in SUFFIXES:
+            # The same video in another container.
+            found = self._by_name.get(asked.stem, [])
         if len(found) > 1:
-            ending = [p for p in found if f"/{p.as_posix()}".endswith((f"/{name}", f"/{name}{p.suffix}"))]
+            stem = str(asked.with_suffix("")) if asked.suffix.lower() in SUFFIXES else name
+            ending = [p for p in found if f"/{p.with_suffix('').as_posix()}".endswith(f"/{stem}")]
             found = ending or found
         if len({path.stat().st_size for path in found}) > 1:
             listed = ", ".join(str(path) for path in found)
@@ -82,20 +88,23 @@ class Index:
         paths: Iterable[Path],
         *,
         checksums: bool = False,
+        seconds: float | None = SECONDS,
         step: Callable[[], None] = lambda: None,
     ) -> dict[Path, str]:
-        """The unusable ones among these files, with the reason. Files that the index knows are not opened again.
+        """The unusable ones among these files, with the reason. Files that the index knows to be sound are not
+        opened again; an error may have been the disk's, so those are, unless they only took too long.
 
         Args:
             paths: the videos.
             checksums: whether each entry needs a checksum, for which the whole file is read.
+            seconds: time that opening one file may take; ``None``: no limit.
             step: called after each file.
         """
         unusable, changed = {}, 0
         for path in sorted(set(paths)):
-            entry = self._known(path)
+            entry = self._known(path, seconds)
             if entry is None or (checksums and "error" not in entry and "sha256" not in entry):
-                entry = _inspect(path, checksums)
+                entry = _inspect(path, checksums, seconds)
                 self.entries[self._key(path)] = entry
                 changed += 1
                 if changed % 50 == 0:
@@ -118,8 +127,10 @@ class Index:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
-    def _known(self, path: Path) -> dict[str, Any] | None:
+    def _known(self, path: Path, seconds: float | None) -> dict[str, Any] | None:
         entry = self.entries.get(self._key(path))
+        if entry and "error" in entry and not _too_slow_for(entry, seconds):
+            return None
         with contextlib.suppress(OSError):
             state = path.stat()
             if entry and (entry.get("size"), entry.get("mtime_ns")) == (state.st_size, state.st_mtime_ns):
@@ -127,13 +138,18 @@ class Index:
         return None
 
 
-def _inspect(path: Path, checksum: bool) -> dict[str, Any]:
+def _too_slow_for(entry: dict[str, Any], seconds: float | None) -> bool:
+    """Whether the file took longer than it may take now: then it need not be waited for again."""
+    return seconds is not None and seconds <= (entry.get("limit") or 0)
+
+
+def _inspect(path: Path, checksum: bool, seconds: float | None) -> dict[str, Any]:
     try:
-        found = video.probe(path)
-    except DataError as error:
+        found = video_process.shared().probe(path, seconds)
+    except VideoError as error:
         state = path.stat() if path.exists() else None
         known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns} if state else {}
-        return {**known, "error": str(error)}
+        return {**known, "error": str(error), "limit": error.limit}
     state = path.stat()
     entry = {
         "size": state.st_size,
@@ -165,21 +181,31 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str
     """
     paths = sorted(set(paths))
     if benchmark.get("root"):
-        found = Index(Path(benchmark["root"])).check(map(Path, paths))
+        index = Index(Path(benchmark["root"]))
+        found = index.check(map(Path, paths), seconds=benchmark["video_seconds"])
         unusable = {str(path): reason for path, reason in found.items()}
     else:
         unusable = {}
         for path in paths:
             try:
                 video.check_file(path)
-            except DataError as error:
+            except VideoError as error:
                 unusable[path] = str(error)
     if unusable and not benchmark.get("allow_missing"):
         raise DataError(
-            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used; "
+            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used; {_packed(benchmark)}"
             "benchmark.allow_missing=true answers the other questions and counts these as failed"
         )
     return unusable
+
+
+def _packed(benchmark: dict[str, Any]) -> str:
+    """What to do first where the folder holds archives: the videos may be in them."""
+    root = benchmark.get("root")
+    if not root or not archives(Path(root)):
+        return ""
+    name = benchmark["task"].removeprefix("stsimdiff_")
+    return f"archives lie there, `make data BENCHMARK={name} DATA={root}` unpacks them; "
 
 
 def listing(reasons: Iterable[str]) -> str:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from stsimdiff import video
+from stsimdiff import video_process
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
-from stsimdiff.errors import DataError, RunFailed
+from stsimdiff.errors import RunFailed, VideoError
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
@@ -127,7 +127,9 @@ class Session:
 
     def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
         """Frames and vision features of one video, and the tower's attention where one of the arms reads it."""
-        frames = video.read(path, self.settings.model["frames"], self.settings.benchmark["decoder"])
+        benchmark = self.settings.benchmark
+        count, seconds = self.settings.model["frames"], benchmark["video_seconds"]
+        frames = video_process.shared().read(path, count, benchmark["decoder"], seconds)
         encoded = self.family.encode(frames, signals=any(self.compressor(arm).needs_vision for arm in arms))
         encoded.seconds["decode"] = frames.seconds
         self.overlays.keep_frames(path, frames)
@@ -317,7 +319,7 @@ def answer_all(session: Session, task: Any, work: Work, *, show: bool = True) ->
             encoded: EncodedVideo | Exception | SystemExit
             try:
                 if path in work.unusable:
-                    raise DataError(work.unusable[path])
+                    raise VideoError(work.unusable[path])
                 encoded = session.encode(path, work.arms)
             except (Exception, SystemExit) as error:
                 encoded = error

@@ -1,4 +1,4 @@
-"""The miniature benchmarks of this folder: the schemas of all of them with a dozen invented questions each, and tiny videos.
+"""The miniature benchmarks of this folder: their schemas with a dozen invented questions each, and tiny videos.
 
 ``python tests/benchmarks/make.py`` writes them again. No row or video comes from the real data sets.
 """
