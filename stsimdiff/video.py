@@ -1,4 +1,17 @@
-"""Frames from video files: uniform sampling as lmms-eval does it, read with decord or PyAV."""
+"""Frames from video files: uniform sampling as lmms-eval does it, read with decord or PyAV.
+
+Which frames, in lmms-eval 0.7.3: its readers (``models/model_utils/load_video.py``) and the wrapper ``llava_vid`` with
+``force_sample=True``, as LLaVA-Video's authors ran it, take ``numpy.linspace(0, total - 1, count, dtype=int)``: equal
+distances, rounded down, the first and the last frame always among them. So does :func:`uniform_indices`. Differences:
+
+- A file of at most ``count`` frames gives each of them once; lmms-eval's decord readers repeat frames to ``count``
+  (its PyAV reader does not).
+- ``llava_vid`` without ``force_sample`` takes a frame each second where these are no more than ``count``.
+- ``qwen2_5_vl`` and ``qwen2_vl`` first let ``qwen_vl_utils`` take frames at its own rate, and then take ``count`` of
+  those by the same ``linspace``: here they are taken from all frames of the file.
+
+How long a video may take stands in :mod:`stsimdiff.video_process`.
+"""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, data: Path) ->
     for row in stored(settings, arms[0]):
         assert (row["error"] is not None) == (row["video"] == "clip000.mp4")
         if row["error"]:
-            assert row["error"]["type"] == "DataError" and "cannot be decoded" in row["error"]["message"]
+            assert row["error"]["type"] == "VideoError" and "cannot be decoded" in row["error"]["message"]
 
 
 def test_a_budget_no_video_can_meet_is_refused_before_loading(tmp_path: Path, data: Path) -> None:
