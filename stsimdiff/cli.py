@@ -30,6 +30,7 @@ from stsimdiff.resources import folder
 COMMANDS = {
     "conformance": "stsimdiff.conformance.__main__",
     "data": "stsimdiff.data.__main__",
+    "inspect": "stsimdiff.report.inspect",
     "report": "stsimdiff.report.__main__",
 }
 """Subcommands: what stands behind ``python -m stsimdiff``, and the module whose ``main(arguments)`` runs it."""

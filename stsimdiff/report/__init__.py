@@ -1,1 +1,1 @@
-"""From stored rows to tables, statistics and pages. Nothing here loads a model or reads a video."""
+"""From stored rows to tables, statistics, figures and pages. Only ``inspect`` loads a model and reads a video."""

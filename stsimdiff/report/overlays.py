@@ -6,7 +6,6 @@ What was stored is shown, and what is lacking is said. How it is drawn stands in
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ from stsimdiff.report.rows import Arm, Stored
 
 FRAMES = "frames"
 """Folder of the frames within a run's folder."""
-CODES = 10**6
-"""No token count comes near it; a stored text that unpacks to more is damaged."""
+MOST_TOKENS = 10**7
+"""No video has as many; a stored text that unpacks to more is damaged."""
 
 
 @dataclass(frozen=True)
@@ -176,20 +175,32 @@ def _taken(arm: Arm, row: Row | None, sample: pd.Series | None) -> Taken:
     if not isinstance(overlay, Mapping):
         return Taken(arm.id, name, arm.model[0], *answer, "answered without storing its tokens")
     try:
-        reason = zlib.decompressobj().decompress(base64.b64decode(overlay["reason"], validate=True), CODES)
-        grid = {key: int(overlay["grid"][key]) for key in ("frames", "height", "width")}
-        picture = {key: int(overlay["picture"][key]) for key in ("frames", "height", "width", "stride")}
-        codes = {str(int(code)): str(name) for code, name in overlay["codes"].items()}
-        film = str(overlay["frames"])
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zlib.error) as cause:
+        return Taken(arm.id, name, arm.model[0], *answer, "", str(overlay["frames"]), **unpacked(overlay))
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as cause:
         raise DataError(
-            f"{arm.folder}: the overlay of question {sample.name!r} is damaged: {cause!r}"
+            f"{arm.folder}: the overlay of question {sample['id']!r} is damaged: {cause!r}"
         ) from None
-    if len(reason) != grid["frames"] * grid["height"] * grid["width"] or {*reason} != {*map(int, codes)}:
-        raise DataError(
-            f"{arm.folder}: the overlay of a question has {len(reason)} codes for a grid of {grid}"
-        )
-    return Taken(arm.id, name, arm.model[0], *answer, "", film, grid, picture, codes, reason)
+
+
+def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields ``grid, picture, codes, reason`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, zlib.error: for anything that was not packed there.
+    """
+    reason = zlib.decompressobj().decompress(base64.b64decode(overlay["reason"], validate=True), MOST_TOKENS)
+    grid = {key: int(overlay["grid"][key]) for key in ("frames", "height", "width")}
+    picture = {key: int(overlay["picture"][key]) for key in ("frames", "height", "width", "stride")}
+    codes = {str(int(code)): str(name) for code, name in overlay["codes"].items()}
+    per_frame = grid["height"] * grid["width"]
+    if len(reason) != grid["frames"] * per_frame or {*reason} != {*map(int, codes)}:
+        raise ValueError(f"{len(reason)} tokens with the codes {sorted({*reason})} for {grid} and {codes}")
+    if (
+        min(picture.values()) < 1
+        or (picture["height"] - 1) * picture["stride"] + picture["width"] > per_frame
+    ):
+        raise ValueError(f"{picture} does not fit {grid}")
+    return {"grid": grid, "picture": picture, "codes": codes, "reason": reason}
 
 
 def _film(folder: Path, video: str) -> Film:

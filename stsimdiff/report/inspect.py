@@ -1,0 +1,205 @@
+"""``python -m stsimdiff inspect VIDEO``: which tokens of one video each arm keeps, and why, as a page, MP4 and GIF.
+
+The settings are those of a run, sweeps included; nothing is scored, and nothing is stored besides these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stsimdiff import video
+from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.settings import Settings, settings_from_config
+from stsimdiff.launcher import configurations
+from stsimdiff.report import film
+from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
+from stsimdiff.report.page import overlay_page
+
+if TYPE_CHECKING:
+    from stsimdiff.evaluate.arms import Arm
+
+QUESTION = "What happens in this video?"
+MAX_NEW_TOKENS = 64
+SIDE = 640
+"""Pixels of the longer side of a frame on the page."""
+USAGE = f"""\
+usage: python -m stsimdiff inspect VIDEO [question="..."] [output=DIR] [key=value ...]
+
+Shows which video tokens each arm keeps, and why: a page, and an MP4 and a GIF for each arm.
+
+  question="..."   what the model is asked (default: {QUESTION}); methods that read the text depend on it
+  output=DIR       where the files go (default: <results>/inspect/<name of the video>)
+  key=value        as for a run, sweeps included: compressor=st_simdiff,fastv budget.retention=0.3 model=...
+
+  python -m stsimdiff inspect video.mp4 compressor=st_simdiff budget.retention=0.3
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        file: the video.
+        question: what the model is asked.
+        output: where the files go; None for the usual place.
+        words: the settings.
+    """
+
+    file: Path
+    question: str
+    output: Path | None
+    words: list[str]
+
+
+@dataclass
+class Pass:
+    """Arms that share a model, and the frames that it is given."""
+
+    settings: Settings
+    arms: dict[str, Arm]
+    frames: video.Frames
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0; wrong input raises a :class:`~stsimdiff.errors.UserError` before a model is loaded."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m stsimdiff inspect", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(words)
+    if known.help:
+        print(USAGE, end="")
+        return 0
+    asked = read_words(rest)
+    passes = prepare(asked)
+    output = asked.output or passes[0].settings.folder.parent / "inspect" / asked.file.stem
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot make this folder: {error.strerror}") from error
+    taken, films = [], {}
+    for number, one in enumerate(passes):
+        name = f"{number}"
+        films[name] = _film(asked, one)
+        for arm, found in answers(asked, one, name):
+            taken.append(found)
+            stills = film.stills(one.frames.pixels, found, films[name].seconds)
+            film.write_mp4(output / f"{arm.folder}.mp4", stills)
+            film.write_gif(output / f"{arm.folder}.gif", stills)
+            _say(found, output / arm.folder)
+    overlay = Overlay(
+        *("overlay-" + asked.file.stem, asked.file.stem, "", "inspect", asked.file.name),
+        *(asked.question, None, taken),
+    )
+    page = output / "inspect.html"
+    page.write_text(overlay_page(asked.file.name, [overlay], films), encoding="utf-8")
+    print(f"\nPage: {page}")
+    return 0
+
+
+def read_words(words: Sequence[str]) -> Asked:
+    """The command line, taken apart.
+
+    Raises:
+        ConfigError: when there is no video, more than one, or an unknown flag.
+        DataError: when the video is missing or empty.
+    """
+    own = {"question": QUESTION, "output": ""}
+    settings, files = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in own:
+            own[key] = value
+        elif word.startswith("-"):
+            raise ConfigError(f"{word} is no flag of inspect; allowed: --help, and settings key=value")
+        elif equals and not Path(word).is_file():
+            settings.append(word)
+        else:
+            files.append(word)
+    if len(files) != 1:
+        said = f"{len(files)} videos ({', '.join(files)})" if files else "no video"
+        raise ConfigError(
+            f"inspect was given {said}; write: python -m stsimdiff inspect VIDEO [key=value ...]"
+        )
+    if not own["question"].strip():
+        raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
+    output = Path(own["output"]).expanduser() if own["output"] else None
+    return Asked(video.check_file(Path(files[0]).expanduser()), own["question"], output, settings)
+
+
+def prepare(asked: Asked) -> list[Pass]:
+    """The arms by the settings that they share, and the video's frames for each; no model is loaded.
+
+    Raises:
+        UserError: for a wrong setting, or a video that cannot be decoded.
+    """
+    composed = [(cfg, settings_from_config(cfg)) for cfg in configurations(asked.words)]
+    video.probe(asked.file)
+
+    from stsimdiff.evaluate.arms import arms_from_config  # imports torch
+
+    passes: list[Pass] = []
+    for cfg, settings in composed:
+        arms = arms_from_config(cfg, settings)
+        one = next((one for one in passes if one.settings == settings), None)
+        if one is None:
+            frames = video.read(asked.file, settings.model["frames"], settings.benchmark["decoder"])
+            one = Pass(settings, {}, frames)
+            passes.append(one)
+        for arm in arms:
+            one.arms.setdefault(arm.id, arm)
+    return passes
+
+
+def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
+    """What each arm of a pass answers, and its tokens.
+
+    Args:
+        asked: the command line.
+        one: the pass.
+        name: of its frames.
+    """
+    from stsimdiff.evaluate.overlays import overlay
+    from stsimdiff.evaluate.questions import Question
+    from stsimdiff.evaluate.session import Session
+
+    question = Question(asked.file.stem, str(asked.file), "inspect", asked.question, MAX_NEW_TOKENS, {})
+    session = Session(one.settings)
+    session.check(one.arms.values())
+    signals = any(session.compressor(arm).needs_vision for arm in one.arms.values())
+    try:
+        encoded = session.family.encode(one.frames, signals=signals)
+        put = session.ask(question, encoded)
+    except ValueError as error:
+        # A question that holds the model's video token, or frames that its tower cannot take.
+        raise DataError(f"{asked.file} cannot be put to {one.settings.model['name']}: {error}") from error
+    grid = put.prompt.layout.grid
+    found = []
+    for arm in one.arms.values():
+        text, trace, _ = session.answer(arm, question, put)
+        packed = overlay(question, trace, grid, session.family.picture(grid))
+        label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
+        model = one.settings.model["name"]
+        found.append((arm, Taken(arm.id, label, model, text, None, "", name, **unpacked(packed))))
+    return found
+
+
+def _film(asked: Asked, one: Pass) -> Film:
+    from stsimdiff.evaluate.overlays import jpegs
+
+    seconds = [index / one.frames.fps for index in one.frames.indices]
+    return Film(asked.file.name, jpegs(one.frames.pixels, SIDE), seconds)
+
+
+def _say(taken: Taken, path: Path) -> None:
+    counts = taken.counts()
+    kept = len(taken.reason) - counts.get("dropped", 0)
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({said})")
+    print(f"  answer: {taken.answer!r}")
+    print(f"  {path}.mp4\n  {path}.gif")
