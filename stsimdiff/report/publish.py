@@ -34,12 +34,12 @@ class Published:
     unmade: list[str] = field(default_factory=list)
 
 
-def publish(run_dir: Path | str, console: Console) -> Published:
+def publish(run_dir: Path | str, console: Console | None) -> Published:
     """Write and print the table of a run, then ``figures/*`` and ``report.html``, from its stored rows alone.
 
     Args:
         run_dir: ``results/<run>``.
-        console: where the table and the page's path are printed.
+        console: where the table and the page's path are printed; None prints nothing.
 
     Raises:
         DataError: as ``rows.load`` does, before anything is written.
@@ -51,6 +51,8 @@ def publish(run_dir: Path | str, console: Console) -> Published:
     published = Published(table)
     _draw(published, stored, run_dir / FIGURES)
     _write_page(published, stored, run_dir)
+    if console is None:
+        return published
     for problem in published.unmade:
         console.print(problem, style="bold red", markup=False, highlight=False)
     if published.page:

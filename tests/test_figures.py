@@ -1,0 +1,94 @@
+"""What is plotted: the Pareto front, retention by layer and the grids of thresholds, against numbers made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_run import answers, write_arm
+
+from stsimdiff.report import figures, palette
+from stsimdiff.report.publish import publish
+from stsimdiff.report.rows import read
+from stsimdiff.report.series import by_layer, pareto, threshold_maps
+from stsimdiff.report.table import build
+
+NAN = float("nan")
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    points = [(50, 90), (30, 80), (40, 80), (30, 70), (100, 89), (10, NAN), (NAN, 99), (60, 95)]
+    assert pareto(points) == [(30, 80), (50, 90), (60, 95)]
+    assert pareto([]) == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A grid of thresholds with a hole, at two retentions, of one method with another parameter too."""
+    folder = tmp_path_factory.mktemp("results") / "taus"
+    for similar in (0.7, 0.8):
+        for different in (0.1, 0.2, "p95"):
+            for retention in (0.3, 0.5):
+                if (similar, different, retention) == (0.8, 0.1, 0.5):
+                    continue
+                settings = {"_target_": "x.STSimDiff", "tau_sim": similar, "tau_diff": different, "layer": 1}
+                chance = 0.5 + retention / 2 + similar / 10
+                stored = answers(chance, retention, seed=different)
+                label = f"st_simdiff tau_sim={similar} tau_diff={different}"
+                write_arm(folder, "st_simdiff", retention, stored, label=label, compressor=settings)
+    other = {"_target_": "x.STSimDiff", "tau_sim": 0.8, "tau_diff": 0.2, "layer": 2}
+    write_arm(folder, "st_simdiff", 0.3, answers(0.9, 0.3), label="st_simdiff layer=2", compressor=other)
+    write_arm(folder, "mine", 0.3, answers(0.9, 0.3))
+    write_arm(folder, "none", 1.0, None)
+    return folder
+
+
+def test_maps_hold_every_arm_of_one_setting(run: Path) -> None:
+    stored = read(run)
+    (section,) = build(stored, resamples=20).sections
+    maps = threshold_maps(section, stored.arms)
+    assert [one.title for one in maps] == ["st_simdiff at 50 %", "st_simdiff at 30 %"]
+    accuracy = {(row.label, row.retention): row.overall for row in section.rows}
+    for one, retention in zip(maps, (0.5, 0.3), strict=True):
+        assert (one.similar, one.different) == (["0.7", "0.8"], ["0.1", "0.2", "p95"])
+        for (y, x), value in np.ndenumerate(one.accuracy):
+            label = f"st_simdiff tau_sim={one.similar[x]} tau_diff={one.different[y]}"
+            assert value == pytest.approx(accuracy.get((label, retention), NAN), nan_ok=True)
+    assert np.isnan(maps[0].accuracy[0, 1]) and np.isnan(maps[0].accuracy).sum() == 1
+
+
+def test_layers_are_means_over_the_answers(run: Path) -> None:
+    stored = read(run)
+    found = by_layer(stored.samples)
+    for arm, rows in stored.samples.groupby("arm"):
+        shares = [np.array(row.tokens_per_layer) / row.video_tokens for row in rows.itertuples()]
+        assert found[arm] == pytest.approx(np.mean(shares, axis=0))
+
+
+def test_all_figures_of_a_sweep_are_drawn_also_where_rows_are_empty(run: Path) -> None:
+    assert publish(run, None).unmade == []
+    drawn = sorted(path.name for path in (run / "figures").iterdir())
+    assert drawn == sorted(f"{name}.{kind}" for name in figures.NAMES for kind in figures.FORMATS)
+    assert "thresholds.svg" in (run / "report.html").read_text()
+
+
+def test_two_sections_have_figures_of_their_own(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5))
+    write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5), kind="compute")
+    assert publish(tmp_path, None).unmade == []
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"accuracy_flops_embedded_clips_tokens", "accuracy_flops_embedded_clips_compute"} <= names
+    assert len(names) == 8
+
+
+def test_a_run_without_answers_has_a_page_and_no_figures(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, None)
+    published = publish(tmp_path, None)
+    assert published.unmade == [] and published.page.is_file()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_looks_are_the_same_in_every_run() -> None:
+    alone, among = palette.styles(["mine"]), palette.styles(["none", "mine", "st_simdiff", "zeta"])
+    assert alone["mine"] == among["mine"] != among["zeta"]
+    looks = [(style.colour, style.marker) for style in (*palette.KNOWN.values(), *palette.OTHERS)]
+    assert len(set(looks)) == len(looks)

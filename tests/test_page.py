@@ -1,0 +1,336 @@
+"""The page in a browser: what a reader does with it, and that what it shows is what was stored."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from browser import browser, until, visit
+from PIL import Image
+from playwright.sync_api import Browser, Page
+from synthetic_run import QUESTIONS, answers, failed, write_arm
+
+from stsimdiff.evaluate.overlays import jpegs
+from stsimdiff.report.page import NAME
+from stsimdiff.report.palette import REASONS
+from stsimdiff.report.publish import publish
+
+NASTY = "</script><img src=x onerror=window.hacked=1>&amp;\"'%41"
+CODES = {0: "dropped", 3: "event", 4: "important"}
+GRIDS = {
+    "plain": ((4, 3, 5), (2, 3, 5, 5)),
+    "newline": ((4, 3, 6), (1, 3, 5, 6)),
+    "group": ((2, 1, 11), (4, 3, 3, 3)),
+}
+"""Grid and picture of a family that joins two frames, of one with a newline column, of one with ends of groups."""
+FRAMES = {"plain": 7, "newline": 4, "group": 6}
+
+
+def overlay(kind: str, seed: int, question: str = "What?\nA. red\nB. blue") -> dict:
+    (frames, height, width), (joined, rows, columns, stride) = GRIDS[kind]
+    codes = np.random.default_rng(seed).choice([0, 3, 4], frames * height * width).astype(np.uint8)
+    return {
+        "frames": kind,
+        "question": question,
+        "grid": {"frames": frames, "height": height, "width": width},
+        "picture": {"frames": joined, "height": rows, "width": columns, "stride": stride},
+        "codes": {str(code): CODES[code] for code in np.unique(codes).tolist()},
+        "reason": base64.b64encode(zlib.compress(codes.tobytes())).decode(),
+    }
+
+
+def with_overlays(rows: list[dict], seed: int) -> list[dict]:
+    """The first three questions of an arm, each with tokens of another family's kind."""
+    for number, kind in enumerate(GRIDS):
+        text = f"Which {NASTY}?\nA. {NASTY}\nB. blue" if number == 0 else "What?\nA. red\nB. blue"
+        rows[number] |= {"overlay": overlay(kind, 10 * seed + number, text)}
+    return rows
+
+
+def frames(folder: Path, kind: str) -> None:
+    """White frames: what covers them is seen."""
+    (folder / kind).mkdir(parents=True)
+    white = np.full((FRAMES[kind], 60, 100, 3), 255, np.uint8)
+    for number, jpeg in enumerate(jpegs(white)):
+        (folder / kind / f"{number:03d}.jpg").write_bytes(jpeg)
+    about = {"video": "v.mp4", "indices": list(range(0, 5 * FRAMES[kind], 5)), "fps": 10.0}
+    (folder / kind / "frames.json").write_text(json.dumps(about))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / f"sweep {NASTY[10:20]}"
+    rename = {"id": NASTY}
+    for number, (method, retention, chance) in enumerate(
+        [("none", 1.0, 0.9), ("random", 0.3, 0.4), ("st_simdiff", 0.3, 0.7), ("st_simdiff", 0.1, 0.6)]
+    ):
+        rows = with_overlays(answers(chance, retention), number)
+        rows[0] |= rename
+        if method == "random":
+            del rows[1]["overlay"]
+            rows[2] = failed(QUESTIONS[2])
+        label = f"{method} {NASTY}" if method == "random" else ""
+        write_arm(folder, method, retention, rows, label=label)
+    broken = [failed(question) for question in QUESTIONS]
+    broken[0] |= rename
+    broken[1]["error"] |= {"message": NASTY}
+    write_arm(folder, "fastv", 0.3, broken)
+    for kind in ("plain", "newline"):
+        frames(folder / "frames", kind)
+    assert publish(folder, None).unmade == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+def address(run: Path, anchor: str = "") -> str:
+    return (run / NAME).as_uri() + (f"#{quote(anchor, safe='')}" if anchor else "")
+
+
+@pytest.fixture
+def page(chromium: Browser, run: Path):
+    """The page, which at the end must have asked for nothing and complained of nothing."""
+    opened, seen = visit(chromium, address(run))
+    yield opened
+    assert opened.evaluate("window.hacked") is None
+    opened.context.close()
+    assert (seen.requests, seen.errors) == ([], [])
+
+
+def visible(page: Page) -> list[str]:
+    return page.eval_on_selector_all(
+        ".results tbody tr:not([hidden]) th", "cells => cells.map(c => c.textContent)"
+    )
+
+
+def shown_counts(page: Page) -> dict[str, tuple[int, int]]:
+    rows = page.locator("#overlay-legend tr").all()
+    return {
+        row.get_attribute("data-reason"): (
+            int(row.locator(".frame").inner_text()),
+            int(row.locator(".whole").inner_text()),
+        )
+        for row in rows
+    }
+
+
+def stored_counts(packed: dict, frame: int) -> dict[str, tuple[int, int]]:
+    """Counts of a frame and of the video, by other code than the page's."""
+    codes = list(zlib.decompress(base64.b64decode(packed["reason"])))
+    grid, picture = packed["grid"], packed["picture"]
+    per_frame = grid["height"] * grid["width"]
+    start = min(frame // picture["frames"], grid["frames"] - 1) * per_frame
+    cells = [
+        codes[start + y * picture["stride"] + x]
+        for y in range(picture["height"])
+        for x in range(picture["width"])
+    ]
+    here, whole = Counter(cells), Counter(codes)
+    return {name: (here[int(code)], whole[int(code)]) for code, name in packed["codes"].items()}
+
+
+def stored(run: Path) -> dict[tuple[str, str], dict]:
+    """Stored overlays by arm and question."""
+    found = {}
+    for path in run.glob("*/answers.jsonl"):
+        arm = json.loads((path.parent / "arm.json").read_text())["arm"]
+        for row in map(json.loads, path.read_text().splitlines()):
+            if "overlay" in row:
+                found[arm, row["id"]] = row["overlay"]
+    return found
+
+
+def set_frame(page: Page, number: int) -> None:
+    page.locator("#overlay-frame").evaluate(
+        "(slider, at) => { slider.value = at; slider.dispatchEvent(new Event('input')) }", number
+    )
+
+
+def test_the_filter_leaves_rows_and_plots_follow(page: Page) -> None:
+    everything = visible(page)
+    assert len(everything) == 5
+    assert page.locator("#filter-count").inner_text() == "5 of 5 rows"
+    lines = "document.querySelector('.plot').data.filter(t => t.name !== 'Pareto front').length"
+    # The arm without an answer has no point; both budgets of st_simdiff are one line.
+    assert page.evaluate(lines) == 3
+    page.fill("#filter-text", "st_ DIFF")
+    assert visible(page) == ["st_simdiff", "st_simdiff"]
+    assert page.evaluate(lines) == 1
+    page.select_option("#filter-retention", label="10 %")
+    assert visible(page) == ["st_simdiff"]
+    assert page.locator("#filter-count").inner_text() == "1 of 5 rows"
+    page.fill("#filter-text", "nothing like it")
+    assert visible(page) == [] and page.evaluate(lines) == 0
+    page.fill("#filter-text", "")
+    page.select_option("#filter-retention", value="")
+    assert visible(page) == everything
+    page.select_option("#plot-kind", "layers")
+    assert page.evaluate(lines) == 4
+
+
+def test_sorting_by_a_number_and_by_name(page: Page) -> None:
+    column = page.locator(".results thead th").all_inner_texts().index("overall %")
+    heading = page.locator(".results thead button").nth(column)
+
+    def column_texts() -> list[str]:
+        cells = f"rows => rows.map(row => row.cells[{column}].textContent)"
+        return page.eval_on_selector_all(".results tbody tr", cells)
+
+    heading.click()
+    falling = column_texts()
+    assert falling[-1] == "–"
+    assert [float(x) for x in falling[:-1]] == sorted((float(x) for x in falling[:-1]), reverse=True)
+    assert page.locator(".results thead th").nth(column).get_attribute("aria-sort") == "descending"
+    heading.focus()
+    page.keyboard.press("Enter")
+    assert column_texts() == [*reversed(falling[:-1]), "–"]
+    assert page.locator("[aria-sort]").count() == 1
+    page.locator(".results thead button").first.click()
+    assert visible(page) == sorted(visible(page))
+
+
+def test_counts_are_those_of_the_stored_reasons_for_every_arm_and_frame(page: Page, run: Path) -> None:
+    kept = stored(run)
+    assert len(kept) == 4 * 3 - 2
+    seen = 0
+    for option in page.locator("#overlay-question option").all():
+        page.select_option("#overlay-question", option.get_attribute("value"))
+        id_ = page.locator("#overlay-title").inner_text().rpartition(" · ")[0]
+        for button in page.locator("#overlay-arms button:enabled").all():
+            button.click()
+            packed = kept[button.get_attribute("data-arm"), id_]
+            kind = packed["frames"]
+            last = int(page.locator("#overlay-frame").get_attribute("max"))
+            # The frames of one video are not stored: the grid says how many there are at most.
+            assert last + 1 == (FRAMES[kind] if kind != "group" else 8)
+            for frame in (0, 2, last):
+                set_frame(page, frame)
+                assert shown_counts(page) == stored_counts(packed, frame)
+                assert page.locator("#overlay-time").inner_text().startswith(f"{frame + 1} of {last + 1}")
+            seen += 1
+            outside = {"plain": 0, "newline": 4 * 3, "group": 2 * 2}[kind]
+            told = page.locator("#overlay-about").inner_text()
+            assert ("lie in no frame" in told) == bool(outside)
+            assert not outside or f"{outside} tokens (newlines" in told
+            assert ("The frames are not stored" in told) == (kind == "group")
+    assert seen == len(kept)
+
+
+def pixels(page: Page) -> np.ndarray:
+    """The canvas as ``(height, width, 3)``."""
+    shown = page.locator("#overlay-canvas").evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("RGB"))
+
+
+def test_every_token_covers_its_own_cell(page: Page, run: Path) -> None:
+    page.select_option("#overlay-question", "1")  # the grid with a newline column
+    button = page.locator("#overlay-arms button:enabled").last
+    button.click()
+    packed = stored(run)[button.get_attribute("data-arm"), QUESTIONS[1][1]]
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(packed["reason"])), np.uint8).reshape(4, 3, 6)
+    set_frame(page, 2)
+    until(page, "document.getElementById('overlay-canvas').width === 200")
+    image = pixels(page)
+    assert image.shape == (120, 200, 3)
+    for y in range(3):
+        for x in range(5):
+            name = CODES[codes[2, y, x]]
+            share = 0.72 if name == "dropped" else 0.34
+            colour = [int(REASONS[name][i : i + 2], 16) for i in (1, 3, 5)]
+            expected = [255 + share * (part - 255) for part in colour]
+            assert image[40 * y + 20, 40 * x + 20] == pytest.approx(expected, abs=4)
+    page.uncheck("#overlay-tint")
+    assert pixels(page).min() > 250
+
+
+def test_arms_without_tokens_say_why_and_cannot_be_chosen(page: Page) -> None:
+    page.select_option("#overlay-question", "1")
+    told = page.locator("#overlay-arms").inner_text()
+    assert "answered without storing its tokens" in told
+    assert page.locator("#overlay-arms button:disabled").count() == 2
+    page.select_option("#overlay-question", "2")
+    assert "failed: ValueError: no frames" in page.locator("#overlay-arms").inner_text()
+    assert (
+        "Some arms lack the tokens of some of these questions"
+        in page.locator("#overlays .notes").inner_text()
+    )
+    assert "The frames of v01 are not in frames/group." in page.locator("#overlays .notes").inner_text()
+
+
+def test_question_answers_and_labels_are_shown_as_they_are(page: Page) -> None:
+    text = page.locator("#overlay-text").inner_text()
+    assert f"Which {NASTY}?" in text and f"A. {NASTY}" in text
+    assert page.locator("#overlay-text .target").inner_text() == "B. blue  ← right"
+    assert f"random {NASTY}" in visible(page)
+    assert page.locator("#failures").inner_text().count(NASTY) >= 2
+    assert page.locator("img").count() == 0
+    marks = page.locator("#overlay-arms .right, #overlay-arms .wrong").all_inner_texts()
+    assert len(marks) == 4 and {mark.strip() for mark in marks} <= {"✓ right", "✗ wrong"}
+
+
+def test_a_deep_link_opens_its_question(chromium: Browser, run: Path) -> None:
+    for id_ in (QUESTIONS[2][1], NASTY):
+        opened, seen = visit(chromium, address(run, f"overlay-{id_}"))
+        assert opened.locator("#overlay-title").inner_text().startswith(id_)
+        top = opened.locator("#overlays").evaluate("node => node.getBoundingClientRect().top")
+        assert abs(top) < 200
+        # The page's own link leads back to the same question.
+        link = opened.locator("#overlay-link").get_attribute("href")
+        opened.select_option("#overlay-question", "1")
+        assert opened.evaluate("decodeURIComponent(location.hash.slice(1))") == f"overlay-{QUESTIONS[1][1]}"
+        opened.evaluate("hash => { location.hash = hash }", link)
+        until(opened, f"document.getElementById('overlay-title').textContent.startsWith({json.dumps(id_)})")
+        opened.context.close()
+        assert (seen.requests, seen.errors) == ([], [])
+    opened, _ = visit(chromium, address(run, "overlay-nobody"))
+    assert opened.locator("#overlay-status").inner_text() == "No overlay is stored for nobody."
+    opened.context.close()
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.locator("#overlay-frame").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#overlay-time").inner_text().startswith("3 of")
+    page.keyboard.press("End")
+    assert page.locator("#overlay-time").inner_text() == "7 of 7 · 3.0 s"
+    assert "Frame 7 of 7" in page.locator("#overlay-canvas").get_attribute("aria-label")
+    button = page.locator("#overlay-arms button").first
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.locator("#overlay-arms [aria-pressed=true]").count() == 1
+    page.locator("#overlay-play").focus()
+    page.keyboard.press("Space")
+    assert page.locator("#overlay-play").inner_text() == "Pause"
+    until(page, "!document.getElementById('overlay-time').textContent.startsWith('7 of')")
+    page.keyboard.press("Space")
+    assert page.locator("#overlay-play").inner_text() == "Play"
+    # Everything that is worked with has a name.
+    unnamed = "[...document.querySelectorAll('input, select')].filter(e => !e.labels.length).map(e => e.id)"
+    assert page.evaluate(unnamed) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_down_only(chromium: Browser, run: Path, scheme: str) -> None:
+    opened, seen = visit(chromium, address(run), width=360, height=740, scheme=scheme)
+    for kind in ("flops", "layers"):
+        opened.select_option("#plot-kind", kind)
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+    paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}[scheme]
+    opened.context.close()
+    assert (seen.requests, seen.errors) == ([], [])
