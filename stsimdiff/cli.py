@@ -1,6 +1,7 @@
 """The command line: Hydra composes, :mod:`stsimdiff.launcher` runs, every wrong input ends as one message.
 
-Exit codes: 0 all answered; 1 samples failed; 2 wrong input; 130 interrupted. No model is loaded before all of the
+Exit codes: 0 all answered; 1 samples failed; 2 wrong input, or a disk that refuses it; 130 interrupted; 143 SIGTERM. No
+model is loaded before all of the
 configuration has been checked.
 """
 
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import launcher, messages
-from stsimdiff.errors import ConfigError, RunFailed, UserError
+from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
 from stsimdiff.evaluate.settings import suggestion
 from stsimdiff.resources import folder
 
@@ -98,7 +99,8 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
     except RunFailed as error:
         _stop(error, str(error), 1)
     except KeyboardInterrupt as error:
-        _stop(error, "interrupted; start the same command again to go on", 130)
+        said, code = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        _stop(error, f"{said}; start the same command again to go on", code)
     finally:
         os.environ.pop(TRACEBACK)
         if before is not None:

@@ -43,3 +43,7 @@ class Missing(DataError):
 
 class RunFailed(Exception):
     """The run came to its end, but samples failed; everything answered is on disk. Exit code 1."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; like an interrupt it is no error of a sample, and ends the run cleanly. Exit code 143."""

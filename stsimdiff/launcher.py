@@ -133,14 +133,16 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         for arm in arms_from_config(cfg, settings):
             arms.setdefault(arm.id, arm)
 
-    from stsimdiff.evaluate.session import run_arms  # imports torch, transformers and lmms-eval
+    from stsimdiff.evaluate.features import FeatureMemory  # these import torch, transformers and lmms-eval
+    from stsimdiff.evaluate.session import run_arms
 
+    memory = FeatureMemory()
     failures = []
     for number, (settings, arms) in enumerate(passes, start=1):
         if len(passes) > 1:
             log.info("pass %d of %d: %d arms", number, len(passes), len(arms))
         try:
-            run_arms(settings, list(arms.values()))
+            run_arms(settings, list(arms.values()), memory)
         except RunFailed as failure:
             failures.append(str(failure))
     if failures:

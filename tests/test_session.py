@@ -162,7 +162,7 @@ def test_changed_data_are_other_arms(tmp_path: Path, data: Path) -> None:
 def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
     line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
     settings, arms = prepared(tmp_path, data, line, max_failures=0)
-    with pytest.raises(RunFailed, match="stopped after 1 failed samples"):
+    with pytest.raises(RunFailed, match="stopped after 1 failures"):
         session.run_arms(settings, arms)
     assert stored(settings, arms[0])[-1]["error"]
 

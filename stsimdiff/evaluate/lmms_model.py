@@ -21,7 +21,7 @@ from stsimdiff.resources import folder
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
 
 MODEL_KEYS = ("path", "family", "device", "dtype", "attn_implementation", "frames", "threads")
-RUN_KEYS = ("run", "results", "seed", "retry_failed", "max_failures")
+RUN_KEYS = ("run", "results", "seed", "retry_failed", "max_failures", "sample_seconds")
 
 
 class StSimDiff(lmms):
@@ -34,7 +34,7 @@ class StSimDiff(lmms):
         model: name of a file of ``configs/model``.
         batch_size: must be 1; a sample's answer never depends on another.
         others: ``path, family, device, dtype, attn_implementation, frames, threads`` of the model; ``run, results,
-            seed, retry_failed, max_failures``; and every parameter of the compressor.
+            seed, retry_failed, max_failures, sample_seconds``; and every parameter of the compressor.
 
     Raises:
         ConfigError: for an unknown name or a value out of range, before anything is loaded.

@@ -72,15 +72,19 @@ class Overlays:
         self._chosen = chosen(questions, settings.overlays)
         self._videos = {question.video for question in questions if question.id in self._chosen}
 
+    def lack_frames(self, path: str) -> bool:
+        """Whether a question needs the frames of this video and they are not stored yet."""
+        return path in self._videos and not (self._settings.folder / FOLDER / self._name(path)).is_dir()
+
     def keep_frames(self, path: str, frames: Frames) -> None:
         """Store the frames that the model was given of a video, unless they are there or no question needs them.
 
         Raises:
             DataError: when they cannot be written.
         """
-        folder = self._settings.folder / FOLDER / self._name(path)
-        if path not in self._videos or folder.is_dir():
+        if not self.lack_frames(path):
             return
+        folder = self._settings.folder / FOLDER / self._name(path)
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             unfinished.mkdir(parents=True, exist_ok=True)

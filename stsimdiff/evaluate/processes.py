@@ -31,6 +31,10 @@ class Processes:
         """Rank and number of processes, which name the files of this process."""
         return self.rank, self.world
 
+    def file(self, stem: str, suffix: str) -> str:
+        """Name of a file that this process alone writes: ``stem.suffix``, with the shard where there are several."""
+        return f"{stem}.{suffix}" if self.world == 1 else f"{stem}.{self.rank}-of-{self.world}.{suffix}"
+
     def wait(self) -> None:
         """Wait until all processes have come here."""
         if self.world > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ PACKAGES = ("stsimdiff", "torch", "transformers", "lmms_eval", "numpy", "decord"
 def provenance(model: dict[str, str], seed: int, data: str | None) -> dict[str, Any]:
     """Versions, device and revisions. ``model`` is what the family says of itself after loading."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(PACKAGES) | {"python": platform.python_version()},
         "device": model["device"],
         "dtype": model["dtype"],
         "attention": model["attention"],
@@ -41,6 +42,11 @@ def git_revision() -> str | None:
 def _git(folder: Path, *words: str) -> str | None:
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Version of each package, ``None`` where it is not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(name: str) -> str | None:

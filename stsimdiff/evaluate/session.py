@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,20 @@ from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
-from stsimdiff.errors import RunFailed, VideoError
+from stsimdiff.errors import DataError, RunFailed
+from stsimdiff.evaluate.answering import Work, answer_all, share
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
+from stsimdiff.evaluate.failures import identity
+from stsimdiff.evaluate.features import FeatureCache, FeatureMemory
+from stsimdiff.evaluate.limits import TimeLimit, sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
-from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task, replay
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
 from stsimdiff.models import OPTIONS, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
+from stsimdiff.video import Frames
 
 
 @dataclass
@@ -51,44 +54,6 @@ class Outcome:
 
 
 @dataclass
-class Work:
-    """The questions that each arm has still to answer, and why some videos are known to be unusable."""
-
-    stores: dict[str, ArmStore]
-    arms: Sequence[Arm]
-    questions: Sequence[Question]
-    retry_failed: bool
-    unusable: Mapping[str, str] = field(default_factory=dict)
-    missing: dict[str, set[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        wanted = {question.id for question in self.questions}
-        for arm in self.arms:
-            self.missing[arm.id] = wanted - self.stores[arm.id].done(self.retry_failed)
-
-    @property
-    def samples(self) -> int:
-        """Answers still to give."""
-        return sum(len(ids) for ids in self.missing.values())
-
-    def arms_for(self, question: Question) -> list[Arm]:
-        """Arms that have not answered this question."""
-        return [arm for arm in self.arms if question.id in self.missing[arm.id]]
-
-    def by_video(self) -> Iterable[tuple[str, list[Question]]]:
-        """Videos with their open questions, each video once."""
-        pending = [question for question in self.questions if self.arms_for(question)]
-        for path, group in groupby(sorted(pending, key=lambda q: q.video), key=lambda q: q.video):
-            yield path, list(group)
-
-
-def share(questions: Sequence[Question], processes: Processes) -> list[Question]:
-    """The questions of this process. A video, and so all its questions, belongs to one process."""
-    turn = {path: i for i, path in enumerate(sorted({question.video for question in questions}))}
-    return [q for q in questions if turn[q.video] % processes.world == processes.rank]
-
-
-@dataclass
 class Asked:
     """A question put to the model: the encoded video and the prompt about it."""
 
@@ -102,13 +67,20 @@ class Session:
     Args:
         settings: what the arms share.
         family: the loaded model; made from the settings if not given.
+        memory: vision features that other sessions of this process may share.
 
     Attributes:
         overlays: what of the answers is stored for the report's overlays; nothing if not set.
+
+    Raises:
+        DataError: when the folder of the feature cache cannot be used; before the model is loaded.
     """
 
-    def __init__(self, settings: Settings, family: Family | None = None) -> None:
+    def __init__(
+        self, settings: Settings, family: Family | None = None, memory: FeatureMemory | None = None
+    ) -> None:
         self.settings = settings
+        self.features = FeatureCache(settings, memory)
         self.family = family or load_model(settings)
         self.shape = DecoderShape.from_config(self.family.text_config)
         self._built: dict[str, Compressor] = {}
@@ -126,25 +98,47 @@ class Session:
         return self._built[arm.id]
 
     def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
-        """Frames and vision features of one video, and the tower's attention where one of the arms reads it."""
-        benchmark = self.settings.benchmark
-        count, seconds = self.settings.model["frames"], benchmark["video_seconds"]
-        frames = video_process.shared().read(path, count, benchmark["decoder"], seconds)
-        encoded = self.family.encode(frames, signals=any(self.compressor(arm).needs_vision for arm in arms))
+        """Frames and vision features of one video, and the tower's attention where one of the arms reads it.
+
+        Features that an earlier pass or run left in the cache are used instead, without the times that it took.
+        """
+        signals = any(self.compressor(arm).needs_vision for arm in arms)
+        kept = self.features.get(self.family, path, signals)
+        if kept is not None:
+            if self.overlays.lack_frames(path):
+                self.overlays.keep_frames(path, self._frames(path))
+            return kept
+        frames = self._frames(path)
+        encoded = self.family.encode(frames, signals=signals)
         encoded.seconds["decode"] = frames.seconds
+        self.features.put(self.family, path, encoded)
         self.overlays.keep_frames(path, frames)
         return encoded
+
+    def _frames(self, path: str) -> Frames:
+        benchmark = self.settings.benchmark
+        count, seconds = self.settings.model["frames"], benchmark["video_seconds"]
+        return video_process.shared().read(path, count, benchmark["decoder"], seconds)
+
+    def free(self) -> None:
+        """Give back the memory that answers can do without: features of other videos."""
+        self.features.forget()
 
     def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
         """The prompt of a question, which all arms answer."""
         return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.id))
 
     def answer(self, arm: Arm, question: Question, asked: Asked) -> tuple[str, Trace, dict[str, float]]:
-        """One arm's answer to one question, its trace, and times in seconds."""
+        """One arm's answer to one question, its trace, and times in seconds.
+
+        Raises:
+            SampleTimeout: when it takes longer than ``sample_seconds``.
+        """
         prompt = asked.prompt
         run = self.compressor(arm).start(prompt.layout, arm.budget)
         watch = Stopwatch(self.family.device)
-        with Compression(self.family.decoder, run, prompt.layout) as trace:
+        limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
+        with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
             text = self.family.answer(prompt, question.max_new_tokens)
         times = {
             "answer": watch.lap(),
@@ -161,7 +155,7 @@ class Session:
         retention = trace.retention()
         grid = asked.prompt.layout.grid
         return {
-            **_identity(question),
+            **identity(question),
             "answer": text,
             "parsed": judgement.parsed,
             "target": judgement.target,
@@ -174,6 +168,7 @@ class Session:
             "llm_flops": prefill_flops(self.shape, trace.text, trace.entering, trace.mlp),
             "llm_flops_all": prefill_flops_all(self.shape, trace.text, trace.video),
             "reasons": trace.reasons(),
+            "features": asked.video.origin,
             "times": times,
             "error": None,
             **self.overlays.entry(question, trace, grid, self.family.picture(grid)),
@@ -195,15 +190,17 @@ def load_model(settings: Settings) -> Family:
     return resolve(model["family"]).load(model["path"], options)
 
 
-def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
+def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | None = None) -> Outcome:
     """Answer what is missing, score it, and write the table.
 
     Args:
         settings: what the arms share.
         arms: the arms of this pass.
+        memory: vision features that the passes of one command share.
 
     Raises:
-        UserError: before a model is loaded, for data that is missing or wrong.
+        UserError: before a model is loaded, for data that is missing or wrong; later when the run's folder can no
+            longer be written.
         RunFailed: at the end, when a sample of these arms has no answer.
     """
     with Processes.joined() as processes:
@@ -217,19 +214,16 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
             processes.wait()
         outcome = Outcome(settings.folder)
         outcome.answered = answer_missing(
-            settings,
-            task,
-            arms,
-            share(questions, processes),
-            processes,
-            unusable,
+            *(settings, task, arms, share(questions, processes), processes, unusable),
+            open_session=partial(Session, memory=memory),
             overlays=Overlays(settings, questions),
         )
         processes.wait()
         if processes.rank > 0:
             return outcome
-        outcome.failed = _score(settings, task, arms, questions)
-        unmade = _report(settings)
+        with _written_or_said(settings.folder):
+            outcome.failed = _score(settings, task, arms, questions)
+            unmade = _report(settings)
     if outcome.failed:
         raise RunFailed(
             f"{outcome.failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
@@ -241,6 +235,18 @@ def run_arms(settings: Settings, arms: Sequence[Arm]) -> Outcome:
             "\n".join([*unmade, "All answers and the table are stored; report makes the rest again."])
         )
     return outcome
+
+
+@contextmanager
+def _written_or_said(folder: Path) -> Iterator[None]:
+    """Turn what a disk refuses while scores and tables are written into a message; the answers are stored by then."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; all answers are stored in {folder}: "
+            "mend the disk and start the same command again"
+        ) from error
 
 
 def _reasons(settings: Settings, arms: Sequence[Arm]) -> str:
@@ -287,7 +293,7 @@ def answer_missing(
         overlays: which questions of the whole run get their overlay stored; chosen among ``questions`` if not given.
     """
     processes = processes or Processes()
-    with ExitStack() as stack:
+    with sigterm_raises(), ExitStack() as stack:
         stores = {}
         for arm in arms:
             store = ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), processes.shard)
@@ -302,82 +308,7 @@ def answer_missing(
         for arm in arms:
             if work.missing[arm.id]:
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
-        return answer_all(session, task, work, show=processes.rank == 0)
-
-
-def answer_all(session: Session, task: Any, work: Work, *, show: bool = True) -> int:
-    """Answer every missing sample, video by video; returns how many lines were written.
-
-    A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on.
-
-    Raises:
-        RunFailed: when more than ``max_failures`` samples failed in this call.
-    """
-    written = failures = 0
-    with Progress(work.samples, show=show) as progress:
-        for path, questions in work.by_video():
-            encoded: EncodedVideo | Exception | SystemExit
-            try:
-                if path in work.unusable:
-                    raise VideoError(work.unusable[path])
-                encoded = session.encode(path, work.arms)
-            except (Exception, SystemExit) as error:
-                encoded = error
-            for question in questions:
-                asked = _asked(session, question, encoded)
-                for arm in work.arms_for(question):
-                    progress.arm(arm.label, arm.budget.retention)
-                    row = _row_or_failure(session, task, arm, question, asked)
-                    work.stores[arm.id].append(row)
-                    written += 1
-                    failures += row["error"] is not None and path not in work.unusable
-                    progress.step(failed=row["error"] is not None)
-                    if failures > session.settings.max_failures:
-                        raise RunFailed(
-                            f"stopped after {failures} failed samples (max_failures={session.settings.max_failures}); "
-                            f"the last one: {row['error']['type']}: {row['error']['message']}. What was answered is "
-                            f"stored in {session.settings.folder}"
-                        )
-    return written
-
-
-def _asked(
-    session: Session, question: Question, encoded: EncodedVideo | Exception | SystemExit
-) -> Asked | Exception | SystemExit:
-    """The question put to the model, or what stands in the way: the same for every arm."""
-    if not isinstance(encoded, EncodedVideo):
-        return encoded
-    try:
-        return session.ask(question, encoded)
-    except (Exception, SystemExit) as error:
-        return error
-
-
-def _row_or_failure(
-    session: Session, task: Any, arm: Arm, question: Question, asked: Asked | Exception | SystemExit
-) -> dict[str, Any]:
-    if not isinstance(asked, Asked):
-        return failure(question, asked)
-    try:
-        return session.row(task, arm, question, asked)
-    except (Exception, SystemExit) as error:
-        return failure(question, error)
-
-
-def failure(question: Question, error: BaseException) -> dict[str, Any]:
-    """The stored line of a sample that has no answer; nothing is scored for it."""
-    details = "".join(traceback.format_exception(error))
-    return {
-        **_identity(question),
-        "answer": None,
-        "parsed": None,
-        "correct": None,
-        "error": {"type": type(error).__name__, "message": str(error), "traceback": details},
-    }
-
-
-def _identity(question: Question) -> dict[str, Any]:
-    return {"id": question.id, "video": Path(question.video).name, "family": question.family}
+        return answer_all(session, task, work, processes)
 
 
 def _score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> int:

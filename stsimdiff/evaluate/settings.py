@@ -25,13 +25,15 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 LOGGER_MODES = ("offline", "online")
 MODEL = ("name", "family", "path", "frames", "device", "dtype", "attn_implementation", "threads")
+CACHE = ("max_gb", "folder", "disk_gb")
 BENCHMARK = (
     *("name", "task", "families", "chance", "macro", "note"),
     *("data", "prompt", "decoder", "video_seconds", "allow_missing"),
 )
 TOP = (
     *("model", "benchmark", "compressor", "budget", "logger"),
-    *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures", "overlays", "arms"),
+    *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
+    *("sample_seconds", "cache", "overlays", "arms"),
 )
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
@@ -58,7 +60,9 @@ class Settings:
         limit: only the first so many questions, or ``None``.
         seed: of everything random.
         retry_failed: whether failed answers are asked again.
-        max_failures: failed samples after which the run gives up.
+        max_failures: failures after which the run gives up; a video that cannot be read counts once.
+        sample_seconds: longest time for one answer, or ``None``.
+        cache: ``max_gb`` of vision features in memory, ``folder`` and ``disk_gb`` of those on disk.
         overlays: for how many questions each token's fate is stored.
     """
 
@@ -71,6 +75,10 @@ class Settings:
     seed: int = 0
     retry_failed: bool = False
     max_failures: int = 10
+    sample_seconds: float | None = None
+    cache: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"max_gb": 0.0, "folder": None, "disk_gb": 20.0}
+    )
     overlays: int = 0
 
 
@@ -115,6 +123,8 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         seed=seed,
         retry_failed=cfg.retry_failed,
         max_failures=most,
+        sample_seconds=None if cfg.sample_seconds is None else _number("sample_seconds", cfg.sample_seconds),
+        cache=_cache(plain(cfg.cache)),
         overlays=overlays,
     )
 
@@ -339,6 +349,28 @@ def _prompt_code(benchmark: dict[str, Any], public: bool) -> str:
     if benchmark["decoder"] != "decord":
         parts.append(benchmark["decoder"])
     return ", ".join(parts)
+
+
+def _cache(cache: dict[str, Any]) -> dict[str, Any]:
+    _only("cache", cache, CACHE)
+    folder = cache["folder"]
+    if folder is not None and not (isinstance(folder, str) and folder.strip()):
+        raise ConfigError(f"cache.folder={folder!r} is out of range; allowed: the path of a folder, or null")
+    return {
+        "max_gb": _number("cache.max_gb", cache["max_gb"], zero=True),
+        "folder": folder and str(Path(folder).expanduser().resolve()),
+        "disk_gb": _number("cache.disk_gb", cache["disk_gb"]),
+    }
+
+
+def _number(name: str, value: Any, zero: bool = False) -> float:
+    """A finite number above 0, or 0 where that is allowed."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):
+        raise ConfigError(
+            f"{name}={value!r} is out of range; allowed: a number {'from' if zero else 'above'} 0"
+        )
+    return float(value)
 
 
 def _only(group: str, given: dict[str, Any], allowed: Iterable[str]) -> None:

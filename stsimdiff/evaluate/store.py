@@ -7,6 +7,7 @@ elsewhere.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -97,13 +98,18 @@ class ArmStore:
         if self._answered.get(row["id"]):
             raise ValueError(f"{self._path}: sample {row['id']!r} has an answer already")
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        before = os.fstat(self._descriptor).st_size
+        before = None
         try:
+            state = os.fstat(self._descriptor)
+            before = state.st_size
+            if not state.st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "it was removed while the run was going on")
             _write_all(self._descriptor, line)
             os.fsync(self._descriptor)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, before)
+            if before is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, before)
             raise DataError(
                 f"cannot write {self._path}: {error.strerror}; the {len(self._answered)} answers before it are kept, "
                 "start the same run again to go on"

@@ -85,6 +85,7 @@ class EncodedVideo:
         inputs: what else the family's prompt needs (for example ``video_grid_thw``).
         signals: what the vision tower's attention says, where it was asked for.
         seconds: time of preprocessing and of the vision tower.
+        origin: ``encoded``, or where features of an earlier pass or run came from: ``memory``, ``disk``.
     """
 
     features: Tensor
@@ -92,6 +93,7 @@ class EncodedVideo:
     inputs: dict[str, Any]
     signals: VisionSignals | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    origin: str = "encoded"
 
 
 @dataclass

@@ -1,0 +1,157 @@
+"""The loop of a pass: videos, their open questions, the arms that have not answered; each answer is stored at once.
+
+What an answer is made of stands in :mod:`session`; here stands the order, what failed, and when a run gives up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from stsimdiff.errors import RunFailed, UserError, VideoError
+from stsimdiff.evaluate.arms import Arm, Settings
+from stsimdiff.evaluate.failures import failure, once_more
+from stsimdiff.evaluate.processes import Processes
+from stsimdiff.evaluate.progress import Progress
+from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.store import ArmStore
+from stsimdiff.models.base import EncodedVideo
+
+if TYPE_CHECKING:
+    from stsimdiff.evaluate.session import Asked, Session
+
+
+@dataclass
+class Work:
+    """The questions that each arm has still to answer, and why some videos are known to be unusable."""
+
+    stores: dict[str, ArmStore]
+    arms: Sequence[Arm]
+    questions: Sequence[Question]
+    retry_failed: bool
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    missing: dict[str, set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = {question.id for question in self.questions}
+        for arm in self.arms:
+            self.missing[arm.id] = wanted - self.stores[arm.id].done(self.retry_failed)
+
+    @property
+    def samples(self) -> int:
+        """Answers still to give."""
+        return sum(len(ids) for ids in self.missing.values())
+
+    def arms_for(self, question: Question) -> list[Arm]:
+        """Arms that have not answered this question."""
+        return [arm for arm in self.arms if question.id in self.missing[arm.id]]
+
+    def by_video(self) -> list[tuple[str, list[Question]]]:
+        """Videos with their open questions, each video once."""
+        open_ids = set().union(*self.missing.values())
+        pending = [question for question in self.questions if question.id in open_ids]
+        ordered = sorted(pending, key=lambda question: question.video)
+        return [(path, list(group)) for path, group in groupby(ordered, key=lambda question: question.video)]
+
+
+def share(questions: Sequence[Question], processes: Processes) -> list[Question]:
+    """The questions of this process. A video, and so all its questions, belongs to one process."""
+    turn = {path: i for i, path in enumerate(sorted({question.video for question in questions}))}
+    return [q for q in questions if turn[q.video] % processes.world == processes.rank]
+
+
+def answer_all(session: Session, task: Any, work: Work, processes: Processes) -> int:
+    """Answer every missing sample, video by video; returns how many lines were written.
+
+    A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on.
+
+    Raises:
+        ConfigError: when the settings and the model do not go together, as seen only now.
+        DataError: when something cannot be stored; the answers before it are.
+        RunFailed: when more went wrong in this call than ``max_failures`` allows.
+    """
+    videos = work.by_video()
+    log = session.settings.folder / processes.file("progress", "log")
+    total = work.samples, len(videos), sum(len(questions) for _, questions in videos)
+    with Progress(*total, log, show=processes.rank == 0) as progress:
+        loop = _Loop(session, task, work, progress)
+        for path, questions in videos:
+            loop.video(path, questions)
+    return loop.written
+
+
+class _Loop:
+    """One call of :func:`answer_all`. A video's features live as long as :meth:`video` runs, and no longer."""
+
+    def __init__(self, session: Session, task: Any, work: Work, progress: Progress) -> None:
+        self.session, self.task, self.work, self.progress = session, task, work, progress
+        self.written = self.failures = 0
+
+    def video(self, path: str, questions: Iterable[Question]) -> None:
+        """Encode a video and have all its open questions answered."""
+        self.progress.video()
+        encoded: EncodedVideo | Exception | SystemExit
+        try:
+            if path in self.work.unusable:
+                raise VideoError(self.work.unusable[path])
+            encoded = once_more(lambda: self.session.encode(path, self.work.arms), self.session.free)
+        except VideoError as error:
+            encoded = error
+        except UserError:
+            # What the settings forbid, or a disk refuses, is no matter of one video.
+            raise
+        except (Exception, SystemExit) as error:
+            encoded = error
+        for question in questions:
+            self.question(question, encoded)
+        # Known beforehand and allowed (allow_missing), it says nothing about how the run fares.
+        if not isinstance(encoded, EncodedVideo) and path not in self.work.unusable:
+            self._went_wrong(encoded)
+
+    def question(self, question: Question, encoded: EncodedVideo | Exception | SystemExit) -> None:
+        """Have one question answered by every arm that has not done so."""
+        self.progress.question()
+        asked: Asked | Exception | SystemExit
+        if isinstance(encoded, EncodedVideo):
+            try:
+                asked = once_more(lambda: self.session.ask(question, encoded), self.session.free)
+            except (Exception, SystemExit) as error:
+                asked = error
+        else:
+            asked = encoded
+        for arm in self.work.arms_for(question):
+            self.sample(arm, question, asked)
+        if isinstance(encoded, EncodedVideo) and isinstance(asked, BaseException):
+            self._went_wrong(asked)
+
+    def sample(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
+        """Have one question answered by one arm, and store the answer or the reason why there is none."""
+        self.progress.arm(arm.label, arm.budget.retention)
+        if isinstance(asked, BaseException):
+            self._store(arm, failure(question, asked))
+            return
+        try:
+            row = once_more(lambda: self.session.row(self.task, arm, question, asked), self.session.free)
+        except (Exception, SystemExit) as error:
+            self._store(arm, failure(question, error))
+            self._went_wrong(error)
+        else:
+            self._store(arm, row)
+
+    def _store(self, arm: Arm, row: dict[str, Any]) -> None:
+        self.work.stores[arm.id].append(row)
+        self.written += 1
+        self.progress.step(failed=row["error"] is not None)
+
+    def _went_wrong(self, error: BaseException) -> None:
+        """Count one thing that went wrong, however many samples it cost: a broken video must not end a sweep."""
+        self.failures += 1
+        settings: Settings = self.session.settings
+        if self.failures > settings.max_failures:
+            raise RunFailed(
+                f"stopped after {self.failures} failures (max_failures={settings.max_failures}; a video that cannot be "
+                f"read counts once, whatever it cost); the last one: {type(error).__name__}: {error}. What was "
+                f"answered is stored in {settings.folder}"
+            )

@@ -1,0 +1,86 @@
+"""What becomes of a sample that goes wrong: memory that ran out is freed and asked for once more, the rest is said.
+
+A failed sample is a line of its own with the reason; nothing is scored for it. Which samples are asked, and when a run
+gives up, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from stsimdiff.evaluate.questions import Question
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SAID_BY_ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+"""How allocators say that memory ran out where they raise a plain ``RuntimeError`` (CPU, cuBLAS, MPS, the driver)."""
+
+
+def identity(question: Question) -> dict[str, Any]:
+    """The first fields of a stored line: whose sample it is."""
+    return {"id": question.id, "video": Path(question.video).name, "family": question.family}
+
+
+def failure(question: Question, error: BaseException) -> dict[str, Any]:
+    """The stored line of a sample that has no answer; nothing is scored for it."""
+    details = "".join(traceback.format_exception(error))
+    return {
+        **identity(question),
+        "answer": None,
+        "parsed": None,
+        "correct": None,
+        "error": {"type": type(error).__name__, "message": str(error), "traceback": details},
+    }
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory of the host or of a device ran out, said by the error itself or by what caused it."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    if isinstance(error, RuntimeError) and any(words in said for words in SAID_BY_ALLOCATORS):
+        return True
+    return is_out_of_memory(error.__cause__)
+
+
+def once_more(attempt: Callable[[], T], free: Callable[[], None]) -> T:
+    """What ``attempt`` returns; where it runs out of memory, what can be freed is freed and it is called again.
+
+    Args:
+        attempt: may raise anything; only out-of-memory is tried again, and only once.
+        free: gives back what the caller holds and can do without.
+    """
+    try:
+        return attempt()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("out of memory (%s); freeing what can be freed and trying once more", _first_line(error))
+        # The frames of the failed attempt hold its tensors.
+        traceback.clear_frames(error.__traceback__)
+    free()
+    free_memory()
+    return attempt()
+
+
+def free_memory() -> None:
+    """Collect what nothing refers to, and give the device's cached blocks back."""
+    gc.collect()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        torch.get_device_module(device).empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
