@@ -95,7 +95,10 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if not messages.raised_by_hydra(error):
             raise
-        _stop(error, messages.one_line(str(error)), 2)
+        said = messages.one_line(str(error))
+        if isinstance(error, OSError):
+            said = f"cannot write the run's folder: {said}; mend the disk, or choose another results=FOLDER"
+        _stop(error, said, 2)
     except RunFailed as error:
         _stop(error, str(error), 1)
     except KeyboardInterrupt as error:

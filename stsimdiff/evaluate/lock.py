@@ -129,10 +129,15 @@ def _identity() -> dict[str, Any]:
 
 
 def _started(pid: int) -> str | None:
-    """The process's start, in ticks since boot with the boot's id; ``None`` where there is no ``/proc``."""
+    """The process's start, in ticks since boot with the boot's id; ``None`` where there is no ``/proc``.
+
+    Also ``None`` for one that has ended and only waits for its parent to notice.
+    """
     try:
         # The name in field 2 may hold spaces and brackets; the fields behind its last bracket do not.
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in ("Z", "X"):
+            return None
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
     except (OSError, IndexError):
         return None

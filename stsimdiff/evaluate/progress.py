@@ -37,6 +37,7 @@ class Progress:
         self._console = Console(stderr=True)
         self._lines = show and not self._console.is_terminal
         self._started = self._said = time.monotonic()
+        self._said_of = -1
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,7 +57,8 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
-        self._say()
+        if self._said_of != self.done:
+            self._say()
 
     def video(self) -> None:
         """The next video begins."""
@@ -83,7 +85,7 @@ class Progress:
         return f"video {self.at_video} of {self.videos}, question {self.at_question} of {self.questions}"
 
     def _say(self) -> None:
-        self._said = time.monotonic()
+        self._said, self._said_of = time.monotonic(), self.done
         spent = self._said - self._started
         left = spent / max(self.done, 1) * (self.total - self.done)
         line = (
