@@ -6,7 +6,6 @@ Used by the command line (:func:`run_arms`) and by the model that lmms-eval's ow
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +30,8 @@ from stsimdiff.evaluate.limits import TimeLimit, sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.provenance import provenance
-from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task, replay
+from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task
+from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
 from stsimdiff.models import OPTIONS, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
@@ -222,7 +222,7 @@ def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | No
         if processes.rank > 0:
             return outcome
         with _written_or_said(settings.folder):
-            outcome.failed = _score(settings, task, arms, questions)
+            outcome.failed = score(settings, task, arms, questions)
             unmade = _report(settings)
     if outcome.failed:
         raise RunFailed(
@@ -309,27 +309,6 @@ def answer_missing(
             if work.missing[arm.id]:
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
         return answer_all(session, task, work, processes)
-
-
-def _score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> int:
-    """Replay every arm's stored answers through the task, write ``metrics.json``; returns the samples unanswered."""
-    by_id = {question.id: question for question in questions}
-    failed = 0
-    for arm in arms:
-        folder = settings.folder / arm.folder
-        rows = [row for row in read_answers(folder) if row["id"] in by_id]
-        answered = [(by_id[row["id"]], row["answer"]) for row in rows if row["error"] is None]
-        correct = [row["correct"] for row in rows if row["error"] is None]
-        failed += len(by_id) - len(answered)
-        metrics = {
-            "task": settings.benchmark["task"],
-            "n": len(answered),
-            "n_failed": len(by_id) - len(answered),
-            "accuracy": 100 * sum(map(bool, correct)) / len(correct) if correct else None,
-            "metrics": replay(task, answered) if answered else {},
-        }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    return failed
 
 
 def _report(settings: Settings) -> list[str]:

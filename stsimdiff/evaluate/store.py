@@ -24,8 +24,14 @@ log = logging.getLogger(__name__)
 
 RECORD = "arm.json"
 SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
+BEGIN, END = b'{"id": "', b', "error": null}'
+"""How the line of an answer begins and ends as it is written here. Opening a store reads no more than that of it, so
+that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
 Row = dict[str, Any]
+
+sync = getattr(os, "fdatasync", os.fsync)
+"""Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
 
 
 class ArmStore:
@@ -67,7 +73,7 @@ class ArmStore:
             self._refuse_other_splits()
             write_record(self.folder, self.record)
             self._open()
-            self._answered = {row["id"]: _succeeded(row) for row in read_answers(self.folder)}
+            self._answered = _read_states(self.folder)
         except BaseException:
             self.close()
             raise
@@ -97,7 +103,9 @@ class ArmStore:
             raise ValueError(f"{self._path} is not open")
         if self._answered.get(row["id"]):
             raise ValueError(f"{self._path}: sample {row['id']!r} has an answer already")
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        between = {name: value for name, value in row.items() if name not in ("id", "error")}
+        ordered = {"id": row["id"], **between, "error": row.get("error")}
+        line = (json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n").encode()
         before = None
         try:
             state = os.fstat(self._descriptor)
@@ -105,7 +113,7 @@ class ArmStore:
             if not state.st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "it was removed while the run was going on")
             _write_all(self._descriptor, line)
-            os.fsync(self._descriptor)
+            sync(self._descriptor)
         except OSError as error:
             if before is not None:
                 with contextlib.suppress(OSError):
@@ -212,7 +220,7 @@ def read_answers(folder: Path) -> list[Row]:
         DataError: for a line that is not JSON, with file and line number.
     """
     rows: dict[str, Row] = {}
-    for path in _shards(folder):
+    for path in shards(folder):
         for row in _rows(path):
             if not _succeeded(rows.get(row["id"], {"error": ""})):
                 rows[row["id"]] = row
@@ -224,24 +232,58 @@ def arm_folders(run: Path) -> list[Path]:
     return sorted(path.parent for path in run.glob(f"*/{RECORD}"))
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards(folder: Path) -> list[Path]:
+    """The files with an arm's answers, one a process."""
     return sorted(path for path in folder.glob("answers*.jsonl") if SHARD.fullmatch(path.name))
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        yield _parsed(path, number, line)
+
+
+def _read_states(folder: Path) -> dict[str, bool]:
+    """Of each sample that has a line whether one of its lines is an answer."""
+    states: dict[str, bool] = {}
+    for path in shards(folder):
+        for number, line in _lines(path):
+            answered = _answered_id(line)
+            if answered is not None:
+                states[answered] = True
+            else:
+                row = _parsed(path, number, line)
+                states[row["id"]] = states.get(row["id"], False) or _succeeded(row)
+    return states
+
+
+def _answered_id(line: bytes) -> str | None:
+    """The id in the line of an answer, or ``None`` where the line has to be parsed to know."""
+    if not (line.startswith(BEGIN) and line.endswith(END)):
+        return None
+    end = line.find(b'", ', len(BEGIN))
+    name = line[len(BEGIN) : end]
+    plain = end > 0 and name.isascii() and b'"' not in name and b"\\" not in name
+    return name.decode() if plain else None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Complete lines with their numbers; a torn last one is left out."""
     try:
         *lines, _torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {number} is not an answer: {error!r}; remove the line to go on"
-            ) from error
-        yield row
+    return enumerate(lines, start=1)
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+        row["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}, line {number} is not an answer: {error!r}; remove the line to go on"
+        ) from error
+    return row
 
 
 def _succeeded(row: Row) -> bool:

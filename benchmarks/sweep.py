@@ -1,0 +1,104 @@
+"""Arms of one pass against a run for each arm: time, identical answers, and memory over the number of videos.
+
+python benchmarks/sweep.py [--quick] [--questions N]
+
+Every run is a process of its own, as a user would start it. A separate run loads the model, decodes and encodes again;
+what that costs beside the answers depends on the model, so the ratio is that of the embedded model on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.data import clips
+
+METHODS = ("random", "uniform_frames", "spatial_pool", "temporal_difference", "fastervlm", "st_simdiff")
+RETENTIONS = (0.3, 0.1)
+EXTRA = (("none", 1.0), ("no_video", 1.0), ("visionzip", 0.3), ("prumerge", 0.3))
+ARMS = [(method, r) for method in METHODS for r in RETENTIONS] + list(EXTRA)
+
+
+def command(
+    data: Path, results: Path, run: str, arms: list[tuple[str, float]], limit: int | None
+) -> list[str]:
+    """The command line that answers with these arms."""
+    lines = ",".join(f"'compressor={method} budget.retention={r}'" for method, r in arms)
+    words = [f"arms=[{lines}]", f"benchmark.data={data}", f"results={results}", f"run={run}", "logger=none"]
+    return [sys.executable, "-m", "stsimdiff", *words, *([f"limit={limit}"] if limit else [])]
+
+
+def spent(words: list[str]) -> tuple[float, int]:
+    """Seconds of a command, and the peak of its resident memory in bytes."""
+    started = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(words)}\n{said}")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
+
+
+def answers(results: Path, run: str) -> dict[str, list[Any]]:
+    """What each arm answered, and how many tokens entered each layer."""
+    return {
+        file.parent.name: [
+            (row["id"], row["answer"], row["tokens_per_layer"], row["reasons"])
+            for row in map(json.loads, file.read_text().splitlines())
+        ]
+        for file in sorted((results / run).glob("*/answers.jsonl"))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two videos and one repeat")
+    parser.add_argument("--videos", type=int, default=8, help="clips of seven questions each")
+    parser.add_argument("--questions", type=int, help="only the first so many questions")
+    parser.add_argument("--repeats", type=int, default=3, help="of the one pass; its median counts")
+    parser.add_argument("--out", type=Path, default=Path("results/sweep.json"))
+    options = parser.parse_args()
+    videos, repeats = (2, 1) if options.quick else (options.videos, options.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        few, many = (clips.build(results / f"data{n}", videos=n) for n in (videos, 4 * videos))
+        passes = [spent(command(few, results, f"pass{i}", ARMS, options.questions)) for i in range(repeats)]
+        alone = [spent(command(few, results, "alone", [arm], options.questions)) for arm in ARMS]
+        same = answers(results, "pass0") == answers(results, "alone")
+        _, peak = spent(command(many, results, "many", ARMS[:4], None))
+        _, peak_few = spent(command(few, results, "few", ARMS[:4], None))
+    one, separate = statistics.median(seconds for seconds, _ in passes), sum(seconds for seconds, _ in alone)
+    report = {
+        "arms": len(ARMS),
+        "videos": videos,
+        "questions": options.questions,
+        "one_pass_s": one,
+        "separate_s": separate,
+        "ratio": separate / one,
+        "identical": same,
+        "peak_bytes": {str(videos): peak_few, str(4 * videos): peak},
+        "machine": platform.machine(),
+    }
+    print(f"{len(ARMS)} arms in one pass: {one:.1f} s (median of {repeats}); one by one: {separate:.1f} s")
+    print(f"ratio {separate / one:.2f}; answers identical: {same}")
+    print(
+        f"peak memory: {videos} videos {peak_few / 2**20:.0f} MiB, {4 * videos} videos {peak / 2**20:.0f} MiB"
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {options.out}")
+    if not same:
+        raise SystemExit("the arms of one pass answered otherwise than alone")
+
+
+if __name__ == "__main__":
+    main()
