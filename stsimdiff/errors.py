@@ -38,7 +38,8 @@ class Missing(DataError):
 
     def __init__(self, parts: list[str]) -> None:
         self.parts = list(dict.fromkeys(parts))
-        super().__init__("\n".join(self.parts))
+        listed = "\n".join(f"- {part}" for part in self.parts)
+        super().__init__(f"missing on this machine:\n{listed}" if len(self.parts) > 1 else self.parts[0])
 
 
 class RunFailed(Exception):

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff import compressors
 from stsimdiff.errors import ConfigError, Missing, RunFailed
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.models.presence import absent
 from stsimdiff.resources import folder
 
 log = logging.getLogger(__name__)
@@ -133,9 +134,16 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         for arm in arms_from_config(cfg, settings):
             arms.setdefault(arm.id, arm)
 
+    if lacking := _absent_weights(configurations):
+        raise Missing(lacking)
+
     from stsimdiff.evaluate.features import FeatureMemory  # these import torch, transformers and lmms-eval
     from stsimdiff.evaluate.session import run_arms
 
+    if len(passes) > 1:
+        from stsimdiff.evaluate.preflight import check_data
+
+        check_data(settings for settings, _ in passes)
     memory = FeatureMemory()
     failures = []
     for number, (settings, arms) in enumerate(passes, start=1):
@@ -168,8 +176,14 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
                 missing += error.parts
         found.append(known[key])
     if missing:
-        raise Missing(missing)
+        raise Missing(missing + _absent_weights(configurations))
     return found
+
+
+def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
+    """What the checkpoint folders lack, a sentence each."""
+    asked = dict.fromkeys((cfg.model.family, cfg.model.path) for cfg in configurations)
+    return [said for family, path in asked for said in absent(family, path)]
 
 
 class ArmsLauncher(Launcher):

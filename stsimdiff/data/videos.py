@@ -193,10 +193,15 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str
                 unusable[path] = str(error)
     if unusable and not benchmark.get("allow_missing"):
         raise DataError(
-            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used; {_packed(benchmark)}"
+            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
+            f"{_place(benchmark)}; {_packed(benchmark)}"
             "benchmark.allow_missing=true answers the other questions and counts these as failed"
         )
     return unusable
+
+
+def _place(benchmark: dict[str, Any]) -> str:
+    return f" (looked for everywhere below {benchmark['root']})" if benchmark.get("root") else ""
 
 
 def _packed(benchmark: dict[str, Any]) -> str:

@@ -199,6 +199,7 @@ def _data_folder(data: Any, benchmark: dict[str, Any]) -> None:
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
     from stsimdiff.models import FAMILIES, OPTIONS
+    from stsimdiff.models.presence import fetching
 
     options = OPTIONS.get(model.get("family"), {})
     if "family" in model:
@@ -223,24 +224,26 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
         )
     path = _checkpoint(model)
     if not (path / "config.json").is_file():
+        get = f"{fetching(model['family'], str(path))} fetches a released one"
         hint = (
-            "name a folder with config.json and weights" if model["path"] else "make train-embedded makes it"
+            f"name a folder with config.json and weights; {get}"
+            if model["path"]
+            else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {hint}")
     return {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
 
 
 def _checkpoint(model: dict[str, Any]) -> Path:
-    from stsimdiff.models import RELEASED
+    from stsimdiff.models.presence import fetching
 
     if model["path"]:
         return Path(model["path"]).expanduser()
     if model["name"] == "embedded":
         return embedded_checkpoint()
-    released = RELEASED.get(model["family"], "<org>/<model>")
     raise DataError(
         f"model.path is not set, and the weights of model={model['name']} do not come with the package: get them "
-        f"with `hf download {released} --local-dir DIR`, then give model.path=DIR"
+        f"with {fetching(model['family'])}, then give model.path=DIR"
     )
 
 

@@ -20,6 +20,8 @@ from stsimdiff.report.rows import REFERENCES, Arm
 NAN = float("nan")
 CONTROLS = ("random", "uniform", "spatial", "temporal")
 """How the names of the controls begin; they stand above the methods they are there to check."""
+WHOLE = "all"
+"""The family of every question of a benchmark that knows no kinds of questions."""
 PROPOSED = "st_simdiff"
 """Stands last in a block, and is what the others are compared with in pairs."""
 
@@ -182,7 +184,9 @@ class Group:
     def _families(self, members: list[Arm]) -> tuple[str, ...]:
         declared = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
         stored = [name for arm in members for name in sorted(self.stored[arm.id]["family"].dropna().unique())]
-        return tuple(dict.fromkeys(declared + stored))
+        found = tuple(dict.fromkeys(declared + stored))
+        # The one family of a benchmark that has no kinds of questions is what overall says already.
+        return () if found == (WHOLE,) else found
 
     def _row(self, arm: Arm, kind: str, families: tuple[str, ...]) -> Row:
         answered = self.answered[arm.id]

@@ -1,0 +1,41 @@
+"""The data of all passes, looked at before the first one loads a model.
+
+Otherwise a sweep over four benchmarks would answer one for a day before it says that the next one's videos are gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from stsimdiff.data.videos import unusable_videos
+from stsimdiff.errors import DataError, Missing
+from stsimdiff.evaluate.questions import all_questions, load_task
+from stsimdiff.evaluate.settings import Settings
+
+
+def check_data(passes: Iterable[Settings]) -> None:
+    """Read the questions of every public benchmark and open its videos, each once.
+
+    Of several processes only the first one looks; the others wait for it at their first pass.
+
+    Raises:
+        Missing: naming what cannot be used, of all benchmarks.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    looked_at, missing = set(), []
+    for settings in passes:
+        benchmark = settings.benchmark
+        families = tuple(benchmark["families"] or ())
+        key = (benchmark["root"], families, settings.limit, benchmark["allow_missing"])
+        if not benchmark["root"] or key in looked_at:
+            continue
+        looked_at.add(key)
+        try:
+            questions = all_questions(load_task(benchmark), settings.limit, families)
+            unusable_videos(benchmark, [question.video for question in questions])
+        except DataError as error:
+            missing.append(f"{benchmark['name']}: {error}")
+    if missing:
+        raise Missing(missing)
