@@ -8,7 +8,7 @@ knows decoders and runs; which model family or which method they come from it do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stsimdiff.attention import attention_rows, mean_attention, probe
 from stsimdiff.budget import achieved
 from stsimdiff.compressors.base import Places, Run
+from stsimdiff.slicing import SLICED
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
 
@@ -28,10 +29,15 @@ class Decoder:
     Attributes:
         module: the module whose forward runs the decoder (it takes ``inputs_embeds`` and runs ``layers``).
         layers: its decoder layers.
+        added: where the module adds features to the video tokens after its first layers (Qwen3-VL's deepstack): takes
+            them out of the module's keyword arguments, which it may change, and returns ``(N, D)`` in raster order for
+            each of these layers. The engine then adds them to the tokens that are left. A merged token gets those of
+            the token in whose place it stands.
     """
 
     module: nn.Module
     layers: nn.ModuleList
+    added: Callable[[dict[str, Any]], Sequence[Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -132,6 +138,8 @@ class Compression:
                     self._split(number, layer)
                 if number in places.attention:
                     self._undo.append(probe(layer.self_attn, self._receive))
+                if self.decoder.added is not None:
+                    self._hook(layer.register_forward_hook(self._after(number)))
             self._hook(self.decoder.module.register_forward_hook(self._end))
         except BaseException:
             self.__exit__()
@@ -147,7 +155,7 @@ class Compression:
 
     # The decoder as a whole ------------------------------------------------------------------------------------
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         embeds = kwargs.get("inputs_embeds")
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
@@ -167,7 +175,7 @@ class Compression:
                     f"{embeds.shape[1]} new tokens on a cache of {past}: prefill the prompt in one piece "
                     "(prefill_chunk_size=None) and decode one token at a time"
                 )
-            return
+            return None
         if self._prefilled:
             raise ValueError("a second prompt inside one Compression; open a new one for each prompt")
         if embeds.shape[1] != self.layout.length:
@@ -186,6 +194,12 @@ class Compression:
         self._kept: Tensor | None = None
         self._attention: Tensor | None = None
         self._sliced: dict[Any, Any] = {}
+        self._added: Sequence[Tensor] = ()
+        if self.decoder.added is None:
+            return None
+        kwargs = dict(kwargs)
+        self._added = self.decoder.added(kwargs)
+        return args, kwargs
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self._active:
@@ -194,7 +208,7 @@ class Compression:
         self.trace.reason = self._reason.cpu()
         self._prefilled, self._active = True, False
         # Tensors of the prefill must not live as long as the decoding does.
-        self._sliced, self._attention = {}, None
+        self._sliced, self._attention, self._added = {}, None, ()
 
     # One layer -------------------------------------------------------------------------------------------------
 
@@ -231,7 +245,8 @@ class Compression:
 
         def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
             attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
-            hidden_states = hidden_states + attended
+            # Where layers lie on several devices, the attention has moved to this layer's.
+            hidden_states = hidden_states.to(attended.device) + attended
             if self._active:
                 hidden_states = self._select(
                     "between", number, hidden_states, lambda t: self.run.between(number, t, self._attention)
@@ -255,6 +270,20 @@ class Compression:
 
         self._undo.append(undo)
 
+    def _after(self, number: int) -> Callable:
+        """Add what the decoder itself would add to the video tokens after this layer, to those that are left."""
+
+        def hook(layer: nn.Module, args: tuple, hidden: Tensor) -> Tensor | None:
+            if not self._active or number >= len(self._added) or self._raster.shape[0] == 0:
+                return None
+            self._follow(hidden.device)
+            rows = self._video_rows()
+            hidden = hidden.clone()
+            hidden[0, rows] = hidden[0, rows] + self._added[number].to(hidden)[self._raster]
+            return hidden
+
+        return hook
+
     # Selecting -------------------------------------------------------------------------------------------------
 
     def _select(
@@ -264,6 +293,7 @@ class Compression:
         if self.run.finished or self._raster.shape[0] == 0:
             return hidden
         started = _now(hidden.device)
+        self._follow(hidden.device)
         rows = self._video_rows()
         features = hidden[0, rows] if isinstance(rows, slice) else hidden[0].index_select(0, rows)
         tokens = VideoTokens(features, self.layout.grid, self._raster)
@@ -297,7 +327,7 @@ class Compression:
         local = stay.nonzero(as_tuple=True)[0]
         if selection.features is not None:
             hidden = hidden.clone()
-            hidden[0, video_rows[keep]] = selection.features.to(hidden.dtype)
+            hidden[0, video_rows[keep]] = selection.features.to(hidden)
         hidden = hidden.index_select(1, local)
         self._kept = local if self._kept is None else self._kept[local]
         self._raster = self._raster[keep]
@@ -305,6 +335,15 @@ class Compression:
         if self._attention is not None:
             self._attention = self._attention[:, keep]
         return hidden
+
+    def _follow(self, device: torch.device) -> None:
+        """Bring the state of the prefill to the device of a layer; a model's layers may lie on several."""
+        if self._raster.device == device:
+            return
+        for name in ("_video", "_raster", "_reason", "_kept", "_attention"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.to(device))
 
     def _video_rows(self) -> slice | Tensor:
         """Rows of the video tokens in the current hidden states; a slice (a view, no copy) where they adjoin."""
@@ -315,12 +354,12 @@ class Compression:
 
     def _slice(self, key: str, value: Any) -> Any:
         """Cut a stock argument of full length S to the tokens that are left; once for each drop and tensor."""
-        if value is None or key not in _SLICED:
+        if value is None or key not in SLICED:
             return value
         memo = (key, id(value))
         if memo not in self._sliced:
             # The value is held beside its cut, so that its id cannot be used again by another tensor.
-            self._sliced[memo] = (value, _SLICED[key](value, self._kept, self.layout.length))
+            self._sliced[memo] = (value, SLICED[key](value, self._kept, self.layout.length))
         return self._sliced[memo][1]
 
     # Attention -------------------------------------------------------------------------------------------------
@@ -329,6 +368,7 @@ class Compression:
         if not self._active or self.run.finished or self._raster.shape[0] == 0:
             return
         started = _now(query.device)
+        self._follow(query.device)
         queries = self.run.places.queries
         if queries == "all":
             rows = mean_attention(query, key, scaling)[0]
@@ -353,30 +393,3 @@ def _check_places(places: Places, layers: int) -> None:
         wrong = [n for n in getattr(places, name) if not 0 <= n < layers]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {layers - 1}")
-
-
-def _cut_mask(mask: Tensor, kept: Tensor, length: int) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        raise ValueError(
-            f"a mask of type {type(mask).__name__} cannot be cut; use sdpa, eager or flash attention"
-        )
-    if mask.ndim == 4 and mask.shape[-2] == length:
-        mask = mask.index_select(-2, kept)
-    return mask.index_select(-1, kept)
-
-
-def _cut_rotary(embeddings: Any, kept: Tensor, length: int) -> Any:
-    if isinstance(embeddings, Tensor):
-        return embeddings.index_select(-2, kept)
-    return type(embeddings)(_cut_rotary(e, kept, length) for e in embeddings)
-
-
-def _cut_positions(positions: Tensor, kept: Tensor, length: int) -> Tensor:
-    return positions.index_select(-1, kept)
-
-
-_SLICED: dict[str, Callable] = {
-    "attention_mask": _cut_mask,
-    "position_embeddings": _cut_rotary,
-    "position_ids": _cut_positions,
-}

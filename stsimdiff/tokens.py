@@ -188,7 +188,8 @@ class Selection:
 class VisionSignals:
     """What the vision tower's attention says of each token of the grid, for methods of the vision place.
 
-    Read in the layer whose output became the features. Where the tower has no class token, a patch's score is the
+    Read in the layer whose output became the features. Where the tower has a class token, a patch's score is the
+    attention that this token pays it, averaged over heads. Where it has none, a patch's score is the
     attention that it receives, averaged over heads and over the queries of its frame (of its window, in layers with
     windowed attention); both signals are averaged over the patches that were pooled or merged into a grid token.
 

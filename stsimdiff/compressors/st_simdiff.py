@@ -300,7 +300,8 @@ class _Run(Run):
         scores = head_scores(attention, self.method.reduction)
         if not self.method.similarity and self.method.difference:
             # No stage one spares the events, so they come first here.
-            scores = torch.where(self.event[tokens.index], scores + 1 + scores.amax(), scores)
+            event = self.event.to(tokens.index.device)[tokens.index]
+            scores = torch.where(event, scores + 1 + scores.amax(), scores)
         # ALL: what stays keeps the reason that stage one gave it.
         return Selection.from_mask(top(scores, count), Reason.ALL)
 

@@ -33,7 +33,7 @@ from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
-from stsimdiff.models import OPTIONS, resolve
+from stsimdiff.models import options_of, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
 from stsimdiff.video import Frames
 
@@ -185,8 +185,14 @@ def load_model(settings: Settings) -> Family:
     model = settings.model
     if model["threads"] is not None:
         torch.set_num_threads(model["threads"])
-    own = {name: model[name] for name in OPTIONS.get(model["family"], {})}
-    options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"], own)
+    options = LoadOptions(
+        model["device"],
+        model["dtype"],
+        model["attn_implementation"],
+        {name: model[name] for name in options_of(model["family"])},
+        model["device_map"],
+        model["trust_remote_code"],
+    )
     return resolve(model["family"]).load(model["path"], options)
 
 

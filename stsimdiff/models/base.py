@@ -1,20 +1,22 @@
 """The contract of a model family: where its video tokens are, how its vision tower is read, how it is loaded.
 
-A family knows no compression method. The next family is one file with a subclass of :class:`Family`.
+A family knows no compression method. The next family is one file with a subclass of :class:`Family`; the kit in
+``stsimdiff.models.kit`` says whether it keeps the contract, and ``docs/families.md`` shows one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stsimdiff.engine import Decoder, synchronise
 from stsimdiff.errors import ConfigError
@@ -36,13 +38,19 @@ class LoadOptions:
         device: ``auto`` (an accelerator if there is one, else the CPU) or any torch device.
         dtype: ``auto`` (the checkpoint's own) or a name of :data:`DTYPES`.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` ...
-        family: options of one family alone, see ``stsimdiff.models.OPTIONS``.
+        family: options of one family alone, see ``stsimdiff.models.options_of``.
+        device_map: how transformers spreads the model's parts over several devices: a name (``auto``, ``balanced`` ...)
+            or devices by module; ``None`` puts the whole model on ``device``. Tried on CPUs only, with accelerate's
+            hooks and with pretended devices; nobody has run it on several accelerators.
+        trust_remote_code: whether a checkpoint's own Python code may run; off unless a user says so.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
     family: Mapping[str, Any] = field(default_factory=dict)
+    device_map: str | Mapping[str, str | int] | None = None
+    trust_remote_code: bool = False
 
     def resolved_device(self) -> torch.device:
         """The torch device; raises :class:`ConfigError` for a name that torch does not know or does not have."""
@@ -54,17 +62,26 @@ class LoadOptions:
             return torch.device(
                 found.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
             )
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"model.device={self.device!r} cannot be used here: {error}") from error
-        return device
+        return _usable(f"model.device={self.device!r}", self.device)
 
-    def checked_device(self) -> torch.device:
-        """The torch device, with the dtype checked as well: wrong options are said before a file is opened."""
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for options that cannot be used here: said before a file is opened."""
         self.resolved_dtype()
-        return self.resolved_device()
+        if self.device_map is None:
+            self.resolved_device()
+            return
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError(
+                f"model.device_map={self.device_map!r} spreads one model over the devices, and {os.environ['WORLD_SIZE']} "
+                "processes each want one: leave model.device_map out, or start one process"
+            )
+        if isinstance(self.device_map, Mapping):
+            for module, device in self.device_map.items():
+                _usable(f"model.device_map: {module!r} on {device!r}", device)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Put a loaded model on the device, unless transformers has spread it over several already."""
+        return model.to(self.resolved_device()) if self.device_map is None else model
 
     def resolved_dtype(self) -> torch.dtype | str:
         """A torch dtype, or ``auto`` for the checkpoint's own."""
@@ -73,6 +90,15 @@ class LoadOptions:
         if self.dtype not in DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
         return DTYPES[self.dtype]
+
+
+def _usable(name: str, device: str | int) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{name} cannot be used here: {error}") from error
+    return found
 
 
 @dataclass
@@ -116,7 +142,11 @@ class Family(ABC):
         model: the stock transformers model, in eval mode.
         processor: its stock processor.
         path: where it was loaded from.
+        options: of a user's own family: its keys ``model.*`` in the configuration, and the values of each. They reach
+            :meth:`load` as ``LoadOptions.family``.
     """
+
+    options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __init__(self, model: Any, processor: Any, path: str) -> None:
         self.model, self.processor, self.path = model.eval(), processor, path
@@ -130,6 +160,11 @@ class Family(ABC):
     @abstractmethod
     def decoder(self) -> Decoder:
         """The decoder that the engine works on."""
+
+    @property
+    @abstractmethod
+    def placeholders(self) -> tuple[str, ...]:
+        """Texts that stand for a video in this family's prompts; a question that holds one is refused."""
 
     @abstractmethod
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
@@ -151,10 +186,16 @@ class Family(ABC):
         """
         return Picture(frames=1, height=grid.height, width=grid.width, stride=grid.width)
 
+    def refuse_placeholders(self, text: str) -> None:
+        """Raise ``ValueError`` for a question's text that would be taken for a video."""
+        for placeholder in self.placeholders:
+            if placeholder in text:
+                raise ValueError(f"the question's text holds the model's video token {placeholder!r}")
+
     @property
     def device(self) -> torch.device:
         """Device of the decoder's input."""
-        return self.model.get_input_embeddings().weight.device
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def tokenizer(self) -> Any:
@@ -183,14 +224,26 @@ class Family(ABC):
         return self.tokenizer.decode(ids[0, prompted:], skip_special_tokens=True).strip()
 
     def describe(self) -> dict[str, str]:
-        """Provenance: class, device, dtype and attention backend as loaded."""
+        """Provenance: class, device, dtype, attention backend and where each part lies, as loaded."""
+        placed = getattr(self.model, "hf_device_map", None)
         return {
             "class": type(self.model).__name__,
             "device": str(self.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),
             "layers": str(len(self.decoder)),
+            "device_map": json.dumps({name: str(device) for name, device in placed.items()}) if placed else "none",
         }
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: that of its weights, or where accelerate brings weights that are kept elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    for part in (hook, *getattr(hook, "hooks", ())):
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 class Stopwatch:

@@ -38,11 +38,13 @@ def refuse_sliding_window(text_config: Any, path: str, file: str = "its config.j
         )
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path, options: LoadOptions) -> Any:
     """The stock processor of a folder. Raises :class:`ConfigError` where its files are missing or broken."""
     try:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return AutoProcessor.from_pretrained(
+            folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"the tokenizer or processor files in {folder} cannot be read: {reason}; take them from the released "
@@ -57,12 +59,12 @@ def load_weights(
     config: Any = None,
     key_mapping: Mapping[str, str] | None = None,
 ) -> Any:
-    """A stock model with the weights of ``folder`` (one safetensors file, or shards with their index).
+    """A stock model with the weights of ``folder`` (one safetensors file, or shards with their index), on its device.
 
     Args:
         model_class: a class of transformers.
         folder: the checkpoint folder.
-        options: device, dtype and attention backend.
+        options: device or device map, dtype and attention backend.
         config: configuration of the stock class where the folder's ``config.json`` is of another format.
         key_mapping: regular expressions from the checkpoint's names to those of the stock class.
 
@@ -70,7 +72,10 @@ def load_weights(
         ConfigError: when there are no safetensors files, or when weights are missing, unexpected or of another shape.
     """
     # An argument that is not given lets the stock class keep the name conversions of its own.
-    mapping = {"key_mapping": dict(key_mapping)} if key_mapping else {}
+    given: dict[str, Any] = {"key_mapping": dict(key_mapping)} if key_mapping else {}
+    if options.device_map is not None:
+        named = isinstance(options.device_map, str)
+        given["device_map"] = options.device_map if named else dict(options.device_map)
     try:
         model, found = model_class.from_pretrained(
             folder,
@@ -78,11 +83,11 @@ def load_weights(
             dtype=options.resolved_dtype(),
             attn_implementation=options.attn_implementation,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=options.trust_remote_code,
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **mapping,
+            **given,
         )
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -99,7 +104,7 @@ def load_weights(
         found["unexpected_keys"],
         (entry[0] for entry in found["mismatched_keys"]),
     )
-    return model
+    return options.place(model)
 
 
 def account(

@@ -35,7 +35,7 @@ class LlavaOnevision(Family):
             ConfigError: for a folder that is missing or holds another family, for sliding-window attention, and when
                 weights do not fit.
         """
-        device = options.resolved_device()
+        options.check()
         folder = require_folder(path, FILES)
         found = read_config(folder / "config.json").get("model_type")
         if found != "llava_onevision":
@@ -48,10 +48,14 @@ class LlavaOnevision(Family):
             raise ConfigError(
                 f"model.path={path!r} has vision_feature_layer={layer!r} in its config.json; this family reads one"
             )
-        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options).to(device)
+        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options)
         refuse_sliding_window(model.config.get_text_config(), path)
-        processor = load_processor(folder)
+        processor = load_processor(folder, options)
         return cls(model, processor, str(path))
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return (self.processor.video_token,)
 
     @property
     def decoder(self) -> Decoder:
@@ -88,8 +92,7 @@ class LlavaOnevision(Family):
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         pad = self.processor.video_token
-        if pad in text:
-            raise ValueError(f"the question's text holds the model's video token {pad!r}")
+        self.refuse_placeholders(text)
         message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
         chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         ids = self.processor.tokenizer(chat.replace(pad, pad * (video.grid.tokens + 1)), return_tensors="pt")

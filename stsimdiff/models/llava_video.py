@@ -78,7 +78,7 @@ class LlavaVideo(SiglipQwen2):
                 implement, when the vision tower's configuration is not there, and when a weight is missing or
                 unexpected.
         """
-        device = options.checked_device()
+        options.check()
         folder = require_folder(path)
         given = read_config(folder / "config.json")
         if given.get("model_type") != "llava_qwen":
@@ -92,10 +92,14 @@ class LlavaVideo(SiglipQwen2):
             raise ConfigError(f"model.pooling={pooling!r} is unknown; allowed: {', '.join(POOLINGS)}, null")
         config = _stock_config(given, tower_config(folder, given))
         refuse_sliding_window(config.text_config, path)
-        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS).to(device)
+        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS)
         timed = bool(options.family.get("time_instruction", False))
         stride = int(given.get("mm_spatial_pool_stride", 2))
         return cls(model, optional_tokenizer(folder, config.text_config), str(path), pooling, stride, timed)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return ("<image>",)
 
     @property
     def decoder(self) -> Decoder:
@@ -151,8 +155,7 @@ class LlavaVideo(SiglipQwen2):
         return Picture(1, grid.height, grid.width - 1, grid.width)
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
-        if "<image>" in text:
-            raise ValueError("the question's text holds the model's video token '<image>'")
+        self.refuse_placeholders(text)
         if self.time_instruction:
             text = f"{video.inputs['time_instruction']}\n{text}"
         return self.prompt_from_ids(video, self._ids(BEFORE), self._ids(f"\n{text}{AFTER}"), sample)

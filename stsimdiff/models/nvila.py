@@ -6,6 +6,7 @@ tokens of a group of frames are one row of the grid, since the tokens that end i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,14 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.base import (
+    EncodedVideo,
+    LoadOptions,
+    Prompt,
+    Stopwatch,
+    execution_device,
+    require_folder,
+)
 from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
@@ -85,19 +93,26 @@ class NVILA(SiglipQwen2):
             ConfigError: for a folder that is missing or of another family, for a setting that this family does not
                 implement, and when a weight is missing or unexpected.
         """
-        device = options.checked_device()
+        options.check()
         folder = require_folder(path, ("config.json", *(f"{part}/config.json" for part in PARTS)))
         given = read_config(folder / "config.json")
         encoder = _video_encoder(path, given)
         llm, vision, projector = (folder / part for part in PARTS)
-        model = load_weights(Qwen2ForCausalLM, llm, options).to(device)
+        model = load_weights(Qwen2ForCausalLM, llm, options)
         refuse_sliding_window(model.config, path, "llm/config.json")
-        tower = load_weights(SiglipVisionModel, vision, options).to(device)
+        # A device map is one of the language model; the tower and the projector stand where its input is.
+        device = execution_device(model.get_input_embeddings())
+        whole = dataclasses.replace(options, device=str(device), device_map=None)
+        tower = load_weights(SiglipVisionModel, vision, whole)
         used = len(tower.encoder.layers) + 1 + int(given.get("mm_vision_select_layer", -2))
         del tower.encoder.layers[used:]
         sizes = tower.config.hidden_size, model.config.hidden_size
         mlp = _projector(projector, *sizes).to(device, model.dtype)
         return cls(model, optional_tokenizer(llm, model.config), str(path), tower, mlp, encoder)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return (VIDEO_TOKEN,)
 
     @property
     def decoder(self) -> Decoder:
@@ -175,8 +190,7 @@ class NVILA(SiglipQwen2):
         return Picture(self.pool_size[0], side, side, side)
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
-        if VIDEO_TOKEN in text:
-            raise ValueError(f"the question's text holds the model's video token {VIDEO_TOKEN!r}")
+        self.refuse_placeholders(text)
         message = {"role": "user", "content": VIDEO_TOKEN + text.strip()}
         chat = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         before, _, after = chat.partition(VIDEO_TOKEN)

@@ -18,7 +18,7 @@ class Qwen25VL(QwenVL):
     model_class = Qwen2_5_VLForConditionalGeneration
     model_type = "qwen2_5_vl"
 
-    def _timing(self, batch: Any) -> dict[str, Tensor]:
+    def _of_batch(self, batch: Any) -> dict[str, Any]:
         return {"second_per_grid_ts": torch.tensor([float(v) for v in batch["second_per_grid_ts"]])}
 
     def _tower_order(self, grid_thw: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What Qwen2-VL and Qwen2.5-VL share: one block of merged patches, M-RoPE positions, the stock processor.
+"""What the Qwen-VL families share: merged patches, M-RoPE positions, the stock processor.
 
-The families themselves are :mod:`qwen2_vl` and :mod:`qwen2_5_vl`.
+The families themselves are :mod:`qwen2_vl`, :mod:`qwen2_5_vl` and :mod:`qwen3_vl`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
 class QwenVL(Family):
-    """Video tokens are one block of ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions.
+    """Video tokens are ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions; one block here.
 
     Option (``model.positions`` of the configuration): one of :data:`POSITIONS`.
     """
@@ -47,18 +47,18 @@ class QwenVL(Family):
         Raises:
             ConfigError: for a folder that is missing or holds another family, and for sliding-window attention.
         """
-        device = options.checked_device()
+        options.check()
         folder = require_folder(path)
         found = read_config(folder / "config.json").get("model_type")
         if found != cls.model_type:
             raise ConfigError(
                 f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
             )
-        model = load_weights(cls.model_class, folder, options).to(device)
+        model = load_weights(cls.model_class, folder, options)
         refuse_sliding_window(model.config.get_text_config(), path)
         processor = None
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
-            processor = load_processor(folder)
+            processor = load_processor(folder, options)
         family = cls(model, processor, str(path))
         family.positions = options.family.get("positions", cls.positions)
         if family.positions not in POSITIONS:
@@ -66,6 +66,10 @@ class QwenVL(Family):
                 f"model.positions={family.positions!r} is unknown; allowed: {', '.join(POSITIONS)}"
             )
         return family
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return (self._processor().video_token,)
 
     @property
     def decoder(self) -> Decoder:
@@ -88,13 +92,14 @@ class QwenVL(Family):
             videos=[pixels],
             video_metadata=[metadata],
             do_sample_frames=False,
+            return_metadata=True,
             # As the reference implementation (qwen-vl-utils) does; else a large video costs far more tokens than there.
             cap_pixels_per_frame=True,
             return_tensors="pt",
         )
         preprocess = watch.lap()
         encoded = self.encode_patches(batch["pixel_values_videos"], batch["video_grid_thw"], signals=signals)
-        encoded.inputs.update(self._timing(batch))
+        encoded.inputs.update(self._of_batch(batch))
         encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
         return encoded
 
@@ -117,7 +122,7 @@ class QwenVL(Family):
         return EncodedVideo(
             features=torch.cat(tuple(outputs.pooler_output)),
             grid=Grid(time_steps, height // merge, width // merge),
-            inputs={"video_grid_thw": grid_thw.to(self.device)},
+            inputs={"video_grid_thw": grid_thw.to(self.device), **self._of_tower(outputs)},
             signals=self._signals(reader, grid_thw) if signals else None,
         )
 
@@ -143,12 +148,11 @@ class QwenVL(Family):
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         processor = self._processor()
         pad = processor.video_token
-        if pad in text:
-            raise ValueError(f"the question's text holds the model's video token {pad!r}")
+        self.refuse_placeholders(text)
         message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
         chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         ids = processor.tokenizer(
-            chat.replace(pad, pad * video.grid.tokens), return_tensors="pt", add_special_tokens=False
+            chat.replace(pad, self._placeholder(video)), return_tensors="pt", add_special_tokens=False
         )["input_ids"]
         return self.prompt_from_ids(video, ids, sample)
 
@@ -163,21 +167,32 @@ class QwenVL(Family):
             sample=sample,
             vision=video.signals,
         )
-        encoded = BaseModelOutputWithPooling(pooler_output=(video.features,))
         inputs = {
             "input_ids": ids.to(self.device),
             "attention_mask": torch.ones_like(ids, device=self.device),
             "mm_token_type_ids": (is_video.int() * VIDEO_TYPE).to(self.device),
-            "mm_encoder_outputs": {"video": encoded},
-            **video.inputs,
+            **self._for_generate(video),
         }
         if self.positions == "released":
             inputs["position_ids"] = released_positions(self.model.model, inputs)
         return Prompt(inputs, layout)
 
-    def _timing(self, batch: Any) -> dict[str, Tensor]:
-        """What else of the processed batch the model's positions depend on."""
+    def _of_batch(self, batch: Any) -> dict[str, Any]:
+        """What else of the processed batch the prompt depends on."""
         return {}
+
+    def _of_tower(self, outputs: Any) -> dict[str, Any]:
+        """What else of the tower's outputs the prompt depends on."""
+        return {}
+
+    def _placeholder(self, video: EncodedVideo) -> str:
+        """What stands for the video in the prompt, where the chat template has one video token."""
+        return self._processor().video_token * video.grid.tokens
+
+    def _for_generate(self, video: EncodedVideo) -> dict[str, Any]:
+        """The arguments of ``generate`` that the video gives."""
+        encoded = BaseModelOutputWithPooling(pooler_output=(video.features,))
+        return {"mm_encoder_outputs": {"video": encoded}, **video.inputs}
 
     def _processor(self) -> Any:
         if self.processor is None:

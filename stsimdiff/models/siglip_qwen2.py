@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, Family, Prompt
+from stsimdiff.models.base import EncodedVideo, Family, Prompt, execution_device
 from stsimdiff.tokens import Layout
 from stsimdiff.video import Frames
 
@@ -26,8 +26,8 @@ def siglip_features(tower: nn.Module, pixels: Tensor) -> Tensor:
         tower: a stock ``SiglipVisionModel`` that holds only the layers that count.
         pixels: ``(T, 3, S, S)`` normalised frames.
     """
-    weight = tower.embeddings.patch_embedding.weight
-    patches = tower.embeddings(pixels.to(weight.device, weight.dtype))
+    first = tower.embeddings.patch_embedding
+    patches = tower.embeddings(pixels.to(execution_device(first), first.weight.dtype))
     return tower.encoder(inputs_embeds=patches).last_hidden_state
 
 

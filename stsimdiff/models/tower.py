@@ -19,12 +19,17 @@ from stsimdiff.tokens import VisionSignals
 class TowerReader:
     """Collects signals of a tower's attention module, in the order in which it saw the patches.
 
+    Args:
+        class_token: the first token of each frame is a class token: its attention is what counts, and it is no patch.
+
     Attributes:
-        received: ``(patches,)`` float32: attention received, mean over heads and the queries of the frame or window.
+        received: ``(patches,)`` float32: attention received, mean over heads and the queries of the frame or window,
+            or over heads alone where only the class token's counts.
         keys: ``(patches, heads, d)``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, class_token: bool = False) -> None:
+        self.class_token = class_token
         self._received: list[Tensor] = []
         self._keys: list[Tensor] = []
 
@@ -38,6 +43,11 @@ class TowerReader:
 
     def receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
         """One call of the attention: ``(frames, H, patches, d)``, or one sequence with cumulative lengths."""
+        if self.class_token:
+            rows = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, 1:]
+            self._received.append(rows.mean(1).flatten())
+            self._keys.append(key[:, :, 1:].transpose(1, 2).flatten(0, 1))
+            return
         bounds = options.get("cu_seq_lens_q")
         for q, k in zip(query, key, strict=True):
             for part in _parts(bounds, q.shape[1]):
@@ -61,9 +71,9 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 @contextmanager
-def reading(attention: nn.Module) -> Iterator[TowerReader]:
+def reading(attention: nn.Module, *, class_token: bool = False) -> Iterator[TowerReader]:
     """``with reading(layer.attn) as reader: tower(...)``; nothing is left behind on exit."""
-    reader = TowerReader()
+    reader = TowerReader(class_token)
     undo: Callable[[], None] = probe(attention, reader.receive)
     try:
         yield reader

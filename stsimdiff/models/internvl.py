@@ -1,0 +1,134 @@
+"""InternVL3 on stock transformers classes, from a converted checkpoint (``OpenGVLab/InternVL3-*-hf``)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import InternVLForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from stsimdiff.engine import Decoder
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.tower import pooled_signals, reading
+from stsimdiff.tokens import Grid, Layout
+from stsimdiff.video import Frames
+
+FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
+
+
+class InternVL(Family):
+    """Each frame is an image of its own behind its number in words; the words and the image's marks are never dropped.
+
+    Two by two patches (by the checkpoint's ``downsample_ratio``) become one token. InternViT has a class token, so the
+    vision signals are its attention and not the one that patches receive of each other; nobody trained that token for
+    a task of its own.
+    """
+
+    @classmethod
+    def load(cls, path: str, options: LoadOptions) -> InternVL:
+        """Load a checkpoint folder; safetensors only.
+
+        Raises:
+            ConfigError: for a folder that is missing or holds another family, for features of another kind than the
+                patches of one layer, for sliding-window attention, and when weights do not fit.
+        """
+        options.check()
+        folder = require_folder(path, FILES)
+        given = read_config(folder / "config.json")
+        if given.get("model_type") != "internvl":
+            raise ConfigError(
+                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', the "
+                "converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
+            )
+        layer = given.get("vision_feature_layer", -1)
+        if type(layer) is not int or layer >= 0:
+            raise ConfigError(
+                f"model.path={path!r} has vision_feature_layer={layer!r} in its config.json; this family reads one, "
+                "counted from the end (-1)"
+            )
+        strategy = given.get("vision_feature_select_strategy", "default")
+        if strategy != "default":
+            raise ConfigError(
+                f"model.path={path!r} has vision_feature_select_strategy={strategy!r} in its config.json; this family "
+                "implements 'default' only"
+            )
+        model = load_weights(InternVLForConditionalGeneration, folder, options)
+        refuse_sliding_window(model.config.get_text_config(), path)
+        return cls(model, load_processor(folder, options), str(path))
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return (self.processor.video_token, self.processor.image_token)
+
+    @property
+    def decoder(self) -> Decoder:
+        language_model = self.model.model.language_model
+        return Decoder(language_model, language_model.layers)
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+        watch = Stopwatch(self.device)
+        pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
+        batch = self.processor.video_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt")
+        preprocess = watch.lap()
+        encoded = self.encode_pixels(batch["pixel_values_videos"][0], signals=signals)
+        # The stock processor's own words: each frame's number and its tokens.
+        encoded.inputs["placeholder"] = self.processor.replace_video_token(batch, 0)
+        encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
+        return encoded
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+        """Video tokens of normalised frames ``(T, 3, H, W)``; ``signals``: also read the class token's attention."""
+        body = self.model.model
+        layer = body.vision_tower.encoder.layer[self.model.config.vision_feature_layer]
+        with reading(layer.attention, class_token=True) if signals else nullcontext() as reader:
+            features = body.get_image_features(pixels.to(self.device), return_dict=True).pooler_output
+        side = round(features.shape[1] ** 0.5)
+        return EncodedVideo(
+            features=features.flatten(0, 1),
+            grid=Grid(len(pixels), side, side),
+            inputs={},
+            signals=pooled_signals(reader, len(pixels), self._pool) if signals else None,
+        )
+
+    def _pool(self, values: Tensor) -> Tensor:
+        """``(T, h, w, C)``: means of values ``(T, patches, C)`` over the patches that become one token."""
+        side = round(values.shape[1] ** 0.5)
+        maps = values.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        cell = round(1 / self.model.config.downsample_ratio)
+        return nn.functional.avg_pool2d(maps, cell).permute(0, 2, 3, 1)
+
+    def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
+        self.refuse_placeholders(text)
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        words = chat.replace(self.processor.video_token, video.inputs["placeholder"])
+        return self.prompt_from_ids(
+            video, self.processor.tokenizer(words, return_tensors="pt")["input_ids"], sample
+        )
+
+    def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
+        """The prompt of given token ids ``(1, S)``, in which the image token stands once for each video feature."""
+        layout = Layout(
+            grid=video.grid,
+            video=(ids[0] == self.model.config.image_token_id).nonzero(as_tuple=True)[0].cpu(),
+            length=ids.shape[1],
+            layers=len(self.decoder),
+            sample=sample,
+            vision=video.signals,
+        )
+        encoded: Any = BaseModelOutputWithPooling(
+            pooler_output=video.features.view(video.grid.frames, video.grid.per_frame, -1)
+        )
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": torch.ones_like(ids, device=self.device),
+            "mm_encoder_outputs": {"image": encoded},
+        }
+        return Prompt(inputs, layout)

@@ -1,0 +1,436 @@
+"""What every model family must keep, as functions that raise ``AssertionError``: the contract, executable.
+
+The reference for dropping is the stock model's own ``generate`` with masks put into its layers: it shares nothing
+with the engine. pytest is not needed here; the plug-in around these checks is ``stsimdiff.models.kit``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from stsimdiff.compressors.base import Places, Run
+from stsimdiff.engine import Compression, Trace
+from stsimdiff.errors import ConfigError
+from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
+from stsimdiff.tokens import Reason, Selection, VideoTokens
+from stsimdiff.video import Frames
+
+NEW_TOKENS = 4
+TEXT = "What is in the video?\nA. a cat\nB. a dog\nAnswer with the letter."
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference of logits that counts as rounding, relative to the largest logit."""
+VISIBLE = 10
+"""A drop must change the logits by so many times the tolerance, or the comparison would be blind."""
+DROPS: dict[str, dict[tuple[str, int], float]] = {
+    "input": {("input", 0): 0.7},
+    "before layer 1": {("before", 1): 0.5},
+    "before layer 2": {("before", 2): 0.5},
+    "before the last layer": {("before", -1): 0.9},
+    "inside layer 0": {("between", 0): 0.5},
+    "inside layer 1": {("between", 1): 0.5},
+    "inside layer 2": {("between", 2): 0.5},
+    "inside the last layer": {("between", -1): 0.5},
+    "at four places": {("input", 0): 0.2, ("before", 1): 0.3, ("between", 1): 0.2, ("before", -1): 0.4},
+}
+"""Where tokens are dropped, and which share of all of them; layer -1 is the last."""
+
+
+class NotGiven(Exception):
+    """The family does not give what a check is about, and says so as it should: the check is skipped."""
+
+
+@dataclass
+class Case:
+    """A loaded family with one video and one prompt about it."""
+
+    family: Family
+    frames: Frames
+    video: EncodedVideo
+    prompt: Prompt
+
+    @classmethod
+    def of(cls, family: Family) -> Case:
+        """A case with synthetic frames, an even number since some families take them in pairs."""
+        frames = synthetic_frames(6)
+        video = family.encode(frames)
+        return cls(family, frames, video, family.prompt(video, TEXT, sample="kit"))
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.family.model.dtype]
+
+
+def load(cls: type[Family], path: str, device: str, dtype: str, attention: str) -> Family:
+    """The family as the checks want it: by default on any device in float32, where rounding is small."""
+    options = {name: values[0] for name, values in cls.options.items()}
+    return cls.load(path, LoadOptions(device, dtype, attention, options))
+
+
+def synthetic_frames(count: int, seed: int = 0) -> Frames:
+    """Noise on a gradient: every frame, and every part of it, differs from the others."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:48, 0:64]
+    gradient = (rows * 2 + columns)[None, :, :, None] + 20 * np.arange(count)[:, None, None, None]
+    pixels = (gradient + generator.integers(0, 120, (count, 48, 64, 3))) % 256
+    return Frames(pixels.astype(np.uint8), tuple(range(count)), count, 2.0)
+
+
+# Running -------------------------------------------------------------------------------------------------------
+
+
+class Scripted(Run):
+    """Drops given raster indices at given places, and reads attention where it is told to."""
+
+    def __init__(
+        self, drops: dict[tuple[str, int], set[int]], attention: frozenset[int] = frozenset()
+    ) -> None:
+        self.drops = drops
+        self.places = Places(
+            input=("input", 0) in drops,
+            before=frozenset(n for place, n in drops if place == "before"),
+            between=frozenset(n for place, n in drops if place == "between"),
+            attention=attention,
+        )
+
+    def _drop(self, place: str, layer: int, tokens: VideoTokens) -> Selection:
+        dropped = torch.tensor(sorted(self.drops[place, layer]), dtype=torch.int64).to(tokens.index)
+        return Selection.from_mask(~torch.isin(tokens.index, dropped), Reason.RANDOM)
+
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        return self._drop("input", 0, tokens)
+
+    def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
+        return self._drop("before", layer, tokens)
+
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
+        return self._drop("between", layer, tokens)
+
+
+class _Forced(LogitsProcessor):
+    """Makes ``generate`` choose given tokens; the logits that it returns stay as they are."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens, self.step = tokens, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.tokens[self.step]] = 0
+        self.step += 1
+        return forced
+
+
+@torch.no_grad()
+def generate(
+    case: Case, run: Run | None = None, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor, Trace | None]:
+    """Logits ``(NEW_TOKENS, V)`` float32 and the tokens of greedy decoding, with a compression or without."""
+    family, prompt = case.family, case.prompt
+    options: dict[str, Any] = dict(
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    if forced is not None:
+        options["logits_processor"] = LogitsProcessorList([_Forced(forced)])
+    with Compression(family.decoder, run, prompt.layout) if run else nullcontext() as trace:
+        output = family.model.generate(**prompt.inputs, **options)
+    return torch.cat(output.logits).float(), output.sequences[0, -NEW_TOKENS:], trace
+
+
+def masked(case: Case, drops: dict[tuple[str, int], set[int]], tokens: Tensor) -> Tensor:
+    """Logits of the stock model, led along ``tokens``, with the dropped keys masked from their layer on."""
+    decoder, layout = case.family.decoder, case.prompt.layout
+    seen = 0
+
+    def begin(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal seen
+        embeds = kwargs.get("inputs_embeds")
+        seen += layout.length if seen == 0 else (1 if embeds is None else embeds.shape[1])
+
+    def hook_of(number: int) -> Callable:
+        gone = sorted(
+            int(layout.video[i])
+            for (place, at), dropped in drops.items()
+            if at < number or (at == number and place != "between")
+            for i in dropped
+        )
+
+        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            rows = hidden.shape[1]
+            allowed = torch.ones(rows, seen, dtype=torch.bool, device=hidden.device).tril(seen - rows)
+            allowed[:, gone] = False
+            # A dropped token may see itself, so that its row is no row of -inf; nobody else reads it.
+            own = torch.arange(seen - rows, seen, device=hidden.device)
+            allowed[torch.arange(rows, device=hidden.device), own] = True
+            mask = torch.zeros_like(allowed, dtype=hidden.dtype)
+            mask = mask.masked_fill(~allowed, torch.finfo(hidden.dtype).min)[None, None]
+            return args, {**kwargs, "attention_mask": mask}
+
+        return hook
+
+    handles = [decoder.module.register_forward_pre_hook(begin, with_kwargs=True)]
+    handles += [
+        layer.register_forward_pre_hook(hook_of(number), with_kwargs=True)
+        for number, layer in enumerate(decoder.layers)
+    ]
+    try:
+        return generate(case, forced=tokens)[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Checks of the prompt and the tower ----------------------------------------------------------------------------
+
+
+def encoding_is_deterministic(case: Case) -> None:
+    """The same frames give the same features and grid, and other frames give others."""
+    again = case.family.encode(case.frames)
+    assert again.grid == case.video.grid and torch.equal(again.features, case.video.features), (
+        "encode() gave other features for the same frames"
+    )
+    other = case.family.encode(synthetic_frames(6, seed=1))
+    assert other.features.shape == case.video.features.shape, "the grid depends on more than the frames' size"
+    assert not torch.equal(other.features, case.video.features), "encode() does not look at the frames"
+    assert case.video.features.shape[0] == case.video.grid.tokens, (
+        f"{case.video.features.shape[0]} features for a grid of {case.video.grid.tokens}"
+    )
+    assert bool(torch.isfinite(case.video.features).all()), "features hold NaN or infinite values"
+
+
+def later_frames_are_later_tokens(case: Case) -> None:
+    """Features are in raster order: other last frames change the last tokens more than the first ones."""
+    pixels = case.frames.pixels.copy()
+    pixels[len(pixels) // 2 :] = 255 - pixels[len(pixels) // 2 :]
+    changed = case.family.encode(Frames(pixels, case.frames.indices, case.frames.total, case.frames.fps))
+    change = (changed.features - case.video.features).float().abs().mean(1)
+    first, last = change[: case.video.grid.per_frame].mean(), change[-case.video.grid.per_frame :].mean()
+    assert last > first, "the tokens of the last frame are not the last ones: features are in raster order"
+
+
+def video_places_hold_video_features(case: Case) -> None:
+    """``layout`` is right: its places of the decoder's input hold the features in order, and its length is right."""
+    layout, seen = case.prompt.layout, []
+    decoder = case.family.decoder
+
+    def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(kwargs.get("inputs_embeds"))
+
+    handle = decoder.module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        generate(case)
+    finally:
+        handle.remove()
+    embeds = seen[0]
+    assert embeds is not None, "decoder.module is not called with inputs_embeds: it is not the language model"
+    assert embeds.shape[:2] == (1, layout.length), (
+        f"the decoder gets {tuple(embeds.shape[:2])} tokens, the layout says (1, {layout.length})"
+    )
+    assert bool((layout.video[1:] > layout.video[:-1]).all()), "layout.video is not ascending"
+    held = embeds[0, layout.video.to(embeds.device)]
+    assert torch.equal(held, case.video.features.to(held)), (
+        "the places of layout.video do not hold the video's features in raster order"
+    )
+    assert layout.layers == len(decoder) == len(decoder.layers), "layout.layers is not the decoder's depth"
+    assert layout.grid == case.video.grid and layout.sample == "kit", "layout.grid or layout.sample is wrong"
+    assert layout.text > 0, "the prompt holds no text"
+
+
+def the_question_is_in_the_prompt(case: Case) -> None:
+    """Another question gives another answer's logits."""
+    other = case.family.prompt(case.video, TEXT.replace("cat", "horse"), sample="kit")
+    asked = generate(case)[0]
+    assert not torch.equal(generate(Case(case.family, case.frames, case.video, other))[0], asked), (
+        "the question's text has no influence"
+    )
+
+
+def placeholders_in_a_question_are_refused(case: Case) -> None:
+    """A question that holds the text of a video token raises ``ValueError``."""
+    given = case.family.placeholders
+    assert given and all(isinstance(text, str) and text for text in given), f"placeholders is {given!r}"
+    for placeholder in given:
+        try:
+            case.family.prompt(case.video, f"what is {placeholder}?")
+        except ValueError as error:
+            assert placeholder in str(error), f"the message does not name {placeholder!r}: {error}"
+        else:
+            raise AssertionError(f"prompt() takes a question that holds {placeholder!r}")
+
+
+def signals_have_the_grid(case: Case) -> None:
+    """The tower's signals: one score and one key a head for each token; reading them changes no feature."""
+    modules = [value for value in vars(case.family).values() if isinstance(value, nn.Module)]
+    before = [_state(module) for module in modules]
+    try:
+        encoded = case.family.encode(case.frames, signals=True)
+    except ConfigError as error:
+        raise NotGiven(f"no signals of the tower: {error}") from error
+    signals, count = encoded.signals, case.video.grid.tokens
+    assert case.video.signals is None, "signals were read without being asked for"
+    assert signals is not None, "encode(signals=True) gave no signals; raise ConfigError where there are none"
+    assert torch.equal(encoded.features, case.video.features), "reading the tower changes the features"
+    assert signals.received.shape == (count,) and signals.received.dtype == torch.float32, (
+        f"received is {tuple(signals.received.shape)} of {signals.received.dtype}, expected ({count},) of float32"
+    )
+    assert bool((signals.received >= 0).all()), "attention received is negative"
+    assert signals.received.float().std() > 0, "every token receives the same attention"
+    assert signals.keys.ndim == 3 and signals.keys.shape[0] == count, (
+        f"keys is {tuple(signals.keys.shape)}, expected ({count}, heads, width)"
+    )
+    assert bool(torch.isfinite(signals.keys).all()), "keys hold NaN or infinite values"
+    assert [_state(module) for module in modules] == before, "encode(signals=True) left something behind"
+    prompt = case.family.prompt(encoded, TEXT, sample="kit")
+    assert prompt.layout.vision is signals, "prompt() does not hand the signals on as layout.vision"
+
+
+def another_checkpoint_is_refused(case: Case) -> None:
+    """A folder of another model raises ``ConfigError`` and so does one that is not there."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": "another_model"}))
+        for path in (folder, str(Path(folder) / "nowhere")):
+            try:
+                type(case.family).load(path, LoadOptions(device="cpu"))
+            except ConfigError:
+                continue
+            raise AssertionError(f"load() takes a folder that is of no family: {path}")
+
+
+# Checks of the engine on the family's decoder ------------------------------------------------------------------
+
+
+def keep_all_is_bit_identical(case: Case) -> None:
+    """A compression that keeps every token, and reads attention, changes no bit of any logit."""
+    layers = len(case.family.decoder)
+    places = {("input", 0): set(), ("before", layers - 1): set(), ("between", min(1, layers - 1)): set()}
+    stock, tokens, _ = generate(case)
+    logits, again, trace = generate(case, Scripted(places, attention=frozenset(range(min(3, layers)))))
+    assert torch.equal(stock, logits) and torch.equal(tokens, again), (
+        f"keeping all tokens changes the logits by up to {float((stock - logits).abs().max()):.2g}"
+    )
+    assert trace.entering == trace.mlp == [case.video.grid.tokens] * layers
+
+
+def dropping_equals_masking(case: Case, name: str) -> None:
+    """Dropped tokens have no influence from their place on, on the prefill and on each generated token."""
+    layers, count = len(case.family.decoder), case.video.grid.tokens
+    shares = {(place, at % layers): share for (place, at), share in DROPS[name].items()}
+    if any(at >= layers for _, at in DROPS[name]):
+        raise NotGiven(f"the decoder has {layers} layers")
+    generator = torch.Generator().manual_seed(0)
+    drops = {
+        place: set(torch.randperm(count, generator=generator)[: int(count * share)].tolist())
+        for place, share in shares.items()
+    }
+    logits, tokens, trace = generate(case, Scripted(drops))
+    expected, scale = masked(case, drops, tokens), float(logits.abs().max())
+    off = (logits - expected).abs().amax(1) / scale
+    assert float(off.max()) < case.tolerance, (
+        f"dropping differs from masking by {float(off.max()):.2g} of the largest logit, first at new token "
+        f"{int((off >= case.tolerance).nonzero()[0])} of {NEW_TOKENS}"
+    )
+    if name != "inside the last layer":  # nothing reads the video tokens after the last layer's attention
+        change = float((logits - masked(case, {}, tokens)).abs().max()) / scale
+        assert change > VISIBLE * case.tolerance, f"the drop changes the logits by {change:.2g} only: blind"
+    assert trace.final == count - len(set().union(*drops.values()))
+
+
+def traces_count_the_tokens(case: Case) -> None:
+    """The trace says how many video tokens entered each layer and each MLP."""
+    layers, count = len(case.family.decoder), case.video.grid.tokens
+    if layers < 2:
+        raise NotGiven("the decoder has one layer")
+    first, second = set(range(count // 4)), set(range(count // 4, count // 2))
+    _, _, trace = generate(case, Scripted({("input", 0): first, ("between", 0): second}))
+    left = count - len(first), count - len(first) - len(second)
+    assert trace.entering == [left[0]] + [left[1]] * (layers - 1), trace.entering
+    assert trace.mlp == [left[1]] * layers, trace.mlp
+    assert (trace.video, trace.text, trace.final) == (count, case.prompt.layout.text, left[1])
+
+
+def nothing_is_left_behind(case: Case) -> None:
+    """After a compression, also one that failed, the model is as it was: no hook, no other function, same logits."""
+    stock, _, _ = generate(case)
+    before = _state(case.family.model)
+
+    class Failing(Scripted):
+        def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
+            raise RuntimeError("a method that fails")
+
+    last = len(case.family.decoder) - 1
+    generate(case, Scripted({("input", 0): {1}, ("between", last): {2}}, attention=frozenset({0, last})))
+    assert _state(case.family.model) == before, "a compression left something on the model"
+    with _expected(RuntimeError, "a method that fails"):
+        generate(case, Failing({("input", 0): {1}, ("between", last): set()}, attention=frozenset({last})))
+    assert _state(case.family.model) == before, "a compression that failed left something on the model"
+    assert torch.equal(generate(case)[0], stock), "the model answers otherwise after a compression"
+
+
+def answers_do_not_depend_on_earlier_ones(case: Case) -> None:
+    """A sample's logits are the same after another sample, of another length, was answered."""
+    stock, tokens, _ = generate(case)
+    frames = synthetic_frames(2, seed=2)
+    video = case.family.encode(frames)
+    generate(Case(case.family, frames, video, case.family.prompt(video, "Another one?", sample="kit")))
+    again, same, _ = generate(case)
+    assert torch.equal(stock, again) and torch.equal(tokens, same), "an answer depends on the one before"
+    assert isinstance(case.family.answer(case.prompt, NEW_TOKENS), str), "answer() gives no text"
+
+
+@contextmanager
+def _expected(kind: type[Exception], message: str) -> Iterator[None]:
+    try:
+        yield
+    except kind as error:
+        if message not in str(error):
+            raise
+        return
+    raise AssertionError(f"expected {kind.__name__}: {message}")
+
+
+def _state(model: nn.Module) -> list[tuple]:
+    """What a hook, a function put on an instance or a probe would change."""
+    return [
+        (
+            name,
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            "forward" in vars(module),
+            id(getattr(module, "config", None)),
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "encoding is deterministic": encoding_is_deterministic,
+    "later frames are later tokens": later_frames_are_later_tokens,
+    "video places hold video features": video_places_hold_video_features,
+    "the question is in the prompt": the_question_is_in_the_prompt,
+    "placeholders in a question are refused": placeholders_in_a_question_are_refused,
+    "signals have the grid": signals_have_the_grid,
+    "another checkpoint is refused": another_checkpoint_is_refused,
+    "keep-all is bit-identical": keep_all_is_bit_identical,
+    **{
+        f"dropping equals masking: {name}": partial(dropping_equals_masking, name=name) for name in DROPS
+    },
+    "traces count the tokens": traces_count_the_tokens,
+    "nothing is left behind": nothing_is_left_behind,
+    "answers do not depend on earlier ones": answers_do_not_depend_on_earlier_ones,
+}
+"""Every check by its name, as it stands in pytest's output."""

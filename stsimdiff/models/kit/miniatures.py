@@ -1,0 +1,356 @@
+"""Miniature checkpoints of the built-in families: random weights in each family's own format, made on the spot.
+
+They answer nothing sensible. They are for trying an installation, and for the kit's checks. ``python -m
+stsimdiff.models.kit.miniatures FAMILY FOLDER`` writes one. The tokenizer is that of the embedded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoTokenizer,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.models.llava_video import KEYS
+from stsimdiff.models.nvila import PROJECTOR, Projector
+from stsimdiff.resources import embedded_checkpoint
+
+WIDTH, LAYERS = 32, 4
+TEXT = dict(
+    hidden_size=WIDTH,
+    intermediate_size=64,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    # The usual 0.02 would make every token much the same, and a wrong one hard to see.
+    initializer_range=0.12,
+    max_position_embeddings=8192,
+    bos_token_id=None,
+)
+TOWER = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=3)
+MROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
+QWEN_MARK = "<|vision_start|><|video_pad|><|vision_end|>"
+"""What the embedded model's chat template writes where a video stands."""
+
+
+def make(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write the miniature of a built-in family into ``folder``, which is made; the random state stays as it is.
+
+    Raises:
+        ConfigError: for a family that has none, and for a folder that is not empty.
+    """
+    if family not in MAKERS:
+        raise ConfigError(f"there is no miniature of family {family!r}; allowed: {', '.join(MAKERS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is no empty folder; name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        MAKERS[family](folder)
+    return folder
+
+
+def _tokenizer(*more: str, **named: str) -> Any:
+    """The embedded model's tokenizer with more special tokens, some of them under names."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint())
+    tokenizer.add_special_tokens({"additional_special_tokens": [*more, *named.values()]})
+    for name, token in named.items():
+        tokenizer.init_kwargs[name] = token
+        tokenizer.extra_special_tokens = [*tokenizer.extra_special_tokens, token]
+    if named:
+        tokenizer._set_model_specific_special_tokens(named)
+    return tokenizer
+
+
+def _ids(tokenizer: Any, **tokens: str) -> dict[str, int]:
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
+def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    return {
+        **TEXT,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **more,
+    }
+
+
+# Qwen-VL -------------------------------------------------------------------------------------------------------
+
+
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    return _ids(
+        tokenizer,
+        image_token_id="<|image_pad|>",
+        video_token_id="<|video_pad|>",
+        vision_start_token_id="<|vision_start|>",
+        vision_end_token_id="<|vision_end|>",
+    )
+
+
+def _qwen(folder: Path, model: Any, tokenizer: Any, kinds: tuple[Any, Any], **video: Any) -> None:
+    processor_class, video_processor = kinds
+    model.save_pretrained(folder)
+    processor_class(
+        image_processor=Qwen2VLImageProcessor(patch_size=video["patch_size"]),
+        tokenizer=tokenizer,
+        video_processor=video_processor(do_sample_frames=False, **video),
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+
+
+def qwen2_vl(folder: Path) -> None:
+    tokenizer = _tokenizer()
+    config = Qwen2VLConfig(
+        text_config=_text(tokenizer, rope_parameters=MROPE),
+        vision_config=dict(
+            depth=2, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=2, patch_size=7
+        ),
+        **_qwen_ids(tokenizer),
+    )
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 64}
+    kinds = Qwen2VLProcessor, Qwen2VLVideoProcessor
+    _qwen(folder, Qwen2VLForConditionalGeneration(config), tokenizer, kinds, patch_size=7, size=size)
+
+
+def qwen2_5_vl(folder: Path) -> None:
+    tokenizer = _tokenizer()
+    config = Qwen2_5_VLConfig(
+        text_config=_text(tokenizer, rope_parameters=MROPE),
+        vision_config=dict(
+            depth=2,
+            hidden_size=16,
+            intermediate_size=32,
+            num_heads=2,
+            out_hidden_size=WIDTH,
+            patch_size=7,
+            window_size=28,
+            fullatt_block_indexes=[1],
+        ),
+        **_qwen_ids(tokenizer),
+    )
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 64}
+    kinds = Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+    _qwen(folder, Qwen2_5_VLForConditionalGeneration(config), tokenizer, kinds, patch_size=7, size=size)
+
+
+def qwen3_vl(folder: Path) -> None:
+    tokenizer = _tokenizer()
+    config = Qwen3VLConfig(
+        text_config=_text(tokenizer, head_dim=8, rope_parameters={**MROPE, "mrope_interleaved": True}),
+        vision_config=dict(
+            depth=3,
+            hidden_size=16,
+            intermediate_size=32,
+            num_heads=2,
+            out_hidden_size=WIDTH,
+            patch_size=8,
+            num_position_embeddings=64,
+            deepstack_visual_indexes=[0, 1],
+        ),
+        **_qwen_ids(tokenizer),
+    )
+    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 64}
+    kinds = Qwen3VLProcessor, Qwen3VLVideoProcessor
+    _qwen(folder, Qwen3VLForConditionalGeneration(config), tokenizer, kinds, patch_size=8, size=size)
+
+
+# InternVL and LLaVA --------------------------------------------------------------------------------------------
+
+
+def internvl(folder: Path) -> None:
+    tokenizer = _tokenizer(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", **_text(tokenizer)},
+        vision_config=dict(**TOWER, image_size=[32, 32], patch_size=[4, 4]),
+        image_seq_length=16,
+        **_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
+    )
+    model = InternVLForConditionalGeneration(config)
+    # Zero in a fresh model: every frame would be told apart by its pixels only, and patches not by their place.
+    for parameter in (model.model.vision_tower.embeddings.cls_token, *_positions(model)):
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=16,
+        chat_template=tokenizer.chat_template.replace(QWEN_MARK, "<video>\n"),
+    ).save_pretrained(folder)
+
+
+def _positions(model: InternVLForConditionalGeneration) -> list[torch.nn.Parameter]:
+    positions = model.model.vision_tower.embeddings.position_embeddings
+    return [] if positions is None else [positions]
+
+
+def llava_onevision(folder: Path) -> None:
+    tokenizer = _tokenizer("<image>", "<video>")
+    ids = _ids(tokenizer, image_token_id="<image>", video_token_id="<video>")
+    config = LlavaOnevisionConfig(
+        vision_config=dict(model_type="siglip_vision_model", **TOWER, image_size=30, patch_size=5)
+        | {"vision_use_head": False},
+        text_config={"model_type": "qwen2", **_text(tokenizer)},
+        image_token_index=ids["image_token_id"],
+        video_token_index=ids["video_token_id"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": 30, "width": 30}
+    LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=36,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template.replace(QWEN_MARK, "<video>"),
+    ).save_pretrained(folder)
+
+
+def llava_video(folder: Path) -> None:
+    tokenizer = _tokenizer()
+    tower = dict(**TOWER, image_size=30, patch_size=5, vision_use_head=False)
+    text = _text(tokenizer)
+    stock = LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", **tower},
+        text_config={"model_type": "qwen2", **text},
+        tie_word_embeddings=False,
+    )
+    weights = LlavaOnevisionForConditionalGeneration(stock).state_dict()
+    save_file(
+        {_original_name(name): value.contiguous() for name, value in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = {
+        "model_type": "llava_qwen",
+        "architectures": ["LlavaQwenForCausalLM"],
+        **text,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_newline_position": "grid",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_spatial_pool_stride": 2,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "torch_dtype": "float32",
+    }
+    _write(folder / "config.json", config)
+    # The tower's own configuration counts the last layer, which LLaVA-Video does not use and does not hold.
+    _write(folder / "vision_tower_config.json", {**tower, "num_hidden_layers": tower["num_hidden_layers"] + 1})
+    tokenizer.save_pretrained(folder)
+
+
+def _original_name(name: str) -> str:
+    """The original checkpoint's name of a weight of the stock class: the family's own table backwards."""
+    for original, stock in KEYS.items():
+        prefix = re.sub(r"\\(.)", r"\1", original.removeprefix("^"))
+        if r"\1" in stock:
+            head, _, _ = stock.partition(r"\1")
+            if re.match(rf"{re.escape(head)}(embed_tokens|layers|norm)\.", name):
+                return "model." + name.removeprefix(head)
+        elif name.startswith(stock):
+            return prefix + name.removeprefix(stock)
+    return name
+
+
+def nvila(folder: Path) -> None:
+    tokenizer = _tokenizer()
+    Qwen2ForCausalLM(Qwen2Config(**_text(tokenizer))).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    tower = SiglipVisionConfig(**TOWER, image_size=28, patch_size=4, vision_use_head=False)
+    SiglipVisionModel(tower).save_pretrained(folder / "vision_tower")
+    (folder / "mm_projector").mkdir()
+    projector = Projector(TOWER["hidden_size"], WIDTH).state_dict()
+    save_file(projector, folder / "mm_projector" / "model.safetensors")
+    _write(folder / "mm_projector" / "config.json", {"mm_projector_type": PROJECTOR})
+    encoder = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[2, 1, 1]]}
+    _write(
+        folder / "config.json",
+        {"model_type": "llava_llama", "mm_vision_select_layer": -2, "video_encoder": encoder},
+    )
+
+
+def _write(file: Path, config: dict[str, Any]) -> None:
+    file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "internvl": internvl,
+    "llava_onevision": llava_onevision,
+    "llava_video": llava_video,
+    "nvila": nvila,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen2_vl": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
+}
+"""The function that writes each family's miniature into an empty folder."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write one miniature; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m stsimdiff.models.kit.miniatures", description=__doc__)
+    parser.add_argument("family", metavar="FAMILY", help=", ".join(MAKERS))
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="is made; must not hold anything")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    given = parser.parse_args(arguments)
+    try:
+        made = make(given.family, given.folder, given.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BaseException:
+        shutil.rmtree(given.folder, ignore_errors=True)
+        raise
+    print(f"{made}: a {given.family} of random weights; use it with model={given.family} model.path={made}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,15 @@
+"""The checks as tests; collected by ``pytest --family NAME``, see :mod:`stsimdiff.models.kit`."""
+
+from __future__ import annotations
+
+import pytest
+
+from stsimdiff.models.kit import checks
+
+
+@pytest.mark.parametrize("name", checks.CHECKS)
+def test_family(name: str, family_case: checks.Case) -> None:
+    try:
+        checks.CHECKS[name](family_case)
+    except checks.NotGiven as reason:
+        pytest.skip(str(reason))

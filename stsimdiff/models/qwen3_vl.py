@@ -1,0 +1,61 @@
+"""Qwen3-VL on stock transformers classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from stsimdiff.engine import Decoder
+from stsimdiff.models.base import EncodedVideo
+from stsimdiff.models.qwen_vl import QwenVL
+
+
+class Qwen3VL(QwenVL):
+    """A time in words stands before each grid, so the video tokens are a block for each; times are never dropped.
+
+    Features of earlier layers of the vision tower (deepstack) are added to the video tokens after the first layers of
+    the decoder: a token that was dropped before gets none. All layers of the tower attend within a frame pair.
+    """
+
+    model_class = Qwen3VLForConditionalGeneration
+    model_type = "qwen3_vl"
+    # Each grid is a video of its own to the positions: the text after it follows its last moment in any case.
+    positions = "stock"
+
+    @property
+    def decoder(self) -> Decoder:
+        language_model = self.model.model.language_model
+        return Decoder(language_model, language_model.layers, added=_deepstack)
+
+    def _of_batch(self, batch: Any) -> dict[str, Any]:
+        # The stock processor's own words: the time of each grid and its video tokens.
+        inputs = {name: batch[name] for name in ("video_grid_thw", "video_metadata")}
+        return {"placeholder": self._processor().replace_video_token(inputs, 0)}
+
+    def _of_tower(self, outputs: Any) -> dict[str, Any]:
+        if not outputs.deepstack_features:
+            return {}
+        return {"deepstack": torch.stack([torch.cat(tuple(parts)) for parts in outputs.deepstack_features])}
+
+    def _placeholder(self, video: EncodedVideo) -> str:
+        return video.inputs["placeholder"]
+
+    def _for_generate(self, video: EncodedVideo) -> dict[str, Any]:
+        encoded = BaseModelOutputWithDeepstackFeatures(
+            pooler_output=(video.features,),
+            deepstack_features=[(features,) for features in video.inputs.get("deepstack", ())],
+        )
+        return {
+            "mm_encoder_outputs": {"video": encoded},
+            "video_grid_thw": video.inputs["video_grid_thw"],
+        }
+
+
+def _deepstack(kwargs: dict[str, Any]) -> Sequence[Tensor]:
+    kwargs.pop("visual_pos_masks", None)
+    return kwargs.pop("deepstack_visual_embeds", None) or ()
