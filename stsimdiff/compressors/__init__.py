@@ -103,7 +103,7 @@ def _source(module: ModuleType, cls: type) -> str:
         return inspect.getsource(cls)
     except (OSError, TypeError) as error:
         raise ConfigError(
-            f"the source of compressor {cls.__qualname__} cannot be read, so its answers could not be "
+            f"the source of {cls.__qualname__} cannot be read, so its answers could not be "
             "told from those of another version; put it in a file"
         ) from error
 

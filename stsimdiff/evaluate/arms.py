@@ -26,6 +26,8 @@ from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, set
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""
+UNASKED = ("path", "device", "device_map", "threads")
+"""Settings of the model that are no part of an arm's identity."""
 SAID = {
     bool: "true, false",
     int: "a whole number",
@@ -119,9 +121,9 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
 
 
 def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Settings) -> str:
-    # The checkpoint's fingerprint stands for its path. The device is left out: it changes rounding, not the
+    # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (families, limit) and where the answers go are left out too.
-    model = {key: value for key, value in settings.model.items() if key not in ("path", "device", "threads")}
+    model = {key: value for key, value in settings.model.items() if key not in UNASKED}
     benchmark = {key: settings.benchmark.get(key) for key in ("name", "task", "revision", "code")}
     everything = [config, dataclasses.asdict(budget), code, model, benchmark, settings.seed]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]

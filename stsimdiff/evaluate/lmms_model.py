@@ -15,12 +15,13 @@ from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.session import Session, answer_missing
+from stsimdiff.evaluate.settings import MODEL
 from stsimdiff.evaluate.store import read_answers
 from stsimdiff.resources import folder
 
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
 
-MODEL_KEYS = ("path", "family", "device", "dtype", "attn_implementation", "frames", "threads")
+MODEL_KEYS = tuple(key for key in MODEL if key != "name")
 RUN_KEYS = ("run", "results", "seed", "retry_failed", "max_failures", "sample_seconds")
 
 
@@ -33,7 +34,7 @@ class StSimDiff(lmms):
         budget: ``tokens`` or ``compute``.
         model: name of a file of ``configs/model``.
         batch_size: must be 1; a sample's answer never depends on another.
-        others: ``path, family, device, dtype, attn_implementation, frames, threads`` of the model; ``run, results,
+        others: ``path, family, device, dtype, attn_implementation, frames, threads ...`` of the model; ``run, results,
             seed, retry_failed, max_failures, sample_seconds``; and every parameter of the compressor.
 
     Raises:

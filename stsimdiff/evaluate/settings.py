@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.budget import Budget
+from stsimdiff.compressors import code_version
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.resources import embedded_checkpoint, folder
 
@@ -24,7 +25,11 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 LOGGER_MODES = ("offline", "online")
-MODEL = ("name", "family", "path", "frames", "device", "dtype", "attn_implementation", "threads")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+MODEL = (
+    *("name", "family", "path", "frames", "device", "device_map", "dtype", "attn_implementation", "threads"),
+    "trust_remote_code",
+)
 CACHE = ("max_gb", "folder", "disk_gb")
 BENCHMARK = (
     *("name", "task", "families", "chance", "macro", "note"),
@@ -48,9 +53,10 @@ class Settings:
     """What all arms of one pass share.
 
     Attributes:
-        model: ``name, family, path, frames, device, dtype, attn_implementation, threads``; ``path`` is always
+        model: the keys of ``configs/model/*.yaml``, those of its family included; ``path`` is always
             set (the packaged one if none was given). Added: ``checkpoint``, the fingerprint of the files there,
-            and ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not).
+            and ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not); for a user's
+            own family also ``code``, the version of its source.
         benchmark: ``name, task, families, chance, macro, note, data, prompt, decoder, video_seconds, allow_missing``;
             ``prompt`` is always set. Added: ``revision`` of the data, ``root``, the folder of a public benchmark, and
             ``code``, the version of the task that makes the prompt, with what else the user chose of it.
@@ -198,12 +204,14 @@ def _data_folder(data: Any, benchmark: dict[str, Any]) -> None:
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
-    from stsimdiff.models import FAMILIES, OPTIONS
+    from stsimdiff import models
     from stsimdiff.models.presence import fetching
 
-    options = OPTIONS.get(model.get("family"), {})
-    if "family" in model:
-        _one_of("model.family", model["family"], sorted(FAMILIES))
+
+    own = "family" in model and models.is_own(model["family"])
+    if own:
+        _own_family(model["family"])
+    options = models.options_of(model["family"]) if "family" in model else {}
     _only("model", model, (*MODEL, *options))
     for name, values in options.items():
         _one_of(f"model.{name}", _as_written(model[name]), map(_as_written, values))
@@ -212,6 +220,15 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", str(model["device"])):
         raise ConfigError(
             f"model.device={model['device']!r} is out of range; allowed: auto, cpu, cuda, cuda:1 ..."
+        )
+    _device_map(model)
+    trusted = model["trust_remote_code"]
+    if not isinstance(trusted, bool):
+        raise ConfigError(f"model.trust_remote_code={trusted!r} is out of range; allowed: true, false")
+    if trusted and model["family"] in models.OWN_READERS:
+        raise ConfigError(
+            f"model.trust_remote_code=true has no meaning for model.family={model['family']}, which reads the original "
+            "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
         )
     frames = model["frames"]
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
@@ -231,7 +248,44 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
             else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {hint}")
-    return {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
+    found = {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
+    return {**found, "code": code_version(models.resolve(model["family"]))} if own else found
+
+
+def _own_family(name: Any) -> None:
+    """Check a family that is not built in; the message for a misspelt name shows the closest one."""
+    from stsimdiff import models
+
+    if not isinstance(name, str) or "." not in name:
+        _one_of("model.family", name, [*models.names(), "my_module.MyFamily"])
+    models.resolve(name)
+
+
+def _device_map(model: dict[str, Any]) -> None:
+    given = model["device_map"]
+    if given is None:
+        return
+    if isinstance(given, dict):
+        if not given:
+            raise ConfigError("model.device_map={} names no module; allowed: null, or devices by module")
+        for module, device in given.items():
+            whole = isinstance(device, int) and not isinstance(device, bool) and device >= 0
+            # What lies on the disk would be read again for every generated token.
+            named = isinstance(device, str) and device != "disk" and re.fullmatch(r"[a-z]+(:\d+)?", device)
+            if not (isinstance(module, str) and (whole or named)):
+                raise ConfigError(
+                    f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number of "
+                    "an accelerator, or cpu, cuda:1 ..."
+                )
+    elif given not in DEVICE_MAPS:
+        raise ConfigError(
+            f"model.device_map={given!r} is out of range; allowed: null, {', '.join(DEVICE_MAPS)}, or devices by "
+            "module; for the whole model on one device set model.device"
+        )
+    if model["device"] != "auto":
+        raise ConfigError(
+            f"model.device={model['device']} and model.device_map={given} say different things; leave one of them out"
+        )
 
 
 def _checkpoint(model: dict[str, Any]) -> Path:

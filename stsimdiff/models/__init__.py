@@ -82,8 +82,8 @@ def resolve(name: str) -> type[Family]:
     except (Exception, SystemExit) as error:
         # A user's module may do anything on import, end the process included.
         raise ConfigError(
-            f"model.family={name} cannot be imported: {type(error).__name__}: {error} (looked in the current folder and "
-            "among the installed packages)"
+            f"model.family={name} cannot be imported: {type(error).__name__}: {error} (looked in the current folder "
+            "and among the installed packages)"
         ) from error
     from stsimdiff.models.base import Family
 
@@ -92,12 +92,14 @@ def resolve(name: str) -> type[Family]:
             f"model.family={name} is no model family; it must be a class derived from stsimdiff.models.base.Family"
         )
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise ConfigError(f"model.family={name} lacks {', '.join(missing)}; docs/families.md says what they do")
+        raise ConfigError(
+            f"model.family={name} lacks {', '.join(missing)}; docs/families.md says what they do"
+        )
     return found
 
 
 def options_of(name: str) -> Mapping[str, tuple[Any, ...]]:
-    """A family's own options in the configuration with their values: ``OPTIONS``, or the attribute of a user's class."""
+    """A family's own options in the configuration, and their values: ``OPTIONS``, or what a user's class says."""
     return resolve(name).options if is_own(name) else OPTIONS.get(name, {})
 
 

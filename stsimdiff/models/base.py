@@ -72,8 +72,8 @@ class LoadOptions:
             return
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError(
-                f"model.device_map={self.device_map!r} spreads one model over the devices, and {os.environ['WORLD_SIZE']} "
-                "processes each want one: leave model.device_map out, or start one process"
+                f"model.device_map={self.device_map!r} spreads one model over the devices, and "
+                f"{os.environ['WORLD_SIZE']} processes each want one: leave model.device_map out, or start one process"
             )
         if isinstance(self.device_map, Mapping):
             for module, device in self.device_map.items():
@@ -232,7 +232,9 @@ class Family(ABC):
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),
             "layers": str(len(self.decoder)),
-            "device_map": json.dumps({name: str(device) for name, device in placed.items()}) if placed else "none",
+            "device_map": json.dumps({name: str(device) for name, device in placed.items()})
+            if placed
+            else "none",
         }
 
 

@@ -42,8 +42,8 @@ class InternVL(Family):
         given = read_config(folder / "config.json")
         if given.get("model_type") != "internvl":
             raise ConfigError(
-                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', the "
-                "converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
+                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', "
+                "the converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
             )
         layer = given.get("vision_feature_layer", -1)
         if type(layer) is not int or layer >= 0:

@@ -26,12 +26,14 @@ TESTS = Path(__file__).with_name("test_family.py")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stsimdiff", "conformance of a model family")
     group.addoption(
-        "--family", metavar="NAME", help="a family's name, or my_module.MyFamily: check whether it keeps the contract"
+        "--family",
+        metavar="NAME",
+        help="a family's name, or my_module.MyFamily: check whether it keeps the contract",
     )
     group.addoption(
         "--family-path",
         metavar="FOLDER",
-        help="its checkpoint; left out: the miniature of a built-in family, or what the class's miniature(folder) makes",
+        help="its checkpoint; left out: a built-in family's miniature, or what the class's miniature(folder) makes",
     )
     group.addoption("--family-device", default="auto", help="as model.device (default: auto)")
     group.addoption("--family-dtype", default="float32", help="as model.dtype (default: float32)")

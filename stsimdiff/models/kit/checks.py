@@ -251,6 +251,17 @@ def video_places_hold_video_features(case: Case) -> None:
     assert layout.text > 0, "the prompt holds no text"
 
 
+def the_picture_fits_the_grid(case: Case) -> None:
+    """The cells that overlays are drawn from are tokens of the grid, and its rows in time cover the frames."""
+    grid, picture = case.video.grid, case.family.picture(case.video.grid)
+    last = (picture.height - 1) * picture.stride + picture.width
+    assert last <= grid.per_frame, f"{picture} has cells beyond the {grid.per_frame} tokens of a row in time"
+    count = len(case.frames.indices)
+    assert -(-count // picture.frames) == grid.frames, (
+        f"{grid.frames} rows in time of {picture.frames} frames each for {count} frames"
+    )
+
+
 def the_question_is_in_the_prompt(case: Case) -> None:
     """Another question gives another answer's logits."""
     other = case.family.prompt(case.video, TEXT.replace("cat", "horse"), sample="kit")
@@ -421,14 +432,13 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "encoding is deterministic": encoding_is_deterministic,
     "later frames are later tokens": later_frames_are_later_tokens,
     "video places hold video features": video_places_hold_video_features,
+    "the picture fits the grid": the_picture_fits_the_grid,
     "the question is in the prompt": the_question_is_in_the_prompt,
     "placeholders in a question are refused": placeholders_in_a_question_are_refused,
     "signals have the grid": signals_have_the_grid,
     "another checkpoint is refused": another_checkpoint_is_refused,
     "keep-all is bit-identical": keep_all_is_bit_identical,
-    **{
-        f"dropping equals masking: {name}": partial(dropping_equals_masking, name=name) for name in DROPS
-    },
+    **{f"dropping equals masking: {name}": partial(dropping_equals_masking, name=name) for name in DROPS},
     "traces count the tokens": traces_count_the_tokens,
     "nothing is left behind": nothing_is_left_behind,
     "answers do not depend on earlier ones": answers_do_not_depend_on_earlier_ones,

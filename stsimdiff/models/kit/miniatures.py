@@ -141,9 +141,7 @@ def qwen2_vl(folder: Path) -> None:
     tokenizer = _tokenizer()
     config = Qwen2VLConfig(
         text_config=_text(tokenizer, rope_parameters=MROPE),
-        vision_config=dict(
-            depth=2, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=2, patch_size=7
-        ),
+        vision_config=dict(depth=2, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=2, patch_size=7),
         **_qwen_ids(tokenizer),
     )
     size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 64}
@@ -283,7 +281,9 @@ def llava_video(folder: Path) -> None:
     }
     _write(folder / "config.json", config)
     # The tower's own configuration counts the last layer, which LLaVA-Video does not use and does not hold.
-    _write(folder / "vision_tower_config.json", {**tower, "num_hidden_layers": tower["num_hidden_layers"] + 1})
+    _write(
+        folder / "vision_tower_config.json", {**tower, "num_hidden_layers": tower["num_hidden_layers"] + 1}
+    )
     tokenizer.save_pretrained(folder)
 
 
