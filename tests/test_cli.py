@@ -72,7 +72,7 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("model=embeded", r"model=embeded is unknown; allowed: embedded, .*; did you mean embedded\?"),
+        ("model=embeded", r"model=embeded is unknown; allowed: .*embedded, .*; did you mean embedded\?"),
         ("benchmark=clip", r"benchmark=clip is unknown; .*did you mean clips\?"),
         ("budget=token", r"budget=token is unknown; allowed: compute, tokens; did you mean tokens\?"),
         ("logger=tensorboard", r"logger=tensorboard is unknown; allowed: none, wandb"),

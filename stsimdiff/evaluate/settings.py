@@ -207,7 +207,6 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     from stsimdiff import models
     from stsimdiff.models.presence import fetching
 
-
     own = "family" in model and models.is_own(model["family"])
     if own:
         _own_family(model["family"])
@@ -274,8 +273,8 @@ def _device_map(model: dict[str, Any]) -> None:
             named = isinstance(device, str) and device != "disk" and re.fullmatch(r"[a-z]+(:\d+)?", device)
             if not (isinstance(module, str) and (whole or named)):
                 raise ConfigError(
-                    f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number of "
-                    "an accelerator, or cpu, cuda:1 ..."
+                    f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number "
+                    "of an accelerator, or cpu, cuda:1 ..."
                 )
     elif given not in DEVICE_MAPS:
         raise ConfigError(
