@@ -8,7 +8,6 @@ configuration has been checked.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import re
 import sys
@@ -41,7 +40,7 @@ SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
 
 
 def task(cfg: DictConfig) -> None:
-    """One job: a single run, or a job that a cluster launcher started."""
+    """A run without ``-m``."""
 
     def compose(overrides: list[str]) -> DictConfig:
         loader = GlobalHydra.instance().config_loader()
@@ -51,13 +50,17 @@ def task(cfg: DictConfig) -> None:
     # Unresolved: an override may hold an interpolation.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     with errors_as_messages(overrides):
+        chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
+        if chosen != "arms":
+            raise ConfigError(
+                f"hydra/launcher={chosen} starts jobs only with -m; write it, or leave the launcher out"
+            )
         launcher.run_configurations(launcher.expand(cfg, overrides, compose))
 
 
 def main() -> None:
     """Entry point of ``stsimdiff`` and ``python -m stsimdiff``."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("stsimdiff").setLevel(logging.INFO)
+    messages.log_to_stderr()
     # A user's module lies in the current folder. Last on the path: a folder named like an installed package
     # must not hide it.
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -75,6 +78,7 @@ def main() -> None:
     words = launcher.with_own_class(word for word in sys.argv[1:] if SETTING.match(word))
     sys.argv[1:] = [*flags, *words]
     with errors_as_messages(words):
+        launcher.check_launcher(words)
         launcher.register()
         start = hydra.main(version_base="1.3", config_path=str(folder("configs")), config_name="config")
         start(task)()

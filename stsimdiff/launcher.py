@@ -1,19 +1,20 @@
 """From composed configurations to passes: sweeps are expanded, all jobs checked first, then grouped and run.
 
-:class:`ArmsLauncher` is the Hydra launcher that sees the whole batch of a multirun. A single run, and a job that a
-cluster launcher starts elsewhere, come in through :func:`run_configurations` as a batch of one.
+:class:`ArmsLauncher` is the Hydra launcher that sees the whole batch of a multirun and runs it in this process; a
+single run comes in through :func:`run_configurations` as a batch of one. Launchers that hand the passes to other
+processes and machines live in ``stsimdiff.clusters``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import itertools
 import logging
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from types import ModuleType
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -31,7 +32,28 @@ from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_f
 from stsimdiff.models.presence import absent
 from stsimdiff.resources import folder
 
+if TYPE_CHECKING:
+    from stsimdiff.evaluate.arms import Arm
+
 log = logging.getLogger(__name__)
+
+NAMESPACE = "hydra_plugins.stsimdiff"
+"""Where Hydra looks for our launchers; it accepts none from elsewhere."""
+CLUSTERS = {
+    "submitit_local": (
+        "hydra_plugins.hydra_submitit_launcher",
+        "stsimdiff.clusters.submitit",
+        "LocalLauncher",
+    ),
+    "submitit_slurm": (
+        "hydra_plugins.hydra_submitit_launcher",
+        "stsimdiff.clusters.submitit",
+        "SlurmLauncher",
+    ),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "stsimdiff.clusters.joblib", "JoblibLauncher"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "stsimdiff.clusters.ray", "RayLauncher"),
+}
+"""Launchers that start jobs: the Hydra plug-in that each stands on, and its module and class here."""
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
@@ -114,6 +136,36 @@ def configurations(words: Sequence[str]) -> list[DictConfig]:
     return found
 
 
+@dataclass
+class Pass:
+    """What is answered together: the settings, their arms by id, and the number of the first configuration of them."""
+
+    settings: Settings
+    arms: dict[str, Arm]
+    first: int
+
+
+def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
+    """Configurations, all of them checked, grouped by what they share; of equal arms one is kept.
+
+    Raises:
+        UserError: for the first wrong configuration.
+    """
+    shared = _settings(configurations)
+
+    from stsimdiff.evaluate.arms import arms_from_config  # imports torch
+
+    passes: list[Pass] = []
+    for number, (cfg, settings) in enumerate(zip(configurations, shared, strict=True)):
+        group = next((one for one in passes if one.settings == settings), None)
+        if group is None:
+            group = Pass(settings, {}, number)
+            passes.append(group)
+        for arm in arms_from_config(cfg, settings):
+            group.arms.setdefault(arm.id, arm)
+    return passes
+
+
 def run_configurations(configurations: Sequence[DictConfig]) -> None:
     """Check every configuration, then run them as arms of one pass for each model, benchmark and setting.
 
@@ -121,36 +173,27 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         UserError: for the first wrong configuration, before anything is loaded.
         RunFailed: when samples failed; all passes have come to their end.
     """
-    shared = _settings(configurations)
+    passes = passes_of(configurations)
+    for one in passes:
+        if one.settings.shards > 1:
+            raise ConfigError(
+                f"shards={one.settings.shards} needs a launcher that starts jobs: -m hydra/launcher=NAME with one of "
+                f"{', '.join(CLUSTERS)}. Several processes on this machine: python -m torch.distributed.run "
+                "--standalone --nproc_per_node N -m stsimdiff ..."
+            )
 
-    from stsimdiff.evaluate.arms import Arm, arms_from_config  # imports torch
-
-    passes: list[tuple[Settings, dict[str, Arm]]] = []
-    for cfg, settings in zip(configurations, shared, strict=True):
-        arms = next((arms for other, arms in passes if other == settings), None)
-        if arms is None:
-            arms = {}
-            passes.append((settings, arms))
-        for arm in arms_from_config(cfg, settings):
-            arms.setdefault(arm.id, arm)
-
-    if lacking := _absent_weights(configurations):
-        raise Missing(lacking)
+    check_presence(configurations, passes)
 
     from stsimdiff.evaluate.features import FeatureMemory  # these import torch, transformers and lmms-eval
     from stsimdiff.evaluate.session import run_arms
 
-    if len(passes) > 1:
-        from stsimdiff.evaluate.preflight import check_data
-
-        check_data(settings for settings, _ in passes)
     memory = FeatureMemory()
     failures = []
-    for number, (settings, arms) in enumerate(passes, start=1):
+    for number, one in enumerate(passes, start=1):
         if len(passes) > 1:
-            log.info("pass %d of %d: %d arms", number, len(passes), len(arms))
+            log.info("pass %d of %d: %d arms", number, len(passes), len(one.arms))
         try:
-            run_arms(settings, list(arms.values()), memory)
+            run_arms(one.settings, list(one.arms.values()), memory)
         except RunFailed as failure:
             failures.append(str(failure))
     if failures:
@@ -180,33 +223,62 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
     return found
 
 
+def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
+    """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack."""
+    if lacking := _absent_weights(configurations):
+        raise Missing(lacking)
+    if len(passes) > 1:
+        from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
+
+        check_data(one.settings for one in passes)
+
+
 def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
     asked = dict.fromkeys((cfg.model.family, cfg.model.path) for cfg in configurations)
     return [said for family, path in asked for said in absent(family, path)]
 
 
-class ArmsLauncher(Launcher):
-    """Hydra's launcher for ``-m``: the whole batch in this process, one pass for each model and benchmark."""
+class BatchLauncher(Launcher):
+    """A Hydra launcher that sees the whole batch of ``-m`` at once; subclasses say where it runs."""
 
-    # Hydra accepts a launcher only from its namespace package; `register` puts the class there.
-    __module__ = "hydra_plugins.stsimdiff"
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader, self.config = hydra_context.config_loader, config
+    hydra_context: HydraContext
+    config: DictConfig
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; each one's return only says that it came to its end, since errors are raised."""
         setup_globals()
-        batch = []
+        batch: list[DictConfig] = []
+        written: list[Sequence[str]] = []
         for overrides in job_overrides:
-            batch += expand(self.compose(overrides), list(overrides), self.compose)
-        run_configurations(batch)
+            found = expand(self.compose(overrides), list(overrides), self.compose)
+            batch += found
+            written += [overrides] * len(found)
+        self.run(batch, written, initial_job_idx)
         return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
+
+    def run(
+        self, configurations: Sequence[DictConfig], overrides: Sequence[Sequence[str]], first: int
+    ) -> None:
+        """Run the batch: configurations, the words that each was composed from, and Hydra's number of the first."""
+        raise NotImplementedError
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job, Hydra's own node aside."""
-        return without_hydra(self.loader.load_sweep_config(self.config, list(overrides)))
+        return without_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
+
+
+class ArmsLauncher(BatchLauncher):
+    """Hydra's launcher for ``-m``: the whole batch in this process, one pass for each model and benchmark."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def run(
+        self, configurations: Sequence[DictConfig], overrides: Sequence[Sequence[str]], first: int
+    ) -> None:
+        """See :class:`BatchLauncher`."""
+        run_configurations(configurations)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -215,21 +287,46 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def register() -> None:
-    """Make the launcher known to Hydra, and compressors of other packages known as options of ``compressor=``."""
-    parent = _namespace("hydra_plugins")
-    parent.stsimdiff = _namespace(ArmsLauncher.__module__)
-    parent.stsimdiff.ArmsLauncher = ArmsLauncher
-    Plugins.instance().register(ArmsLauncher)
+    """Make the launchers known to Hydra, and compressors of other packages known as options of ``compressor=``."""
+    _register_launcher(ArmsLauncher)
+    for name, (plugin, module, cls) in CLUSTERS.items():
+        if _is_installed(plugin):
+            _register_launcher(getattr(importlib.import_module(module), cls))
+            _move_stock_options(name)
     _register_entry_points()
 
 
-def _namespace(name: str) -> ModuleType:
+def check_launcher(words: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` if the command line names a launcher whose packages are not installed."""
+    for word in words:
+        key, _, name = word.partition("=")
+        if key == "hydra/launcher" and name in CLUSTERS and not _is_installed(CLUSTERS[name][0]):
+            raise ConfigError(
+                f"hydra/launcher={name} needs packages that are not installed: pip install 'stsimdiff[cluster]'"
+            )
+
+
+def _is_installed(package: str) -> bool:
     try:
-        return importlib.import_module(name)
+        return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
-        sys.modules[name] = module = ModuleType(name)
-        module.__path__ = []
-        return module
+        return False
+
+
+def _register_launcher(cls: type[Launcher]) -> None:
+    # Under its real name a class can be pickled for another process; under this one Hydra finds it.
+    Plugins.instance().register(cls)
+    Plugins.instance().class_name_to_class[f"{NAMESPACE}.{cls.__name__}"] = cls
+
+
+def _move_stock_options(name: str) -> None:
+    """Give the plug-in's own options the name ``plugin/<name>``, on which our file of its old name builds."""
+    group = ConfigStore.instance().repo["hydra"]["launcher"]
+    if f"{name}.yaml" in group:
+        node = group.pop(f"{name}.yaml")
+        ConfigStore.instance().store(
+            group="hydra/launcher/plugin", name=name, node=node.node, provider=node.provider
+        )
 
 
 def _register_entry_points() -> None:

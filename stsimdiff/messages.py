@@ -1,8 +1,11 @@
-"""Errors of Hydra and OmegaConf said in the user's words: what was written, what is allowed, what to write instead."""
+"""What the user is told: the log, and errors of Hydra and OmegaConf in the user's words (what was written, what is
+allowed, what to write instead)."""
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from stsimdiff.evaluate.settings import suggestion
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
+
+
+def log_to_stderr() -> None:
+    """The project's log on standard error, a message a line: in the command and in each job that it starts."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("stsimdiff").setLevel(logging.INFO)
 
 
 def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> str:

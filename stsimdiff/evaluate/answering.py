@@ -75,7 +75,7 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes) ->
     videos = work.by_video()
     log = session.settings.folder / processes.file("progress", "log")
     total = work.samples, len(videos), sum(len(questions) for _, questions in videos)
-    with Progress(*total, log, show=processes.rank == 0) as progress:
+    with Progress(*total, log, show=processes.show) as progress:
         loop = _Loop(session, task, work, progress)
         for path, questions in videos:
             loop.video(path, questions)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,25 @@ UNREADABLE_FOR = 5.0
 """Seconds after which a lock file without readable content counts as left behind by a dead process."""
 
 
+RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "STOPPED", "RESIZING")
+"""States in which a Slurm job may have a process that writes."""
+
+
 class Lock:
     """``path`` holds pid, host and start time of the one process that may write beside it.
+
+    Args:
+        path: the lock file.
+        launch: name of the launch whose job this process runs. A cluster runs a job once at a time, so a lock that
+            names the same launch was left behind by the job's earlier attempt, on whatever host that ran.
 
     Raises:
         DataError: from :meth:`take`, when a live process holds it, or the file cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, launch: str | None = None) -> None:
         self.path = path
+        self.launch = launch
         self.held = False
 
     def take(self) -> None:
@@ -65,7 +76,7 @@ class Lock:
                 if time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR:
                     time.sleep(0.1)
                     return
-            elif is_alive(owner):
+            elif not self._is_earlier_attempt(owner) and is_alive(owner):
                 raise DataError(
                     f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
                     f"{owner['since']}); wait for it, or choose another run=NAME. If no such process exists, remove "
@@ -77,6 +88,10 @@ class Lock:
             if descriptor >= 0:
                 os.close(descriptor)
 
+    def _is_earlier_attempt(self, owner: dict[str, Any]) -> bool:
+        elsewhere = owner["host"] != socket.gethostname()
+        return elsewhere and self.launch is not None and owner.get("launch") == self.launch
+
     def _is_in_place(self, descriptor: int) -> bool:
         try:
             return os.fstat(descriptor).st_ino == os.stat(self.path).st_ino
@@ -86,7 +101,7 @@ class Lock:
     def _write(self, descriptor: int) -> None:
         try:
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+            os.pwrite(descriptor, json.dumps(_identity(self.launch)).encode(), 0)
             os.fsync(descriptor)
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}") from error
@@ -105,9 +120,9 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the process exists; one of another host cannot be asked and counts as alive."""
+    """Whether the process exists; one of another host counts as alive unless Slurm says that its job is over."""
     if owner["host"] != socket.gethostname():
-        return True
+        return not (owner.get("slurm") and _is_over(owner["slurm"]))
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
@@ -118,13 +133,27 @@ def is_alive(owner: dict[str, Any]) -> bool:
     return owner["started"] in (None, _started(owner["pid"]))
 
 
-def _identity() -> dict[str, Any]:
+def _is_over(job: str) -> bool:
+    """Whether Slurm says that none of the job's processes runs; what cannot be asked is taken to run."""
+    ask = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    if answer.returncode:
+        return "Invalid job id" in answer.stderr  # Slurm forgets a job some minutes after its end
+    return not any(state in RUNNING for state in answer.stdout.split())
+
+
+def _identity(launch: str | None) -> dict[str, Any]:
     pid = os.getpid()
     return {
         "pid": pid,
         "host": socket.gethostname(),
         "started": _started(pid),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "launch": launch,
+        "slurm": os.environ.get("SLURM_JOB_ID"),
     }
 
 

@@ -1,4 +1,5 @@
-"""Several processes of one run, as ``torch.distributed.run`` starts them: who am I, and waiting for the others."""
+"""Several processes of one run, as ``torch.distributed.run`` or a launcher of jobs starts them: who am I, and waiting
+for the others."""
 
 from __future__ import annotations
 
@@ -21,10 +22,15 @@ class Processes:
     Attributes:
         rank: its number.
         world: how many there are.
+        launch: name of the launch whose job this process runs, the same when the job is started again; ``None`` for a
+            process of no job.
+        show: whether this process shows its progress.
     """
 
     rank: int = 0
     world: int = 1
+    launch: str | None = None
+    show: bool = True
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -50,6 +56,6 @@ class Processes:
             return
         dist.init_process_group("gloo", timeout=PATIENCE)
         try:
-            yield cls(dist.get_rank(), world)
+            yield cls(dist.get_rank(), world, show=dist.get_rank() == 0)
         finally:
             dist.destroy_process_group()

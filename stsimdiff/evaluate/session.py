@@ -45,12 +45,10 @@ class Outcome:
     Attributes:
         folder: the run's folder.
         answered: samples answered in this call.
-        failed: samples of all its arms that have no answer, earlier calls included.
     """
 
     folder: Path
     answered: int = 0
-    failed: int = 0
 
 
 @dataclass
@@ -213,9 +211,7 @@ def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | No
         if processes.rank > 0:
             # The first process prepares the data; the others then find it in place.
             processes.wait()
-        task = load_task(settings.benchmark)
-        questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
-        settings, unusable = _checked_videos(settings, questions)
+        settings, task, questions, unusable = prepare(settings)
         if processes.rank == 0:
             processes.wait()
         outcome = Outcome(settings.folder)
@@ -227,12 +223,34 @@ def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | No
         processes.wait()
         if processes.rank > 0:
             return outcome
-        with _written_or_said(settings.folder):
-            outcome.failed = score(settings, task, arms, questions)
-            unmade = _report(settings)
-    if outcome.failed:
+    conclude(settings, task, arms, questions)
+    return outcome
+
+
+def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str, str]]:
+    """Settings with what is known of the videos, the task, its questions, and the unusable videos with the reason.
+
+    Raises:
+        UserError: for data that is missing or wrong.
+    """
+    task = load_task(settings.benchmark)
+    questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
+    settings, unusable = _checked_videos(settings, questions)
+    return settings, task, questions, unusable
+
+
+def conclude(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> None:
+    """Score what all processes stored and write the table: once, when the last of them has come to its end.
+
+    Raises:
+        RunFailed: when a sample of these arms has no answer; the table is written.
+    """
+    with _written_or_said(settings.folder):
+        failed = score(settings, task, arms, questions)
+        unmade = _report(settings)
+    if failed:
         raise RunFailed(
-            f"{outcome.failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
+            f"{failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
             f'{settings.folder}/*/answers*.jsonl under "error". Everything else is stored: retry_failed=true asks only '
             "these again."
         )
@@ -240,7 +258,6 @@ def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | No
         raise RunFailed(
             "\n".join([*unmade, "All answers and the table are stored; report makes the rest again."])
         )
-    return outcome
 
 
 @contextmanager
@@ -302,7 +319,8 @@ def answer_missing(
     with sigterm_raises(), ExitStack() as stack:
         stores = {}
         for arm in arms:
-            store = ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {}), processes.shard)
+            record = arm_record(arm, settings, {})
+            store = ArmStore(settings.folder / arm.folder, record, processes.shard, processes.launch)
             stores[arm.id] = stack.enter_context(store)
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:

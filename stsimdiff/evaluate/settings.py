@@ -38,10 +38,11 @@ BENCHMARK = (
 TOP = (
     *("model", "benchmark", "compressor", "budget", "logger"),
     *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
-    *("sample_seconds", "cache", "overlays", "arms"),
+    *("sample_seconds", "cache", "overlays", "shards", "arms"),
 )
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+MOST_SHARDS = 10_000
 MOST_OVERLAYS = 100
 """Each adds the frames of a video to the page; a larger one would not open on a phone."""
 HASHED_WHOLE = 64 * 2**20
@@ -70,6 +71,7 @@ class Settings:
         sample_seconds: longest time for one answer, or ``None``.
         cache: ``max_gb`` of vision features in memory, ``folder`` and ``disk_gb`` of those on disk.
         overlays: for how many questions each token's fate is stored.
+        shards: jobs that share the videos, where a launcher starts jobs.
     """
 
     model: dict[str, Any]
@@ -86,6 +88,7 @@ class Settings:
         default_factory=lambda: {"max_gb": 0.0, "folder": None, "disk_gb": 20.0}
     )
     overlays: int = 0
+    shards: int = 1
 
 
 def settings_from_config(cfg: DictConfig) -> Settings:
@@ -108,6 +111,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     seed = _whole(cfg, "seed", least=0, most=MOST_SEED)
     most = _whole(cfg, "max_failures", least=0)
     overlays = _whole(cfg, "overlays", least=0, most=MOST_OVERLAYS)
+    shards = _whole(cfg, "shards", least=1, most=MOST_SHARDS)
     if not isinstance(cfg.retry_failed, bool):
         raise ConfigError(f"retry_failed={cfg.retry_failed!r} is out of range; allowed: true, false")
     logger = plain(cfg.logger)
@@ -132,6 +136,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         sample_seconds=None if cfg.sample_seconds is None else _number("sample_seconds", cfg.sample_seconds),
         cache=_cache(plain(cfg.cache)),
         overlays=overlays,
+        shards=shards,
     )
 
 

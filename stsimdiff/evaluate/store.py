@@ -44,12 +44,15 @@ class ArmStore:
         folder: the arm's folder; made if absent.
         record: what ``arm.json`` says, as ``stsimdiff.evaluate.arms.arm_record`` makes it.
         shard: ``(rank, world)`` of this process.
+        launch: name of the launch whose job this process runs; see :class:`stsimdiff.evaluate.lock.Lock`.
 
     Raises:
         DataError: for a folder that cannot be written, is held by a live process, or belongs to another arm.
     """
 
-    def __init__(self, folder: Path, record: Row, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, folder: Path, record: Row, shard: tuple[int, int] = (0, 1), launch: str | None = None
+    ) -> None:
         rank, world = shard
         if not 0 <= rank < world:
             raise ValueError(f"shard {shard} is no (rank, world)")
@@ -59,7 +62,7 @@ class ArmStore:
         """Bytes of a torn last line that were dropped on opening; the sample will be asked again."""
         self._world = world
         self._path = self.folder / ("answers.jsonl" if world == 1 else f"answers.{rank}-of-{world}.jsonl")
-        self._lock = Lock(self.folder / f".lock.{rank}-of-{world}")
+        self._lock = Lock(self.folder / f".lock.{rank}-of-{world}", launch)
         self._descriptor = -1
         self._answered: dict[str, bool] = {}
 
@@ -225,6 +228,11 @@ def read_answers(folder: Path) -> list[Row]:
             if not _succeeded(rows.get(row["id"], {"error": ""})):
                 rows[row["id"]] = row
     return list(rows.values())
+
+
+def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
+    """Ids that need no answer in an arm's folder, as :meth:`ArmStore.done`, without opening it for writing."""
+    return {row["id"] for row in read_answers(folder) if _succeeded(row) or not retry_failed}
 
 
 def arm_folders(run: Path) -> list[Path]:
