@@ -50,11 +50,7 @@ def task(cfg: DictConfig) -> None:
     # Unresolved: an override may hold an interpolation.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     with errors_as_messages(overrides):
-        chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
-        if chosen != "arms":
-            raise ConfigError(
-                f"hydra/launcher={chosen} starts jobs only with -m; write it, or leave the launcher out"
-            )
+        launcher.check_single_run(HydraConfig.get().runtime.choices["hydra/launcher"])
         launcher.run_configurations(launcher.expand(cfg, overrides, compose))
 
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
 from stsimdiff.errors import ConfigError, Missing, RunFailed
-from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config, suggestion
 from stsimdiff.models.presence import absent
 from stsimdiff.resources import folder
 
@@ -297,13 +297,28 @@ def register() -> None:
 
 
 def check_launcher(words: Iterable[str]) -> None:
-    """Raise :class:`ConfigError` if the command line names a launcher whose packages are not installed."""
+    """Raise :class:`ConfigError` if the command line names a launcher that is none, or not installed."""
     for word in words:
         key, _, name = word.partition("=")
-        if key == "hydra/launcher" and name in CLUSTERS and not _is_installed(CLUSTERS[name][0]):
+        if key != "hydra/launcher":
+            continue
+        allowed = ("arms", *CLUSTERS)
+        if name not in allowed:
+            raise ConfigError(
+                f"hydra/launcher={name} is unknown; allowed: {', '.join(allowed)}{suggestion(name, allowed)}"
+            )
+        if name in CLUSTERS and not _is_installed(CLUSTERS[name][0]):
             raise ConfigError(
                 f"hydra/launcher={name} needs packages that are not installed: pip install 'stsimdiff[cluster]'"
             )
+
+
+def check_single_run(name: str) -> None:
+    """Raise :class:`ConfigError` if a run without ``-m`` has a launcher, which Hydra would not use then."""
+    if name != "arms":
+        raise ConfigError(
+            f"hydra/launcher={name} starts jobs only with -m; write it, or leave the launcher out"
+        )
 
 
 def _is_installed(package: str) -> bool:

@@ -79,7 +79,7 @@ def _bad_key(
 ) -> str:
     key, reason = str(cause.full_key), _first_line(str(cause))
     parent, _, name = key.rpartition(".")
-    if "is not in struct" not in reason:
+    if not re.search(r"is not in struct|^Key '.*' not in ", reason):
         if type(cause).__name__ == "MissingMandatoryValue":
             return f"{key} must be given; write {key}=VALUE"
         return f"{key}: {reason[0].lower()}{reason[1:]}"

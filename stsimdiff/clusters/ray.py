@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Sequence
 
 from hydra_plugins.hydra_ray_launcher import ray_launcher
@@ -9,26 +11,37 @@ from hydra_plugins.hydra_ray_launcher import ray_launcher
 from stsimdiff.clusters.jobs import Ended, JobLauncher
 from stsimdiff.errors import ConfigError
 
+PATIENCE_SECONDS = 10.0
+"""How long a cluster's address may take to answer; Ray itself would try for many minutes."""
+
 
 class RayLauncher(JobLauncher, ray_launcher.RayLauncher):
     """``hydra/launcher=ray``. A task whose process or machine dies is started again by Ray, and resumes."""
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
-        """See :class:`~stsimdiff.clusters.jobs.JobLauncher`.
+    def check(self) -> None:
+        """See :class:`~stsimdiff.clusters.jobs.JobLauncher`; the cluster is joined, or started.
 
         Raises:
             ConfigError: when no cluster answers at ``hydra.launcher.ray.init.address``.
         """
-        import ray
         from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
 
+        super().check()
+        address = self.ray_cfg.init.get("address")
         try:
+            if place := re.fullmatch(r"([^/]+):(\d+)", str(address)):
+                socket.create_connection((place[1], int(place[2])), timeout=PATIENCE_SECONDS).close()
             start_ray(self.ray_cfg.init)
-        except (ConnectionError, ValueError) as error:
-            address = self.ray_cfg.init.get("address")
+        except (OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ConfigError(
-                f"Ray cannot be used at hydra.launcher.ray.init.address={address}: {error}"
+                f"Ray cannot be used with hydra.launcher.ray.init.address={address}: {error}; allowed: null for a "
+                "cluster on this machine, auto for the one that `ray start` joined it to, or HOST:PORT"
             ) from error
+
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+        """See :class:`~stsimdiff.clusters.jobs.JobLauncher`."""
+        import ray
+
         if self.ray_cfg.remote.get("num_gpus") is None:
             # Ray hides the devices from a task that asks for none.
             self.ray_cfg.remote["num_gpus"] = 1 if ray.cluster_resources().get("GPU") else 0

@@ -1,0 +1,315 @@
+"""Launchers of jobs, for real where this machine can: each gives the rows of the single process, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
+
+from stsimdiff import cli, launcher
+from stsimdiff.clusters.jobs import JobLauncher
+from stsimdiff.clusters.submitit import LocalLauncher, SlurmLauncher
+from stsimdiff.data import clips
+from stsimdiff.errors import ConfigError
+from stsimdiff.evaluate import lock
+from stsimdiff.resources import folder
+
+# Scores like any method, but the first process that comes to a video stops there for good.
+STOPPING = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from stsimdiff.compressors.base import ScoreCompressor
+
+
+@dataclass(frozen=True)
+class Stopping(ScoreCompressor):
+    def score(self, tokens, layout):
+        mark = Path("stopped") / layout.sample.partition("-")[0]
+        try:
+            with mark.open("x") as stream:
+                stream.write(str(os.getpid()))
+        except FileExistsError:
+            return tokens.features.norm(dim=1)
+        while True:
+            time.sleep(0.05)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+@pytest.fixture
+def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command line in this process, in a folder of its own; gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    root = str(Path(__file__).resolve().parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+
+    def run(*words: str) -> int:
+        line = [f"benchmark.data={os.path.relpath(data)}", "logger=none", "results=out", *words]
+        monkeypatch.setattr(sys, "argv", ["stsimdiff", *line])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def rows(run: Path) -> dict[str, list[dict]]:
+    """Every line of every arm, times aside, sorted by question."""
+    return {
+        arm.parent.name: sorted(
+            (
+                json.loads(line) | {"times": None}
+                for shard in arm.parent.glob("answers*.jsonl")
+                for line in shard.read_text().splitlines()
+            ),
+            key=lambda row: row["id"],
+        )
+        for arm in run.glob("*/arm.json")
+    }
+
+
+def table(run: Path) -> list[str]:
+    """The table without its column of times."""
+    header, *lines = (run / "table.csv").read_text().splitlines()
+    leave_out = header.split(",").index("prefill_ms")
+    return [",".join(cell for i, cell in enumerate(line.split(",")) if i != leave_out) for line in lines]
+
+
+def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, caplog) -> None:
+    """One of two jobs is told that its time is over, the other is killed: the first goes on, the second is named."""
+    (tmp_path / "my_method.py").write_text(STOPPING)
+    marks = tmp_path / "stopped"
+    marks.mkdir()
+
+    def disturb() -> None:
+        for name, number in (("clip000", signal.SIGUSR2), ("clip001", signal.SIGKILL)):
+            while not ((marks / name).exists() and (marks / name).read_text()):
+                time.sleep(0.05)
+            os.kill(int((marks / name).read_text()), number)
+
+    words = ["-m", "compressor._target_=my_method.Stopping", "budget.retention=0.3"]
+    disturbing = threading.Thread(target=disturb, daemon=True)
+    disturbing.start()
+    slow = [*words, "hydra/launcher=submitit_local", "run=slow", "shards=2"]
+    assert command(*slow) == 1
+    said = capfd.readouterr().err
+    assert "job 1 (embedded on clips, shard 2 of 2, 1 arm): it died" in said
+    assert "7 samples have no answer" in said
+    assert "job 0 (embedded" not in said
+    (arm,) = rows(tmp_path / "out" / "slow").values()
+    assert len(arm) == 7 and {row["video"] for row in arm} == {"clip000.mp4"}
+    assert all(row["error"] is None for row in arm), "a signal of the scheduler was taken for a failed sample"
+    logs = (tmp_path / "out" / "slow" / ".hydra" / ".submitit").rglob("*.err")
+    assert any("Requeued job" in path.read_text() for path in logs)
+    # The same command again starts a job for what is missing alone, and then none.
+    caplog.clear()
+    assert command(*slow) == 0
+    assert "job 0: embedded on clips, shard 2 of 2" in caplog.text and "job 1:" not in caplog.text
+    caplog.clear()
+    assert command(*slow) == 0
+    assert "job 0" not in caplog.text
+    assert command(*words, "run=whole") == 0
+    assert rows(tmp_path / "out" / "slow") == rows(tmp_path / "out" / "whole")
+    assert table(tmp_path / "out" / "slow") == table(tmp_path / "out" / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("joblib", ["hydra.launcher.n_jobs=1"]),
+        ("ray", ["+hydra.launcher.ray.init.num_cpus=1"]),
+    ],
+)
+def test_other_launchers_give_the_rows_of_one_process(tmp_path: Path, command, name: str, options) -> None:
+    words = ["-m", "compressor=none,random", "budget.retention=0.3"]
+    assert command(*words, f"hydra/launcher={name}", *options, "shards=2", "run=jobs") == 0
+    assert command(*words, "run=whole") == 0
+    found = rows(tmp_path / "out" / "jobs")
+    assert found == rows(tmp_path / "out" / "whole")
+    assert [len(answers) for answers in found.values()] == [14, 14]
+    assert len(list((tmp_path / "out" / "jobs").glob("*/answers.?-of-2.jsonl"))) == 4
+    assert table(tmp_path / "out" / "jobs") == table(tmp_path / "out" / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib starts jobs only with -m"),
+        (["-m", "shards=2"], "shards=2 needs a launcher that starts jobs: .*submitit_slurm"),
+        (["-m", "hydra/launcher=submitit_slrm"], "submitit_slrm is unknown; allowed: .*mean submitit_slurm"),
+        (["-m", "hydra/launcher=submitit_slurm"], "needs the commands sbatch and srun"),
+        (["-m", "hydra/launcher=submitit_local", "shards=0"], "shards=0 is out of range"),
+        (["-m", "hydra/launcher=submitit_local", "hydra.launcher.nodes=2"], r"nodes=2 .*allowed: 1"),
+        (["-m", "hydra/launcher=submitit_local", "hydra.launcher.gpus_per_node=99"], "this machine shows"),
+        (["-m", "hydra/launcher=joblib", "hydra.launcher.n_job=2"], "n_job is unknown: .*mean n_jobs"),
+        (["-m", "hydra/launcher=ray", "hydra.launcher.ray.init.address=127.0.0.1:1"], "address=127.0.0.1:1"),
+        (["-m", "hydra/launcher=joblib", "compressor=rnadom"], "did you mean random"),
+    ],
+)
+def test_wrong_launchers_are_one_message_and_start_nothing(tmp_path, command, capfd, words, message) -> None:
+    assert command(*words) == 2
+    said = capfd.readouterr().err
+    assert re.search(message, said) and "Traceback" not in said
+    assert not list(tmp_path.rglob("arm.json")) and not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_launcher_of_jobs_is_not_started_by_several_processes(command, capfd, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("-m", "hydra/launcher=joblib") == 2
+    assert "not under torch.distributed.run" in capfd.readouterr().err
+
+
+def test_jobs_do_not_start_where_a_live_process_writes(tmp_path, command, capfd, data) -> None:
+    words = ["-m", "compressor=none", "hydra/launcher=joblib", "run=held", "limit=1"]
+    (one,) = launcher.passes_of(launcher.configurations(["compressor=none", f"benchmark.data={data}"]))
+    (arm,) = one.arms.values()
+    place = tmp_path / "out" / "held" / arm.folder
+    place.mkdir(parents=True)
+    held = lock.Lock(place / ".lock.0-of-3")
+    held.take()
+    try:
+        assert command(*words) == 2
+    finally:
+        held.release()
+    assert f"process {os.getpid()}" in capfd.readouterr().err
+
+
+def configured(name: str, *words: str) -> JobLauncher:
+    launcher.register()
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        cfg = compose("config", [f"hydra/launcher={name}", *words], return_hydra_config=True)
+    options = {key: value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
+    return {"submitit_slurm": SlurmLauncher, "submitit_local": LocalLauncher}[name](**options)
+
+
+def fake_command(place: Path, name: str, script: str) -> None:
+    file = place / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
+def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("sbatch", "srun"):
+        fake_command(tmp_path, name, "exit 1")
+    words = [
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.gpus_per_node=4",
+        "hydra.launcher.tasks_per_node=4",
+    ]
+    chosen = configured(
+        "submitit_slurm", *words, "hydra.launcher.setup=[module load cuda]", f"results={tmp_path}"
+    )
+    chosen.check()
+    assert chosen.tasks() == 4
+    executor = chosen.executor()
+    slurm = executor._executor
+    slurm.parameters["map_count"] = 6
+    text = slurm._make_submission_file_text("COMMAND", "uid")
+    for line in (
+        "--partition=gpu",
+        "--gpus-per-node=4",
+        "--ntasks-per-node=4",
+        "--array=0-5%6",
+        "--time=720",
+        "--signal=USR2@120",
+        "--requeue",
+        "--mem=64GB",
+        "--cpus-per-task=8",
+        "--job-name=stsimdiff",
+    ):
+        assert f"#SBATCH {line}\n" in text, line
+    assert "\nmodule load cuda\n" in text
+    assert str(tmp_path / "embedded" / ".hydra" / ".submitit") in text
+    assert slurm.max_num_timeout == 100
+    assert hasattr(chosen, "checkpoint"), "submitit requeues only what has a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "words", "slots"),
+    [
+        (2, None, [], [[0], [1]]),
+        (2, "4,6", [], [[4], [6]]),
+        (4, None, ["hydra.launcher.tasks_per_node=2"], [[0, 1], [2, 3]]),
+        (3, None, ["hydra.launcher.gpus_per_node=2"], [[0, 1]]),
+        (1, None, ["hydra.launcher.tasks_per_node=2"], [[0]]),
+    ],
+)
+def test_local_jobs_share_out_the_devices(monkeypatch, devices, visible, words, slots) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert configured("submitit_local", *words).slots() == slots
+
+
+def test_devices_that_have_no_number_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
+    with pytest.raises(ConfigError, match="GPU-8932f937 does not give devices by number"):
+        configured("submitit_local").slots()
+
+
+@pytest.mark.parametrize("name", sorted(launcher.CLUSTERS))
+def test_every_launcher_composes_and_is_found_by_hydra(name: str) -> None:
+    launcher.register()
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        cfg = compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
+    assert isinstance(Plugins.instance()._instantiate(cfg.hydra.launcher), JobLauncher)
+
+
+def other_host(launch: str | None = None, slurm: str | None = None) -> str:
+    return json.dumps(
+        {"pid": 1, "host": "elsewhere", "started": None, "since": "then", "launch": launch, "slurm": slurm}
+    )
+
+
+def test_the_earlier_attempt_of_a_job_on_another_host_gives_its_lock_up(tmp_path: Path) -> None:
+    path = tmp_path / ".lock.0-of-1"
+    for mine, theirs in (("b", "a"), (None, "a"), (None, None), ("b", None)):
+        path.write_text(other_host(theirs))
+        with pytest.raises(Exception, match="process 1 on elsewhere"):
+            lock.Lock(path, mine).take()
+    path.write_text(other_host("a"))
+    held = lock.Lock(path, "a")
+    held.take()
+    assert held.held and lock.read(path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "over"),
+    [
+        ("echo RUNNING", False),
+        ("echo COMPLETING", False),
+        ("echo CANCELLED", True),
+        ("exit 0", True),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", True),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", False),
+        (None, False),
+    ],
+)
+def test_slurm_is_asked_about_jobs_of_other_hosts(tmp_path: Path, monkeypatch, squeue, over) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if squeue:
+        fake_command(tmp_path, "squeue", squeue)
+    assert lock.is_alive(json.loads(other_host(slurm="77"))) != over
+    assert lock.is_alive(json.loads(other_host())), "a process of no job cannot be asked for"
