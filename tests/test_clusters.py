@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -131,6 +132,36 @@ def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, cap
     assert command(*words, "run=whole") == 0
     assert rows(tmp_path / "out" / "slow") == rows(tmp_path / "out" / "whole")
     assert table(tmp_path / "out" / "slow") == table(tmp_path / "out" / "whole")
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
+    """The other rank waits for it with all of its own answered, and must not wait for ever."""
+    (tmp_path / "my_method.py").write_text(STOPPING)
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "clip000").touch()
+    words = ["compressor._target_=my_method.Stopping", "budget.retention=0.3", f"benchmark.data={data}"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "stsimdiff"]
+    root = str(Path(__file__).resolve().parent.parent)
+    run = subprocess.Popen(
+        [sys.executable, "-m", *torchrun, *words, "logger=none", "results=out", "run=ranks"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([root, str(tmp_path)])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    mark = tmp_path / "stopped" / "clip001"
+    place = tmp_path / "out" / "ranks"
+    while run.poll() is None and not (mark.exists() and mark.read_text() and answered(place) == 7):
+        time.sleep(0.05)
+    os.kill(int(mark.read_text()), signal.SIGKILL)
+    _, said = run.communicate()
+    assert run.returncode != 0 and "Signal 9" in said
+    assert answered(place) == 7
+    assert not list(place.glob("table.*")), "a table of half a run"
+
+
+def answered(run: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in run.glob("*/answers*.jsonl"))
 
 
 @pytest.mark.parametrize(
