@@ -281,8 +281,9 @@ def test_the_wheel_carries_configs_tasks_and_published_numbers(tmp_path):
         archive.extractall(unpacked)
     for name, place in IN_REPOSITORY.items():
         assert files_in(unpacked / "stsimdiff" / name) == files_in(source / place)
-    model = files_in(source / "stsimdiff" / "data" / "clips" / "model")
-    assert files_in(unpacked / "stsimdiff" / "data" / "clips" / "model") == model
+    for inner in ("data/clips/model", "report/web"):
+        found = files_in(source / "stsimdiff" / inner)
+        assert found and files_in(unpacked / "stsimdiff" / inner) == found
     done = run(tmp_path, "--cfg", "job", PYTHONPATH=str(unpacked))
     assert done.returncode == 0
 

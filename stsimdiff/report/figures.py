@@ -184,7 +184,9 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     low, high = min(known), max(known)
     for axes, found in zip(panels, maps, strict=False):
-        image = axes.imshow(found.accuracy, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        image = axes.imshow(
+            found.accuracy, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower"
+        )
         for y, x in np.ndindex(found.accuracy.shape):
             value = found.accuracy[y, x]
             dark = math.isnan(value) or value < (low + high) / 2
