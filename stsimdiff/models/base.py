@@ -225,16 +225,15 @@ class Family(ABC):
 
     def describe(self) -> dict[str, str]:
         """Provenance: class, device, dtype, attention backend and where each part lies, as loaded."""
-        placed = getattr(self.model, "hf_device_map", None)
+        # Set by transformers where the model was really spread.
+        placed = getattr(self.model, "hf_device_map", None) or {"": self.device}
         return {
             "class": type(self.model).__name__,
             "device": str(self.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),
             "layers": str(len(self.decoder)),
-            "device_map": json.dumps({name: str(device) for name, device in placed.items()})
-            if placed
-            else "none",
+            "device_map": json.dumps({name: str(device) for name, device in placed.items()}),
         }
 
 

@@ -104,7 +104,27 @@ def load_weights(
         found["unexpected_keys"],
         (entry[0] for entry in found["mismatched_keys"]),
     )
+    if isinstance(options.device_map, Mapping):
+        _check_map(model, options.device_map)
     return options.place(model)
+
+
+def _check_map(model: Any, device_map: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` for modules that are not there, and for weights that the map forgets."""
+    modules = {name for name, _ in model.named_modules()}
+    unknown = sorted(set(device_map) - modules)
+    left = [
+        name
+        for name, _ in model.named_parameters()
+        if not any(part == "" or name == part or name.startswith(f"{part}.") for part in device_map)
+    ]
+    if unknown or left:
+        said = [f"there is no module {_listed(unknown)}"] if unknown else []
+        said += [f"it gives no device for {_listed(left)}"] if left else []
+        raise ConfigError(
+            f"model.device_map does not fit {type(model).__name__}: {'; '.join(said)}; the modules at the top are "
+            f"{', '.join(name for name in sorted(modules) if name.count('.') < 2 and name)}"
+        )
 
 
 def account(
