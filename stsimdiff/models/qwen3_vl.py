@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
@@ -13,6 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from stsimdiff.engine import Decoder
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.models.qwen_vl import QwenVL
+from stsimdiff.video import Frames
 
 
 class Qwen3VL(QwenVL):
@@ -31,6 +34,13 @@ class Qwen3VL(QwenVL):
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers, added=_deepstack)
+
+    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+        if len(frames.indices) == 1:
+            # The stock processor fills an odd number of frames up with the last one, but refuses to with a single one.
+            pair = np.repeat(frames.pixels, 2, axis=0)
+            frames = dataclasses.replace(frames, pixels=pair, indices=frames.indices * 2)
+        return super().encode(frames, signals=signals)
 
     def _of_batch(self, batch: Any) -> dict[str, Any]:
         # The stock processor's own words: the time of each grid and its video tokens.
