@@ -71,6 +71,8 @@ class Trace:
         entering: video tokens that entered each layer, length L.
         mlp: video tokens in each layer's MLP, length L; fewer than ``entering`` where a drop came between.
         stages: the selections in order.
+        asked: place, layer and video tokens present of each time the run was asked, selections of nothing included.
+        reads: query rows and keys of each attention that was read for the run.
         reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
         compressor_seconds: time of all selections.
         prefill_seconds: time of the decoder's prefill, selections included.
@@ -82,6 +84,8 @@ class Trace:
     entering: list[int] = field(default_factory=list)
     mlp: list[int] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    reads: list[tuple[int, int]] = field(default_factory=list)
     reason: Tensor | None = None
     compressor_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -294,6 +298,7 @@ class Compression:
             return hidden
         started = _now(hidden.device)
         self._follow(hidden.device)
+        self.trace.asked.append((place, number, self._raster.shape[0]))
         rows = self._video_rows()
         features = hidden[0, rows] if isinstance(rows, slice) else hidden[0].index_select(0, rows)
         tokens = VideoTokens(features, self.layout.grid, self._raster)
@@ -377,6 +382,8 @@ class Compression:
             count = 1 if queries == "last" else int(queries)
             rows = attention_rows(query[:, :, -count:], key, scaling, query.shape[2] - count)[0].mean(1)
         self._attention = rows[:, self._video_rows()]
+        read = query.shape[2] if queries == "all" else count
+        self.trace.reads.append((read, key.shape[2]))
         self.trace.compressor_seconds += _now(query.device) - started
 
 

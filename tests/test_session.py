@@ -72,9 +72,16 @@ def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
             mean = sum(row["tokens_per_layer"]) / (6 * 512)
             assert row["retention_compute"] == pytest.approx(mean)
             assert row["llm_flops"] <= row["llm_flops_all"]
+            assert row["flops"]["decoder"] + row["flops"]["head"] == row["llm_flops"]
+            assert row["flops"]["vision"] > row["flops"]["projector"] > 0
+            assert row["flops_closed_form"] <= row["flops_closed_form_all"]
+            # 6 layers, float32 keys and values of width 128.
+            held = sum(row["tokens_per_layer"]) + 6 * row["text_tokens"]
+            assert row["kv_bytes"] == held * 2 * 128 * 4
         metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
         accuracy = 100 * sum(row["correct"] for row in rows) / LIMIT
         assert metrics["metrics"] == {"clips_accuracy": pytest.approx(accuracy)}
+        assert (rows[0]["flops"]["compressor"] > 0) == (arm.method in ("st_simdiff", "fastv"))
         if arm.method not in ("none", "no_video"):
             achieved = sum(row[f"retention_{arm.budget.kind}"] for row in rows) / LIMIT
             assert achieved == pytest.approx(arm.budget.retention, rel=0.02)

@@ -18,7 +18,7 @@ import torch
 
 from stsimdiff import video_process
 from stsimdiff.compressors.base import Compressor
-from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all
+from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
 from stsimdiff.errors import DataError, RunFailed
@@ -165,12 +165,18 @@ class Session:
             "retention_compute": retention["compute"],
             "llm_flops": prefill_flops(self.shape, trace.text, trace.entering, trace.mlp),
             "llm_flops_all": prefill_flops_all(self.shape, trace.text, trace.video),
+            **self.cost(arm, asked, trace),
             "reasons": trace.reasons(),
             "features": asked.video.origin,
             "times": times,
             "error": None,
             **self.overlays.entry(question, trace, grid, self.family.picture(grid)),
         }
+
+    def cost(self, arm: Arm, asked: Asked, trace: Trace) -> dict[str, Any]:
+        """FLOPs by part and bytes of the cache; see :func:`stsimdiff.cost.sample_cost`."""
+        grid, element = asked.prompt.layout.grid, self.family.model.dtype.itemsize
+        return sample_cost(self.family.shape, self.shape, trace, grid, self.compressor(arm), element)
 
 
 def load_model(settings: Settings) -> Family:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder, synchronise
 from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
@@ -147,6 +148,8 @@ class Family(ABC):
     """
 
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    CONFIGURATIONS: ClassVar[tuple[str, ...]] = ("config.json",)
+    """The configuration files that :meth:`shape_from` reads where a checkpoint has them; the first one it must have."""
 
     def __init__(self, model: Any, processor: Any, path: str) -> None:
         self.model, self.processor, self.path = model.eval(), processor, path
@@ -165,6 +168,24 @@ class Family(ABC):
     @abstractmethod
     def placeholders(self) -> tuple[str, ...]:
         """Texts that stand for a video in this family's prompts; a question that holds one is refused."""
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> ModelShape:
+        """Sizes of a model from its configuration files alone, for what must be known before weights are there.
+
+        Args:
+            files: contents of those of :attr:`CONFIGURATIONS` that there are.
+            options: the family's own options are read.
+
+        Raises:
+            ConfigError: for a family that does not say them, and for files of another family.
+        """
+        raise ConfigError(f"{cls.__name__} does not say a model's sizes without its weights")
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """Sizes of the loaded model; ``None``: its vision tower's cost is not counted."""
+        return None
 
     @abstractmethod
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:

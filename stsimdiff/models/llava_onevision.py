@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -37,12 +41,7 @@ class LlavaOnevision(Family):
         """
         options.check()
         folder = require_folder(path, FILES)
-        found = read_config(folder / "config.json").get("model_type")
-        if found != "llava_onevision":
-            raise ConfigError(
-                f"model.path={path!r} holds a {found!r} checkpoint; this family loads 'llava_onevision' "
-                "(llava-hf/llava-onevision-qwen2-7b-ov-hf)"
-            )
+        _check(path, read_config(folder / "config.json"))
         layer = read_config(folder / "config.json").get("vision_feature_layer", -1)
         if not isinstance(layer, int):
             raise ConfigError(
@@ -61,6 +60,16 @@ class LlavaOnevision(Family):
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
+        given = files["config.json"]
+        _check("", given)
+        return _shape(LlavaOnevisionConfig.from_dict(dict(given)), dtype_of(given))
+
+    @property
+    def shape(self) -> FrameShape:
+        return _shape(self.model.config, str(self.model.dtype).removeprefix("torch."))
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
@@ -120,3 +129,31 @@ class LlavaOnevision(Family):
     def _tower_layers(self) -> Any:
         """Layers of the tower such that index ``vision_feature_layer`` made ``hidden_states[vision_feature_layer]``."""
         return self.model.model.vision_tower.encoder.layers
+
+
+def _check(path: str, given: Mapping[str, Any]) -> None:
+    found = given.get("model_type")
+    if found != "llava_onevision":
+        raise ConfigError(
+            f"model.path={path!r} holds a {found!r} checkpoint; this family loads 'llava_onevision' "
+            "(llava-hf/llava-onevision-qwen2-7b-ov-hf)"
+        )
+
+
+def _shape(config: LlavaOnevisionConfig, dtype: str) -> FrameShape:
+    """Sizes from the configuration; the stock tower runs all its layers, whichever one is read."""
+    vision, text = config.vision_config, config.text_config
+    side = vision.image_size // vision.patch_size
+    pooled = math.ceil(side / 2)
+    return FrameShape(
+        decoder=DecoderShape.from_config(text, config.tie_word_embeddings),
+        tower=siglip_tower(
+            vision, vision.num_hidden_layers, (vision.hidden_size, text.hidden_size, text.hidden_size)
+        ),
+        dtype=dtype,
+        side=side,
+        rows=side**2,
+        height=pooled,
+        width=pooled,
+        pooling=bilinear_flops(pooled**2 * text.hidden_size),
+    )

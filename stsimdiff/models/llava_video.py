@@ -8,6 +8,7 @@ here, outside the model, and the model gets the finished embeddings.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
@@ -65,6 +68,8 @@ class LlavaVideo(SiglipQwen2):
     frames' times.
     """
 
+    CONFIGURATIONS = ("config.json", "vision_tower_config.json")
+
     def __init__(self, model: Any, processor: Any, path: str, pooling: str, stride: int, timed: bool) -> None:
         super().__init__(model, processor, path)
         self.pooling, self.stride, self.time_instruction = pooling, stride, timed
@@ -81,15 +86,8 @@ class LlavaVideo(SiglipQwen2):
         options.check()
         folder = require_folder(path)
         given = read_config(folder / "config.json")
-        if given.get("model_type") != "llava_qwen":
-            raise ConfigError(
-                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'llava_qwen' "
-                "(lmms-lab/LLaVA-Video-7B-Qwen2)"
-            )
         _check(path, given)
-        pooling = options.family.get("pooling") or given.get("mm_spatial_pool_mode", POOLINGS[0])
-        if pooling not in POOLINGS:
-            raise ConfigError(f"model.pooling={pooling!r} is unknown; allowed: {', '.join(POOLINGS)}, null")
+        pooling = _pooling(given, options)
         config = _stock_config(given, tower_config(folder, given))
         refuse_sliding_window(config.text_config, path)
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS)
@@ -105,6 +103,22 @@ class LlavaVideo(SiglipQwen2):
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
+        given, tower = dict(files["config.json"]), files.get("vision_tower_config.json")
+        _check("", given)
+        if tower is None:
+            # The released checkpoint does not hold it either; a local folder may be named instead.
+            tower = tower_config(Path(str(given.get("mm_vision_tower"))), given)
+        config = _stock_config(given, dict(tower.get("vision_config", tower)))
+        stride = int(given.get("mm_spatial_pool_stride", 2))
+        return _shape(config, _pooling(given, options), stride, dtype_of(given))
+
+    @property
+    def shape(self) -> FrameShape:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return _shape(self.model.config, self.pooling, self.stride, dtype)
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
@@ -201,7 +215,40 @@ def tower_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _pooling(given: Mapping[str, Any], options: LoadOptions) -> str:
+    pooling = options.family.get("pooling") or given.get("mm_spatial_pool_mode", POOLINGS[0])
+    if pooling not in POOLINGS:
+        raise ConfigError(f"model.pooling={pooling!r} is unknown; allowed: {', '.join(POOLINGS)}, null")
+    return pooling
+
+
+def _shape(config: LlavaOnevisionConfig, pooling: str, stride: int, dtype: str) -> FrameShape:
+    """Sizes from the stock configuration, whose tower has the layers that run."""
+    vision, text = config.vision_config, config.text_config
+    side = vision.image_size // vision.patch_size
+    average = pooling == "average"
+    height = side // stride if average else math.ceil(side / stride)
+    values = height**2 * text.hidden_size
+    return FrameShape(
+        decoder=DecoderShape.from_config(text, config.tie_word_embeddings),
+        tower=siglip_tower(
+            vision, vision.num_hidden_layers, (vision.hidden_size, text.hidden_size, text.hidden_size)
+        ),
+        dtype=dtype,
+        side=side,
+        rows=side**2,
+        height=height,
+        width=height + 1,
+        pooling=values * stride**2 if average else bilinear_flops(values),
+    )
+
+
 def _check(path: str, given: dict[str, Any]) -> None:
+    if given.get("model_type") != "llava_qwen":
+        raise ConfigError(
+            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'llava_qwen' "
+            "(lmms-lab/LLaVA-Video-7B-Qwen2)"
+        )
     for name, value in FIXED.items():
         found = given.get(name, ABSENT.get(name, value))
         if found != value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Qwen2ForCausalLM, SiglipVisionModel
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import (
@@ -28,6 +30,7 @@ from stsimdiff.models.base import (
     require_folder,
 )
 from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.frame_shape import FrameShape, dtype_of, siglip_tower
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
@@ -71,6 +74,8 @@ class Projector(nn.Module):
 class NVILA(SiglipQwen2):
     """Frames of SigLIP patches, pooled over groups of frames, each group ended by the tokens of a line break."""
 
+    CONFIGURATIONS = ("config.json", *(f"{part}/config.json" for part in PARTS))
+
     def __init__(
         self,
         model: Any,
@@ -104,7 +109,7 @@ class NVILA(SiglipQwen2):
         device = execution_device(model.get_input_embeddings())
         whole = dataclasses.replace(options, device=str(device), device_map=None)
         tower = load_weights(SiglipVisionModel, vision, whole)
-        used = len(tower.encoder.layers) + 1 + int(given.get("mm_vision_select_layer", -2))
+        used = _used_layers(given, len(tower.encoder.layers))
         del tower.encoder.layers[used:]
         sizes = tower.config.hidden_size, model.config.hidden_size
         mlp = _projector(projector, *sizes).to(device, model.dtype)
@@ -117,6 +122,25 @@ class NVILA(SiglipQwen2):
     @property
     def decoder(self) -> Decoder:
         return Decoder(self.model.model, self.model.model.layers)
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
+        given = dict(files["config.json"])
+        encoder = _video_encoder("", given)
+        missing = [name for name in ("llm/config.json", "vision_tower/config.json") if name not in files]
+        if missing:
+            raise ConfigError(f"the checkpoint lacks {', '.join(missing)}, which say its sizes")
+        vision = SiglipVisionConfig.from_dict(dict(files["vision_tower/config.json"]))
+        text = dict(files["llm/config.json"])
+        layers = _used_layers(given, vision.num_hidden_layers)
+        return _shape(Qwen2Config.from_dict(text), vision, layers, encoder, dtype_of(text))
+
+    @property
+    def shape(self) -> FrameShape:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        encoder = {"pool_size": self.pool_size, "end_tokens": self.end}
+        vision = self.tower.config
+        return _shape(self.model.config, vision, len(self.tower.encoder.layers), encoder, dtype)
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
@@ -216,6 +240,34 @@ def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ConfigError(f"model.path={path!r} has a {', '.join(wrong)} that this family does not implement")
     return {"pool_size": sizes[0], "end_tokens": encoder.get("end_tokens", "\n") or ""}
+
+
+def _used_layers(given: Mapping[str, Any], layers: int) -> int:
+    return layers + 1 + int(given.get("mm_vision_select_layer", -2))
+
+
+def _shape(
+    text: Qwen2Config, vision: SiglipVisionConfig, layers: int, encoder: Mapping[str, Any], dtype: str
+) -> FrameShape:
+    """Sizes; a group's end counts as one token of its grid, which is what a line break is."""
+    side = vision.image_size // vision.patch_size
+    joined = math.ceil(side / 2)
+    pooling, left = 0, joined**2 * text.hidden_size
+    for size in encoder["pool_size"]:
+        pooling += left if size > 1 else 0
+        left /= size
+    cells = (joined // encoder["pool_size"][1]) * (joined // encoder["pool_size"][2])
+    return FrameShape(
+        decoder=DecoderShape.from_config(text),
+        tower=siglip_tower(vision, layers, (4 * vision.hidden_size, text.hidden_size, text.hidden_size)),
+        dtype=dtype,
+        side=side,
+        rows=joined**2,
+        height=1,
+        width=cells + bool(encoder["end_tokens"]),
+        group=encoder["pool_size"][0],
+        pooling=int(pooling),
+    )
 
 
 def _projector(folder: Path, vision: int, text: int) -> Projector:

@@ -5,6 +5,7 @@ The families themselves are :mod:`qwen2_vl`, :mod:`qwen2_5_vl` and :mod:`qwen3_v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
+from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.frame_shape import dtype_of
+from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape
 from stsimdiff.models.tower import TowerReader, reading
 from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
 from stsimdiff.video import Frames
@@ -34,6 +38,8 @@ class QwenVL(Family):
     Option (``model.positions`` of the configuration): one of :data:`POSITIONS`.
     """
 
+    CONFIGURATIONS = ("config.json", *PROCESSORS)
+
     model_class: Any
     model_type: str
     positions = POSITIONS[0]
@@ -49,11 +55,7 @@ class QwenVL(Family):
         """
         options.check()
         folder = require_folder(path)
-        found = read_config(folder / "config.json").get("model_type")
-        if found != cls.model_type:
-            raise ConfigError(
-                f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
-            )
+        cls._check(path, read_config(folder / "config.json"))
         model = load_weights(cls.model_class, folder, options)
         refuse_sliding_window(model.config.get_text_config(), path)
         processor = None
@@ -75,6 +77,27 @@ class QwenVL(Family):
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
+
+    @classmethod
+    def _check(cls, path: str, given: Mapping[str, Any]) -> None:
+        found = given.get("model_type")
+        if found != cls.model_type:
+            raise ConfigError(
+                f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
+            )
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> ModelShape:
+        given = files["config.json"]
+        cls._check("", given)
+        config = cls.model_class.config_class.from_dict(dict(given))
+        return QwenShape.from_config(config, dtype_of(given), PixelLimits.from_files(files))
+
+    @property
+    def shape(self) -> ModelShape:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        limits = PixelLimits.of(self.processor.video_processor) if self.processor else PixelLimits()
+        return QwenShape.from_config(self.model.config, dtype, limits)
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:

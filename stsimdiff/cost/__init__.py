@@ -1,0 +1,39 @@
+"""What a sample costs, from token counts and a model's sizes alone: FLOPs by part, bytes of the cache and of weights.
+
+A multiply-add counts 2 FLOPs. Counted are products of matrices and convolutions, as ``torch.utils.flop_counter`` counts
+them, and what pooling and the compressors compute besides; norms, activations, rotary embeddings and the softmax are
+left out. What was measured with a clock stands elsewhere (:mod:`stsimdiff.evaluate.latency`).
+"""
+
+from stsimdiff.cost.compressor import compressor_flops
+from stsimdiff.cost.decoder import (
+    DecoderShape,
+    attention_flops,
+    closed_form,
+    decoder_flops,
+    head_flops,
+    kv_bytes,
+    mlp_flops,
+    prefill_flops,
+    prefill_flops_all,
+)
+from stsimdiff.cost.model import ModelShape, sample_cost, sample_flops
+from stsimdiff.cost.tower import TowerLoad, TowerShape
+
+__all__ = [
+    "DecoderShape",
+    "ModelShape",
+    "TowerLoad",
+    "TowerShape",
+    "attention_flops",
+    "closed_form",
+    "compressor_flops",
+    "decoder_flops",
+    "head_flops",
+    "kv_bytes",
+    "mlp_flops",
+    "prefill_flops",
+    "prefill_flops_all",
+    "sample_cost",
+    "sample_flops",
+]

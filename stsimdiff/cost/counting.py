@@ -1,0 +1,146 @@
+"""Counts the arithmetic of code as it runs: what a compressor of a user's own costs, and a check of our formulas.
+
+``torch.utils.flop_counter`` knows products of matrices alone; the selections of compressors are mostly elementwise
+products and sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from stsimdiff.compressors.base import Places, Run
+from stsimdiff.cost.decoder import DecoderShape
+from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
+from stsimdiff.engine import Trace
+from stsimdiff.tokens import Selection, VideoTokens
+
+ELEMENTWISE = (
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "addcmul",
+    "addcdiv",
+    "square",
+    "pow",
+    "reciprocal",
+    "rsqrt",
+    "sqrt",
+)
+"""Operations that cost 1 FLOP for each value they give."""
+REDUCING = {
+    "sum": 1,
+    "mean": 1,
+    "linalg_vector_norm": 2,
+    "norm": 2,
+    "prod": 1,
+    "cumsum": 1,
+    "var": 3,
+    "std": 3,
+}
+"""Operations that cost so many FLOPs for each value they take."""
+WITH_VECTOR = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
+"""Products with a vector, which the registry of torch lacks: 2 FLOPs for each value of this argument."""
+ADDING = {"index_add": 3, "scatter_add": 3, "_index_put_impl_": 2, "index_put": 2}
+"""Operations that add the values of one argument, at this place, to others."""
+
+
+class ArithmeticCounter(TorchDispatchMode):
+    """``with ArithmeticCounter() as counter: ...``; ``counter.flops`` is what ran inside on floating-point tensors.
+
+    Products of matrices and convolutions count as in ``torch.utils.flop_counter``, elementwise arithmetic and
+    reductions by the number of their values; comparisons, sorting, copies and special functions count nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = function(*args, **kwargs)
+        packet = function._overloadpacket
+        # In-place operations share the name of the others but for the underscore.
+        name = packet.__name__.removesuffix("_") if not packet.__name__.startswith("_") else packet.__name__
+        if packet in flop_registry:
+            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=found))
+        elif name in WITH_VECTOR:
+            self.flops += 2 * _floating(args[WITH_VECTOR[name]])
+        elif name in ELEMENTWISE:
+            self.flops += _floating(found)
+        elif name in REDUCING:
+            self.flops += REDUCING[name] * _floating(args[0])
+        elif name in ADDING and (name != "index_put" or (len(args) > 3 and args[3])):
+            self.flops += _floating(args[ADDING[name]])
+        return found
+
+
+class CountedRun(Run):
+    """A run whose selections are counted as they are made; slower than the run itself, so never used while timing.
+
+    Args:
+        run: the run of one video.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.counter = ArithmeticCounter()
+
+    @property
+    def places(self) -> Places:
+        """Where the counted run acts."""
+        return self.run.places
+
+    @property
+    def may_be_empty(self) -> bool:
+        """As the counted run says."""
+        return self.run.may_be_empty
+
+    @property
+    def finished(self) -> bool:
+        return self.run.finished
+
+    def at_input(self, tokens: VideoTokens) -> Selection | None:
+        with self.counter:
+            return self.run.at_input(tokens)
+
+    def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        with self.counter:
+            return self.run.before_layer(layer, tokens, attention)
+
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        with self.counter:
+            return self.run.between(layer, tokens, attention)
+
+    def flops(
+        self,
+        trace: Trace,
+        decoder: DecoderShape,
+        needs_vision: bool = False,
+        tower: TowerShape | None = None,
+        load: TowerLoad | None = None,
+    ) -> int | None:
+        """What was counted, and the attention that was read for the run; ``None`` where its tower is not known."""
+        if needs_vision and (tower is None or load is None):
+            return None
+        signals = signal_flops(tower, load) if needs_vision else 0
+        return self.counter.flops + read_flops(trace, decoder) + signals
+
+
+def read_flops(trace: Trace, decoder: DecoderShape) -> int:
+    """FLOPs of the attention scores that the engine read for a run."""
+    return sum(2 * rows * keys for rows, keys in trace.reads) * decoder.heads * decoder.head
+
+
+def _floating(values: Any) -> int:
+    return sum(
+        leaf.numel()
+        for leaf in tree_leaves(values)
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    )

@@ -1,0 +1,66 @@
+"""Sizes of the families whose vision tower sees each frame as one square of patches, whatever the video's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stsimdiff.cost import ModelShape, TowerLoad, TowerShape
+from stsimdiff.tokens import Grid
+
+
+@dataclass(frozen=True)
+class FrameShape(ModelShape):
+    """A model with a square of patches for each frame.
+
+    Attributes:
+        side: patches along a frame's side.
+        rows: rows of a frame that go through the projector.
+        height, width: of the grid of one frame, or of a group of frames; a newline column included.
+        group: frames that are pooled into one grid.
+        pooling: FLOPs of pooling one frame.
+        class_token: tokens that stand beside the patches in the tower.
+    """
+
+    side: int
+    rows: int
+    height: int
+    width: int
+    group: int = 1
+    pooling: int = 0
+    class_token: int = 0
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return Grid(-(-frames // self.group), self.height, self.width)
+
+    def load(self, grid: Grid) -> TowerLoad:
+        frames, patches = grid.frames * self.group, self.side**2
+        return TowerLoad(
+            sequences={patches + self.class_token: frames},
+            embedded=patches * frames,
+            rows=self.rows * frames,
+            pooling=self.pooling * frames,
+        )
+
+
+def siglip_tower(vision: Any, layers: int, projector: tuple[int, ...]) -> TowerShape:
+    """The tower's sizes from a ``SiglipVisionConfig``, of which the first ``layers`` layers run."""
+    return TowerShape(
+        patch=vision.num_channels * vision.patch_size**2,
+        width=vision.hidden_size,
+        intermediate=vision.intermediate_size,
+        heads=vision.num_attention_heads,
+        layers=layers,
+        projector=projector,
+    )
+
+
+def bilinear_flops(values: int) -> int:
+    """FLOPs of a bilinear interpolation that gives so many values, each from four."""
+    return 8 * values
+
+
+def dtype_of(given: Mapping[str, Any]) -> str:
+    """The dtype that a configuration file names, ``float32`` where it names none."""
+    return str(given.get("dtype") or given.get("torch_dtype") or "float32").removeprefix("torch.")
