@@ -174,6 +174,8 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         RunFailed: when samples failed; all passes have come to their end.
     """
     passes = passes_of(configurations)
+    if planned(passes):
+        return
     for one in passes:
         if one.settings.shards > 1:
             raise ConfigError(
@@ -181,7 +183,6 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
                 f"{', '.join(CLUSTERS)}. Several processes on this machine: python -m torch.distributed.run "
                 "--standalone --nproc_per_node N -m stsimdiff ..."
             )
-
     check_presence(configurations, passes)
 
     from stsimdiff.evaluate.features import FeatureMemory  # these import torch, transformers and lmms-eval
@@ -221,6 +222,16 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
     if missing:
         raise Missing(missing + _absent_weights(configurations))
     return found
+
+
+def planned(passes: Sequence[Pass]) -> bool:
+    """Show what the passes would cost, if that is all that was asked for (``plan=true``)."""
+    if not any(one.settings.plan for one in passes):
+        return False
+    from stsimdiff.evaluate.plan import show
+
+    show([(one.settings, list(one.arms.values())) for one in passes])
+    return True
 
 
 def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:

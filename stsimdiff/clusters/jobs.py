@@ -28,7 +28,7 @@ from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
 from stsimdiff.evaluate import lock
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.evaluate.store import done_ids
-from stsimdiff.launcher import BatchLauncher, Pass, check_presence, passes_of
+from stsimdiff.launcher import BatchLauncher, Pass, check_presence, passes_of, planned
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -193,6 +193,8 @@ class JobLauncher(BatchLauncher):
 
         self.check()
         passes = passes_of(configurations)
+        if planned(passes):
+            return
         check_presence(configurations, passes)
         prepared = [_prepared(one) for one in passes]
         jobs, words = [], []

@@ -38,7 +38,7 @@ BENCHMARK = (
 TOP = (
     *("model", "benchmark", "compressor", "budget", "logger"),
     *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
-    *("sample_seconds", "cache", "overlays", "shards", "arms"),
+    *("sample_seconds", "cache", "overlays", "plan", "plan_tflops", "shards", "arms"),
 )
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
@@ -72,6 +72,9 @@ class Settings:
         cache: ``max_gb`` of vision features in memory, ``folder`` and ``disk_gb`` of those on disk.
         overlays: for how many questions each token's fate is stored.
         shards: jobs that share the videos, where a launcher starts jobs.
+        plan: only say what the run would cost. Without weights at ``path``, ``path`` is what was given or ``None``,
+            ``checkpoint`` and ``layers`` are ``None``.
+        plan_tflops: TFLOP/s of the device, or ``None``.
     """
 
     model: dict[str, Any]
@@ -89,6 +92,8 @@ class Settings:
     )
     overlays: int = 0
     shards: int = 1
+    plan: bool = False
+    plan_tflops: float | None = None
 
 
 def settings_from_config(cfg: DictConfig) -> Settings:
@@ -112,8 +117,9 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     most = _whole(cfg, "max_failures", least=0)
     overlays = _whole(cfg, "overlays", least=0, most=MOST_OVERLAYS)
     shards = _whole(cfg, "shards", least=1, most=MOST_SHARDS)
-    if not isinstance(cfg.retry_failed, bool):
-        raise ConfigError(f"retry_failed={cfg.retry_failed!r} is out of range; allowed: true, false")
+    for name in ("retry_failed", "plan"):
+        if not isinstance(cfg[name], bool):
+            raise ConfigError(f"{name}={cfg[name]!r} is out of range; allowed: true, false")
     logger = plain(cfg.logger)
     _one_of("logger.name", logger.get("name"), LOGGERS)
     _only("logger", logger, LOGGERS[logger["name"]])
@@ -122,7 +128,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     given, asked = plain(cfg.model), plain(cfg.benchmark)
     _prompt(given.pop("prompts", None), asked)
     _data_folder(cfg.data, asked)
-    model, benchmark = _together(lambda: _model(given), lambda: _benchmark(asked))
+    model, benchmark = _together(lambda: _model(given, needs_weights=not cfg.plan), lambda: _benchmark(asked))
     return Settings(
         model=model,
         benchmark=benchmark,
@@ -137,6 +143,8 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         cache=_cache(plain(cfg.cache)),
         overlays=overlays,
         shards=shards,
+        plan=cfg.plan,
+        plan_tflops=None if cfg.plan_tflops is None else _number("plan_tflops", cfg.plan_tflops),
     )
 
 
@@ -208,7 +216,7 @@ def _data_folder(data: Any, benchmark: dict[str, Any]) -> None:
         benchmark["data"] = str(folder_in(Path(data).expanduser(), public.name))
 
 
-def _model(model: dict[str, Any]) -> dict[str, Any]:
+def _model(model: dict[str, Any], needs_weights: bool = True) -> dict[str, Any]:
     from stsimdiff import models
     from stsimdiff.models.presence import fetching
 
@@ -243,6 +251,10 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"model.threads={threads!r} is out of range; allowed: a whole number from 1 to {MOST_THREADS}, or null"
         )
+    if not needs_weights and model["name"] != "embedded":
+        given = Path(model["path"]).expanduser() if model["path"] else None
+        if given is None or not (given / "config.json").is_file():
+            return {**model, "checkpoint": None, "layers": None}
     path = _checkpoint(model)
     if not (path / "config.json").is_file():
         get = f"{fetching(model['family'], str(path))} fetches a released one"

@@ -125,4 +125,5 @@ def planned_shape(name: str, path: str | None, options: LoadOptions) -> tuple[Mo
             f"`hf download {RELEASED.get(name, '<org>/<model>')} --include '*.json' --local-dir DIR`, then "
             "model.path=DIR"
         )
-    return family.shape_from(CONFIGURATIONS[name], options), f"the released {RELEASED[name]}"
+    why = f", as there is no configuration at model.path={path}" if path else ""
+    return family.shape_from(CONFIGURATIONS[name], options), f"the released {RELEASED[name]}{why}"

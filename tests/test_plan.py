@@ -1,0 +1,184 @@
+"""``plan=true``: what a run would cost, without weights, without writing; against what the run then stores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stsimdiff import compressors
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.data import clips
+from stsimdiff.data.headers import read_header
+from stsimdiff.errors import BudgetError, ConfigError, DataError
+from stsimdiff.evaluate import session
+from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.dry_run import dry_run
+from stsimdiff.evaluate.plan import plan_pass
+from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.launcher import configurations, run_configurations
+from stsimdiff.models.released import CONFIGURATIONS
+from stsimdiff.report.plan import duration, quantity
+from stsimdiff.tokens import Grid
+
+ROOT = Path(__file__).resolve().parent
+FIXTURES = f"benchmark.data={ROOT / 'benchmarks'}/${{benchmark.name}}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("a plan loaded a model"))
+
+
+def planned(*words: str):
+    """The plans of a command line, all its arms in one pass."""
+    found = [(cfg, settings_from_config(cfg)) for cfg in configurations(["plan=true", *words])]
+    assert all(settings == found[0][1] for _, settings in found)
+    return plan_pass(found[0][1], [arm for cfg, s in found for arm in arms_from_config(cfg, s)])
+
+
+def test_nothing_is_loaded_and_nothing_is_written(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = [f"results={tmp_path}/results", "compressor=none,st_simdiff,fastv", "budget.retention=0.3,0.5"]
+    run_configurations(configurations(["plan=true", "plan_tflops=2", *words]))
+    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    assert "questions: 896 about 128 videos, 0.284 hours of video" in said
+    assert "5 cells (arms of 1 models on 1 benchmarks), 4480 answers to give, 0 there already" in said
+    assert "2 TFLOP/s, which rests on plan_tflops" in said
+    assert "not generated yet" in said and "nothing was written" in said
+
+
+def test_the_plan_is_what_the_run_stores(tmp_path, data, monkeypatch) -> None:
+    monkeypatch.undo()
+    words = [
+        f"results={tmp_path}",
+        f"benchmark.data={data}",
+        "limit=6",
+        "logger=none",
+        "budget.retention=0.3",
+    ]
+    words += ["compressor=none,random,st_simdiff,fastv,visionzip"]
+    before = planned(*words)
+    assert before.rests_on.startswith("a product of torch.float32 matrices measured on")
+    assert [plan.open for plan in before.arms] == [6] * 5 and before.open_videos == 1
+    run_configurations(configurations(words))
+    for plan in before.arms:
+        lines = (before.settings.folder / plan.arm.folder / "answers.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        # The text's tokens are guessed, and how ST-SimDiff's first stage thins is that of another video.
+        loose = 0.25 if plan.arm.method == "st_simdiff" else 0.06
+        stored = sum(row["llm_flops"] for row in rows)
+        assert plan.flops == pytest.approx(stored, rel=loose)
+        assert plan.kv == pytest.approx(rows[0]["kv_bytes"], rel=loose)
+        assert before.vision >= rows[0]["flops"]["vision"] + rows[0]["flops"]["projector"]
+    after = planned(*words, "limit=null")
+    assert [(plan.answered, plan.open) for plan in after.arms] == [(6, 8)] * 5
+    assert "the prefill of 30 answers stored in" in after.rests_on
+    assert after.reading > 0 and after.seconds > after.reading
+    again = planned(*words, "limit=6")
+    assert again.flops == 0 and again.disk["answers"] == 0
+
+
+def test_a_real_model_without_its_weights(capsys, tmp_path) -> None:
+    for file, content in CONFIGURATIONS["llava_video"].items():
+        (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(
+        json.dumps(CONFIGURATIONS["llava_video"]["config.json"] | {"num_hidden_layers": 14})
+    )
+    words = [FIXTURES, "plan_tflops=400", f"results={tmp_path}/results"]
+    plan = planned(*words, "model=llava_video", "benchmark=egoschema", f"model.path={tmp_path}")
+    assert plan.source == f"the configuration in {tmp_path}" and plan.shape.decoder.layers == 14
+    words = ["plan=true", "experiment=table1", *words, "model.path=/nowhere"]
+    run_configurations(configurations(words))
+    said = capsys.readouterr().out
+    assert "the released lmms-lab/LLaVA-Video-7B-Qwen2, as there is no configuration at" in said
+    assert "66 cells (arms of 1 models on 3 benchmarks)" in said
+    assert "3360 (16 x 14 x 15)" in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_sixty_four_frames_of_the_paper_s_model() -> None:
+    plan = planned(
+        "model=llava_video", "model.pooling=bilinear", FIXTURES, "benchmark=videomme", "plan_tflops=1"
+    )
+    assert 8.0e9 < plan.shape.parameters < 8.1e9
+    assert plan.memory["weights"] == 2 * plan.shape.parameters
+    # The fixture's clips have 16 frames; a video with enough of them would have as many tokens as the paper says.
+    assert plan.shape.grid(64, 1, 1).tokens == 64 * 14 * 15
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan_tflops=0"], "plan_tflops=0 is out of range; allowed: TFLOP/s above 0"),
+        (["plan_tflops=fast"], "plan_tflops='fast' is out of range"),
+        (["model=qwen2_5_vl", "model.frames=0"], r"model\.frames=0 is out of range"),
+        (["model=embedded", "model.path=/nowhere"], "no checkpoint at model.path=/nowhere"),
+    ],
+)
+def test_wrong_input(words, message) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        planned(*words)
+
+
+def test_plan_is_true_or_false() -> None:
+    with pytest.raises(ConfigError, match="plan='maybe' is out of range; allowed: true, false"):
+        run_configurations(configurations(["plan=maybe"]))
+
+
+def test_what_would_stop_the_run_stops_the_plan(data, tmp_path) -> None:
+    with pytest.raises(BudgetError, match="cannot be met"):
+        planned("model=qwen2_vl", "compressor=fastv", "budget=compute", "budget.retention=0.05", "limit=1")
+    copy = clips.build(tmp_path, videos=2)
+    (copy / "videos" / "clip001.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"clip001\.mp4 cannot be decoded.*\n1 of 2 videos cannot be used"):
+        planned(f"benchmark.data={copy}")
+    plan = planned(f"benchmark.data={copy}", "benchmark.allow_missing=true", "plan_tflops=1")
+    assert plan.videos == 1 and "7 of 14 questions would fail" in plan.notes[0]
+
+
+@dataclass(frozen=True)
+class Picky(ScoreCompressor):
+    """Refuses whatever is not as wide as the real thing."""
+
+    def score(self, tokens, layout):
+        if tokens.features.shape[1] != 3584:
+            raise RuntimeError("needs 3584 values")
+        return tokens.features.norm(dim=1)
+
+
+def test_a_method_that_fails_on_a_synthetic_video_is_said(capsys) -> None:
+    word = f"compressor._target_={__name__}.Picky"
+    run_configurations(configurations(["plan=true", "plan_tflops=1", word, "limit=3"]))
+    assert "RuntimeError: needs 3584 values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["tokens", "compute"])
+@pytest.mark.parametrize("name", [n for n in compressors.BUILTIN if n not in ("none", "no_video")])
+def test_a_dry_run_meets_the_budget(name: str, kind: str) -> None:
+    trace = dry_run(compressors.resolve(name)(), Budget(kind, 0.4), Grid(16, 8, 8), 50, 12)
+    assert trace.retention()[kind] == pytest.approx(0.4, rel=0.02)
+    assert len(trace.entering) == len(trace.mlp) == 12
+    assert all(a >= b for a, b in zip(trace.entering, trace.mlp, strict=True))
+
+
+def test_a_header_says_frames_and_size(data, tmp_path) -> None:
+    header = read_header(data / "videos" / "clip000.mp4")
+    assert (header.frames, header.seconds, header.height, header.width) == (16, 8.0, 112, 112)
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(DataError, match="is empty"):
+        read_header(tmp_path / "empty.mp4")
+
+
+def test_numbers_in_words() -> None:
+    assert [quantity(n, "B") for n in (0, 999, 1500, 2.5e15)] == ["0 B", "999 B", "1.5 kB", "2.5 PB"]
+    assert [duration(s) for s in (30, 600, 10000, 1e6)] == ["30 s", "10 min", "2.8 h", "11.6 days"]
