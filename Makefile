@@ -26,7 +26,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep data test lint format train-embedded clean
+.PHONY: help install reproduce-table sweep efficiency data test lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -46,6 +46,11 @@ reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; go
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+
+efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
+	$(BIN)/python -m stsimdiff profile experiment=efficiency run=$(if $(filter file,$(origin RUN)),efficiency,$(RUN)) \
+		$(if $(MODEL),model=llava_video model.pooling=bilinear "model.path=$(MODEL)" benchmark=videomme) \
+		$(if $(DATA),"benchmark.data=$(DATA)/videomme") $(ARGS)
 
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, longvideobench, egoschema); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff.data $(or $(BENCHMARK),--help) $(if $(DATA),--data "$(DATA)")

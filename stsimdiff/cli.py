@@ -31,6 +31,7 @@ COMMANDS = {
     "conformance": "stsimdiff.conformance.__main__",
     "data": "stsimdiff.data.__main__",
     "inspect": "stsimdiff.report.inspect",
+    "profile": "stsimdiff.evaluate.profile",
     "report": "stsimdiff.report.__main__",
 }
 """Subcommands: what stands behind ``python -m stsimdiff``, and the module whose ``main(arguments)`` runs it."""

@@ -116,9 +116,10 @@ def test_a_method_of_the_vision_place_needs_the_tower(model: Qwen2ForCausalLM) -
     assert run.flops(trace, shape, True) is None
 
 
-def test_the_counter_by_hand() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_counter_by_hand(mode) -> None:
     x, index = torch.randn(3, 4), torch.tensor([0, 1, 0])
-    with ArithmeticCounter() as counter:
+    with mode(), ArithmeticCounter() as counter:
         y = x @ torch.randn(4, 5)  # 2 * 3 * 4 * 5
         y = y * 2 + 1  # 15 + 15
         y.sum(1)  # 15

@@ -64,6 +64,12 @@ class ArithmeticCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function._overloadpacket not in flop_registry:
+            # In inference mode operations that consist of others come here whole.
+            with self:
+                found = function.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
         found = function(*args, **kwargs)
         packet = function._overloadpacket
         # In-place operations share the name of the others but for the underscore.

@@ -384,7 +384,7 @@ def _benchmark(benchmark: dict[str, Any]) -> dict[str, Any]:
         _one_of("benchmark.prompt", benchmark["prompt"], ("default",))
         if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
             raise DataError(f"benchmark.data={benchmark['data']} is no folder")
-    if benchmark["task"] == "clips":
+    if benchmark["task"] in ("clips", "long_clips"):
         families, revision = clips.FAMILIES, clips.GENERATOR_VERSION
         if benchmark["data"]:
             families, revision = None, _data_revision(Path(benchmark["data"]).expanduser())

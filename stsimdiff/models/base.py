@@ -229,9 +229,9 @@ class Family(ABC):
         return self.model.config.get_text_config()
 
     @torch.inference_mode()
-    def answer(self, prompt: Prompt, max_new_tokens: int) -> str:
-        """Greedy answer to one prompt, special tokens stripped; a sample never depends on another."""
-        ids = self.model.generate(
+    def generate(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> Tensor:
+        """Greedy token ids ``(1, S)`` of one prompt; ``options`` are further ones of the stock ``generate``."""
+        return self.model.generate(
             **prompt.inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -239,7 +239,12 @@ class Family(ABC):
             temperature=None,
             top_p=None,
             top_k=None,
+            **options,
         )
+
+    def answer(self, prompt: Prompt, max_new_tokens: int) -> str:
+        """Greedy answer to one prompt, special tokens stripped; a sample never depends on another."""
+        ids = self.generate(prompt, max_new_tokens)
         # A prompt given as embeddings has no ids that ``generate`` could repeat before the new ones.
         prompted = prompt.inputs["input_ids"].shape[1] if "input_ids" in prompt.inputs else 0
         return self.tokenizer.decode(ids[0, prompted:], skip_special_tokens=True).strip()

@@ -19,7 +19,8 @@ METRIC = "clips_accuracy"
 class ClipsTask(ConfigurableMessagesTask):
     """A task whose data set is generated, once, into a folder of the user's cache.
 
-    ``dataset_kwargs.root`` names another folder with ``questions.jsonl`` and ``videos/``.
+    ``dataset_kwargs.root`` names another folder with ``questions.jsonl`` and ``videos/``; ``dataset_kwargs.joined``
+    asks for videos of so many clips one after another.
     """
 
     def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
@@ -27,12 +28,14 @@ class ClipsTask(ConfigurableMessagesTask):
         super().__init__(config={k: v for k, v in config.items() if k != "class"}, model_name=model_name)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        root = (dataset_kwargs or {}).get("root")
-        root = (
-            Path(root).expanduser()
-            if root
-            else clips.build(cache_folder() / f"clips-{clips.GENERATOR_VERSION}")
-        )
+        given, folder = dataset_kwargs or {}, f"clips-{clips.GENERATOR_VERSION}"
+        if given.get("root"):
+            root = Path(given["root"]).expanduser()
+        elif given.get("joined"):
+            joined = int(given["joined"])
+            root = clips.build_long(cache_folder() / f"{folder}-joined-{joined}", joined=joined)
+        else:
+            root = clips.build(cache_folder() / folder)
         found = rows.read(root)
         for row in found:
             row["path"] = str((root / "videos" / row["video"]).resolve())

@@ -5,9 +5,9 @@ Everything is made from seeds; nothing is downloaded. `build` writes the evaluat
 
 from pathlib import Path
 
-from .dataset import GENERATOR_VERSION, build, questions
+from .dataset import GENERATOR_VERSION, build, build_long, questions
 from .questions import FAMILIES
 
 MODEL_PATH = Path(__file__).parent / "model"
 
-__all__ = ["FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "questions"]
+__all__ = ["FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "questions"]

@@ -36,6 +36,7 @@ GENERATOR_VERSION = "2"  # raise whenever the same seed no longer gives the same
 VIDEOS = 128
 BLOCK = 4  # clips that share their questions: as many as there are options
 FAMILIES_PER_VIDEO = 7  # one family in turn is left out of a block
+LONG_VIDEOS = 4  # videos of joined clips, for measuring
 EVALUATION_SEED = 20_000_000  # one seed a block from here on; training uses no seed above TRAINING_SEEDS
 TRAINING_SEEDS = 10_000_000
 
@@ -208,6 +209,28 @@ def build(root: Path, *, videos: int | None = None) -> Path:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with _complete(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    return root
+
+
+def build_long(root: Path, *, joined: int, videos: int = LONG_VIDEOS) -> Path:
+    """As `build`, but each video is `joined` clips one after another, and the questions are those about the first.
+
+    For measuring what frames cost: the embedded model was trained on single clips, so its answers mean nothing here.
+    """
+    root = Path(root)
+    folder = root / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    found, rows = clips(videos * joined), []
+    for number in range(videos):
+        parts = found[number * joined : (number + 1) * joined]
+        name = f"long{number:03d}"
+        path = folder / f"{name}.mp4"
+        if not path.exists():
+            with _complete(path) as temporary:
+                write_video(temporary, np.concatenate([render(world) for _, world, _ in parts]))
+        rows += [_row(name, question) for question in parts[0][2]]
+    with _complete(root / "questions.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return root
 
 
