@@ -18,7 +18,7 @@ from stsimdiff.errors import DataError, RunFailed, UserError
 from stsimdiff.evaluate import profile
 from stsimdiff.evaluate.latency import TIMES, Clock, PeakMemory
 from stsimdiff.evaluate.profile import read_measurements
-from stsimdiff.report import efficiency
+from stsimdiff.report import efficiency, efficiency_table
 from stsimdiff.report.efficiency import Spread
 
 
@@ -213,8 +213,8 @@ def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, monkeypatch)
 def test_a_broken_line_is_named(measured, tmp_path) -> None:
     (tmp_path / "efficiency.jsonl").write_text('{"pass": 1}\n')
     with pytest.raises(DataError, match="line 1 is no measurement"):
-        efficiency.make(tmp_path, None)
-    assert efficiency.make(tmp_path / "nowhere", None) == []
+        efficiency_table.make(tmp_path, None)
+    assert efficiency_table.make(tmp_path / "nowhere", None) == []
 
 
 def test_beside_the_paper(measured) -> None:
@@ -226,7 +226,7 @@ def test_beside_the_paper(measured) -> None:
     found = {beside.frames: beside for beside in efficiency.beside_the_paper(lines)}
     assert found[128].paper["relative_saving"] == 0.302 and found[64].paper == {}
     assert found[128].saving.median == pytest.approx(1 - found[128].line.ratios["inference"].median)
-    assert "reference only" not in efficiency.markdown(lines, rows)
+    assert "reference only" not in efficiency_table.markdown(lines, rows)
 
 
 def test_intervals_by_hand() -> None:

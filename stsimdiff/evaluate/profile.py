@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = _folder(passes)
     asked = [_questions(one.settings, protocol) for one in passes]
     # Imported before the measuring, so that an interruption finds it ready.
-    from stsimdiff.report import efficiency
+    from stsimdiff.report import efficiency_table
 
     lock = Lock(folder / ".lock.efficiency")
     lock.take()
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures += measuring.run()
     finally:
         lock.release()
-        efficiency.make(folder, Console())
+        efficiency_table.make(folder, Console())
     if failures:
         raise RunFailed("\n".join(failures))
     return 0
