@@ -182,3 +182,15 @@ def test_a_header_says_frames_and_size(data, tmp_path) -> None:
 def test_numbers_in_words() -> None:
     assert [quantity(n, "B") for n in (0, 999, 1500, 2.5e15)] == ["0 B", "999 B", "1.5 kB", "2.5 PB"]
     assert [duration(s) for s in (30, 600, 10000, 1e6)] == ["30 s", "10 min", "2.8 h", "11.6 days"]
+
+
+def test_before_the_data_is_here_its_published_size_counts(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = planned("model=llava_video", "benchmark=videomme", "budget=compute", "plan_tflops=100")
+    assert (plan.questions, plan.videos, round(plan.hours)) == (2700, 900, 254)
+    assert plan.typical == plan.largest == Grid(64, 14, 15)
+    assert any("videomme is not here" in note and "2405.21075" in note for note in plan.notes)
+    with pytest.raises(DataError, match="no data of mlvu at"):  # its number of videos is not known
+        planned("model=llava_video", "benchmark=mlvu")
+    with pytest.raises(DataError, match="no data of videomme at"):
+        settings_from_config(configurations(["benchmark=videomme"])[0])

@@ -18,7 +18,8 @@ from rich.console import Console
 from stsimdiff.cost import ModelShape, closed_form, kv_bytes, prefill_flops, prefill_flops_all
 from stsimdiff.cost.compressor import compressor_flops
 from stsimdiff.cost.tower import projector_flops, signal_flops, vision_flops
-from stsimdiff.data import cache_folder, clips
+from stsimdiff.data import cache_folder, clips, published
+from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.clips.world import FPS, FRAMES, SIZE
 from stsimdiff.data.headers import Header, read_header
@@ -149,6 +150,8 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     questions, headers, notes = _questions(settings)
     if model["checkpoint"] is None:
         notes.append("the weights are not here: which questions are answered already cannot be told")
+    elif settings.benchmark["revision"] is None:
+        notes.append("the data is not here: which questions are answered already cannot be told")
     grids = {path: _grid(shape, header, model["frames"]) for path, header in headers.items()}
     of_question = {question.id: grids[question.video] for question in questions}
     typical = Counter(of_question.values()).most_common(1)[0][0]
@@ -207,6 +210,9 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
             for row in rows
         ]
         return questions, {q.video: Header(FRAMES, FRAMES / FPS, SIZE, SIZE) for q in questions}, notes
+    public = by_task(benchmark["task"])
+    if public and not benchmark["root"]:
+        return _published(public.name, settings.limit)
     questions = all_questions(load_task(benchmark), settings.limit, benchmark.get("families"))
     headers, broken = {}, {}
     for path in sorted({question.video for question in questions}):
@@ -223,6 +229,24 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
         lost = sum(question.video in broken for question in questions)
         notes.append(f"{lost} of {len(questions)} questions would fail for lack of a usable video")
     return [question for question in questions if question.video in headers], headers, notes
+
+
+def _published(name: str, limit: int | None) -> tuple[list[Question], dict[str, Header], list[str]]:
+    """Stand-ins as many and as long as the benchmark's authors say its questions and videos are."""
+    size = published.PUBLISHED[name]
+    seconds, (height, width) = size.hours * 3600 / size.videos, published.FRAME
+    header = Header(round(seconds * published.FPS), seconds, height, width)
+    text = " " * published.CHARACTERS
+    questions = [
+        Question(str(i), str(i * size.videos // size.questions), "all", text, 16, {})
+        for i in range(size.questions)
+    ][:limit]
+    note = (
+        f"the data of {name} is not here: {size.questions} questions, {size.videos} videos and {size.hours:g} hours as "
+        f"{size.source} says; frames of {width} x {height} and {published.CHARACTERS} characters a question are "
+        "assumed, and families are not told apart"
+    )
+    return questions, {question.video: header for question in questions}, [note]
 
 
 def _grid(shape: ModelShape, header: Header, frames: int) -> Grid:

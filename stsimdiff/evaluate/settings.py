@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +74,7 @@ class Settings:
         overlays: for how many questions each token's fate is stored.
         shards: jobs that share the videos, where a launcher starts jobs.
         plan: only say what the run would cost. Without weights at ``path``, ``path`` is what was given or ``None``,
-            ``checkpoint`` and ``layers`` are ``None``.
+            ``checkpoint`` and ``layers`` are ``None``; without the data, ``root`` and ``revision`` are.
         plan_tflops: TFLOP/s of the device, or ``None``.
     """
 
@@ -128,7 +129,9 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     given, asked = plain(cfg.model), plain(cfg.benchmark)
     _prompt(given.pop("prompts", None), asked)
     _data_folder(cfg.data, asked)
-    model, benchmark = _together(lambda: _model(given, needs_weights=not cfg.plan), lambda: _benchmark(asked))
+    model, benchmark = _together(
+        lambda: _model(given, needs_weights=not cfg.plan), lambda: _benchmark(asked, needs_data=not cfg.plan)
+    )
     return Settings(
         model=model,
         benchmark=benchmark,
@@ -355,8 +358,9 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _benchmark(benchmark: dict[str, Any]) -> dict[str, Any]:
+def _benchmark(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, Any]:
     from stsimdiff.data import benchmarks, clips
+    from stsimdiff.data.published import PUBLISHED
     from stsimdiff.video import BACKENDS
 
     _only("benchmark", benchmark, BENCHMARK)
@@ -378,8 +382,9 @@ def _benchmark(benchmark: dict[str, Any]) -> dict[str, Any]:
     if public:
         _one_of("benchmark.prompt", benchmark["prompt"], public.prompts())
         families = public.families
-        root = public.root(benchmark["data"])
-        revision = public.revision(root)
+        with nullcontext() if needs_data or public.name not in PUBLISHED else suppress(DataError):
+            root = public.root(benchmark["data"])
+        revision = public.revision(root) if root else None
     else:
         _one_of("benchmark.prompt", benchmark["prompt"], ("default",))
         if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
