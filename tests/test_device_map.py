@@ -19,7 +19,7 @@ from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, LoadOptions, execution_device
-from stsimdiff.models.kit import checks, miniatures
+from stsimdiff.models.kit import checks, miniatures, running
 
 FIRST, SECOND = "meta:0", "meta:1"
 MAP = {"model.visual": "cpu", "model.language_model": "cpu", "lm_head": "cpu"}
@@ -51,18 +51,18 @@ def test_with_the_hooks_of_accelerate(checkpoints, offload, check) -> None:
         device_map = {**MAP, **layers, **{f"model.language_model.{name}": "cpu" for name in rest}}
         del device_map["model.language_model"]
         dispatch_model(family.model, device_map, main_device="cpu", force_hooks=True)
-    checks.CHECKS[check](checks.Case.of(family))
+    checks.CHECKS[check](running.Case.of(family))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["at four places", "inside layer 1"])
 def test_dropping_with_offloaded_weights_equals_dropping_without(checkpoints, name) -> None:
     family = load(checkpoints)
-    case = checks.Case.of(family)
+    case = running.Case.of(family)
     drops = {(place, at % 4): set(range(5, 20)) for place, at in checks.DROPS[name]}
-    plain, _, _ = checks.generate(case, checks.Scripted(drops))
+    plain, _, _ = running.generate(case, running.Scripted(drops))
     cpu_offload(family.model, "cpu")
-    assert torch.equal(checks.generate(case, checks.Scripted(drops))[0], plain)
+    assert torch.equal(running.generate(case, running.Scripted(drops))[0], plain)
 
 
 class Aligning(ModelHook):
@@ -92,18 +92,18 @@ def spread(model: torch.nn.Module) -> None:
             add_hook_to_module(module, Aligning(device))
 
 
-def asked(checkpoints) -> checks.Case:
+def asked(checkpoints) -> running.Case:
     """A prompt with the tower's signals, made on the CPU; so its positions, which stock code reads singly."""
-    family, frames = load(checkpoints, device="cpu"), checks.synthetic_frames(6)
+    family, frames = load(checkpoints, device="cpu"), running.synthetic_frames(6)
     video = family.encode(frames, signals=True)
-    prompt = family.prompt(video, checks.TEXT, sample="kit")
+    prompt = family.prompt(video, running.TEXT, sample="kit")
     names = ("input_ids", "mm_token_type_ids", "video_grid_thw")
     given = {name: prompt.inputs[name] for name in names}
     prompt.inputs["position_ids"] = family.model.model.get_rope_index(**given)[0]
-    return checks.Case(family, frames, video, prompt)
+    return running.Case(family, frames, video, prompt)
 
 
-def move(case: checks.Case) -> None:
+def move(case: running.Case) -> None:
     """Its model's layers, and its inputs, to the pretended devices."""
     spread(case.family.model)
     encoded = case.prompt.inputs["mm_encoder_outputs"]["video"]
@@ -131,12 +131,12 @@ def held(tensor: torch.Tensor) -> torch.Tensor:
 )
 def test_layers_on_two_devices_answer_as_on_one(checkpoints, unsynchronised, method) -> None:
     budget, one = Budget(retention=0.4), asked(checkpoints)
-    expected, tokens, trace = checks.generate(one, method.start(one.prompt.layout, budget))
+    expected, tokens, trace = running.generate(one, method.start(one.prompt.layout, budget))
     assert trace.final < one.video.grid.tokens
     with pretended():
         two = asked(checkpoints)
         move(two)
-        logits, same, again = checks.generate(two, method.start(two.prompt.layout, budget))
+        logits, same, again = running.generate(two, method.start(two.prompt.layout, budget))
     # Another kernel computes the attention there.
     assert torch.allclose(held(logits), expected, atol=1e-5) and torch.equal(held(same), tokens)
     assert again.entering == trace.entering and torch.equal(held(again.reason), trace.reason)
@@ -161,7 +161,7 @@ def test_maps_of_a_checkpoint(checkpoints) -> None:
     assert json.loads(family.describe()["device_map"]) == {"model": "0", "lm_head": "cuda:1"}
     nvila = load(checkpoints, "nvila", device_map="auto")
     assert {p.device.type for p in nvila.tower.parameters()} == {nvila.device.type}
-    case = checks.Case.of(nvila)
+    case = running.Case.of(nvila)
     checks.CHECKS["keep-all is bit-identical"](case)
 
 

@@ -17,7 +17,7 @@ from stsimdiff.compressors.controls import NoVideo
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.kit import checks, miniatures
+from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
@@ -39,7 +39,7 @@ def families(folders) -> dict:
 
 def sparse(count: int) -> Frames:
     """Every fifth frame of a film of 30 frames a second, so that times are no whole numbers."""
-    frames = checks.synthetic_frames(count)
+    frames = running.synthetic_frames(count)
     return Frames(frames.pixels, tuple(range(0, 5 * count, 5)), 5 * count, 30.0)
 
 
@@ -157,7 +157,7 @@ def test_signals_of_qwen3_vl_are_the_eager_weights(folders, monkeypatch) -> None
         return output, attention
 
     monkeypatch.setattr(module, "eager_attention_forward", recording)
-    encoded = family.encode(checks.synthetic_frames(6), signals=True)
+    encoded = family.encode(running.synthetic_frames(6), signals=True)
     assert len(weights) == encoded.grid.frames
     received = torch.cat([w.mean((0, 1)) for w in weights]).view(-1, 4).mean(1)
     assert torch.allclose(encoded.signals.received, received, atol=1e-6)

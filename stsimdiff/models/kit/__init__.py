@@ -18,7 +18,7 @@ from stsimdiff import models
 from stsimdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from stsimdiff.models.kit.checks import Case
+    from stsimdiff.models.kit.running import Case
 
 TESTS = Path(__file__).with_name("test_family.py")
 
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def family_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """The family that ``--family`` names, loaded, with a video and a prompt."""
-    from stsimdiff.models.kit import checks
+    from stsimdiff.models.kit import running
 
     option = request.config.getoption
     name, path = option("--family"), option("--family-path")
@@ -81,10 +81,10 @@ def family_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         if path is None:
             path = str(_miniature(name, tmp_path_factory.mktemp("miniature") / "checkpoint"))
         settings = (option(f"--family-{key}") for key in ("device", "dtype", "attention"))
-        family = checks.load(cls, path, *settings)
+        family = running.load(cls, path, *settings)
     except UserError as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    yield checks.Case.of(family)
+    yield running.Case.of(family)
 
 
 def _miniature(name: str, folder: Path) -> Path:

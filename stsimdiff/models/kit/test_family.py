@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from stsimdiff.models.kit import checks
+from stsimdiff.models.kit.running import Case
 
 
 @pytest.mark.parametrize("name", checks.CHECKS)
-def test_family(name: str, family_case: checks.Case) -> None:
+def test_family(name: str, family_case: Case) -> None:
     try:
         checks.CHECKS[name](family_case)
     except checks.NotGiven as reason:
