@@ -108,6 +108,21 @@ def the_picture_fits_the_grid(case: Case) -> None:
     )
 
 
+def the_sizes_are_the_models(case: Case) -> None:
+    """``shape``, from which FLOPs are counted, has the decoder's depth and gives the grid of the video's size."""
+    shape = case.family.shape
+    if shape is None:
+        raise NotGiven("the family says no sizes: the cost of its vision tower is not counted")
+    assert shape.decoder.layers == len(case.family.decoder), (
+        "shape.decoder has another depth than the decoder"
+    )
+    count, height, width = case.frames.pixels.shape[:3]
+    assert shape.grid(count, height, width) == case.video.grid, (
+        f"shape.grid says {shape.grid(count, height, width)}, encode() gave {case.video.grid}"
+    )
+    assert shape.load(case.video.grid).embedded >= case.video.grid.tokens // 2, "shape.load misses patches"
+
+
 def the_question_is_in_the_prompt(case: Case) -> None:
     """Another question gives another answer's logits."""
     other = case.family.prompt(case.video, TEXT.replace("cat", "horse"), sample="kit")
@@ -279,6 +294,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "later frames are later tokens": later_frames_are_later_tokens,
     "video places hold video features": video_places_hold_video_features,
     "the picture fits the grid": the_picture_fits_the_grid,
+    "the sizes are the model's": the_sizes_are_the_models,
     "the question is in the prompt": the_question_is_in_the_prompt,
     "placeholders in a question are refused": placeholders_in_a_question_are_refused,
     "signals have the grid": signals_have_the_grid,
