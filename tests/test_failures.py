@@ -20,11 +20,18 @@ from stsimdiff.evaluate import limits, progress, session
 from stsimdiff.evaluate.failures import is_out_of_memory, once_more
 from stsimdiff.evaluate.limits import SampleTimeout, TimeLimit, sigterm_raises
 from stsimdiff.evaluate.progress import Progress
+from stsimdiff.video_process import VideoProcess
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch) -> None:
+    """Tables, figures and pages are tested elsewhere, and take longer than the answers here."""
+    monkeypatch.setattr(session, "_report", lambda settings: [])
 
 
 class Clock:
@@ -131,7 +138,7 @@ def test_a_sample_that_runs_out_of_memory_twice_has_failed(tmp_path, data, monke
 
 
 def test_a_video_that_runs_out_of_memory_once_is_encoded_again(tmp_path, data, monkeypatch):
-    read, calls = session.video.read, []
+    read, calls = VideoProcess.read, []
 
     def starved(*arguments):
         calls.append(1)
@@ -140,7 +147,7 @@ def test_a_video_that_runs_out_of_memory_once_is_encoded_again(tmp_path, data, m
         return read(*arguments)
 
     settings, arms = prepared(tmp_path, data, "compressor=none")
-    monkeypatch.setattr(session.video, "read", starved)
+    monkeypatch.setattr(VideoProcess, "read", starved)
     assert session.run_arms(settings, arms).failed == 0
     assert len(calls) == 3, "two videos, the first of them twice"
 
@@ -199,16 +206,16 @@ def test_without_a_limit_nothing_is_hooked():
 
 @pytest.mark.parametrize("most", [0, 1])
 def test_a_broken_video_counts_once_whatever_the_number_of_arms(tmp_path, data, most, monkeypatch):
-    read = session.video.read
+    read = VideoProcess.read
 
-    def broken(path, *arguments):
+    def broken(reader, path, *arguments):
         if path.endswith("clip000.mp4"):
             raise ValueError("cannot be read")
-        return read(path, *arguments)
+        return read(reader, path, *arguments)
 
     arms = ["compressor=none", "compressor=random budget.retention=0.3"]
     settings, arms = prepared(tmp_path, data, *arms, max_failures=most)
-    monkeypatch.setattr(session.video, "read", broken)
+    monkeypatch.setattr(VideoProcess, "read", broken)
     with pytest.raises(
         RunFailed, match="stopped after 1 failures" if most == 0 else "samples have no answer"
     ):
@@ -224,7 +231,7 @@ def test_a_setting_that_the_model_forbids_ends_the_run(tmp_path, data, monkeypat
         raise ConfigError("this decoder is not installed")
 
     settings, arms = prepared(tmp_path, data, "compressor=none")
-    monkeypatch.setattr(session.video, "read", forbidden)
+    monkeypatch.setattr(VideoProcess, "read", forbidden)
     with pytest.raises(ConfigError, match="not installed"):
         session.run_arms(settings, arms)
     assert stored(settings, arms[0]) == []

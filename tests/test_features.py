@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.tokens import Grid, VisionSignals
+from stsimdiff.video_process import VideoProcess
 
 CPU = torch.device("cpu")
 ARMS = (
@@ -34,10 +36,16 @@ def data(tmp_path_factory) -> Path:
     return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch) -> None:
+    """Tables, figures and pages are tested elsewhere, and take longer than the answers here."""
+    monkeypatch.setattr(session, "_report", lambda settings: [])
+
+
 def rows(settings, arms) -> list[list[dict]]:
-    """All stored lines, without the two fields that say where features came from and what that took."""
+    """All stored lines, without what says where features came from and what that took, and without overlays."""
     return [
-        [row | {"times": None, "features": None} for row in stored(settings, arm)]
+        [row | {"times": None, "features": None, "overlay": None} for row in stored(settings, arm)]
         for arm in sorted(arms, key=lambda arm: arm.id)
     ]
 
@@ -54,11 +62,12 @@ def test_answers_from_disk_and_memory_are_those_without_a_cache(tmp_path, data, 
     filling, _ = prepared(tmp_path / "filling", data, *ARMS, **kept)
     session.run_arms(filling, arms)
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 2
-    monkeypatch.setattr(session.video, "read", lambda *a: pytest.fail("a video was decoded again"))
-    from_disk, _ = prepared(tmp_path / "disk", data, *ARMS, **kept, **{"cache.max_gb": 1})
+    monkeypatch.setattr(VideoProcess, "read", lambda *a: pytest.fail("a video was decoded again"))
+    kept |= {"cache.max_gb": 1, "overlays": 0}
+    from_disk, _ = prepared(tmp_path / "disk", data, *ARMS, **kept)
     memory = FeatureMemory()
     session.run_arms(from_disk, arms, memory)
-    from_memory, _ = prepared(tmp_path / "memory", data, *ARMS, **{"cache.max_gb": 1})
+    from_memory, _ = prepared(tmp_path / "memory", data, *ARMS, **{"cache.max_gb": 1, "overlays": 0})
     session.run_arms(from_memory, arms, memory)
     for settings, origin in ((filling, "encoded"), (from_disk, "disk"), (from_memory, "memory")):
         assert rows(settings, arms) == rows(plain, arms)
@@ -66,6 +75,16 @@ def test_answers_from_disk_and_memory_are_those_without_a_cache(tmp_path, data, 
         times = stored(settings, arms[0])[0]["times"]
         assert {"decode", "preprocess", "vision"} <= times.keys() or origin != "encoded"
         assert not {"decode", "preprocess", "vision"} & times.keys() or origin == "encoded"
+
+
+def test_the_frames_of_overlays_are_stored_from_cached_features_too(tmp_path, data):
+    kept = {"cache.folder": tmp_path / "features", "overlays": 1, "limit": 7}
+    for run in ("first", "second"):
+        settings, arms = prepared(tmp_path / run, data, ARMS[2], **kept)
+        session.run_arms(settings, arms)
+    assert origins(settings, arms) == {"disk"}
+    frames = [sorted(p.name for p in (tmp_path / run).rglob("*.jpg")) for run in ("first", "second")]
+    assert frames[0] == frames[1] and len(frames[0]) == 16
 
 
 def test_features_without_the_towers_attention_do_not_serve_a_method_that_reads_it(tmp_path, data):
@@ -256,8 +275,10 @@ def test_several_processes_share_a_bounded_folder(tmp_path):
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors") if path.exists()]
-        assert sum(sizes) <= limit
+        with (tmp_path / ".lock").open("a") as lock:
+            # Else files would come and go while they are counted.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= limit
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     found = list(tmp_path.glob("*.safetensors"))
     assert found
