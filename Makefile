@@ -50,7 +50,7 @@ sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.r
 efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
 	$(BIN)/python -m stsimdiff profile experiment=efficiency run=$(if $(filter file,$(origin RUN)),efficiency,$(RUN)) \
 		$(if $(MODEL),model=llava_video model.pooling=bilinear "model.path=$(MODEL)" benchmark=videomme) \
-		$(if $(DATA),"benchmark.data=$(DATA)/videomme") $(ARGS)
+		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, longvideobench, egoschema); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff.data $(or $(BENCHMARK),--help) $(if $(DATA),--data "$(DATA)")

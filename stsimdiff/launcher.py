@@ -246,7 +246,9 @@ def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass])
 
 def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
-    asked = dict.fromkeys((cfg.model.family, cfg.model.path) for cfg in configurations)
+    asked = dict.fromkeys(
+        (cfg.model.family, cfg.model.path) for cfg in configurations if cfg.plan is not True
+    )
     return [said for family, path in asked for said in absent(family, path)]
 
 

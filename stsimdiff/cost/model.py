@@ -14,7 +14,7 @@ from stsimdiff.engine import Trace
 from stsimdiff.tokens import Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelShape(ABC):
     """Sizes of a model, from its configuration alone; each family says how a video is laid out in it.
 
@@ -22,11 +22,13 @@ class ModelShape(ABC):
         decoder: the language model.
         tower: the vision tower and the projector.
         dtype: of the checkpoint's weights, as its configuration names it.
+        words: tokens of text, about, that the prompt has for each frame of the grid, such as its time.
     """
 
     decoder: DecoderShape
     tower: TowerShape
     dtype: str
+    words: int = 0
 
     @abstractmethod
     def grid(self, frames: int, height: int, width: int) -> Grid:

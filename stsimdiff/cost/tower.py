@@ -25,6 +25,7 @@ class TowerShape:
         windowed: of them, layers whose attention stays within windows.
         ends_windowed: whether the last one does; its attention is what methods of the vision place read.
         projector: widths of the linear layers that follow one another, such as ``(1152, 3584, 3584)``.
+        class_token: whether a class token stands first in each sequence; its attention alone is read then.
         projectors: how many such run over the video (Qwen3-VL has one for each of its deep features too).
     """
 
@@ -37,6 +38,7 @@ class TowerShape:
     gated: bool = False
     windowed: int = 0
     ends_windowed: bool = False
+    class_token: bool = False
     projectors: int = 1
 
     @property
@@ -91,7 +93,7 @@ def projector_flops(shape: TowerShape, load: TowerLoad) -> int:
 def signal_flops(shape: TowerShape, load: TowerLoad) -> int:
     """Reading the last layer's attention for methods of the vision place: its scores once more, and their sums."""
     pairs = _pairs(load.windows if shape.ends_windowed else load.sequences)
-    return 2 * pairs * shape.width
+    return 2 * (load.patches if shape.class_token else pairs) * shape.width
 
 
 def _pairs(sequences: Mapping[int, int]) -> int:

@@ -30,7 +30,7 @@ from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.dry_run import dry_run
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.store import arm_folders, read_answers, read_record
-from stsimdiff.models import OPTIONS
+from stsimdiff.models import options_of
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
 from stsimdiff.tokens import Grid
@@ -141,7 +141,7 @@ def show(passes: Sequence[tuple[Settings, Sequence[Arm]]]) -> None:
 def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     """The plan of the arms of one pass; raises as :func:`show`."""
     model = settings.model
-    own = {name: model[name] for name in OPTIONS.get(model["family"], {})}
+    own = {name: model[name] for name in options_of(model["family"]) if name in model}
     options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"], own)
     shape, source = planned_shape(model["family"], model["path"], options)
     compressors = {arm.id: arm.build() for arm in arms}
@@ -157,6 +157,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     typical = Counter(of_question.values()).most_common(1)[0][0]
     largest = max(of_question.values(), key=lambda grid: grid.tokens)
     text = PROMPT_TOKENS + round(statistics.mean(len(q.text) for q in questions) / CHARACTERS)
+    text += shape.words * typical.frames
     stored, sizes, speeds, reading = _stored(settings, arms)
     plans, open_ids = [], set()
     for arm in arms:

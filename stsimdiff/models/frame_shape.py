@@ -10,7 +10,7 @@ from stsimdiff.cost import ModelShape, TowerLoad, TowerShape
 from stsimdiff.tokens import Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FrameShape(ModelShape):
     """A model with a square of patches for each frame.
 
@@ -20,7 +20,6 @@ class FrameShape(ModelShape):
         height, width: of the grid of one frame, or of a group of frames; a newline column included.
         group: frames that are pooled into one grid.
         pooling: FLOPs of pooling one frame.
-        class_token: tokens that stand beside the patches in the tower.
     """
 
     side: int
@@ -29,7 +28,6 @@ class FrameShape(ModelShape):
     width: int
     group: int = 1
     pooling: int = 0
-    class_token: int = 0
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         return Grid(-(-frames // self.group), self.height, self.width)
@@ -37,7 +35,7 @@ class FrameShape(ModelShape):
     def load(self, grid: Grid) -> TowerLoad:
         frames, patches = grid.frames * self.group, self.side**2
         return TowerLoad(
-            sequences={patches + self.class_token: frames},
+            sequences={patches + self.tower.class_token: frames},
             embedded=patches * frames,
             rows=self.rows * frames,
             pooling=self.pooling * frames,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from stsimdiff.cost import DecoderShape, TowerShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.frame_shape import FrameShape, dtype_of
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -40,11 +43,7 @@ class InternVL(Family):
         options.check()
         folder = require_folder(path, FILES)
         given = read_config(folder / "config.json")
-        if given.get("model_type") != "internvl":
-            raise ConfigError(
-                f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', "
-                "the converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
-            )
+        _check(path, given)
         layer = given.get("vision_feature_layer", -1)
         if type(layer) is not int or layer >= 0:
             raise ConfigError(
@@ -69,6 +68,16 @@ class InternVL(Family):
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
+
+    @classmethod
+    def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
+        given = files["config.json"]
+        _check("", given)
+        return _shape(InternVLConfig.from_dict(dict(given)), dtype_of(given))
+
+    @property
+    def shape(self) -> FrameShape:
+        return _shape(self.model.config, str(self.model.dtype).removeprefix("torch."))
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
@@ -132,3 +141,36 @@ class InternVL(Family):
             "mm_encoder_outputs": {"image": encoded},
         }
         return Prompt(inputs, layout)
+
+
+def _check(path: str, given: Mapping[str, Any]) -> None:
+    if given.get("model_type") != "internvl":
+        raise ConfigError(
+            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', the "
+            "converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
+        )
+
+
+def _shape(config: InternVLConfig, dtype: str) -> FrameShape:
+    """Sizes from the configuration; the stock tower runs all its layers, and so many words stand before a frame."""
+    vision, text = config.vision_config, config.get_text_config()
+    side, cell = vision.image_size[0] // vision.patch_size[0], round(1 / config.downsample_ratio)
+    tower = TowerShape(
+        patch=vision.num_channels * vision.patch_size[0] * vision.patch_size[1],
+        width=vision.hidden_size,
+        intermediate=vision.intermediate_size,
+        heads=vision.num_attention_heads,
+        layers=vision.num_hidden_layers,
+        projector=(vision.hidden_size * cell**2, text.hidden_size, text.hidden_size),
+        class_token=True,
+    )
+    return FrameShape(
+        decoder=DecoderShape.from_config(text, config.tie_word_embeddings),
+        tower=tower,
+        dtype=dtype,
+        words=6,
+        side=side,
+        rows=(side // cell) ** 2,
+        height=side // cell,
+        width=side // cell,
+    )

@@ -14,6 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from stsimdiff.engine import Decoder
 from stsimdiff.models.base import EncodedVideo
+from stsimdiff.models.qwen_shape import QWEN3_LIMITS, Qwen3Shape
 from stsimdiff.models.qwen_vl import QwenVL
 from stsimdiff.video import Frames
 
@@ -27,6 +28,8 @@ class Qwen3VL(QwenVL):
 
     model_class = Qwen3VLForConditionalGeneration
     model_type = "qwen3_vl"
+    shape_class = Qwen3Shape
+    limits = QWEN3_LIMITS
     # Each grid is a video of its own to the positions: the text after it follows its last moment in any case.
     positions = "stock"
 

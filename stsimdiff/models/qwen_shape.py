@@ -16,11 +16,11 @@ PROCESSORS = ("processor_config.json", "video_preprocessor_config.json", "prepro
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """How the stock video processor chooses a video's size; its own defaults where a checkpoint says nothing.
+    """How the stock video processor of Qwen2-VL and Qwen2.5-VL chooses a video's size, with its defaults.
 
     Attributes:
-        least, most: pixels of a frame.
-        tokens: the context length of which 90 % are shared out among the frames.
+        least, most: pixels of a frame; of a whole video for Qwen3-VL.
+        tokens: the context length of which 90 % are shared out among the frames; for Qwen3-VL the most of a frame.
     """
 
     least: int = 128 * 28 * 28
@@ -28,29 +28,28 @@ class PixelLimits:
     tokens: int = 128_000
 
     @classmethod
-    def of(cls, processor: Any) -> PixelLimits:
+    def of_processor(cls, processor: Any) -> PixelLimits:
         """Those of a stock video processor."""
         size = processor.size
         return cls(size["shortest_edge"], size["longest_edge"], processor.max_video_tokens)
 
-    @classmethod
-    def from_files(cls, files: Mapping[str, Mapping[str, Any]]) -> PixelLimits:
-        """Those that the processor's files of a checkpoint say."""
+    def of_files(self, files: Mapping[str, Mapping[str, Any]]) -> PixelLimits:
+        """Those that the processor's files of a checkpoint say; these where they do not."""
         for name in PROCESSORS:
             found = files.get(name, {})
             found = found.get("video_processor", {}) if name == PROCESSORS[0] else found
             if not found:
                 continue
-            size, own = found.get("size") or {}, cls()
-            return cls(
-                found.get("min_pixels") or size.get("shortest_edge") or own.least,
-                found.get("max_pixels") or size.get("longest_edge") or own.most,
-                found.get("max_video_tokens") or own.tokens,
+            size = found.get("size") or {}
+            return PixelLimits(
+                found.get("min_pixels") or size.get("shortest_edge") or self.least,
+                found.get("max_pixels") or size.get("longest_edge") or self.most,
+                found.get("max_video_tokens") or self.tokens,
             )
-        return cls()
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QwenShape(ModelShape):
     """A model whose grid follows the video's size.
 
@@ -70,22 +69,25 @@ class QwenShape(ModelShape):
 
     @classmethod
     def from_config(cls, config: Any, dtype: str, limits: PixelLimits) -> QwenShape:
-        """The sizes of a ``Qwen2VLConfig`` or ``Qwen2_5_VLConfig``."""
+        """The sizes of a ``Qwen2VLConfig``, ``Qwen2_5_VLConfig`` or ``Qwen3VLConfig``."""
         vision, text = config.vision_config, config.get_text_config()
+        # Qwen2-VL calls the tower's width embed_dim; of the others, Qwen2.5-VL alone has windows and gates.
+        first = hasattr(vision, "embed_dim")
         full = getattr(vision, "fullatt_block_indexes", None)
         windowed = vision.depth - len({i for i in full if i < vision.depth}) if full is not None else 0
-        gated = full is not None
-        width = vision.hidden_size if gated else vision.embed_dim
-        out = vision.out_hidden_size if gated else vision.hidden_size
+        deep = [i for i in getattr(vision, "deepstack_visual_indexes", ()) if i < vision.depth]
+        width = vision.embed_dim if first else vision.hidden_size
+        out = vision.hidden_size if first else vision.out_hidden_size
         joined = width * vision.spatial_merge_size**2
         tower = TowerShape(
             patch=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             width=width,
-            intermediate=vision.intermediate_size if gated else width * vision.mlp_ratio,
+            intermediate=width * vision.mlp_ratio if first else vision.intermediate_size,
             heads=vision.num_heads,
             layers=vision.depth,
             projector=(joined, joined, out),
-            gated=gated,
+            gated=full is not None,
+            projectors=1 + len(deep),
             windowed=windowed,
             ends_windowed=full is not None and vision.depth - 1 not in full,
         )
@@ -124,6 +126,31 @@ class QwenShape(ModelShape):
             rows=grid.tokens,
             windows=dict(windows),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Shape(QwenShape):
+    """Qwen3-VL's limits are those of the whole video, and a time in words stands before each grid."""
+
+    words: int = 9
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+        factor = self.side * self.merge
+        each = max(
+            min(self.limits.tokens * factor**2, self.limits.most // frames), int(self.limits.least * 1.05)
+        )
+        # The stock function refuses a single frame; a plan must not stop there.
+        count = max(frames, self.temporal)
+        rows, columns = smart_resize(
+            count, height, width, self.temporal, factor, self.limits.least, each * frames
+        )
+        return Grid(-(-frames // self.temporal), rows // factor, columns // factor)
+
+
+QWEN3_LIMITS = PixelLimits(128 * 32 * 32, 768 * 32 * 32, 768)
+"""The defaults of Qwen3-VL's stock video processor."""
 
 
 def _pieces(length: int, size: int) -> list[int]:

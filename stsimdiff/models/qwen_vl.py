@@ -43,6 +43,8 @@ class QwenVL(Family):
     model_class: Any
     model_type: str
     positions = POSITIONS[0]
+    shape_class: type[QwenShape] = QwenShape
+    limits = PixelLimits()
 
     @classmethod
     def load(cls, path: str, options: LoadOptions) -> QwenVL:
@@ -91,13 +93,15 @@ class QwenVL(Family):
         given = files["config.json"]
         cls._check("", given)
         config = cls.model_class.config_class.from_dict(dict(given))
-        return QwenShape.from_config(config, dtype_of(given), PixelLimits.from_files(files))
+        return cls.shape_class.from_config(config, dtype_of(given), cls.limits.of_files(files))
 
     @property
     def shape(self) -> ModelShape:
         dtype = str(self.model.dtype).removeprefix("torch.")
-        limits = PixelLimits.of(self.processor.video_processor) if self.processor else PixelLimits()
-        return QwenShape.from_config(self.model.config, dtype, limits)
+        limits = self.limits
+        if self.processor is not None:
+            limits = PixelLimits.of_processor(self.processor.video_processor)
+        return self.shape_class.from_config(self.model.config, dtype, limits)
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:

@@ -25,7 +25,7 @@ QWEN2_7B = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-"""Qwen/Qwen2-7B, the language model of all the released checkpoints below."""
+"""Qwen/Qwen2-7B, the language model of most released checkpoints below."""
 SIGLIP_SO400M = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -36,6 +36,18 @@ SIGLIP_SO400M = {
     "vision_use_head": False,
 }
 """google/siglip-so400m-patch14-384."""
+
+QWEN3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
+"""The language model of Qwen/Qwen3-VL-8B-Instruct."""
 
 CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "llava_video": {
@@ -93,6 +105,38 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             },
         },
         "preprocessor_config.json": {"min_pixels": 3136, "max_pixels": 12845056},
+    },
+    "qwen3_vl": {
+        "config.json": {
+            "model_type": "qwen3_vl",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": False,
+            "text_config": QWEN3_8B,
+            "vision_config": {
+                "depth": 27,
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "out_hidden_size": 4096,
+                "patch_size": 16,
+                "deepstack_visual_indexes": [8, 16, 24],
+            },
+        },
+        "video_preprocessor_config.json": {"size": {"shortest_edge": 4096, "longest_edge": 25165824}},
+    },
+    "internvl": {
+        "config.json": {
+            "model_type": "internvl",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": False,
+            "text_config": {**QWEN2_7B, "model_type": "qwen2", "vocab_size": 151674},
+            "vision_config": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "image_size": [448, 448],
+                "patch_size": [14, 14],
+            },
+        },
     },
 }
 """Contents of the configuration files that :meth:`~stsimdiff.models.base.Family.shape_from` reads, by family."""
