@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import zlib
-from contextlib import nullcontext
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import session
 from stsimdiff.evaluate.arms import arms_from_config
-from stsimdiff.evaluate.overlays import chosen, jpegs
+from stsimdiff.evaluate.overlays import Overlays, chosen, jpegs
 from stsimdiff.evaluate.processes import Processes
-from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.models import resolve
 from stsimdiff.report import figures, film, inspect
@@ -126,24 +125,24 @@ class TestStored:
             shown = np.stack([np.asarray(Image.open(path), float) for path in images])
             assert np.abs(shown - read_again.pixels).mean() < 8
 
-    def test_processes_choose_the_same(self, tmp_path: Path, data: Path, run: Path, monkeypatch) -> None:
+    def test_processes_choose_the_same(self, tmp_path: Path, data: Path, run: Path) -> None:
         """Two processes, one after the other: together they store what a single one does."""
         settings, arms = prepared(tmp_path, data, "limit=10", "overlays=3")
-        monkeypatch.setattr(session, "_report", lambda settings: [])
-        monkeypatch.setattr(session, "_score", lambda *rest: 0)
-        monkeypatch.setattr(Processes, "wait", lambda self: None)
+        task = load_task(settings.benchmark)
+        asked = all_questions(task, settings.limit, None)
         for rank in (0, 1):
-            joined = classmethod(lambda cls, rank=rank: nullcontext(Processes(rank, 2)))
-            monkeypatch.setattr(Processes, "joined", joined)
-            session.run_arms(settings, arms[1:2])
+            processes = Processes(rank, 2)
+            mine = session.share(asked, processes)
+            overlays = Overlays(settings, asked)
+            session.answer_missing(settings, task, arms[1:2], mine, processes, overlays=overlays)
         found = {}
         for path in (settings.folder / arms[1].folder).glob("answers.*-of-2.jsonl"):
             found |= {row["id"]: row.get("overlay") for row in map(json.loads, path.read_text().splitlines())}
         assert found == {row["id"]: row.get("overlay") for row in rows(run, "st_simdiff")}
-        frames = [
+        stored = [
             sorted(path.name for path in (where / "frames").iterdir()) for where in (settings.folder, run)
         ]
-        assert frames[0] == frames[1]
+        assert stored[0] == stored[1]
 
     def test_large_frames_are_made_small(self) -> None:
         (made,) = jpegs(np.zeros((1, 900, 1600, 3), np.uint8))
