@@ -61,7 +61,15 @@ def whole(forks: Forks, data: Path, tmp_path_factory) -> Path:
 
 
 def words(data: Path, results: Path, *more: str, arms: list[str] = ARMS) -> list[str]:
-    return [*arms, f"benchmark.data={data}", f"results={results}", "run=run", "logger=none", "overlays=0", *more]
+    return [
+        *arms,
+        f"benchmark.data={data}",
+        f"results={results}",
+        "run=run",
+        "logger=none",
+        "overlays=0",
+        *more,
+    ]
 
 
 def lines(run: Path) -> dict[str, list[dict]]:
