@@ -387,7 +387,7 @@ def test_every_line_of_every_experiment_is_a_sweep(configure, tmp_path):
         overrides = [f"experiment={path.stem}"]
         if "videomme" in path.read_text():
             miniatures = Path(__file__).parent / "benchmarks"
-            overrides += [f"benchmark.data={miniatures}/${{benchmark.name}}", f"model.path={tmp_path}"]
+            overrides += [f"data={miniatures}", f"model.path={tmp_path}"]
         cfg = configure(*overrides)
         found = launcher.expand(cfg, overrides, lambda words: configure(*words))
         arms = [arm(one) for one in found]
