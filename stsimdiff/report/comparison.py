@@ -1,21 +1,24 @@
-"""Arms of one model and benchmark beside each other: their numbers on the questions that all answered,
-their differences in pairs, and what a reader must be told before comparing them.
+"""Arms of one model and benchmark beside each other: their numbers on the questions that all answered, and what
+a reader must be told before comparing them. Comparisons in pairs are made in ``pairs``, sentences in ``verdict``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.errors import VideoError
-from stsimdiff.report import statistics
-from stsimdiff.report.paper import baseline_gate
+from stsimdiff.report.pairs import Pair, all_pairs
+from stsimdiff.report.paper import baseline_gate, paper_number
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.rows import REFERENCES, Arm
+from stsimdiff.report.statistics import Answers, Interval
+from stsimdiff.report.verdict import median_compute, verdicts
 
 NAN = float("nan")
 CONTROLS = ("random", "uniform", "spatial", "temporal")
@@ -23,7 +26,7 @@ CONTROLS = ("random", "uniform", "spatial", "temporal")
 WHOLE = "all"
 """The family of every question of a benchmark that knows no kinds of questions."""
 PROPOSED = "st_simdiff"
-"""Stands last in a block, and is what the others are compared with in pairs."""
+"""Stands last in a block, and is what the others are shown against in pairs."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +59,24 @@ class Row:
     best: bool = False
     macro: float = NAN
     n_missing: int = 0
+    second: bool = False
+    """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
+    paper: float = NAN
+    """What the paper printed for this model, benchmark, method and retention."""
 
     @property
     def reference(self) -> bool:
         return self.method in REFERENCES
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether the row spends more than its budget, by more than the tolerance."""
+        return self.missed and getattr(self, f"retention_{self.budget}") > self.retention
 
-@dataclass(frozen=True)
-class Pair:
-    """One arm against another on the same questions; the difference in points, p-values of McNemar's test."""
-
-    retention: float
-    budget: str
-    method: str
-    against: str
-    difference: float
-    ci_low: float
-    ci_high: float
-    p_mcnemar: float
-    p_holm: float
-    n: int
+    @property
+    def competes(self) -> bool:
+        """Whether the row is in its block's contest: it has answers, a retention of its own, and keeps to it."""
+        return not self.reference and self.n > 0 and not self.over_budget
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,13 @@ class Section:
     pairs: list[Pair]
     notes: list[str]
     about: list[str]
-    """What the benchmark is and is not, the baseline gate, the provenance."""
+    """What the benchmark is and is not, the provenance."""
     macro: bool = False
     """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
+    verdicts: list[str] = field(default_factory=list)
+    """A sentence for each block: who leads, who is not told apart from it, who is worse."""
+    gate_met: bool = False
+    """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
 
     def blocks(self) -> dict[float, list[Row]]:
         """Rows by retention, the highest retention first."""
@@ -121,9 +126,8 @@ MACRO = (
 class Group:
     """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
 
-    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str, resamples: int, seed: int) -> None:
+    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str) -> None:
         self.arms, self.model = arms, model
-        self.draws = {"resamples": resamples, "seed": seed}
         by_arm = dict(list(samples.groupby("arm", sort=False)))
         self.stored = {arm.id: by_arm.get(arm.id, samples.iloc[:0]).set_index("id") for arm in arms}
         self.answered = {id_: rows[~rows["failed"]] for id_, rows in self.stored.items()}
@@ -156,30 +160,29 @@ class Group:
     def _section(self, kind: str) -> Section:
         members = self._members(kind)
         families = self._families(members)
-        rows = _with_best([self._row(arm, kind, families) for arm in members])
+        answering = [arm for arm in members if self.common and len(self.answered[arm.id])]
+        answers = self._answers(answering)
+        accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)}
+        rows = _ranked([self._row(arm, kind, families, accuracies.get(arm.id)) for arm in members])
+        pairs = all_pairs(answering, self.labels, answers, kind) if answering else []
         records = [arm.record for arm in members]
-        all_tokens = next((row.overall for row in rows if row.method == "none"), NAN)
         about = [_benchmark_line(members[0]), *_prompt_line(members)]
-        gate = baseline_gate(self.model, members[0].benchmark, all_tokens)
-        about += [gate] if gate else []
+        gate = baseline_gate(self.model, members[0].benchmark, members[0].model[2], _all_tokens(rows))
         about.append(provenance(records))
-        notes = self._coverage(members) + _warnings(rows, kind)
+        notes = ([gate.said] if gate else []) + self._coverage(members) + _warnings(rows, kind)
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
-        return Section(
-            *(
-                self.model,
-                members[0].benchmark,
-                kind,
-                families,
-                rows,
-                self._pairs(members, kind),
-                notes,
-                about,
-            ),
-            macro,
-        )
+        section = Section(self.model, members[0].benchmark, kind, families, rows, pairs, notes, about, macro)
+        return replace(section, verdicts=verdicts(section), gate_met=gate is not None and gate.met)
+
+    def _answers(self, arms: list[Arm]) -> Answers | None:
+        """Right and wrong on the common questions, a column an arm; None where there is nothing to compare."""
+        if not arms:
+            return None
+        kept = [self.answered[arm.id].loc[self.common] for arm in arms]
+        correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
+        return Answers(correct, kept[0]["video"].astype("category").cat.codes)
 
     def _families(self, members: list[Arm]) -> tuple[str, ...]:
         declared = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
@@ -188,13 +191,11 @@ class Group:
         # The one family of a benchmark that has no kinds of questions is what overall says already.
         return () if found == (WHOLE,) else found
 
-    def _row(self, arm: Arm, kind: str, families: tuple[str, ...]) -> Row:
+    def _row(self, arm: Arm, kind: str, families: tuple[str, ...], overall: Interval | None) -> Row:
         answered = self.answered[arm.id]
         rows = answered.loc[self.common] if len(answered) else answered
         correct = rows["correct"].astype(bool)
-        interval = statistics.Interval(NAN, NAN, NAN)
-        if len(rows):
-            interval = statistics.accuracy(correct, rows["video"], **self.draws)
+        interval = overall or Interval(NAN, NAN, NAN)
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
         means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
@@ -220,33 +221,8 @@ class Group:
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
             missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
+            paper=paper_number(self.model, arm.benchmark, arm.label, arm.retention),
         )
-
-    def _pairs(self, members: list[Arm], kind: str) -> list[Pair]:
-        """Every arm of a block against the block's anchor; Holm's correction over the whole section."""
-        found = []
-        blocks: dict[float, list[Arm]] = {}
-        for arm in members:
-            if self.common and len(self.answered[arm.id]):
-                blocks.setdefault(arm.retention, []).append(arm)
-        for retention, block in blocks.items():
-            anchor = _anchor(block)
-            second = self.answered[anchor.id].loc[self.common]
-            for arm in block:
-                if arm is anchor:
-                    continue
-                first = self.answered[arm.id].loc[self.common]
-                right, other = first["correct"].astype(bool), second["correct"].astype(bool)
-                apart = statistics.difference(right, other, first["video"], **self.draws)
-                found.append(
-                    Pair(
-                        *(retention, kind, self.labels[arm.id], self.labels[anchor.id]),
-                        *(100 * apart.value, 100 * apart.low, 100 * apart.high),
-                        *(statistics.mcnemar(right, other), NAN, len(self.common)),
-                    )
-                )
-        corrected = statistics.holm([pair.p_mcnemar for pair in found])
-        return [replace(pair, p_holm=p) for pair, p in zip(found, corrected, strict=True)]
 
     def _coverage(self, members: list[Arm]) -> list[str]:
         """Which questions the rows stand on, and who is the reason that others were left out."""
@@ -297,27 +273,23 @@ def _place(arm: Arm) -> tuple:
     return -arm.retention, rank, arm.method, arm.label != arm.method, arm.label, arm.id
 
 
-def _anchor(block: list[Arm]) -> Arm:
-    """What a block is compared with: all tokens, else the proposed method, else random, else the first."""
-    for method in ("none", PROPOSED, "random"):
-        for arm in block:
-            if arm.method == method:
-                return arm
-    return block[0]
+def _all_tokens(rows: list[Row]) -> Row | None:
+    return next((row for row in rows if row.method == "none"), None)
 
 
-def _with_best(rows: list[Row]) -> list[Row]:
-    """Marks the highest accuracy of each block that has at least two methods; references do not compete."""
-    best: dict[float, list[float]] = {}
+def _ranked(rows: list[Row]) -> list[Row]:
+    """Marks the best and the second of each block with at least two rows that compete; equals share a place."""
+    found: dict[float, set[float]] = {}
+    counted = Counter(row.retention for row in rows if row.competes)
     for row in rows:
-        if not row.reference and not math.isnan(row.overall):
-            best.setdefault(row.retention, []).append(row.overall)
-    return [
-        replace(row, best=not row.reference and row.overall == max(best[row.retention]))
-        if len(best.get(row.retention, ())) > 1
-        else row
-        for row in rows
-    ]
+        if row.competes and counted[row.retention] > 1:
+            found.setdefault(row.retention, set()).add(round(row.overall, 1))
+    marked = []
+    for row in rows:
+        places = sorted(found.get(row.retention, ()), reverse=True)
+        place = places.index(round(row.overall, 1)) if row.competes and places else None
+        marked.append(replace(row, best=place == 0, second=place == 1))
+    return marked
 
 
 def _warnings(rows: list[Row], kind: str) -> list[str]:
@@ -328,32 +300,41 @@ def _warnings(rows: list[Row], kind: str) -> list[str]:
             f"A retention marked ! is off its budget of kind {kind} by more than {100 * TOLERANCE:.0f} % "
             "(relative, mean over the questions)."
         )
-    spending = _spending(rows)
-    if spending:
-        told = "; ".join(f"{label} {', '.join(ratios)}" for label, ratios in spending.items())
-        notes.append(
-            f"Compare with care: at kind {kind} these rows are more than {100 * TOLERANCE:.0f} % off the "
-            f"compute of the median row of their block, and spend: {told}."
-        )
+    notes += _unmatched(rows, kind)
+    over = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.over_budget]
+    if over:
+        notes.append(f"Over its budget, so out of the contest for the best: {', '.join(over)}.")
     if any(row.n_unparsed for row in rows):
         notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
     return notes
 
 
-def _spending(rows: list[Row]) -> dict[str, list[str]]:
-    """Methods whose compute is not their block's median, and how many times as much they spend."""
+def _unmatched(rows: list[Row], kind: str) -> list[str]:
+    """A warning for every block in which the compute of two rows differs by more than the tolerance."""
+    notes = []
+    for retention, block in _computing(rows).items():
+        least = min(block, key=lambda row: row.retention_compute)
+        most = max(block, key=lambda row: row.retention_compute)
+        if most.retention_compute <= (1 + TOLERANCE) * least.retention_compute:
+            continue
+        usual = median_compute(block)
+        off = [row for row in block if abs(row.retention_compute / usual - 1) > TOLERANCE] or [least, most]
+        spent = ", ".join(f"{row.label} {row.retention_compute / usual:.2f} times" for row in off)
+        notes.append(
+            f"NOT MATCHED in compute at {100 * retention:.4g} % ({kind}): rows differ by up to "
+            f"{100 * (most.retention_compute / least.retention_compute - 1):.0f} % ({most.label} against "
+            f"{least.label}); against the block's median spend {spent}. Compare with care."
+        )
+    return notes
+
+
+def _computing(rows: list[Row]) -> dict[float, list[Row]]:
+    """Rows by block that have video tokens to compute."""
     blocks: dict[float, list[Row]] = {}
     for row in rows:
         if row.method != "no_video" and row.retention_compute > 0:
             blocks.setdefault(row.retention, []).append(row)
-    found: dict[str, list[str]] = {}
-    for retention, block in blocks.items():
-        usual = sorted(row.retention_compute for row in block)[(len(block) - 1) // 2]
-        for row in block:
-            ratio = row.retention_compute / usual
-            if abs(ratio - 1) > TOLERANCE:
-                found.setdefault(row.label, []).append(f"{ratio:.2f} times at {100 * retention:.4g} %")
-    return found
+    return blocks
 
 
 def _macro(families: dict[str, float]) -> float:

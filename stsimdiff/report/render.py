@@ -1,4 +1,4 @@
-"""A table as text: Markdown, LaTeX (booktabs), the terminal. Numbers are formatted here, made elsewhere."""
+"""A table as text: Markdown and the terminal; ``latex`` makes the rest. Numbers are formatted here, made elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from stsimdiff.report.comparison import PROPOSED
+from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, printed_column
+from stsimdiff.report.verdict import leader
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Pair, Row, Section
+    from stsimdiff.report.comparison import Row, Section
     from stsimdiff.report.table import Table
 
 EMPTY = "–"
@@ -44,12 +47,21 @@ class Cells:
     heads: list[str]
     blocks: list[tuple[str, list[list[str]]]]
     bold: frozenset[tuple[int, int]] = frozenset()
-    """(block, line) of the best methods."""
+    underlined: frozenset[tuple[int, int]] = frozenset()
+    """(block, line) of the best methods, and of the second."""
 
     def take(self, columns: Sequence[int]) -> Cells:
         """The same lines with only these columns."""
         blocks = [(title, [[line[i] for i in columns] for line in lines]) for title, lines in self.blocks]
-        return Cells([self.heads[i] for i in columns], blocks, self.bold)
+        return Cells([self.heads[i] for i in columns], blocks, self.bold, self.underlined)
+
+
+RANKED = ("method", "overall %")
+"""Heads of the columns in which the second is underlined."""
+
+
+def _headed(cells: Cells, line: Sequence[str]) -> Iterable[tuple[str, str]]:
+    return zip(cells.heads, line, strict=True)
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -98,36 +110,89 @@ def interval(low: float, high: float) -> str:
     return EMPTY if math.isnan(low) else f"{low:.1f}–{high:.1f}"
 
 
+def paper_columns(section: Section) -> list[tuple[str, Callable[[Row], str]]]:
+    """The paper's number and ours minus it, where it printed any; marked where the baseline gate is not met."""
+    if all(math.isnan(row.paper) for row in section.rows):
+        return []
+    mark = "" if section.gate_met else " (!)"
+    return [
+        (f"paper{mark}", lambda row: number(row.paper)),
+        (f"ours - paper{mark}", lambda row: signed(row.overall - row.paper)),
+    ]
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, or a dash where there is none."""
+    return EMPTY if math.isnan(value) else f"{value:+.1f}"
+
+
 def main_cells(section: Section) -> Cells:
     """Method, accuracy of each family, then the columns of ``COLUMNS``."""
-    columns = columns_of(section)
+    columns = [*columns_of(section), *paper_columns(section)]
     heads = ["method", *section.families, *(head for head, _ in columns)]
-    blocks, bold = [], set()
+    blocks, bold, second = [], set(), set()
     for retention, rows in section.blocks().items():
         lines = []
         for row in rows:
             if row.best:
                 bold.add((len(blocks), len(lines)))
+            if row.second:
+                second.add((len(blocks), len(lines)))
             families = [number(row.families[name]) for name in section.families]
             lines.append([row.label, *families, *(cell(row) for _, cell in columns)])
         blocks.append((f"retention {100 * retention:.4g} %", lines))
-    return Cells(heads, blocks, frozenset(bold))
+    return Cells(heads, blocks, frozenset(bold), frozenset(second))
 
 
 def pair_cells(section: Section) -> Cells:
-    """Differences in pairs, a block for each retention."""
+    """Differences in pairs, a block for each retention; ``pairs.csv`` holds them all."""
     blocks: dict[float, list[list[str]]] = {}
-    for pair in section.pairs:
+    for pair in shown_pairs(section):
         blocks.setdefault(pair.retention, []).append(_pair_line(pair))
-    heads = ["method", "minus", "points", "95 % interval", "McNemar p", "Holm p"]
+    heads = [
+        "method",
+        "minus",
+        "points",
+        "95 % interval",
+        "McNemar p",
+        "clustered p",
+        "Holm p",
+        "verdict",
+        "n needed",
+    ]
     return Cells(heads, [(f"retention {100 * r:.4g} %", lines) for r, lines in blocks.items()])
+
+
+def shown_pairs(section: Section) -> list[Pair]:
+    """Of each block every arm against the leader and against the proposed method, and these two against all tokens."""
+    found: dict[tuple[float, frozenset[str]], Pair] = {}
+    for retention, rows in section.blocks().items():
+        proposed = next((row for row in reversed(rows) if row.method == PROPOSED), None)
+        anchors = [row.label for row in (leader(rows), proposed) if row is not None]
+        for anchor in dict.fromkeys(anchors):
+            for name, pair in against(section.pairs, retention, anchor).items():
+                found.setdefault((retention, frozenset((name, anchor))), pair)
+        for row in rows:
+            if row.reference:
+                found.update(
+                    ((retention, frozenset((pair.method, pair.against))), pair)
+                    for pair in section.pairs
+                    if pair.retention == retention and pair.method == row.label
+                )
+    return [_forwards(pair) for pair in found.values()]
+
+
+def _forwards(pair: Pair) -> Pair:
+    """All tokens are what one subtracts, also where they were what the others are seen from."""
+    return pair.turned() if pair.method == "none" else pair
 
 
 def _pair_line(pair: Pair) -> list[str]:
     bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
     return [
         *(pair.method, pair.against, f"{pair.difference:+.1f}", bounds),
-        *(f"{p:.3f}" if p >= 0.001 else "<0.001" for p in (pair.p_mcnemar, pair.p_holm)),
+        *(f"{p:.3f}" if p >= 0.001 else "<0.001" for p in (pair.p_mcnemar, pair.p_cluster, pair.p_holm)),
+        *(pair.verdict, EMPTY if math.isinf(pair.n_needed) else f"{pair.n_needed:.0f}"),
     ]
 
 
@@ -166,10 +231,17 @@ def title(section: Section) -> str:
     return f"{section.model} on {section.benchmark}, budget of kind {section.budget} ({counted})"
 
 
-PAIRS_TITLE = (
-    "Differences in pairs, in points, on the same questions (interval clustered by video; McNemar's exact "
-    "test, Holm-corrected over this table)"
-)
+PAIRS_TITLE = "Differences in pairs, in points, on the same questions"
+
+
+def pairs_note(section: Section) -> str:
+    """How the comparisons were made, and which of the two tests decides."""
+    return (
+        f"Interval and clustered p: videos counted, not questions. McNemar's exact p takes questions as independent. A "
+        f"difference is called one (better, worse) where Holm's correction of the larger of both, over all "
+        f"{len(section.pairs)} pairs of this table, is below 0.05; an interval stands for its pair alone. n needed: "
+        "questions that would tell such a difference in such a table, with 80 % power."
+    )
 
 
 # Markdown
@@ -179,9 +251,10 @@ def markdown(table: Table) -> str:
     """The whole report as GitHub Markdown."""
     parts = [f"# {_md(table.run)}"]
     for section in table.sections:
-        parts += [f"## {_md(title(section))}", _md_grid(main_cells(section)), _md_list(section.notes)]
+        parts += [f"## {_md(title(section))}", _md_list(section.verdicts), _md_grid(main_cells(section))]
+        parts.append(_md_list(section.notes))
         if section.pairs:
-            parts += [f"{_md(PAIRS_TITLE)}:", _md_grid(pair_cells(section))]
+            parts += [f"{_md(PAIRS_TITLE)}:", _md_grid(pair_cells(section)), _md_list([pairs_note(section)])]
         parts.append(_md_list(section.about))
     if table.notes:
         parts.append(_md_list(table.notes))
@@ -195,7 +268,13 @@ def _md_grid(cells: Cells) -> str:
         lines.append(_md_line([f"*{_md(name)}*", *[""] * (len(cells.heads) - 1)]))
         for i, line in enumerate(block):
             shown = [_md(cell) for cell in line]
-            lines.append(_md_line(f"**{cell}**" if (b, i) in cells.bold else cell for cell in shown))
+            if (b, i) in cells.bold:
+                shown = [f"**{cell}**" for cell in shown]
+            elif (b, i) in cells.underlined:
+                shown = [
+                    f"<ins>{cell}</ins>" if head in RANKED else cell for head, cell in _headed(cells, shown)
+                ]
+            lines.append(_md_line(shown))
     return "\n".join(lines)
 
 
@@ -212,60 +291,6 @@ def _md(text: str) -> str:
     return re.sub(r"([\\|*`<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
-# LaTeX
-
-
-def latex(table: Table) -> str:
-    """A ``table`` environment for each section and one for the paper; needs the package booktabs only."""
-    parts = [f"% {_tex(table.run)}: made from the stored rows; needs \\usepackage{{booktabs}}"]
-    for section in table.sections:
-        notes = [*section.notes, *section.about, *table.notes]
-        parts.append(_tex_float(f"{title(section)}. Accuracy in %.", main_cells(section), notes))
-        if section.pairs:
-            parts.append(_tex_float(f"{PAIRS_TITLE}.", pair_cells(section), []))
-    parts.append(_tex_float(f"{paper_title(table)}.", paper_cells(), []))
-    return "\n\n".join(parts) + "\n"
-
-
-def _tex_float(caption: str, cells: Cells, notes: Sequence[str]) -> str:
-    width = len(cells.heads)
-    lines = [
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{_tex(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-        r"\toprule",
-        _tex_line(map(_tex, cells.heads)),
-    ]
-    for b, (name, block) in enumerate(cells.blocks):
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(name)}}}}} \\"]
-        for i, line in enumerate(block):
-            shown = [_tex(cell) for cell in line]
-            lines.append(_tex_line(rf"\textbf{{{cell}}}" if (b, i) in cells.bold else cell for cell in shown))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip\raggedright {_tex(note)}" for note in notes]
-    return "\n".join([*lines, r"\end{table}"])
-
-
-def _tex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "–": "--",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
-
-
 # Terminal
 
 
@@ -280,6 +305,7 @@ def show(table: Table, console: Console) -> None:
             cells = pair_cells(section)
             console.print(Text(f"\n{PAIRS_TITLE}:", style="bold"))
             _print_cells(console, cells, [range(1, len(cells.heads))])
+            _print_lines(console, [pairs_note(section)])
         _print_lines(console, section.about)
     _print_lines(console, table.notes)
     console.print(Text(f"\n{paper_title(table)}:", style="bold"))
@@ -337,6 +363,16 @@ def _print_grid(console: Console, cells: Cells, widths: Sequence[int]) -> None:
     for b, (name, block) in enumerate(cells.blocks):
         grid.add_row(Text(name, style="italic"))
         for i, line in enumerate(block):
-            style = "bold" if (b, i) in cells.bold else ""
-            grid.add_row(*(Text(cell, style=style) for cell in line), end_section=i == len(block) - 1)
+            second = (b, i) in cells.underlined
+            styles = ["underline" if second and head in RANKED else "" for head in cells.heads]
+            shown = [Text(cell, style=style) for cell, style in zip(line, styles, strict=True)]
+            bold = "bold" if (b, i) in cells.bold else ""
+            grid.add_row(*shown, style=bold, end_section=i == len(block) - 1)
     console.print(grid)
+
+
+def show_verdicts(table: Table, console: Console) -> None:
+    """The sentences of all blocks, which a reader in a hurry finds last."""
+    for section in table.sections:
+        console.print(Text(f"\nVerdict, {title(section)}:", style="bold"))
+        _print_lines(console, section.verdicts)

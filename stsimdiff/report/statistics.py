@@ -1,94 +1,212 @@
-"""Intervals and tests for accuracies: bootstrap clustered by video, McNemar in pairs, Holm's correction.
+"""Intervals and tests for accuracies: everything counts videos, since the questions on one rise and fall together.
 
-Questions on one video rise and fall together, so videos are resampled and never single questions. Everything
-is a fraction in [0, 1]; who prints makes percent of it.
+Everything is a fraction in [0, 1]; who prints makes percent of it. What was chosen, and why:
+
+* **Accuracy**: a t interval on the log-odds scale with the cluster-robust standard error of a ratio of sums. That
+  standard error is what resampling whole videos tends to, without the noise of the resampling. The percentile
+  bootstrap over videos, which is what one usually sees, covers too seldom just where tables of this field
+  stand: simulated, 87 to 92 of 100 intervals hold the truth at accuracies from 0.95 or with 20 videos. This
+  one: 94 to 96, and 93 to 98 where fewer than about ten wrong answers make every interval coarse
+  (``tests/test_statistics.py`` repeats it).
+* **Difference**: the same, paired, on the plain scale, with half a question won and half a question lost added
+  (Agresti and Min, Statistics in Medicine 24, 2005), without which two arms that never differ would have an
+  interval of no width.
+* **Two tests of a difference**: McNemar's exact test, which takes questions as independent and so rejects up to 18 %
+  of true null hypotheses at a nominal 5 % when they are not; and the t test that belongs to the interval. A
+  pair is *told apart* only by both: its p is the larger one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
+from scipy import stats
+from scipy.special import expit, logit
 
-RESAMPLES = 10_000
 LEVEL = 0.95
-_CHUNK = 2_000_000
-"""Draws worked on at once: 16 MB, whatever the number of videos."""
+ALPHA = 1 - LEVEL
+POWER = 0.8
+_PSEUDO = 0.5
+"""Questions won, and questions lost, that are added to every pair."""
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its percentile interval, as fractions; the bounds are NaN for fewer than two videos."""
+    """An estimate and its 95 % interval, as fractions; the bounds are NaN for fewer than two videos."""
 
     value: float
     low: float
     high: float
 
 
-def accuracy(correct: ArrayLike, videos: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Share of right answers with its 95 % percentile interval, videos resampled.
+@dataclass(frozen=True)
+class Difference(Interval):
+    """An arm's accuracy minus another's on the same questions.
 
-    The estimate of a resample is its right answers over its questions (a ratio of sums), so that a video with
-    many questions weighs as much as it does in the accuracy itself. Where every answer is right, or every
-    one wrong, the interval has no width: the bootstrap cannot see what never happened.
+    Attributes:
+        p_cluster: two-sided p of the t test that belongs to the interval: below 0.05 where the interval leaves out
+            zero. 1 for fewer than two videos.
+        p_mcnemar: two-sided p of McNemar's exact test.
+        discordant: share of the questions that only one of the two got right.
+        design_effect: variance of the difference over what it were if questions were independent; at least 1.
+    """
+
+    p_cluster: float
+    p_mcnemar: float
+    discordant: float
+    design_effect: float
+
+    @property
+    def p(self) -> float:
+        """The larger of both p-values: a difference counts only where both tests see it."""
+        return max(self.p_cluster, self.p_mcnemar)
+
+
+class Answers:
+    """Right and wrong answers of several arms to the same questions on the same videos.
 
     Args:
-        correct: ``(n,)`` booleans.
+        correct: ``(n, arms)`` booleans.
         videos: ``(n,)`` the video of each question.
-        resamples: bootstrap resamples.
-        seed: of the resampling; equal videos and seed give equal resamples for every arm.
 
     Raises:
         ValueError: nothing to average, or lengths that differ.
     """
-    return _interval(np.asarray(correct, dtype=float), np.asarray(videos), resamples, seed)
+
+    def __init__(self, correct: ArrayLike, videos: ArrayLike) -> None:
+        correct, videos = np.asarray(correct, dtype=float), np.asarray(videos)
+        if correct.ndim != 2 or not len(correct) or len(correct) != len(videos):
+            raise ValueError(
+                f"answers {correct.shape} on {len(videos)} videos: need (questions, arms) and a video for each question"
+            )
+        _, cluster = np.unique(videos, return_inverse=True)
+        self.size = np.bincount(cluster).astype(float)
+        """``(videos,)`` questions of each video."""
+        self.right = np.zeros((len(self.size), correct.shape[1]))
+        """``(videos, arms)`` right answers."""
+        np.add.at(self.right, cluster, correct)
+        self.both = correct.T @ correct
+        """``(arms, arms)`` questions that both got right."""
+        self.n = len(correct)
+        self.effective = self.n**2 / float(np.sum(self.size**2))
+        """Videos of equal size that would tell as much."""
+
+    def accuracy(self, arm: int) -> Interval:
+        """Share of right answers of one arm with its interval; see the module's docstring.
+
+        Where the videos show no spread (all answers right, all wrong, all videos alike) the arm says nothing of how
+        its answers cluster. Then it is Wilson's interval with the largest design effect that another arm shows on
+        these questions; where none shows any, each video is taken as one answer, the most cautious assumption.
+        """
+        right = self.right[:, arm]
+        value = float(right.sum()) / self.n
+        if len(self.size) < 2:
+            return Interval(value, math.nan, math.nan)
+        error, quantile = self._error(right, value), self._quantile()
+        if error < _ROUNDING:
+            low, high = _wilson(value, self.n / self._borrowed_effect(), quantile)
+            return Interval(value, min(low, value), max(high, value))
+        reach = quantile * error / (value * (1 - value))
+        return Interval(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)))
+
+    def difference(self, first: int, second: int) -> Difference:
+        """Accuracy of arm ``first`` minus that of ``second``, with interval and tests."""
+        gap = self.right[:, first] - self.right[:, second]
+        value = float(gap.sum()) / self.n
+        won = self.both[first, first] - self.both[first, second]
+        lost = self.both[second, second] - self.both[first, second]
+        exact = mcnemar(int(won), int(lost))
+        discordant = float(won + lost) / self.n
+        if len(self.size) < 2:
+            return Difference(value, math.nan, math.nan, 1.0, exact, discordant, 1.0)
+        n = self.n + 2 * _PSEUDO
+        centre = float(gap.sum()) / n
+        added = _PSEUDO * ((1 - centre) ** 2 + (1 + centre) ** 2)
+        error = math.sqrt((self._error(gap, centre) * self.n) ** 2 + added) / n
+        reach = self._quantile() * error
+        p = 2 * float(stats.t.sf(abs(centre) / error, self._freedom()))
+        alone = (discordant - value**2) / self.n
+        effect = self._error(gap, value) ** 2 / alone if alone > _ROUNDING else 1.0
+        return Difference(value, centre - reach, centre + reach, p, exact, discordant, max(1.0, effect))
+
+    def _borrowed_effect(self) -> float:
+        """The largest design effect of any arm, from 1 to the questions of a video."""
+        each = self.n / len(self.size)
+        found = []
+        for right in self.right.T:
+            value = float(right.sum()) / self.n
+            error = self._error(right, value)
+            if error > _ROUNDING:
+                found.append(error**2 / (value * (1 - value) / self.n))
+        return min(max(1.0, *found), each) if found else each
+
+    def _error(self, sums: NDArray[np.float64], mean: float) -> float:
+        """Standard error of ``sum(sums) / n``, videos independent.
+
+        The residual of a video is divided by the root of 1 less its share of the questions (CR2, Bell and McCaffrey,
+        Survey Methodology 28, 2002), as a large video pulls the mean towards itself.
+        """
+        residual = sums - mean * self.size
+        return math.sqrt(float(np.sum(residual**2 / (1 - self.size / self.n)))) / self.n
+
+    def _freedom(self) -> float:
+        """Degrees of freedom of that standard error, by Bell and McCaffrey's rule: fewer for unequal videos."""
+        return max(self.effective - 1, 1.0)
+
+    def _quantile(self) -> float:
+        return float(stats.t.ppf(1 - ALPHA / 2, self._freedom()))
 
 
-def difference(
-    first: ArrayLike, second: ArrayLike, videos: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Accuracy of ``first`` minus that of ``second`` on the same questions, videos resampled for both.
+def accuracy(correct: ArrayLike, videos: ArrayLike) -> Interval:
+    """One arm's share of right answers with its interval, by :meth:`Answers.accuracy`.
+
+    Args:
+        correct: ``(n,)`` booleans.
+        videos: ``(n,)`` the video of each question.
+
+    Raises:
+        ValueError: nothing to average, or lengths that differ.
+    """
+    return Answers(np.asarray(correct)[:, None], videos).accuracy(0)
+
+
+def difference(first: ArrayLike, second: ArrayLike, videos: ArrayLike) -> Difference:
+    """Accuracy of ``first`` minus that of ``second`` on the same questions, by :meth:`Answers.difference`.
 
     Args:
         first: ``(n,)`` booleans of one arm.
         second: ``(n,)`` booleans of the other, same order of questions.
         videos: ``(n,)`` the video of each question.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: nothing to compare, or lengths that differ.
     """
-    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if first.shape != second.shape:
-        raise ValueError(f"{first.size} answers against {second.size}: pairs need the same questions")
-    return _interval(first - second, np.asarray(videos), resamples, seed)
-
-
-def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p of McNemar's exact test: are the questions that only one arm got right evenly split?
-
-    It takes questions as independent; with several on a video it is somewhat too sure, the clustered interval
-    of ``difference`` is not.
-
-    Args:
-        first: ``(n,)`` booleans of one arm.
-        second: ``(n,)`` booleans of the other, same order of questions.
-    """
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape:
         raise ValueError(f"{first.size} answers against {second.size}: pairs need the same questions")
-    only_first = int(np.sum(first & ~second))
-    discordant = only_first + int(np.sum(~first & second))
-    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    return Answers(np.stack([first, second], axis=1), videos).difference(0, 1)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Two-sided p of McNemar's exact test: are the questions that only one arm got right evenly split?
+
+    Args:
+        won: questions that only the first arm got right.
+        lost: questions that only the second got right.
+    """
+    return min(1.0, 2 * float(stats.binom.cdf(min(won, lost), won + lost, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given; they control the family-wise error."""
+    """Holm's step-down adjusted p-values, in the order given; they control the family-wise error.
+
+    As statsmodels' ``multipletests``, which collects garbage at every call: a third of a second here.
+    """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -97,46 +215,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _interval(values: NDArray[np.float64], videos: NDArray, resamples: int, seed: int) -> Interval:
-    if not len(values) or len(values) != len(videos):
-        raise ValueError(f"{len(values)} answers on {len(videos)} videos: need as many of both, at least one")
-    _, cluster = np.unique(videos.astype(str), return_inverse=True)
-    sums = np.bincount(cluster, weights=values)
-    sizes = np.bincount(cluster).astype(float)
-    value = float(sums.sum() / sizes.sum())
-    if len(sizes) < 2:
-        return Interval(value, float("nan"), float("nan"))
-    drawn = _ratios(sums, sizes, _counts(len(sizes), resamples, seed))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+def questions_needed(
+    value: float, discordant: float, design_effect: float = 1.0, alpha: float = ALPHA, power: float = POWER
+) -> float:
+    """Questions from which on a test of level ``alpha`` sees such a difference with probability ``power``.
 
+    With d the difference, psi the share of discordant questions, D the design effect and z normal quantiles: the
+    smallest n with ::
 
-def _ratios(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], counts: NDArray[np.uint8]
-) -> NDArray[np.float64]:
-    """``(resamples,)`` right answers over questions, of the videos that each resample drew."""
-    columns = np.stack([sums, sizes], axis=1).astype(np.float32)  # whole numbers below 2**24: exact
-    drawn = np.empty((len(counts), 2))
-    step = max(1, _CHUNK // len(sizes))
-    for start in range(0, len(counts), step):
-        drawn[start : start + step] = counts[start : start + step].astype(np.float32) @ columns
-    return drawn[:, 0] / drawn[:, 1]
+        n |d| - 1 >= sqrt(n D) A,    A = z(1 - alpha / 2) sqrt(psi) + z(power) sqrt(psi - d^2)
 
+    the sample size of McNemar's test (Connor, Biometrics 43, 1987) with the exact test's continuity correction and
+    the variance that clustering leaves. It supposes that difference, discordance and questions in a video stay as
+    they were seen. Infinite where no difference was seen.
 
-@lru_cache(maxsize=1)
-def _counts(videos: int, resamples: int, seed: int) -> NDArray[np.uint8]:
-    """``(resamples, videos)``: how often each resample drew each video.
-
-    All arms of a table share it: they have the same videos. A byte is enough: a count is about Poisson of mean
-    one, and with fewer than 256 videos it cannot be more than their number.
+    Args:
+        value: difference as a fraction.
+        discordant: share of the questions that only one of the two got right.
+        design_effect: as in :class:`Difference`.
+        alpha: two-sided level of the test.
+        power: probability to reach.
     """
-    generator = np.random.default_rng(seed)
-    counts = np.empty((resamples, videos), dtype=np.uint8)
-    step = max(1, _CHUNK // videos)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        picks = generator.integers(0, videos, size=(rows, videos)) + videos * np.arange(rows)[:, None]
-        counts[start : start + rows] = np.bincount(picks.ravel(), minlength=rows * videos).reshape(
-            rows, videos
-        )
-    return counts
+    gap = abs(value)
+    if gap < _ROUNDING:
+        return math.inf
+    spread = stats.norm.ppf(1 - alpha / 2) * math.sqrt(discordant)
+    spread += stats.norm.ppf(power) * math.sqrt(max(discordant - gap**2, 0.0))
+    spread *= math.sqrt(design_effect)
+    return float(math.ceil(((spread + math.sqrt(spread**2 + 4 * gap)) / (2 * gap)) ** 2))
+
+
+def _wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of a share among ``n`` independent answers."""
+    square = quantile**2 / n
+    centre = (value + square / 2) / (1 + square)
+    reach = quantile / (1 + square) * math.sqrt(value * (1 - value) / n + square / (4 * n))
+    return centre - reach, centre + reach

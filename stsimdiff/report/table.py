@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from stsimdiff.report import render, statistics
-from stsimdiff.report.comparison import NAN, Group, Pair, Section, model_name
+from stsimdiff.report import latex, render
+from stsimdiff.report.comparison import NAN, Group, Section, model_name
+from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Arm, Stored, read
 
 
@@ -32,7 +33,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
-        """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
+        """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several.
+
+        The paper's numbers and ours minus them stand last, where it printed any for the run.
+        """
+        paper = any(row.paper == row.paper for section in self.sections for row in section.rows)
         several = len({(section.model, section.benchmark) for section in self.sections}) > 1
         families = list(dict.fromkeys(family for section in self.sections for family in section.families))
         lines = []
@@ -43,7 +48,8 @@ class Table:
                 if any(section.macro for section in self.sections):
                     numbers["macro"] = row.macro
                 accuracies = {f"acc_{family}": row.families.get(family, NAN) for family in families}
-                lines.append(place | {"method": row.label} | numbers | accuracies)
+                printed = {"paper": row.paper, "minus_paper": row.overall - row.paper} if paper else {}
+                lines.append(place | {"method": row.label} | numbers | accuracies | printed)
         return pd.DataFrame(lines)
 
     def pairs(self) -> pd.DataFrame:
@@ -82,18 +88,17 @@ def write(table: Table, run_dir: Path, console: Console | None) -> None:
     table.frame().to_csv(run_dir / "table.csv", index=False)
     table.pairs().to_csv(run_dir / "pairs.csv", index=False)
     (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
-    (run_dir / "table.tex").write_text(render.latex(table), encoding="utf-8")
+    (run_dir / "table.tex").write_text(latex.latex(table), encoding="utf-8")
     if console is not None:
         render.show(table, console)
+        render.show_verdicts(table, console)
 
 
-def build(stored: Stored, *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Table:
+def build(stored: Stored) -> Table:
     """A run's table without writing or printing anything.
 
     Args:
         stored: what ``rows.read`` found.
-        resamples: bootstrap resamples of every interval.
-        seed: of the resampling.
     """
     groups: dict[tuple, list[Arm]] = {}
     for arm in stored.arms:
@@ -101,6 +106,6 @@ def build(stored: Stored, *, resamples: int = statistics.RESAMPLES, seed: int = 
     sections = []
     for group in groups.values():
         name = model_name(group[0], stored.arms)
-        sections += Group(group, stored.samples, name, resamples, seed).sections()
+        sections += Group(group, stored.samples, name).sections()
     failed = int(stored.samples["failed"].sum())
     return Table(stored.run, sections, failed, stored.notes)

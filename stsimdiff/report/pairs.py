@@ -1,0 +1,128 @@
+"""Arms compared in pairs on the same questions: differences, tests, and what they amount to in a word.
+
+The numbers come from ``statistics``; the sentences for a block are made in ``verdict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from stsimdiff.report.rows import Arm
+from stsimdiff.report.statistics import ALPHA, Answers, holm, questions_needed
+
+BETTER, WORSE, NOT_TOLD_APART = "better", "worse", "not told apart"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One arm against another on the same questions.
+
+    Difference and interval are in points. ``p_holm`` decides: it is Holm's correction, over all pairs of the section,
+    of the larger of ``p_mcnemar`` and ``p_cluster``. ``verdict`` says better or worse where it is below 0.05; then
+    the interval leaves out zero too. The reverse need not be: an interval stands for its pair alone.
+
+    Attributes:
+        n: common questions.
+        n_needed: questions that would tell the two apart in a table of so many pairs; see
+            ``statistics.questions_needed``. Infinite where no difference was seen.
+    """
+
+    retention: float
+    budget: str
+    method: str
+    against: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_mcnemar: float
+    p_holm: float
+    n: int
+    p_cluster: float
+    verdict: str
+    n_needed: float
+
+    def turned(self) -> Pair:
+        """The same comparison seen from the other arm."""
+        opposite = {BETTER: WORSE, WORSE: BETTER}.get(self.verdict, self.verdict)
+        return replace(
+            self,
+            method=self.against,
+            against=self.method,
+            difference=0.0 - self.difference,  # no minus zero
+            ci_low=-self.ci_high,
+            ci_high=-self.ci_low,
+            verdict=opposite,
+        )
+
+
+def compared(members: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Which arms are compared: all of a block with each other, and every arm with all tokens.
+
+    All with all, since the best of a block is known only afterwards: a correction that covers every pair covers
+    the comparisons with whichever arm turns out to lead.
+
+    Args:
+        members: arms with answers, in the order of printing.
+    """
+    blocks: dict[float, list[Arm]] = {}
+    for arm in members:
+        if not arm.reference:
+            blocks.setdefault(arm.retention, []).append(arm)
+    found = [pair for block in blocks.values() for pair in combinations(block, 2)]
+    everything = next((arm for arm in members if arm.method == "none"), None)
+    if everything is not None:
+        found += [(arm, everything) for arm in members if arm is not everything]
+    return sorted(found, key=lambda pair: -pair[0].retention)
+
+
+def all_pairs(members: Sequence[Arm], labels: Mapping[str, str], answers: Answers, kind: str) -> list[Pair]:
+    """The comparisons of a section, with Holm's correction over all of them.
+
+    Args:
+        members: arms with answers, in the order of printing and of the columns of ``answers``.
+        labels: what an arm is called, by its id.
+        answers: of these arms.
+        kind: of the section's budgets.
+    """
+    column = {arm.id: i for i, arm in enumerate(members)}
+    chosen = compared(members)
+    apart = [answers.difference(column[first.id], column[second.id]) for first, second in chosen]
+    found = []
+    for (first, second), gap, corrected in zip(chosen, apart, holm([gap.p for gap in apart]), strict=True):
+        level = ALPHA / len(chosen)  # the first step of Holm's: what a pair has to pass at most
+        found.append(
+            Pair(
+                retention=first.retention,
+                budget=kind,
+                method=labels[first.id],
+                against=labels[second.id],
+                difference=100 * gap.value,
+                ci_low=100 * gap.low,
+                ci_high=100 * gap.high,
+                p_mcnemar=gap.p_mcnemar,
+                p_holm=corrected,
+                n=answers.n,
+                p_cluster=gap.p_cluster,
+                verdict=_verdict(gap.value, corrected),
+                n_needed=questions_needed(gap.value, gap.discordant, gap.design_effect, level),
+            )
+        )
+    return found
+
+
+def _verdict(value: float, p: float) -> str:
+    if p >= ALPHA or value == 0:
+        return NOT_TOLD_APART
+    return BETTER if value > 0 else WORSE
+
+
+def against(pairs: Iterable[Pair], retention: float, name: str) -> dict[str, Pair]:
+    """The comparisons of a block's arms with the arm ``name``, each seen from the other arm, by its name."""
+    found: dict[str, Pair] = {}
+    for pair in pairs:
+        if pair.retention == retention and name in (pair.method, pair.against):
+            seen = pair if pair.against == name else pair.turned()
+            found[seen.method] = seen
+    return found
