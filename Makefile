@@ -52,8 +52,8 @@ efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MOD
 		$(if $(MODEL),model=llava_video model.pooling=bilinear "model.path=$(MODEL)" benchmark=videomme) \
 		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
-data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, longvideobench, egoschema); DATA=/path: only check what is there
-	$(BIN)/python -m stsimdiff.data $(or $(BENCHMARK),--help) $(if $(DATA),--data "$(DATA)")
+data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, mlvu_test, longvideobench, egoschema); DATA=/path: only check what is there
+	$(BIN)/python -m stsimdiff data $(if $(BENCHMARK),benchmark=$(BENCHMARK),--help) $(if $(DATA),"benchmark.data=$(DATA)") $(ARGS)
 
 test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -369,4 +369,7 @@ def test_lmms_evals_own_command(data: Path) -> None:
     score = json.loads(file.read_text())["results"]["stsimdiff_egoschema"]["score,none"]
     (answers,) = (data / "lmms").glob("*/answers.jsonl")
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    # lmms-eval builds the task before it knows the model, so it asks the default prompt, and the record says so.
+    record = json.loads((answers.parent / "arm.json").read_text())
+    assert record["benchmark"]["prompt"] == "default"
     assert len(rows) == 8 and score == pytest.approx(sum(row["correct"] for row in rows) / 8)

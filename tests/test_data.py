@@ -226,3 +226,27 @@ def test_the_revision_is_that_of_the_questions(root: Path, tmp_path: Path) -> No
     shutil.move(root / "videomme" / "test-00000-of-00001.parquet", root / "test.parquet")
     assert VIDEOMME.revision(root) == before
     assert MLVU.revision(MINIATURES / "mlvu") != before
+
+
+def test_settings_of_a_run_are_taken(tmp_path: Path, capsys) -> None:
+    shutil.copytree(MINIATURES, tmp_path / "data")
+    (tmp_path / "data" / "mlvu" / "video" / "3_ego" / "ego_3.mp4").unlink()
+    # What one benchmark lacks keeps no other one from being checked.
+    assert command.main(["benchmark=mlvu,egoschema", f"data={tmp_path / 'data'}"]) == 2
+    said = capsys.readouterr()
+    assert "ego_3.mp4 does not exist" in said.err and "egoschema: 8 videos are sound" in said.out
+    assert command.main(["benchmark=egoschema", f"benchmark.data={tmp_path / 'data' / 'egoschema'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmark=clips"], "benchmark=clips is no public benchmark; allowed: videomme"),
+        (["benchmark=videomm"], "did you mean videomme"),
+        (["benchmark=mlvu", "benchmark.video_seconds=soon"], "video_seconds='soon' is out of range"),
+    ],
+)
+def test_wrong_settings_of_a_run(words: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(words)
+    assert caught.value.code == 2 and message in capsys.readouterr().err

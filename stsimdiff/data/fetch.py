@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stsimdiff.data.archives import archives, unpack
 from stsimdiff.data.benchmarks import Benchmark, default_root
+from stsimdiff.data.rows import read_rows
 from stsimdiff.data.videos import Index, VideoFolder, listing
 from stsimdiff.errors import DataError
 
@@ -22,13 +23,14 @@ PATIENCE = 5.0
 Say = Callable[[str], None]
 
 
-def prepare(benchmark: Benchmark, data: str | None, say: Say) -> Path:
+def prepare(benchmark: Benchmark, data: str | None, say: Say, seconds: float | None) -> Path:
     """Fetch what is missing, unpack it, check every video and write the index; returns the folder.
 
     Args:
         benchmark: which one.
         data: a folder that holds it already; ``None`` fetches it into the user's cache.
         say: takes a line for the user.
+        seconds: time that opening one video may take; ``None``: no limit.
 
     Raises:
         DataError: when the hub cannot be reached or refuses, or a video is missing or broken.
@@ -48,7 +50,7 @@ def prepare(benchmark: Benchmark, data: str | None, say: Say) -> Path:
         if opened % 100 == 0:
             say(f"{opened} of {len(wanted)} videos checked")
 
-    unusable = index.check(wanted, checksums=True, step=step)
+    unusable = index.check(wanted, checksums=True, seconds=seconds, step=step)
     if unusable:
         raise DataError(
             f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be "
@@ -63,11 +65,8 @@ def prepare(benchmark: Benchmark, data: str | None, say: Say) -> Path:
 
 def asked_videos(benchmark: Benchmark, root: Path) -> list[Path]:
     """The video of every question, each once, whether it exists or not."""
-    from pyarrow.parquet import read_table
-
     folder = VideoFolder(root)
-    rows = (row for file in benchmark.question_files(root) for row in read_table(file).to_pylist())
-    return sorted({folder.path(benchmark.video(row)) for row in rows})
+    return sorted({folder.path(benchmark.video(row)) for row in read_rows(benchmark, root)})
 
 
 def fetch(benchmark: Benchmark, root: Path, say: Say) -> None:

@@ -371,12 +371,7 @@ def _benchmark(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, 
         )
     if not isinstance(benchmark["macro"], bool):
         raise ConfigError(f"benchmark.macro={benchmark['macro']!r} is out of range; allowed: true, false")
-    seconds = benchmark["video_seconds"]
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (number and 0 < seconds < math.inf):
-        raise ConfigError(
-            f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
-        )
+    check_video_seconds(benchmark["video_seconds"])
     public = benchmarks.by_task(benchmark["task"])
     revision, root, families = None, None, None
     if public:
@@ -402,6 +397,15 @@ def _benchmark(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, 
         "root": str(root) if root else None,
         "code": _prompt_code(benchmark, public is not None),
     }
+
+
+def check_video_seconds(seconds: Any) -> None:
+    """Raise :class:`ConfigError` unless the time for a video is a number above 0, or ``None``."""
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise ConfigError(
+            f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
+        )
 
 
 def _data_revision(root: Path) -> str:
