@@ -132,7 +132,7 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.chdir(data)
     settings, (arm,) = prepared(name, data)
-    assert session.run_arms(settings, [arm]).failed == 0
+    assert session.run_arms(settings, [arm]).answered == len(written(name))
     rows, source = rows_of(settings, arm), written(name)
     assert rows[0]["id"] == ID[name] and len({row["id"] for row in rows}) == len(rows) == len(source) >= 8
     families = BENCHMARKS[name].families
