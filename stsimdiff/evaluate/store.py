@@ -232,7 +232,7 @@ def read_answers(folder: Path) -> list[Row]:
 
 def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
     """Ids that need no answer in an arm's folder, as :meth:`ArmStore.done`, without opening it for writing."""
-    return {row["id"] for row in read_answers(folder) if _succeeded(row) or not retry_failed}
+    return {sample for sample, succeeded in _read_states(folder).items() if succeeded or not retry_failed}
 
 
 def arm_folders(run: Path) -> list[Path]:
