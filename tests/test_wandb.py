@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ pytest.importorskip("wandb")
 from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 from wandb.sdk.internal.datastore import DataStore
 
+from stsimdiff import cli
+from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
+from stsimdiff.evaluate import wandb_log
 from stsimdiff.evaluate.wandb_log import log_run
+from stsimdiff.evaluate.wandb_mode import wandb_mode
 from stsimdiff.report.table import make
 
 ARM = {
@@ -141,10 +147,142 @@ def test_only_what_changed_is_logged_again_and_under_the_same_id(run: Path) -> N
     assert [str(path) for path in (run / "wandb").glob("offline-run-*")] == [second]
 
 
-def test_modes_are_checked_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+def add_arm(run: Path, name: str, identity: str) -> None:
+    (run / name).mkdir()
+    record = ARM | {"arm": identity, "label": name, "budget": {"kind": "tokens", "retention": 0.5}}
+    (run / name / "arm.json").write_text(json.dumps(record))
+    rows = [stored(number) for number in range(12)]
+    (run / name / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_arm_more_is_logged_and_every_arm_is_there_once(run: Path) -> None:
+    (first,) = log_run(run, "stsimdiff-test", "offline")
+    add_arm(run, "c", "c" * 12)
+    places = log_run(run, "stsimdiff-test", "offline")
+    assert places[0] == first and len(places) == 2, "an arm that has not changed was logged again"
+    again = log_run(run, "stsimdiff-test", "offline")
+    assert again == places
+    folders = sorted(str(path) for path in (run / "wandb").glob("offline-run-*"))
+    assert folders == sorted(places)
+    begun = [header(records(place)) for place in places]
+    assert len({one.run_id for one in begun}) == 2 and {one.run_group for one in begun} == {"sweep 1"}
+    for place in places:
+        found = records(place)
+        kinds = [record.WhichOneof("record_type") for record in found]
+        assert kinds.count("run") == kinds.count("exit") == kinds.count("history") == 1
+        logged = summary(found)
+        assert logged["llm_tflops"] == pytest.approx((3e8 + sum({*range(12)} - {7}) / 11) / 1e12)
+        assert logged["prefill_ms"] > 0
+        assert len(list((run / "wandb" / "tables" / header(found).run_id).rglob("tmp*"))) == 1
+        table = json.loads((Path(place) / "files" / logged["samples/path"]).read_text())
+        assert len(table["data"]) == 12
+
+
+def test_modes_are_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    assert wandb_mode(None) == "offline"
     with pytest.raises(ConfigError, match="needs a key"):
-        log_run(tmp_path, "p", "online")
-    with pytest.raises(ConfigError, match="'on' is unknown"):
-        log_run(tmp_path, "p", "on")
+        wandb_mode("online")
+    with pytest.raises(ConfigError, match="logger.mode=on is unknown"):
+        wandb_mode("on")
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert (wandb_mode(None), wandb_mode("online"), wandb_mode("offline")) == ("online", "online", "offline")
+    for said, mode in (
+        ("offline", "offline"),
+        ("dryrun", "offline"),
+        ("online", "online"),
+        ("disabled", None),
+    ):
+        monkeypatch.setenv("WANDB_MODE", said)
+        assert wandb_mode(None) == mode
+    monkeypatch.setenv("WANDB_MODE", "oflin")
+    with pytest.raises(ConfigError, match="WANDB_MODE=oflin is unknown; allowed: online"):
+        wandb_mode(None)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command line in this process: two arms and one clip; gives the exit code."""
+    data = clips.build(tmp_path / "data", videos=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def run(*words: str) -> int:
+        line = [
+            "-m",
+            "compressor=none,random",
+            "limit=4",
+            "overlays=0",
+            f"benchmark.data={data}",
+            "run=w",
+            *words,
+        ]
+        monkeypatch.setattr(sys, "argv", ["stsimdiff", *line])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def test_secrets_reach_no_file(tmp_path: Path, command, monkeypatch, capfd) -> None:
+    secret = "SECRETMARKER" + 28 * "a"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    assert command("logger.mode=offline") == 0
+    said = capfd.readouterr()
+    assert secret not in said.out + said.err and "W&B: 2 arms logged offline" in said.out
+    files = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert {"arm.json", "answers.jsonl", "wandb.json", "multirun.yaml"} <= {path.name for path in files}
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        assert secret.encode() not in path.read_bytes(), path
+
+
+def test_what_wandb_refuses_costs_no_answer_and_no_table(tmp_path: Path, command, monkeypatch, capfd) -> None:
+    run = tmp_path / "results" / "w"
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(wandb_log, "RETRIES", 1)
+    assert command("logger.mode=online") == 1
+    said = capfd.readouterr().err
+    assert (
+        "W&B did not take the arms" in said and "127.0.0.1" in said and "logger=none leaves W&B out" in said
+    )
+    assert "Traceback" not in said
+    assert len((run / "table.csv").read_text().splitlines()) == 3
+    assert len(list(run.glob("*/metrics.json"))) == 2 and not list(run.glob("*/wandb.json"))
+    # No room, and a place that cannot be a folder.
+    usage = shutil.disk_usage(run)
+    with monkeypatch.context() as full:
+        full.setattr(wandb_log.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+        assert command("logger.mode=offline") == 1
+    assert "no space left on the disk: 1 kB are free" in capfd.readouterr().err
+    shutil.rmtree(run / "wandb", ignore_errors=True)
+    (run / "wandb").write_text("")
+    assert command("logger.mode=offline") == 1
+    assert "W&B did not take the arms" in capfd.readouterr().err
+    # Mended, the same command logs what is missing and answers nothing again.
+    (run / "wandb").unlink()
+    before = {path: path.read_bytes() for path in run.glob("*/answers.jsonl")}
+    assert command("logger.mode=offline") == 0
+    assert {path: path.read_bytes() for path in run.glob("*/answers.jsonl")} == before
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_missing_key_is_said_before_anything_is_answered(
+    tmp_path: Path, command, monkeypatch, capfd
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert command("logger.mode=online") == 2
+    assert "logger.mode=online needs a key" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("arm.json"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert command() == 0
+    assert "W&B: off" in capfd.readouterr().out and not (tmp_path / "results" / "w" / "wandb").exists()

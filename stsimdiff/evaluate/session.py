@@ -254,16 +254,17 @@ def conclude(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequ
     with _written_or_said(settings.folder):
         failed = score(settings, task, arms, questions)
         unmade = _report(settings)
+    problems = []
     if failed:
-        raise RunFailed(
+        problems.append(
             f"{failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
             f'{settings.folder}/*/answers*.jsonl under "error". Everything else is stored: retry_failed=true asks only '
             "these again."
         )
     if unmade:
-        raise RunFailed(
-            "\n".join([*unmade, "All answers and the table are stored; report makes the rest again."])
-        )
+        problems += [*unmade, "All answers and the table are stored; the same command makes the rest again."]
+    if problems:
+        raise RunFailed("\n".join(problems))
 
 
 @contextmanager
@@ -342,7 +343,7 @@ def answer_missing(
 
 
 def _report(settings: Settings) -> list[str]:
-    """Table, figures and page; returns what of it could not be made."""
+    """Table, figures and page, and what W&B shows; returns what of it could not be made."""
     from rich.console import Console
 
     from stsimdiff.report.publish import publish
@@ -351,5 +352,8 @@ def _report(settings: Settings) -> list[str]:
     if settings.logger["name"] == "wandb":
         from stsimdiff.evaluate.wandb_log import log_run
 
-        log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
+        try:
+            log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
+        except RunFailed as failure:
+            return [*published.unmade, str(failure)]
     return published.unmade

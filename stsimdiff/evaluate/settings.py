@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import code_version
 from stsimdiff.errors import ConfigError, DataError, Missing
+from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 from stsimdiff.resources import embedded_checkpoint, folder
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
-LOGGER_MODES = ("offline", "online")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MODEL = (
     *("name", "family", "path", "frames", "device", "device_map", "dtype", "attn_implementation", "threads"),
@@ -125,7 +125,9 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     _one_of("logger.name", logger.get("name"), LOGGERS)
     _only("logger", logger, LOGGERS[logger["name"]])
     if logger.get("mode") is not None:
-        _one_of("logger.mode", logger["mode"], LOGGER_MODES)
+        _one_of("logger.mode", logger["mode"], MODES)
+    if logger["name"] == "wandb":
+        wandb_mode(logger["mode"])
     given, asked = plain(cfg.model), plain(cfg.benchmark)
     _prompt(given.pop("prompts", None), asked)
     _data_folder(cfg.data, asked)

@@ -1,14 +1,15 @@
 """A finished run shown in Weights & Biases: one W&B run an arm, made from the stored rows alone.
 
-The numbers are those of the table. No result needs this: it can be done later, again, or never.
+The numbers are those of the table, with the medians of the stored times. No result needs this: it can be done later,
+again, or never.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
-import netrc
 import os
 import shlex
 import shutil
@@ -16,18 +17,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pandas as pd
 
-from stsimdiff.errors import ConfigError
+from stsimdiff.errors import RunFailed
+from stsimdiff.evaluate.wandb_mode import wandb_mode
 from stsimdiff.report.comparison import Row
-from stsimdiff.report.rows import Arm, read
+from stsimdiff.report.rows import TIMES, Arm, read
 from stsimdiff.report.table import build
 
-MODES = ("offline", "online")
 MARKER = "wandb.json"
 """In an arm's folder: what was logged last, so that a second call logs only what has changed."""
+
+DATA_FOLDER = "WANDB_DATA_DIR"
+"""Names where sample tables wait for their upload; W&B would put them into the home directory."""
+INIT_SECONDS = 60
+RETRIES = 4
+"""Of each request, with growing pauses: some seconds. W&B's own numbers would hold a finished run for hours."""
+COPIES, OVERHEAD = 4, 200_000
+"""Room that an arm needs: copies of its samples as text, and bytes of everything else, W&B's logs included."""
 
 SAMPLES = (
     "id",
@@ -39,10 +47,6 @@ SAMPLES = (
     "correct",
     "retention_tokens",
     "retention_compute",
-)
-SUMMARY = (
-    *("overall", "ci_low", "ci_high", "retention_tokens", "retention_compute", "llm_flops_ratio"),
-    *("prefill_ms", "n", "n_failed", "n_missing", "n_unparsed", "macro"),
 )
 
 
@@ -71,26 +75,33 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     Args:
         run_dir: ``results/<run>``; its name is the group in W&B.
         project: W&B's project.
-        mode: ``online``, ``offline``, or None: online where W&B has a key and ``WANDB_MODE`` does not
-            say otherwise, else offline.
+        mode: ``online``, ``offline``, or None, see :func:`~stsimdiff.evaluate.wandb_mode.wandb_mode`.
 
     Returns:
         For each arm where it is: the folder of its offline run, or its address.
 
     Raises:
-        ConfigError: an unknown mode, ``online`` without a key, or a service that does not answer.
+        ConfigError: an unknown mode, or ``online`` without a key.
         DataError: as ``report.rows.load`` does.
+        RunFailed: when the service or the disk does not take what is logged; the next call logs it again.
     """
     run_dir = Path(run_dir)
-    mode = _mode(mode)
+    mode = wandb_mode(mode)
+    if mode is None:
+        print("W&B: off, as WANDB_MODE=disabled says")
+        return []
     pages = _pages(run_dir)
     places = {page.arm.id: _logged(page, run_dir, project, mode) for page in pages}
     changed = [page for page in pages if places[page.arm.id] is None]
     if changed:
-        with _service(run_dir):
-            written = {page.arm.id: _write(page, run_dir, project, mode) for page in changed}
-        for page in changed:
-            _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
+        with _failures_said(run_dir):
+            _check_room(run_dir, changed)
+            with _service(run_dir):
+                written = {page.arm.id: _write(page, run_dir, project, mode) for page in changed}
+            for page in changed:
+                if mode == "offline":
+                    _check_file(run_dir / "wandb" / written[page.arm.id])
+                _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
         places |= written
     if mode == "online":
         return list(places.values())
@@ -103,40 +114,12 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     return [str(folder / name) for name in places.values()]
 
 
-def _mode(mode: str | None) -> str:
-    if mode not in (None, *MODES):
-        raise ConfigError(
-            f"W&B mode {mode!r} is unknown; allowed: {', '.join(MODES)}, or none to choose by key"
-        )
-    has_key = _has_key()
-    if mode == "online" and not has_key:
-        raise ConfigError(
-            "W&B mode online needs a key: run `wandb login`, set WANDB_API_KEY, or use mode offline"
-        )
-    allowed = os.environ.get("WANDB_MODE", "online") == "online"
-    return mode or ("online" if has_key and allowed else "offline")
-
-
-def _has_key() -> bool:
-    """Whether W&B would find a key without asking for one; the key itself is not kept."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            return netrc.netrc(str(path)).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
 def _pages(run_dir: Path) -> list[_Page]:
     stored = read(run_dir)
     samples = dict(list(stored.samples.groupby("arm", sort=False)))
     rows = {row.arm: row for section in build(stored).sections for row in section.rows}
     return [
-        _Page(arm, _name(rows[arm.id]), _summary(rows[arm.id]), _samples(samples[arm.id]))
+        _Page(arm, _name(rows[arm.id]), _summary(rows[arm.id], samples[arm.id]), _samples(samples[arm.id]))
         for arm in stored.arms
         if arm.id in samples
     ]
@@ -146,10 +129,19 @@ def _name(row: Row) -> str:
     return row.label if row.reference else f"{row.label} {100 * row.retention:.4g} % {row.budget}"
 
 
-def _summary(row: Row) -> dict[str, float | int]:
-    """The row's numbers as in ``table.csv``; what could not be averaged is absent."""
-    numbers = {name: getattr(row, name) for name in SUMMARY}
+def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int]:
+    """The row's numbers as in ``table.csv``, TFLOPs and times of a sample; what could not be averaged is absent."""
+    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    numbers = {
+        name: value
+        for name, value in fields.items()
+        if name != "retention" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
     numbers |= {f"acc_{family}": value for family, value in row.families.items()}
+    answered = samples[~samples["failed"]]
+    numbers["llm_tflops"] = float(answered["llm_flops"].mean()) / 1e12
+    for time in TIMES:
+        numbers.setdefault(f"{time}_ms", 1000 * float(answered[f"{time}_s"].median()))
     return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
@@ -192,20 +184,46 @@ def _service(run_dir: Path) -> Iterator[None]:
     """
     import wandb
 
-    # The sample tables wait here for their upload; W&B would put them into the home directory.
-    name, folder = "WANDB_DATA_DIR", run_dir.resolve() / "wandb"
-    earlier = os.environ.get(name)
-    folder.mkdir(exist_ok=True)
-    os.environ[name] = str(folder)
+    earlier = os.environ.get(DATA_FOLDER)
+    (run_dir / "wandb").mkdir(exist_ok=True)
     try:
         yield
     finally:
-        if earlier is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = earlier
+        os.environ.pop(DATA_FOLDER, None)
+        if earlier is not None:
+            os.environ[DATA_FOLDER] = earlier
         if wandb.run is None:  # else the caller is logging something of its own
             wandb.teardown()
+
+
+@contextmanager
+def _failures_said(run_dir: Path) -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except (wandb.Error, OSError) as error:
+        raise RunFailed(
+            f"W&B did not take the arms of {run_dir}: {str(error).strip().rstrip('.') or type(error).__name__}; the "
+            "same command logs them again, logger.mode=offline needs no service, logger=none leaves W&B out"
+        ) from error
+
+
+def _check_room(run_dir: Path, pages: list[_Page]) -> None:
+    """Raise :class:`OSError` where the disk has no room: W&B's service would not say that its file is torn."""
+    needed = sum(COPIES * len(page.samples.to_csv(index=False)) + OVERHEAD for page in pages)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise OSError(
+            f"no space left on the disk: {free // 1000} kB are free, {needed // 1000} kB are needed"
+        )
+
+
+def _check_file(folder: Path) -> None:
+    """Raise :class:`OSError` unless W&B has written an offline run there; where it may not, it writes elsewhere."""
+    files = list(folder.glob("run-*.wandb"))
+    if not files or not files[0].stat().st_size:
+        raise OSError(f"{folder} was not written")
 
 
 def _run_id(page: _Page, run_dir: Path) -> str:
@@ -216,8 +234,19 @@ def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
     """One W&B run from start to finish; the name of its offline folder, or its address."""
     import wandb
 
+    run_id = _run_id(page, run_dir)
+    staged = run_dir.resolve() / "wandb" / "tables" / run_id
+    shutil.rmtree(
+        staged, ignore_errors=True
+    )  # of an earlier time; nothing refers to it once that is superseded
+    staged.mkdir(parents=True)
+    os.environ[DATA_FOLDER] = str(staged)
     settings = wandb.Settings(
         silent=True,
+        init_timeout=INIT_SECONDS,
+        x_graphql_retry_max=RETRIES,
+        x_file_stream_retry_max=RETRIES,
+        x_file_transfer_retry_max=RETRIES,
         console="off",
         disable_git=True,
         disable_code=True,
@@ -227,25 +256,20 @@ def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
         x_disable_machine_info=True,
         x_save_requirements=False,
     )
-    try:
-        run = wandb.init(
-            project=project,
-            dir=str(run_dir),
-            id=_run_id(page, run_dir),
-            resume="allow" if mode == "online" else None,  # offline there is nothing to resume, and it warns
-            group=run_dir.resolve().name,
-            name=page.name,
-            config=dict(page.arm.record),
-            mode=mode,
-            reinit="create_new",
-            settings=settings,
-        )
-        samples = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
-        run.log({"samples": samples})
-        run.summary.update(page.summary)
-        run.finish(exit_code=0)
-    except wandb.Error as error:
-        raise ConfigError(
-            f"W&B did not take {page.name!r}: {error}; mode offline needs no service"
-        ) from error
+    run = wandb.init(
+        project=project,
+        dir=str(run_dir),
+        id=run_id,
+        resume="allow" if mode == "online" else None,  # offline there is nothing to resume, and it warns
+        group=run_dir.resolve().name,
+        name=page.name,
+        config=dict(page.arm.record),
+        mode=mode,
+        reinit="create_new",
+        settings=settings,
+    )
+    samples = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
+    run.log({"samples": samples})
+    run.summary.update(page.summary)
+    run.finish(exit_code=0)
     return run.url if mode == "online" else Path(run.dir).parent.name
