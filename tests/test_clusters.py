@@ -25,6 +25,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import lock
 from stsimdiff.resources import folder
 
+SECRET = "SECRETMARKER" + 28 * "a"
 # Scores like any method, but the first process that comes to a video stops there for good.
 STOPPING = """
 import os, time
@@ -96,11 +97,13 @@ def table(run: Path) -> list[str]:
     return [",".join(cell for i, cell in enumerate(line.split(",")) if i != leave_out) for line in lines]
 
 
-def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, caplog) -> None:
+def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, caplog, monkeypatch) -> None:
     """One of two jobs is told that its time is over, the other is killed: the first goes on, the second is named."""
     (tmp_path / "my_method.py").write_text(STOPPING)
     marks = tmp_path / "stopped"
     marks.mkdir()
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
 
     def disturb() -> None:
         for name, number in (("clip000", signal.SIGUSR2), ("clip001", signal.SIGKILL)):
@@ -132,6 +135,9 @@ def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, cap
     assert command(*words, "run=whole") == 0
     assert rows(tmp_path / "out" / "slow") == rows(tmp_path / "out" / "whole")
     assert table(tmp_path / "out" / "slow") == table(tmp_path / "out" / "whole")
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".pkl" for path in written)
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
@@ -208,6 +214,17 @@ def test_a_launcher_of_jobs_is_not_started_by_several_processes(command, capfd, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("-m", "hydra/launcher=joblib") == 2
     assert "not under torch.distributed.run" in capfd.readouterr().err
+
+
+def test_one_model_on_all_devices_is_refused_to_several_processes(command, capfd) -> None:
+    words = [
+        "-m",
+        "hydra/launcher=submitit_local",
+        "hydra.launcher.tasks_per_node=2",
+        "model.device_map=auto",
+    ]
+    assert command(*words) == 2
+    assert "hydra.launcher.tasks_per_node=1" in capfd.readouterr().err
 
 
 def test_jobs_do_not_start_where_a_live_process_writes(tmp_path, command, capfd, data) -> None:

@@ -191,10 +191,16 @@ class JobLauncher(BatchLauncher):
         """
         from stsimdiff.evaluate.session import conclude
 
-        self.check()
         passes = passes_of(configurations)
         if planned(passes):
             return
+        self.check()
+        for one in passes:
+            if one.settings.model["device_map"] and self.tasks() > 1:
+                raise ConfigError(
+                    f"model.device_map={one.settings.model['device_map']} spreads one model over the devices of a job, "
+                    f"which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
+                )
         check_presence(configurations, passes)
         prepared = [_prepared(one) for one in passes]
         jobs, words = [], []
