@@ -107,11 +107,13 @@ def test_a_real_model_without_its_weights(capsys, tmp_path) -> None:
 
 
 def test_sixty_four_frames_of_the_paper_s_model() -> None:
-    plan = planned(
-        "model=llava_video", "model.pooling=bilinear", FIXTURES, "benchmark=videomme", "plan_tflops=1"
-    )
+    words = ["model=llava_video", "model.pooling=bilinear", FIXTURES, "benchmark=videomme", "plan_tflops=1"]
+    plan = planned(*words)
     assert 8.0e9 < plan.shape.parameters < 8.1e9
     assert plan.memory["weights"] == 2 * plan.shape.parameters
+    assert "features kept for other passes" not in plan.memory
+    more = planned(*words, "cache.max_gb=0.01")
+    assert more.memory["features kept for other passes"] == 10_000_000
     # The fixture's clips have 16 frames; a video with enough of them would have as many tokens as the paper says.
     assert plan.shape.grid(64, 1, 1).tokens == 64 * 14 * 15
 

@@ -188,12 +188,12 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         reading=reading,
         notes=notes,
     )
-    made.memory = _memory(made, options)
     element = _element(model["dtype"], shape)
     made.disk = {
         "answers": sum(plan.open for plan in plans) * round(statistics.mean(sizes or [ANSWER_BYTES])),
         "features": sum(grid.tokens for grid in grids.values()) * shape.decoder.hidden * element,
     }
+    made.memory = _memory(made, options)
     return made
 
 
@@ -378,17 +378,18 @@ def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     shape, grid = plan.shape, plan.largest
     element = _element(plan.settings.model["dtype"], shape)
     decoder, tower, load = shape.decoder, shape.tower, shape.load(grid)
-    length = plan.text + max((max(a.trace.entering) if a.trace else 0) for a in plan.arms)
-    length = max(length, plan.text + grid.tokens)
+    length = plan.text + grid.tokens
     in_layer = length * (2 * decoder.intermediate + 3 * decoder.hidden)
     in_tower = load.patches * ((1 + tower.gated) * tower.intermediate + 4 * tower.width)
     scores = 0
     if options.attn_implementation == "eager":
         longest = max(load.sequences)
         scores = max(decoder.heads * length**2, tower.heads * load.patches * longest)
+    kept = min(plan.settings.cache["max_gb"] * 1e9, plan.disk["features"])
     return {
         "weights": shape.parameters * element,
         "features": grid.tokens * decoder.hidden * element,
+        **({"features kept for other passes": round(kept)} if kept else {}),
         "cache of keys and values": max((arm.kv for arm in plan.arms), default=0),
         "activations": (max(in_layer, in_tower) + scores) * element,
     }
