@@ -69,9 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RunFailed: when an arm failed; the others were measured.
     """
     protocol, words = _parse(arguments)
-    passes = launcher.passes_of(launcher.configurations(words))
+    configurations = launcher.configurations(words)
+    passes = launcher.passes_of(configurations)
     folder = _folder(passes)
+    launcher.check_presence(configurations, passes)
     asked = [_questions(one.settings, protocol) for one in passes]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     # Imported before the measuring, so that an interruption finds it ready.
     from stsimdiff.report import efficiency_table
 
@@ -131,7 +137,7 @@ def _from(least: int) -> Any:
 
 
 def _folder(passes: Sequence[launcher.Pass]) -> Path:
-    """The run's folder, made; checks what does not go with this command."""
+    """The run's folder; checks what does not go with this command."""
     folders = {one.settings.folder for one in passes}
     if len(folders) > 1:
         raise ConfigError("run and results name one folder here; leave them out of the sweep")
@@ -139,12 +145,7 @@ def _folder(passes: Sequence[launcher.Pass]) -> Path:
         raise ConfigError("plan=true does not go with profile; plan the run without `profile`")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("profile measures in one process: start it without torch.distributed.run")
-    folder = folders.pop()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
-    return folder
+    return folders.pop()
 
 
 def _questions(settings: Settings, protocol: Protocol) -> list[Question]:
