@@ -267,6 +267,7 @@ class Measuring:
             "budget": dataclasses.asdict(arm.budget),
             "model": self.settings.model["name"],
             "family": self.settings.model["family"],
+            "parameters": self.family.shape.parameters if self.family.shape else None,
             "benchmark": self.settings.benchmark["name"],
             "frames": self.settings.model["frames"],
             "question": question.id,

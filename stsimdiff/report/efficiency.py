@@ -22,7 +22,7 @@ from stsimdiff.resources import folder
 PAPER = "efficiency_llava_video_r30.csv"
 RATIOS = ("prefill", "first_token", "inference", "end_to_end", "peak_bytes")
 """What is compared with all tokens, as a share of theirs."""
-IDENTITY = ("model", "family", "benchmark", "frames", "method", "label", "budget")
+IDENTITY = ("model", "family", "parameters", "benchmark", "frames", "method", "label", "budget")
 """What tells the lines of a table apart."""
 
 
@@ -146,6 +146,11 @@ class Beside:
     line: Line
     saving: Spread | None
     paper: dict[str, float | None]
+
+    @property
+    def same_model(self) -> bool:
+        """Whether ours was measured on a model of the paper's family and size."""
+        return self.line.of["family"] == "llava_video" and 7e9 < (self.line.of["parameters"] or 0) < 9e9
 
 
 def beside_the_paper(lines: Sequence[Line]) -> list[Beside]:

@@ -151,8 +151,8 @@ def _number(value: Spread | float | None, form: str, unit: float = 1.0) -> str:
 
 
 def _paper_note(lines: Sequence[Line]) -> str:
-    families = {found.line.of["family"] for found in beside_the_paper(lines)}
-    other = "" if families == {"llava_video"} else " Measured here was another model: for reference only."
+    same = all(found.same_model for found in beside_the_paper(lines))
+    other = "" if same else " Measured here was another model: for reference only."
     return (
         "ST-SimDiff at 30 % beside the paper's LLaVA-Video-7B (inference from the frames in memory to the last token; "
         f"what the paper does not print is left empty).{other}"
