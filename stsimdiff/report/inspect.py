@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stsimdiff import video
-from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.settings import Settings, settings_from_config
 from stsimdiff.launcher import configurations
 from stsimdiff.report import film
@@ -163,7 +163,12 @@ def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
         asked: the command line.
         one: the pass.
         name: of its frames.
+
+    Raises:
+        DataError: when the question or the frames cannot be put to the model.
+        RunFailed: when an answer takes longer than ``sample_seconds``.
     """
+    from stsimdiff.evaluate.limits import SampleTimeout
     from stsimdiff.evaluate.overlays import overlay
     from stsimdiff.evaluate.questions import Question
     from stsimdiff.evaluate.session import Session
@@ -181,7 +186,10 @@ def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
     grid = put.prompt.layout.grid
     found = []
     for arm in one.arms.values():
-        text, trace, _ = session.answer(arm, question, put)
+        try:
+            text, trace, _ = session.answer(arm, question, put)
+        except SampleTimeout as error:
+            raise RunFailed(f"{arm.label}: {error}") from error
         packed = overlay(question, trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
         model = one.settings.model["name"]
