@@ -101,7 +101,7 @@ def test_the_id_changes_with_the_task_that_makes_the_prompt(configure, monkeypat
     shutil.copytree(folder("tasks"), tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("stsimdiff.evaluate.settings.folder", lambda name: tmp_path / name)
     assert arm(configure(*BASE)).id == before.id
-    (task,) = (tmp_path / "tasks" / "clips").glob("*.yaml")
+    task = tmp_path / "tasks" / "clips" / "clips.yaml"
     task.write_text(task.read_text() + "# another prompt")
     assert arm(configure(*BASE)).id != before.id
 
