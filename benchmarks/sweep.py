@@ -4,7 +4,8 @@ python benchmarks/sweep.py [--quick] [--questions N]
 
 Every run is a process of its own, as a user would start it. What a separate run does again is the start, decoding and
 the vision tower; the answers themselves cost the same in both. The ratio so depends on the model and on the size: all
-three parts are printed. The embedded model's tower is small beside its answers, so its ratio falls as questions are added.
+three parts are printed. The embedded model's tower is small beside its answers, so its ratio falls as questions are
+added.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ def main() -> None:
     print(f"{len(ARMS)} arms in one pass: {one:.1f} s (median of {repeats}); one by one: {separate:.1f} s")
     rest = one - sum(of_it.values())
     print(
-        f"of one pass: answers {of_it['answers_s']:.1f} s, decoding and vision tower {of_it['encoding_s']:.1f} s, start "
-        f"and report {rest:.1f} s"
+        f"of one pass: answers {of_it['answers_s']:.1f} s, decoding and vision tower {of_it['encoding_s']:.1f} s, "
+        f"start and report {rest:.1f} s"
     )
     print(f"ratio {separate / one:.2f}; answers identical: {same}")
     print(

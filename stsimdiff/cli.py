@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import launcher, messages
 from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
-from stsimdiff.evaluate.settings import suggestion
+from stsimdiff.evaluate.values import suggestion
 from stsimdiff.resources import folder
 
 COMMANDS = {

@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
 from stsimdiff.errors import ConfigError, Missing, RunFailed
-from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config, suggestion
+from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.evaluate.values import suggestion
 from stsimdiff.models.presence import absent
 from stsimdiff.resources import folder
 

@@ -14,7 +14,8 @@ from stsimdiff import cli, compressors, launcher
 from stsimdiff.budget import Budget
 from stsimdiff.errors import BudgetError, ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record, arms_from_config
-from stsimdiff.evaluate.settings import fingerprint, settings_from_config
+from stsimdiff.evaluate.model_settings import fingerprint
+from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.resources import folder
 
 
@@ -107,7 +108,7 @@ def test_the_id_changes_with_the_task_that_makes_the_prompt(configure, monkeypat
 
 
 def test_large_files_are_told_apart_by_size_and_both_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("stsimdiff.evaluate.settings.HASHED_WHOLE", 2**21)
+    monkeypatch.setattr("stsimdiff.evaluate.model_settings.HASHED_WHOLE", 2**21)
     found = []
     for content in (b"a" * 2**22, b"a" * (2**22 + 1), b"b" + b"a" * (2**22 - 1), b"a" * (2**22 - 1) + b"b"):
         (tmp_path / "model.safetensors").write_bytes(content)

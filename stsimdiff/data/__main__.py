@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _composed(words: Sequence[str], say: partial) -> int:
     """The same from settings, as Hydra composes them; a benchmark that fails does not keep the others from it."""
     from stsimdiff.cli import errors_as_messages
-    from stsimdiff.evaluate.settings import check_video_seconds
+    from stsimdiff.evaluate.benchmark_settings import check_video_seconds
     from stsimdiff.launcher import configurations
 
     failed = 0

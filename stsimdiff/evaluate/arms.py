@@ -22,7 +22,8 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, settings_from_config, suggestion
+from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, settings_from_config
+from stsimdiff.evaluate.values import suggestion
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""

@@ -13,9 +13,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
+from stsimdiff.evaluate.model_settings import MODEL
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.session import Session, answer_missing
-from stsimdiff.evaluate.settings import MODEL
 from stsimdiff.evaluate.store import read_answers
 from stsimdiff.resources import folder
 

@@ -1,0 +1,127 @@
+"""Settings of the benchmark: checked, and completed by where its data lies and which code makes its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import nullcontext, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.model_settings import fingerprint
+from stsimdiff.evaluate.values import one_of, only
+from stsimdiff.resources import folder
+
+BENCHMARK = (
+    *("name", "task", "families", "chance", "macro", "note"),
+    *("data", "prompt", "decoder", "video_seconds", "allow_missing"),
+)
+
+
+def choose_prompt(prompts: Any, benchmark: dict[str, Any]) -> None:
+    """Set the benchmark's prompt to the one that the model's file names, unless one is given."""
+    from stsimdiff.data.benchmarks import BENCHMARKS, by_task
+
+    if not isinstance(prompts or {}, dict):
+        raise ConfigError(f"model.prompts={prompts!r} is out of range; allowed: {{benchmark: prompt, ...}}")
+    for name in prompts or {}:
+        one_of("model.prompts", name, BENCHMARKS)
+    public = by_task(benchmark.get("task"))
+    if "prompt" in benchmark and benchmark["prompt"] is None:
+        benchmark["prompt"] = (prompts or {}).get(public.name if public else None, "default")
+
+
+def choose_data(data: Any, benchmark: dict[str, Any]) -> None:
+    """Set ``benchmark.data`` of a public benchmark to its folder in ``data``, unless one is given."""
+    from stsimdiff.data.benchmarks import by_task, folder_in
+
+    if data is None:
+        return
+    if not isinstance(data, str) or not data.strip():
+        raise ConfigError(f"data={data!r} is out of range; allowed: the path of a folder, or null")
+    public = by_task(benchmark.get("task"))
+    if public and "data" in benchmark and benchmark["data"] is None:
+        benchmark["data"] = str(folder_in(Path(data).expanduser(), public.name))
+
+
+def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, Any]:
+    """The checked group ``benchmark``, with ``revision``, ``root`` and ``code`` added.
+
+    Raises:
+        ConfigError: for a value out of range.
+        DataError: for data that is not there, unless a plan can do without it.
+    """
+    from stsimdiff.data import benchmarks, clips
+    from stsimdiff.data.published import PUBLISHED
+    from stsimdiff.video import BACKENDS
+
+    only("benchmark", benchmark, BENCHMARK)
+    one_of("benchmark.decoder", benchmark["decoder"], BACKENDS)
+    if not isinstance(benchmark["allow_missing"], bool):
+        raise ConfigError(
+            f"benchmark.allow_missing={benchmark['allow_missing']!r} is out of range; allowed: true, false"
+        )
+    if not isinstance(benchmark["macro"], bool):
+        raise ConfigError(f"benchmark.macro={benchmark['macro']!r} is out of range; allowed: true, false")
+    check_video_seconds(benchmark["video_seconds"])
+    public = benchmarks.by_task(benchmark["task"])
+    revision, root, families = None, None, None
+    if public:
+        one_of("benchmark.prompt", benchmark["prompt"], public.prompts())
+        families = public.families
+        with nullcontext() if needs_data or public.name not in PUBLISHED else suppress(DataError):
+            root = public.root(benchmark["data"])
+        revision = public.revision(root) if root else None
+    else:
+        one_of("benchmark.prompt", benchmark["prompt"], ("default",))
+        if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
+            raise DataError(f"benchmark.data={benchmark['data']} is no folder")
+    if benchmark["task"] in ("clips", "long_clips"):
+        families, revision = clips.FAMILIES, clips.GENERATOR_VERSION
+        if benchmark["data"]:
+            families, revision = None, _data_revision(Path(benchmark["data"]).expanduser())
+    for family in benchmark["families"] or ():
+        if families:
+            one_of("benchmark.families", family, families)
+    return {
+        **benchmark,
+        "revision": revision,
+        "root": str(root) if root else None,
+        "code": _prompt_code(benchmark, public is not None),
+    }
+
+
+def check_video_seconds(seconds: Any) -> None:
+    """Raise :class:`ConfigError` unless the time for a video is a number above 0, or ``None``."""
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise ConfigError(
+            f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
+        )
+
+
+def _data_revision(root: Path) -> str:
+    """12 hex digits that change with the questions and the videos (by name, size and time) of a user's folder."""
+    digest = hashlib.sha256()
+    questions = root / "questions.jsonl"
+    if questions.is_file():
+        digest.update(questions.read_bytes())
+    for file in sorted((root / "videos").glob("*")):
+        status = file.stat()
+        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _prompt_code(benchmark: dict[str, Any], public: bool) -> str:
+    # The task's own files make the prompt; a public benchmark's comes with lmms-eval.
+    own = folder("tasks") / ("stock" if public else str(benchmark["task"]))
+    parts = [fingerprint(own)] if own.is_dir() else []
+    if public or not own.is_dir():
+        parts.append(f"lmms_eval {version('lmms_eval')}")
+    if public:
+        parts.append(f"prompt {benchmark['prompt']}")
+    if benchmark["decoder"] != "decord":
+        parts.append(benchmark["decoder"])
+    return ", ".join(parts)

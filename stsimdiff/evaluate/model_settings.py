@@ -1,0 +1,170 @@
+"""Settings of the model: checked, and completed by the fingerprint of its checkpoint, without loading anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.compressors import code_version
+from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.values import one_of, only
+from stsimdiff.resources import embedded_checkpoint
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+MODEL = (
+    *("name", "family", "path", "frames", "device", "device_map", "dtype", "attn_implementation", "threads"),
+    "trust_remote_code",
+)
+MOST_THREADS = 1024
+HASHED_WHOLE = 64 * 2**20
+"""Checkpoint files up to this size are hashed whole, larger ones by size, first and last mebibyte."""
+
+
+def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[str, Any]:
+    """The checked group ``model``, with ``path`` set and ``checkpoint`` and ``layers`` added.
+
+    Raises:
+        ConfigError: for a value out of range.
+        DataError: for a checkpoint that is not there, unless a plan can do without it.
+    """
+    from stsimdiff import models
+    from stsimdiff.models.presence import fetching
+
+    own = "family" in model and models.is_own(model["family"])
+    if own:
+        _own_family(model["family"])
+    options = models.options_of(model["family"]) if "family" in model else {}
+    only("model", model, (*MODEL, *options))
+    for name, values in options.items():
+        one_of(f"model.{name}", _as_written(model[name]), map(_as_written, values))
+    one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
+    one_of("model.dtype", model["dtype"], DTYPES)
+    if not re.fullmatch(r"auto|[a-z]+(:\d+)?", str(model["device"])):
+        raise ConfigError(
+            f"model.device={model['device']!r} is out of range; allowed: auto, cpu, cuda, cuda:1 ..."
+        )
+    _device_map(model)
+    trusted = model["trust_remote_code"]
+    if not isinstance(trusted, bool):
+        raise ConfigError(f"model.trust_remote_code={trusted!r} is out of range; allowed: true, false")
+    if trusted and model["family"] in models.OWN_READERS:
+        raise ConfigError(
+            f"model.trust_remote_code=true has no meaning for model.family={model['family']}, which reads the original "
+            "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
+        )
+    frames = model["frames"]
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ConfigError(f"model.frames={frames!r} is out of range; allowed: a whole number from 1")
+    threads = model["threads"]
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        raise ConfigError(
+            f"model.threads={threads!r} is out of range; allowed: a whole number from 1 to {MOST_THREADS}, or null"
+        )
+    if not needs_weights and model["name"] != "embedded":
+        given = Path(model["path"]).expanduser() if model["path"] else None
+        if given is None or not (given / "config.json").is_file():
+            return {**model, "checkpoint": None, "layers": None}
+    path = _checkpoint(model)
+    if not (path / "config.json").is_file():
+        get = f"{fetching(model['family'], str(path))} fetches a released one"
+        hint = (
+            f"name a folder with config.json and weights; {get}"
+            if model["path"]
+            else "make train-embedded makes it"
+        )
+        raise DataError(f"no checkpoint at model.path={path}; {hint}")
+    found = {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
+    return {**found, "code": code_version(models.resolve(model["family"]))} if own else found
+
+
+def _own_family(name: Any) -> None:
+    """Check a family that is not built in; the message for a misspelt name shows the closest one."""
+    from stsimdiff import models
+
+    if not isinstance(name, str) or "." not in name:
+        one_of("model.family", name, [*models.names(), "my_module.MyFamily"])
+    models.resolve(name)
+
+
+def _device_map(model: dict[str, Any]) -> None:
+    given = model["device_map"]
+    if given is None:
+        return
+    if isinstance(given, dict):
+        if not given:
+            raise ConfigError("model.device_map={} names no module; allowed: null, or devices by module")
+        for module, device in given.items():
+            whole = isinstance(device, int) and not isinstance(device, bool) and device >= 0
+            # What lies on the disk would be read again for every generated token.
+            named = isinstance(device, str) and device != "disk" and re.fullmatch(r"[a-z]+(:\d+)?", device)
+            if not (isinstance(module, str) and (whole or named)):
+                raise ConfigError(
+                    f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number "
+                    "of an accelerator, or cpu, cuda:1 ..."
+                )
+    elif given not in DEVICE_MAPS:
+        raise ConfigError(
+            f"model.device_map={given!r} is out of range; allowed: null, {', '.join(DEVICE_MAPS)}, or devices by "
+            "module; for the whole model on one device set model.device"
+        )
+    if model["device"] != "auto":
+        raise ConfigError(
+            f"model.device={model['device']} and model.device_map={given} say different things; leave one of them out"
+        )
+
+
+def _checkpoint(model: dict[str, Any]) -> Path:
+    from stsimdiff.models.presence import fetching
+
+    if model["path"]:
+        return Path(model["path"]).expanduser()
+    if model["name"] == "embedded":
+        return embedded_checkpoint()
+    raise DataError(
+        f"model.path is not set, and the weights of model={model['name']} do not come with the package: get them "
+        f"with {fetching(model['family'])}, then give model.path=DIR"
+    )
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    """That of the folder; NVILA's has its weights in folders of their own."""
+    inner = sorted(file.parent for file in checkpoint.glob("*/config.json"))
+    parts = [fingerprint(directory) for directory in (checkpoint, *inner)]
+    return parts[0] if not inner else hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML spells it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _layers(checkpoint: Path) -> int | None:
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{checkpoint / 'config.json'} is broken: {error}") from error
+    return config.get("text_config", config).get("num_hidden_layers")
+
+
+def fingerprint(directory: Path) -> str:
+    """12 hex digits that change with the files of a folder (hidden files and notes aside)."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.iterdir()):
+        if not file.is_file() or file.name.startswith(".") or file.suffix == ".md":
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            if size <= HASHED_WHOLE:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(2**20))
+                stream.seek(-(2**20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()[:12]

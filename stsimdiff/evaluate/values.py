@@ -1,0 +1,63 @@
+"""Checks of single values of the configuration; each message says the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from stsimdiff.errors import ConfigError
+
+
+def suggestion(wrong: str, right: Iterable[str]) -> str:
+    """``"; did you mean x?"`` for the closest of the right names, or an empty string."""
+    close = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def only(group: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
+    """Check that a group has these keys, all of them and no others."""
+    allowed = list(allowed)
+    prefix = f"{group}." if group else ""
+    for key in given:
+        if key not in allowed:
+            raise ConfigError(
+                f"{prefix}{key} is unknown; allowed: {', '.join(allowed)}{suggestion(key, allowed)}"
+            )
+    for key in allowed:
+        if key not in given:
+            raise ConfigError(f"{prefix}{key} is missing; leave out ~{prefix}{key}")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Check that a value is one of those allowed."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ConfigError(
+            f"{name}={value} is unknown; allowed: {', '.join(allowed)}{suggestion(str(value), allowed)}"
+        )
+
+
+def whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: int | None = None) -> Any:
+    """A whole number within its bounds, or ``None`` where that is allowed."""
+    value = cfg[key]
+    if value is None and nullable:
+        return None
+    wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
+    if wrong or (most is not None and value > most):
+        also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
+        raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
+    return value
+
+
+def number_above(name: str, value: Any, zero: bool = False) -> float:
+    """A finite number above 0, or 0 where that is allowed."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):
+        raise ConfigError(
+            f"{name}={value!r} is out of range; allowed: a number {'from' if zero else 'above'} 0"
+        )
+    return float(value)
