@@ -21,7 +21,7 @@ from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.models.base import EncodedVideo
-from stsimdiff.models.kit import checks, miniatures
+from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Grid, VisionSignals
 from stsimdiff.video_process import VideoProcess
 
@@ -344,13 +344,13 @@ def test_a_second_arm_on_cached_features_says_so_in_its_rows(tmp_path, data):
 @pytest.mark.parametrize("family", sorted(models.FAMILIES))
 def test_every_family_answers_the_same_from_kept_features(tmp_path, family):
     path = miniatures.make(family, tmp_path / "checkpoint")
-    loaded = checks.load(models.resolve(family), str(path), "cpu", "float32", "sdpa")
-    frames = checks.synthetic_frames(6)
+    loaded = running.load(models.resolve(family), str(path), "cpu", "float32", "sdpa")
+    frames = running.synthetic_frames(6)
     video = loaded.encode(frames, signals=True)
     files(tmp_path).write(name(1), "video 1", pack(video))
     kept = unpack(files(tmp_path).read(name(1), "video 1", True), CPU)
     assert torch.equal(kept.signals.received, video.signals.received)
     assert torch.equal(kept.signals.keys, video.signals.keys)
-    cases = [checks.Case(loaded, frames, v, loaded.prompt(v, "What is it?", "q")) for v in (video, kept)]
-    (logits, tokens, _), (again, same_tokens, _) = (checks.generate(case) for case in cases)
+    cases = [running.Case(loaded, frames, v, loaded.prompt(v, "What is it?", "q")) for v in (video, kept)]
+    (logits, tokens, _), (again, same_tokens, _) = (running.generate(case) for case in cases)
     assert torch.equal(logits, again) and torch.equal(tokens, same_tokens)

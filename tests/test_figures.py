@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_maps_hold_every_arm_of_one_setting(run: Path) -> None:
     stored = read(run)
-    (section,) = build(stored, resamples=20).sections
+    (section,) = build(stored).sections
     maps = threshold_maps(section, stored.arms)
     assert [one.title for one in maps] == ["st_simdiff at 50 %", "st_simdiff at 30 %"]
     accuracy = {(row.label, row.retention): row.overall for row in section.rows}

@@ -170,7 +170,7 @@ class TestPictures:
 class TestReadBack:
     def test_what_is_lacking_is_said(self, run: Path) -> None:
         stored = read(run)
-        overlays = read_overlays(run, stored, build(stored, resamples=20).sections)
+        overlays = read_overlays(run, stored, build(stored).sections)
         assert len(overlays) == 3
         for overlay in overlays:
             lacking = {taken.name: taken.lacking for taken in overlay.taken}

@@ -1,0 +1,320 @@
+"""What a run's pairs and sentences say, against the stored lines and other code."""
+
+import csv
+import math
+import random
+import re
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import recomputed
+from synthetic_run import QUESTIONS, answer, answers, failed, write_arm
+
+from stsimdiff.report.paper import baseline_gate, paper_number
+from stsimdiff.report.table import make
+
+METHODS = (
+    "random",
+    "uniform_frames",
+    "spatial_pool",
+    "temporal_difference",
+    "fastv",
+    "prumerge",
+    "fastervlm",
+)
+METHODS += ("visionzip", "framefusion", "st_simdiff")
+
+
+def outcome(question: tuple[str, str, str], right: bool, kept: float) -> dict:
+    return answer(question, float(right), kept, kept, random.Random(question[1]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks and both references; one failed sample, one arm without answers, one over its budget."""
+    folder = tmp_path_factory.mktemp("results") / "verdicts"
+    write_arm(folder, "none", 1.0, answers(0.93, 1.0))
+    write_arm(folder, "no_video", 1.0, answers(0.25, 0.0))
+    for retention, chances in ((0.3, (0.5, 0.9, 0.88, 0.9)), (0.1, (0.4, 0.45, 0.8, 0.75))):
+        for method, chance in zip(("random", "fastv", "visionzip", "st_simdiff"), chances, strict=True):
+            rows = answers(chance, retention, seed=3)
+            if (method, retention) == ("fastv", 0.3):
+                rows[7] = failed(QUESTIONS[7])
+            write_arm(folder, method, retention, rows)
+    write_arm(folder, "prumerge", 0.1, None)
+    write_arm(folder, "framefusion", 0.1, answers(0.99, 0.12))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(run: Path):
+    return make(run, None)
+
+
+@pytest.fixture(scope="module")
+def lines(run: Path, table) -> list[dict[str, str]]:
+    with (run / "pairs.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_number_of_the_pairs_by_other_code(run: Path, lines: list[dict[str, str]]) -> None:
+    arms = recomputed.stored(run)
+    ids = recomputed.common(arms)
+    assert len(ids) == len(QUESTIONS) - 1
+    right, videos = {}, []
+    for arm in arms.values():
+        if arm["rows"]:
+            kept = [arm["rows"][i] for i in ids]
+            videos = [row["video"] for row in kept]
+            right[arm["label"], arm["budget"]["retention"]] = [row["correct"] for row in kept]
+    everything = right.pop(("none", 1.0))
+    expected = {(name, "none", kept): (first, everything) for (name, kept), first in right.items()}
+    for (name, kept), (other, same) in combinations(right, 2):
+        if kept == same < 1:
+            expected[name, other, kept] = (right[name, kept], right[other, kept])
+    assert len(expected) == 6 + 10 + 10
+    assert len(lines) == len(expected)
+    found = {}
+    for line in lines:
+        key = (line["method"], line["against"], float(line["retention"]))
+        if key in expected:
+            first, second = expected.pop(key)
+        else:
+            second, first = expected.pop((key[1], key[0], key[2]))
+        found[key] = recomputed.difference(first, second, videos)
+    assert not expected
+    corrected = recomputed.holm([max(one["p_cluster"], one["p_mcnemar"]) for one in found.values()])
+    for line, one, p in zip(lines, found.values(), corrected, strict=True):
+        assert int(line["n"]) == len(ids)
+        for name, value in (("difference", "value"), ("ci_low", "low"), ("ci_high", "high")):
+            assert float(line[name]) == pytest.approx(100 * one[value], abs=1e-9)
+        for name in ("p_cluster", "p_mcnemar"):
+            assert float(line[name]) == pytest.approx(one[name])
+        assert float(line["p_holm"]) == pytest.approx(p)
+        word = "not told apart" if p >= 0.05 else "better" if one["value"] > 0 else "worse"
+        assert line["verdict"] == word
+        needed = recomputed.needed(one["value"], one["discordant"], one["effect"], 0.05 / len(lines))
+        assert float(line["n_needed"]) == pytest.approx(needed, abs=1)
+    assert {line["verdict"] for line in lines} == {"better", "worse", "not told apart"}
+
+
+def test_a_verdict_contradicts_neither_its_interval_nor_a_test(lines: list[dict[str, str]]) -> None:
+    for line in lines:
+        if line["verdict"] != "not told apart":
+            assert (float(line["ci_low"]) > 0) == (line["verdict"] == "better")
+            assert (float(line["ci_high"]) < 0) == (line["verdict"] == "worse")
+            assert max(float(line[name]) for name in ("p_cluster", "p_mcnemar", "p_holm")) < 0.05
+        elif float(line["ci_low"]) > 0 or float(line["ci_high"]) < 0:
+            assert float(line["p_holm"]) >= 0.05
+
+
+def by_pair(
+    lines: list[dict[str, str]], first: str, second: str, retention: float
+) -> tuple[str, float, float]:
+    """Verdict, points and corrected p of ``first`` against ``second``."""
+    for line in lines:
+        if float(line["retention"]) == retention and {line["method"], line["against"]} == {first, second}:
+            turn = line["method"] != first
+            word = {"better": "worse", "worse": "better"}.get(line["verdict"]) if turn else line["verdict"]
+            points = float(line["difference"]) * (-1 if turn else 1)
+            return word or line["verdict"], points, float(line["p_holm"])
+    raise AssertionError(f"{first} and {second} were never compared at {retention}")
+
+
+@pytest.mark.parametrize("retention", [0.3, 0.1])
+def test_the_sentence_of_a_block_is_what_the_pairs_say(run: Path, table, lines, retention: float) -> None:
+    with (run / "table.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if float(row["retention"]) == retention]
+    contest = [row for row in rows if row["overall"] and row["method"] != "framefusion"]
+    best = max(contest, key=lambda row: float(row["overall"]))
+    (said,) = [text for text in table.sections[0].verdicts if text.startswith(f"At {100 * retention:.4g} %")]
+    assert f"{best['method']} ({float(best['overall']):.1f}) leads" in said
+    for row in contest:
+        if row is best:
+            continue
+        word, points, p = by_pair(lines, row["method"], best["method"], retention)
+        shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        if word == "worse":
+            assert re.search(
+                rf"{row['method']} (is )?{-points:.1f} (points worse )?\({re.escape(shown)}\)", said
+            )
+        else:
+            level = re.search(r"; ([^;]*) (is|are) not told apart from it", said)
+            assert level and row["method"] in level[1]
+    assert ("over budget: framefusion" in said) == (retention == 0.1)
+    word, points, _ = by_pair(lines, best["method"], "none", retention)
+    assert (f"{best['method']} is not told apart from all tokens" in said) == (word == "not told apart")
+    if word == "worse":
+        assert f"{best['method']} is {-points:.1f} points worse than all tokens" in said
+    for name in ("table.md", "table.tex"):
+        plain = (run / name).read_text().replace("\\textless{}", "<").replace("\\", "")
+        assert said in plain, name
+
+
+def test_shown_pairs_are_those_with_the_leader_the_proposed_method_and_all_tokens(
+    run: Path, table, lines
+) -> None:
+    text = (run / "table.md").read_text().split("Differences in pairs")[1].split("## The paper")[0]
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+    body = [
+        line for line in cells if len(line) == 9 and "---:" not in line[1] and line[2] != "points" and line[1]
+    ]
+    seen = {(line[0], line[1]) for line in body}
+    assert ("no_video", "none") in seen and ("st_simdiff", "none") in seen
+    for line in body:
+        words = [
+            by_pair(lines, line[0], line[1], kept)
+            for kept in (1.0, 0.3, 0.1)
+            if _compared(lines, *line[:2], kept)
+        ]
+        assert (line[7], line[2]) in [(word, f"{points + 0.0:+.1f}") for word, points, _ in words]
+
+
+def _compared(lines: list[dict[str, str]], first: str, second: str, retention: float) -> bool:
+    return any(
+        float(line["retention"]) == retention and {line["method"], line["against"]} == {first, second}
+        for line in lines
+    )
+
+
+def test_half_a_point_on_200_questions_is_not_told_apart(tmp_path: Path) -> None:
+    """Twelve rows; the two best differ by one question of 200, the least that can be seen."""
+    questions = [(f"v{i // 5}", f"q{i}", "attr") for i in range(200)]
+    order = random.Random(1).sample(range(200), 200)
+    write_arm(tmp_path, "none", 1.0, [outcome(q, i not in order[:4], 1.0) for i, q in enumerate(questions)])
+    write_arm(tmp_path, "no_video", 1.0, [outcome(q, i % 4 == 0, 0.0) for i, q in enumerate(questions)])
+    for place, method in enumerate(METHODS):
+        wrong = (
+            set(order[: 12 + 9 * (len(METHODS) - 2 - place)]) if method != "st_simdiff" else set(order[5:16])
+        )
+        rows = [outcome(question, i not in wrong, 0.3) for i, question in enumerate(questions)]
+        write_arm(tmp_path, method, 0.3, rows)
+    table = make(tmp_path, None)
+    rows = {row.label: row for row in table.sections[0].rows}
+    assert len(rows) == 12
+    assert rows["st_simdiff"].overall - rows["framefusion"].overall == pytest.approx(0.5)
+    (pair,) = [p for p in table.sections[0].pairs if {p.method, p.against} == {"st_simdiff", "framefusion"}]
+    assert pair.verdict == "not told apart"
+    assert pair.n_needed > 1000
+    said = table.sections[0].verdicts[1]
+    assert said.startswith("At 30 % st_simdiff (94.5) leads; ")
+    assert re.search(r"framefusion (is|are) not told apart from it", said)
+    assert "random is" not in said.split("not told apart")[0]
+
+
+def test_ties_lead_together_and_one_method_has_no_rival(tmp_path: Path) -> None:
+    same = answers(0.8, 0.3)
+    write_arm(tmp_path, "fastv", 0.3, same)
+    write_arm(tmp_path, "visionzip", 0.3, same)
+    write_arm(tmp_path, "random", 0.1, answers(0.5, 0.1))
+    write_arm(tmp_path, "fastv", 0.05, answers(0.5, 0.08))
+    said = make(tmp_path, None).sections[0].verdicts
+    assert re.fullmatch(r"At 30 % fastv and visionzip \(\d+\.\d\) lead together\.", said[0])
+    assert re.fullmatch(r"At 10 % random \(\d+\.\d\) has no rival\.", said[1])
+    assert said[2] == "At 5 % no method that keeps to its budget has answers, so there is no verdict."
+
+
+def test_one_video_tells_nothing_apart(tmp_path: Path) -> None:
+    questions = [("v0", f"q{i}", "attr") for i in range(50)]
+    write_arm(tmp_path, "fastv", 0.3, [outcome(question, True, 0.3) for question in questions])
+    write_arm(tmp_path, "random", 0.3, [outcome(question, False, 0.3) for question in questions])
+    table = make(tmp_path, None)
+    assert [pair.verdict for pair in table.sections[0].pairs] == ["not told apart"]
+    assert "random is not told apart from it" in table.sections[0].verdicts[0]
+
+
+def test_rows_that_differ_by_three_percent_in_compute_are_warned_of(tmp_path: Path) -> None:
+    write_arm(tmp_path, "random", 0.5, answers(0.5, 0.5, 0.4925))
+    write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5, 0.5))
+    write_arm(tmp_path, "visionzip", 0.5, answers(0.6, 0.5, 0.5075, seed=2))
+    write_arm(tmp_path, "random", 0.3, answers(0.5, 0.3))
+    write_arm(tmp_path, "fastv", 0.3, answers(0.6, 0.3))
+    notes = make(tmp_path, None).sections[0].notes
+    assert [note.split(":")[0] for note in notes if "NOT MATCHED" in note] == [
+        "NOT MATCHED in compute at 50 % (tokens)"
+    ]
+    assert any("visionzip against random" in note for note in notes)
+
+
+def all_tokens(overall: float, n: int = 2700) -> SimpleNamespace:
+    return SimpleNamespace(overall=overall, ci_low=overall - 2, ci_high=overall + 2, n=n)
+
+
+def test_baseline_gate_warns_from_one_point_on() -> None:
+    gate = baseline_gate
+    assert gate("embedded", "clips", "16 frames", all_tokens(80.0)) is None
+    met = gate("llava_video", "videomme", "64 frames", all_tokens(62.3))
+    assert met.met and met.said.startswith("Baseline gate met")
+    missed = gate("llava_video", "videomme", "64 frames", all_tokens(62.2))
+    assert not missed.met and "1.1 points apart" in missed.said
+    assert "no all-token answers" in gate("llava_video", "egoschema", "64 frames", None).said
+    few = gate("llava_video", "videomme", "64 frames", all_tokens(63.3, 40))
+    assert not few.met and "only 40 of 2700 questions" in few.said
+    other = gate("llava_video", "videomme", "32 frames", all_tokens(63.3))
+    assert not other.met and "with 32 frames" in other.said
+    assert "own report says 65.1" in gate("qwen2_5_vl", "videomme", "64 frames", all_tokens(65.0)).said
+    assert not gate("nvila", "videomme", "64 frames", all_tokens(64.0)).met
+
+
+def test_the_papers_number_is_that_of_the_same_arm_only() -> None:
+    assert paper_number("llava_video", "videomme", "st_simdiff", 0.3) == 63.2
+    assert paper_number("llava_video", "videomme", "st_simdiff", 0.3, "long") == 53.0
+    assert paper_number("llava_video", "longvideobench", "fastv", 0.5) == 55.7
+    assert paper_number("llava_video", "egoschema", "none", 1.0) == 57.3
+    assert paper_number("nvila", "videomme", "framefusion", 0.5) == 59.4
+    assert paper_number("llava_video", "videomme", "st_simdiff difference=False", 0.3) == 62.6
+    for model, benchmark, label, retention in (
+        ("llava_video", "videomme", "st_simdiff tau_sim=0.7", 0.3),
+        ("llava_video", "videomme", "st_simdiff", 0.1),
+        ("llava_video", "mlvu", "st_simdiff", 0.3),
+        ("llava_video", "videomme", "random", 0.3),
+        ("qwen2_5_vl", "videomme", "st_simdiff", 0.3),
+        ("nvila", "egoschema", "framefusion", 0.5),
+    ):
+        assert math.isnan(paper_number(model, benchmark, label, retention)), (model, benchmark, label)
+
+
+@pytest.mark.parametrize("n", [2700, 60])
+def test_the_papers_numbers_stand_beside_ours(tmp_path: Path, n: int) -> None:
+    questions = [(f"v{i // 3}", f"q{i}", ("short", "medium", "long")[i % 3]) for i in range(n)]
+    model = {"name": "llava_video", "path": "/w", "frames": 64}
+    benchmark = {"name": "videomme", "task": "videomme", "families": ["short", "medium", "long"], "note": "x"}
+    about = {"model": model, "benchmark": benchmark}
+    shares = {("none", 1.0): 0.633, ("fastv", 0.3): 0.60, ("st_simdiff", 0.3): 0.62, ("random", 0.3): 0.5}
+    for (method, kept), share in shares.items():
+        rows = [outcome(question, i < round(share * n), kept) for i, question in enumerate(questions)]
+        write_arm(tmp_path, method, kept, rows, kind="compute", **about)
+    table = make(tmp_path, None)
+    frame = table.frame().set_index("method")
+    assert list(frame)[-2:] == ["paper", "minus_paper"]
+    assert frame.loc["fastv", "paper"] == 59.3 and math.isnan(frame.loc["random", "paper"])
+    assert frame.loc["fastv", "minus_paper"] == pytest.approx(frame.loc["fastv", "overall"] - 59.3)
+    gap = frame.loc["st_simdiff", "overall"] - 63.2
+    tex = (tmp_path / "table.tex").read_text()
+    met = n == 2700
+    assert ("overall & paper & ours - paper" in tex) == met
+    assert ("overall & paper (!) & ours - paper (!)" in tex) == (not met)
+    assert ("Baseline gate met" in tex) == met
+    assert ("Baseline gate OPEN" in tex) == (not met)
+    layout = tex.split(r"\end{table}")[0]
+    overall = frame.loc["st_simdiff", "overall"]
+    assert rf"\textbf{{{overall:.1f}}} & 63.2 & {gap:+.1f} \\" in layout
+    assert rf"\underline{{{frame.loc['fastv', 'overall']:.1f}}} & 59.3 &" in layout
+
+
+def test_benchmarks_of_one_model_stand_side_by_side_in_latex(tmp_path: Path) -> None:
+    for name in ("videomme", "longvideobench"):
+        about = {"name": name, "task": name, "note": "x"}
+        write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0), benchmark=about)
+        write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5), benchmark=about)
+    write_arm(
+        tmp_path, "random", 0.3, answers(0.5, 0.3), benchmark={"name": "videomme", "task": "x", "note": "x"}
+    )
+    make(tmp_path, None)
+    layout = (tmp_path / "table.tex").read_text().split(r"\end{table}")[0]
+    assert r" & \multicolumn{4}{c}{videomme} & \multicolumn{4}{c}{longvideobench} \\" in layout
+    assert r"\cmidrule(lr){2-5}\cmidrule(lr){6-9}" in layout
+    (line,) = [line for line in layout.splitlines() if line.startswith("random &")]
+    assert line.endswith(r"& -- & -- & -- & -- \\")
