@@ -238,6 +238,33 @@ def test_rows_that_differ_by_three_percent_in_compute_are_warned_of(tmp_path: Pa
     assert any("visionzip against random" in note for note in notes)
 
 
+def test_budgets_are_audited_as_other_code_does(run: Path, table) -> None:
+    arms, shown = recomputed.stored(run), {}
+    ids = recomputed.common(arms)
+    for line in (run / "table.md").read_text().splitlines():
+        cells = [re.sub(r"[*]|</?ins>", "", cell).strip() for cell in line.strip("| ").split("|")]
+        if len(cells) == 13 and cells[1] and cells[0] != "method" and "---" not in cells[1]:
+            shown.setdefault(cells[0], []).append(cells[6:8])
+    computes: dict[float, list[float]] = {}
+    for arm in arms.values():
+        if not arm["rows"]:
+            continue
+        kept = [arm["rows"][i] for i in ids]
+        tokens = sum(row["retention_tokens"] for row in kept) / len(ids)
+        compute = sum(row["retention_compute"] for row in kept) / len(ids)
+        budget = arm["budget"]["retention"]
+        missed = arm["method"] not in ("none", "no_video") and abs(tokens - budget) > 0.02 * budget
+        assert [f"{100 * tokens:.1f}{'!' if missed else ''}", f"{100 * compute:.1f}"] in shown[arm["label"]]
+        if arm["method"] != "no_video":
+            computes.setdefault(budget, []).append(compute)
+    notes = "\n".join(table.sections[0].notes)
+    for budget, values in computes.items():
+        apart = max(values) / min(values) - 1
+        said = f"NOT MATCHED in compute at {100 * budget:.4g} % (tokens): rows differ by up to {100 * apart:.0f} %"
+        assert (said in notes) == (apart > 0.02), budget
+    assert sum("NOT MATCHED" in note for note in table.sections[0].notes) == 1
+
+
 def all_tokens(overall: float, n: int = 2700) -> SimpleNamespace:
     return SimpleNamespace(overall=overall, ci_low=overall - 2, ci_high=overall + 2, n=n)
 
