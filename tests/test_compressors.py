@@ -131,6 +131,7 @@ WRONG = [
     ("st_simdiff", {"reduction": "sum"}, "reduction='sum'.*mean, max"),
     ("st_simdiff", {"similarity": "yes"}, "similarity='yes'.*true, false"),
     ("st_simdiff", {"difference": 1}, "difference=1"),
+    ("st_simdiff", {"pruning": "no"}, "pruning='no'.*true, false"),
     ("st_simdiff", {"layer": -1}, "layer=-1"),
     ("st_simdiff", {"released_layers": 1}, "released_layers=1.*auto.*28"),
     ("st_simdiff", {"released_layers": True}, "released_layers=True"),

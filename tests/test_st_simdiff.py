@@ -139,6 +139,21 @@ def test_ablations_switch_their_part_off():
     assert 0 < len(event) < len(kept) and set(event) <= set(kept)
 
 
+@pytest.mark.parametrize("kind", ["tokens", "compute"])
+def test_without_pruning_all_that_stage_one_leaves_stays_and_no_attention_is_read(kind):
+    grid = Grid(6, 5, 5)
+    tokens, layout, budget = video("mixed", grid), layout_for(grid), Budget(kind, 0.3)
+    method = STSimDiff(tau_sim=0.5, tau_diff=0.6, pruning=False)
+    method.check(budget, layout.layers)
+    left = st_simdiff.select(VideoTokens.full(tokens, grid), 0.3, method).selection.keep
+    run = method.start(layout, budget)
+    assert not run.places.attention and not run.places.between
+    entering, kept = drive(run, tokens, layout)
+    assert entering == [len(left)] * layout.layers and list(kept) == left.tolist()
+    pruned, _ = drive(STSimDiff(tau_sim=0.5, tau_diff=0.6).start(layout, budget), tokens, layout)
+    assert pruned[0] == len(left) > pruned[-1]
+
+
 def test_heads_are_joined_as_asked():
     attention = torch.tensor([[0.0, 0.4, 0.9], [0.5, 0.4, 0.0]])
     assert torch.allclose(st_simdiff.head_scores(attention), torch.tensor([0.25, 0.4, 0.45]))

@@ -42,6 +42,8 @@ class STSimDiff(Compressor):
         edges: ``both``, ``spatial`` or ``temporal``.
         similarity: thin the communities in stage one; off, all tokens go on to stage two.
         difference: keep events. With ``similarity`` off, events are kept first in stage two.
+        pruning: prune to the budget in stage two; off, all that stage one leaves stays, whatever the budget, and
+            the audit says by how much it is missed. For finding out which part did what.
         community: ``connected``, ``louvain`` or ``leiden`` (the last two need igraph, and
             ``tau_sim`` from 0, as modularity has no meaning for negative weights).
         split_above: ``sqrt`` cuts communities of more than sqrt(N) tokens; ``off`` leaves them (as released).
@@ -61,6 +63,7 @@ class STSimDiff(Compressor):
     edges: str = "both"
     similarity: bool = True
     difference: bool = True
+    pruning: bool = True
     community: str = "connected"
     split_above: str = "off"
     layer: int = 1
@@ -73,7 +76,7 @@ class STSimDiff(Compressor):
         _one_of("community", self.community, graph.COMMUNITIES)
         _one_of("split_above", self.split_above, SPLITS)
         _one_of("reduction", self.reduction, REDUCTIONS)
-        for name in ("similarity", "difference"):
+        for name in ("similarity", "difference", "pruning"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     f"compressor.{name}={getattr(self, name)!r} is unknown; allowed: true, false"
@@ -109,7 +112,7 @@ class STSimDiff(Compressor):
                 f"allowed: 0 to {layers - 1}"
             )
         unmeetable = self.released_layers == "auto" and self.layer == layers - 1 and budget.retention < 1
-        if budget.kind == "compute" and unmeetable:
+        if budget.kind == "compute" and unmeetable and self.pruning:
             raise BudgetError(
                 "budget.kind=compute cannot be met when the last drop is in the last layer "
                 f"(compressor.layer={self.layer} of {layers} layers); use an earlier layer "
@@ -277,9 +280,8 @@ class _Run(Run):
 
     def __init__(self, method: STSimDiff, layout: Layout, budget: Budget) -> None:
         self.method, self.layout, self.budget = method, layout, budget
-        self.places = Places(
-            input=True, between=frozenset({method.layer}), attention=frozenset({method.layer})
-        )
+        shallow = frozenset({method.layer}) if method.pruning else frozenset()
+        self.places = Places(input=True, between=shallow, attention=shallow)
         self.event: Tensor | None = None
         self.had_edges = False
 

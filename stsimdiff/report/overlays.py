@@ -95,6 +95,18 @@ class Overlay:
     taken: list[Taken]
 
 
+def anchors(samples: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The place on the page of every question with a stored overlay, by benchmark and question."""
+    found: dict[tuple[str, str], str] = {}
+    having = samples[samples["overlay"].notna()]
+    for benchmark, id_ in dict.fromkeys(zip(having["benchmark"], having["id"], strict=True)):
+        anchor = f"overlay-{id_}"
+        if anchor in found.values():
+            anchor = f"overlay-{benchmark}-{id_}"
+        found[str(benchmark), str(id_)] = anchor
+    return found
+
+
 def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) -> list[Overlay]:
     """The overlays of a run in the order in which its questions were first stored.
 
@@ -112,6 +124,7 @@ def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) ->
     rows = {row.arm: row for section in sections for row in section.rows}
     ordered = [*rows, *(id_ for id_ in arms if id_ not in rows)]
     found: list[Overlay] = []
+    places = anchors(samples)
     for (benchmark, id_), kept in having.groupby(["benchmark", "id"], sort=False):
         same = samples[(samples["benchmark"] == benchmark) & (samples["id"] == id_)].set_index("arm")
         taken = [
@@ -120,12 +133,9 @@ def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) ->
             if arms[arm].benchmark == benchmark
         ]
         first = kept.iloc[0]
-        anchor = f"overlay-{id_}"
-        if any(other.anchor == anchor for other in found):
-            anchor = f"overlay-{benchmark}-{id_}"
         question = str(first["overlay"].get("question", ""))
         about = (str(first["family"]), str(first["video"]), question, _text(first["target"]))
-        found.append(Overlay(anchor, str(id_), str(benchmark), *about, taken))
+        found.append(Overlay(places[str(benchmark), str(id_)], str(id_), str(benchmark), *about, taken))
     return found
 
 

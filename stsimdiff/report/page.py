@@ -155,6 +155,8 @@ def _section(section: Section) -> dict[str, Any]:
             for row, line in zip(rows, lines, strict=True)
         ],
         "pairs": render.pair_cells(section) if section.pairs else None,
+        "verdicts": section.verdicts,
+        "pairs_note": render.pairs_note(section),
         "notes": section.notes,
         "about": section.about,
     }

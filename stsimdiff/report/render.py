@@ -249,44 +249,49 @@ def pairs_note(section: Section) -> str:
 
 def markdown(table: Table) -> str:
     """The whole report as GitHub Markdown."""
-    parts = [f"# {_md(table.run)}"]
+    parts = [f"# {escaped(table.run)}"]
     for section in table.sections:
-        parts += [f"## {_md(title(section))}", _md_list(section.verdicts), _md_grid(main_cells(section))]
+        parts += [f"## {escaped(title(section))}", _md_list(section.verdicts), _md_grid(main_cells(section))]
         parts.append(_md_list(section.notes))
         if section.pairs:
-            parts += [f"{_md(PAIRS_TITLE)}:", _md_grid(pair_cells(section)), _md_list([pairs_note(section)])]
+            parts += [
+                f"{escaped(PAIRS_TITLE)}:",
+                _md_grid(pair_cells(section)),
+                _md_list([pairs_note(section)]),
+            ]
         parts.append(_md_list(section.about))
     if table.notes:
         parts.append(_md_list(table.notes))
-    parts += ["## The paper's numbers", f"{_md(paper_title(table))}.", _md_grid(paper_cells())]
+    parts += ["## The paper's numbers", f"{escaped(paper_title(table))}.", _md_grid(paper_cells())]
     return "\n\n".join(parts) + "\n"
 
 
 def _md_grid(cells: Cells) -> str:
-    lines = [_md_line(map(_md, cells.heads)), _md_line([":---", *["---:"] * (len(cells.heads) - 1)])]
+    lines = [grid_line(map(escaped, cells.heads)), grid_line([":---", *["---:"] * (len(cells.heads) - 1)])]
     for b, (name, block) in enumerate(cells.blocks):
-        lines.append(_md_line([f"*{_md(name)}*", *[""] * (len(cells.heads) - 1)]))
+        lines.append(grid_line([f"*{escaped(name)}*", *[""] * (len(cells.heads) - 1)]))
         for i, line in enumerate(block):
-            shown = [_md(cell) for cell in line]
+            shown = [escaped(cell) for cell in line]
             if (b, i) in cells.bold:
                 shown = [f"**{cell}**" for cell in shown]
             elif (b, i) in cells.underlined:
                 shown = [
                     f"<ins>{cell}</ins>" if head in RANKED else cell for head, cell in _headed(cells, shown)
                 ]
-            lines.append(_md_line(shown))
+            lines.append(grid_line(shown))
     return "\n".join(lines)
 
 
-def _md_line(cells: Iterable[str]) -> str:
+def grid_line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def _md_list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_md(line)}" for line in lines)
+    return "\n".join(f"- {escaped(line)}" for line in lines)
 
 
-def _md(text: str) -> str:
+def escaped(text: str) -> str:
     """Escapes what GitHub's Markdown would read as markup (an underscore within a word is none)."""
     return re.sub(r"([\\|*`<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
@@ -376,3 +381,6 @@ def show_verdicts(table: Table, console: Console) -> None:
     for section in table.sections:
         console.print(Text(f"\nVerdict, {title(section)}:", style="bold"))
         _print_lines(console, section.verdicts)
+    if table.attributions:
+        console.print(Text("\nWhat turned the answers (attribution.md):", style="bold"))
+        _print_lines(console, [one.sentence() for one in table.attributions])

@@ -6,14 +6,17 @@ each arm. The numbers are made in ``comparison``, how they look in ``render``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from stsimdiff.report import latex, render
+from stsimdiff.report import attribution_table, latex, render
+from stsimdiff.report.attribution import Attribution, attributions
 from stsimdiff.report.comparison import NAN, Group, Section, model_name
+from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Arm, Stored, read
 
@@ -25,12 +28,16 @@ class Table:
     Attributes:
         run: name of the run's folder.
         n_failed: samples that failed, over all arms.
+        attributions: what turned the answers, where the run has the arms for it.
+        anchors: places on the page of the questions with a stored overlay, by benchmark and question.
     """
 
     run: str
     sections: list[Section]
     n_failed: int
     notes: list[str] = field(default_factory=list)
+    attributions: list[Attribution] = field(default_factory=list)
+    anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several.
@@ -89,6 +96,7 @@ def write(table: Table, run_dir: Path, console: Console | None) -> None:
     table.pairs().to_csv(run_dir / "pairs.csv", index=False)
     (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
     (run_dir / "table.tex").write_text(latex.latex(table), encoding="utf-8")
+    attribution_table.write(run_dir, table.attributions, table.anchors)
     if console is not None:
         render.show(table, console)
         render.show_verdicts(table, console)
@@ -103,9 +111,12 @@ def build(stored: Stored) -> Table:
     groups: dict[tuple, list[Arm]] = {}
     for arm in stored.arms:
         groups.setdefault((arm.model, arm.benchmark), []).append(arm)
-    sections = []
-    for group in groups.values():
-        name = model_name(group[0], stored.arms)
-        sections += Group(group, stored.samples, name).sections()
+    sections, found, notes = [], [], list(stored.notes)
+    for arms in groups.values():
+        group = Group(arms, stored.samples, model_name(arms[0], stored.arms))
+        sections += group.sections()
+        attributed, lacking = attributions(group)
+        found += attributed
+        notes += lacking
     failed = int(stored.samples["failed"].sum())
-    return Table(stored.run, sections, failed, stored.notes)
+    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples))

@@ -1,0 +1,193 @@
+"""Which part of ST-SimDiff turned an answer: from arms that switch its parts off one at a time.
+
+A question is *lost* where all tokens answer it right and ST-SimDiff wrong, *gained* where it is the other way round.
+The method's parts are
+
+* ``similarity``: communities of similar tokens are thinned (stage one); off, every token goes on to stage two, which
+  then drops more, down to the same budget (of kind ``tokens``, that arm so computes more: the layers up to stage two
+  see every token);
+* ``difference``: tokens that differ from the frame before are spared as events; off, they are treated as others are;
+* ``pruning``: what is over the budget is pruned by attention (stage two); off, all that stage one leaves stays, so that
+  arm keeps more than its budget.
+
+An arm without a part has the same other parameters and the same budget, solved again where it can be. It *undoes* a
+loss when it answers right, a gain when it answers wrong. The cause of a change is then
+
+* a part, where its arm alone undoes it: without this part it had not happened;
+* several parts together (``similarity and pruning``), where each of their arms undoes it: it took all of them;
+* ``no single part``, where no arm undoes it: more than one part is enough for it, or dropping tokens as such is.
+
+Answers also turn for no good reason. So the summary says beside each part how many of the questions that did *not*
+change turn without it; where that number is like the number of changes that it undoes, the part explains nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stsimdiff.report.rows import Arm
+
+if TYPE_CHECKING:
+    from stsimdiff.report.comparison import Group
+
+METHOD = "st_simdiff"
+PARTS = ("similarity", "difference", "pruning")
+LOST, GAINED = "lost", "gained"
+NO_SINGLE = "no single part"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An arm's answer to a question: what was read from it (None: nothing could be), and whether it is right."""
+
+    parsed: str | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """A question that turned against all tokens.
+
+    Attributes:
+        change: ``lost`` or ``gained``.
+        without: the answers of the arms without a part, by the part.
+        cause: see the module's docstring.
+    """
+
+    id: str
+    video: str
+    family: str
+    target: str | None
+    change: str
+    all_tokens: Answered
+    compressed: Answered
+    without: Mapping[str, Answered]
+    cause: str
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What turned, and why, for one ST-SimDiff arm.
+
+    Attributes:
+        label: of the arm.
+        n: questions that all arms of the comparison answered.
+        changes: of them, in the order of their ids.
+        spoiled: by part, the questions that are right with all tokens and with the method, and wrong without it.
+        mended: by part, the questions that are wrong with both, and right without it.
+    """
+
+    model: str
+    benchmark: str
+    budget: str
+    retention: float
+    label: str
+    n: int
+    changes: Sequence[Change]
+    spoiled: Mapping[str, int]
+    mended: Mapping[str, int]
+
+    def causes(self, change: str) -> Counter[str]:
+        """How often each cause turned a question so."""
+        return Counter(one.cause for one in self.changes if one.change == change)
+
+    def undone(self, part: str, change: str) -> int:
+        """Changes that the arm without the part undoes, alone or as others do too."""
+        return sum(
+            undoes(one.change, one.without[part].right) for one in self.changes if one.change == change
+        )
+
+    def sentence(self) -> str:
+        """The counts in one sentence."""
+        told = []
+        for change, word in ((LOST, "wrong"), (GAINED, "right")):
+            causes = self.causes(change)
+            why = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
+            told.append(f"{causes.total()} turned {word}{f' ({why})' if why else ''}")
+        place = f"{self.label} at {100 * self.retention:.4g} % ({self.budget})"
+        return f"{place}, of {self.n} questions against all tokens: {'; '.join(told)}."
+
+
+def undoes(change: str, right: bool) -> bool:
+    """Whether an answer takes a change back."""
+    return right == (change == LOST)
+
+
+def attributions(group: Group) -> tuple[list[Attribution], list[str]]:
+    """The attributions that a group's arms allow, and what is lacking for others."""
+    found, notes = [], []
+    everything = next((arm for arm in group.arms if arm.method == "none" and _has(group, arm)), None)
+    for arm in group.arms:
+        if arm.method != METHOD or not all(_on(arm, part) for part in PARTS) or not _has(group, arm):
+            continue
+        without = {part: _without(part, arm, group) for part in PARTS}
+        if not any(without.values()):
+            continue  # nobody asked for an attribution
+        lacking = [f"{part}=false" for part, other in without.items() if other is None]
+        lacking += [] if everything is not None else ["compressor=none"]
+        if lacking:
+            notes.append(
+                f"No attribution for {group.labels[arm.id]} at {100 * arm.retention:.4g} % ({arm.kind}): no answers of "
+                f"an arm with {', '.join(lacking)}; experiment=attribution has them all."
+            )
+        else:
+            found.append(_attribution(group, everything, arm, without))
+    return sorted(found, key=lambda one: (one.budget, -one.retention)), notes
+
+
+def _has(group: Group, arm: Arm) -> bool:
+    return bool(group.common) and len(group.answered[arm.id]) > 0
+
+
+def _on(arm: Arm, part: str) -> bool:
+    """Whether a part is at work; runs from before it could be switched off do not name it."""
+    return bool(arm.record["compressor"].get(part, True))
+
+
+def _without(part: str, arm: Arm, group: Group) -> Arm | None:
+    """The arm that differs from this one in nothing but a part that is off; None where it has no answers."""
+    wanted = _setting(arm) | {part: False}
+    for other in group.arms:
+        same = other.method == METHOD and (other.kind, other.retention) == (arm.kind, arm.retention)
+        if same and _setting(other) == wanted and other.record.get("seed") == arm.record.get("seed"):
+            return other if _has(group, other) else None
+    return None
+
+
+def _setting(arm: Arm) -> dict[str, Any]:
+    return dict.fromkeys(PARTS, True) | dict(arm.record["compressor"])
+
+
+def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, Arm | None]) -> Attribution:
+    before, after = _answers(group, everything), _answers(group, arm)
+    off = {part: _answers(group, other) for part, other in without.items() if other is not None}
+    about = group.answered[arm.id]
+    changes, spoiled, mended = [], Counter(), Counter()
+    for id_ in group.common:
+        answers = {part: found[id_] for part, found in off.items()}
+        if before[id_].right == after[id_].right:
+            for part, answer in answers.items():
+                spoiled[part] += before[id_].right and not answer.right
+                mended[part] += answer.right and not before[id_].right
+            continue
+        change = LOST if before[id_].right else GAINED
+        parts = [part for part in PARTS if undoes(change, answers[part].right)]
+        row = about.loc[id_]
+        target = None if pd.isna(row["target"]) else str(row["target"])
+        found = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
+        changes.append(Change(str(id_), str(row["video"]), str(row["family"]), target, change, *found))
+    place = (group.model, arm.benchmark, arm.kind, arm.retention, group.labels[arm.id])
+    return Attribution(*place, len(group.common), changes, spoiled, mended)
+
+
+def _answers(group: Group, arm: Arm) -> dict[str, Answered]:
+    rows = group.answered[arm.id].loc[group.common]
+    return {
+        id_: Answered(None if pd.isna(parsed) else str(parsed), bool(right))
+        for id_, parsed, right in zip(rows.index, rows["parsed"], rows["correct"], strict=True)
+    }
