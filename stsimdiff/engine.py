@@ -101,8 +101,8 @@ class Trace:
 
     def reasons(self) -> dict[str, int]:
         """How many tokens ended with which reason, by lower-case name."""
-        codes, counts = torch.unique(self.reason, return_counts=True)
-        return {Reason(int(c)).name.lower(): int(n) for c, n in zip(codes, counts, strict=True)}
+        counts = torch.bincount(self.reason.int()).tolist()
+        return {Reason(code).name.lower(): count for code, count in enumerate(counts) if count}
 
 
 def synchronise(device: torch.device) -> None:
