@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
-from stsimdiff.errors import ConfigError, Missing, RunFailed
+from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.models.presence import absent
@@ -186,18 +186,22 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
             )
     check_presence(configurations, passes)
 
-    from stsimdiff.evaluate.features import FeatureMemory  # these import torch, transformers and lmms-eval
-    from stsimdiff.evaluate.session import run_arms
+    from stsimdiff.evaluate.session import run_arms  # these import torch, transformers and lmms-eval
+    from stsimdiff.evaluate.shared import Shared
 
-    memory = FeatureMemory()
-    failures = []
+    shared, failures = Shared(), []
+    last = last_of_folders(passes)
     for number, one in enumerate(passes, start=1):
         if len(passes) > 1:
             log.info("pass %d of %d: %d arms", number, len(passes), len(one.arms))
         try:
-            run_arms(one.settings, list(one.arms.values()), memory)
+            run_arms(one.settings, list(one.arms.values()), shared, report=one in last)
         except RunFailed as failure:
             failures.append(str(failure))
+        except UserError:
+            if number > 1:
+                log.info("what was answered is stored: python -m stsimdiff report %s", one.settings.folder)
+            raise
     if failures:
         raise RunFailed("\n".join(failures))
 
@@ -223,6 +227,11 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
     if missing:
         raise Missing(missing + _absent_weights(configurations))
     return found
+
+
+def last_of_folders(passes: Sequence[Pass]) -> list[Pass]:
+    """The last pass of each run's folder: it makes the table of all of them, once."""
+    return list({one.settings.folder: one for one in passes}.values())
 
 
 def planned(passes: Sequence[Pass]) -> bool:

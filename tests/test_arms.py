@@ -218,7 +218,7 @@ def composed_by_command_line(monkeypatch, *arguments: str, failure=None) -> list
     """The passes that a command line would run, without running them; each raises ``failure`` if there is one."""
     passes: list[tuple[Settings, list[Arm]]] = []
 
-    def run_arms(settings: Settings, arms: list[Arm], memory: object = None) -> None:
+    def run_arms(settings: Settings, arms: list[Arm], shared: object, *, report: bool) -> None:
         passes.append((settings, arms))
         if failure is not None:
             raise failure

@@ -20,6 +20,7 @@ from stsimdiff.evaluate import session
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
+from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Grid, VisionSignals
@@ -67,10 +68,10 @@ def test_answers_from_disk_and_memory_are_those_without_a_cache(tmp_path, data, 
     monkeypatch.setattr(VideoProcess, "read", lambda *a: pytest.fail("a video was decoded again"))
     kept |= {"cache.max_gb": 1, "overlays": 0}
     from_disk, _ = prepared(tmp_path / "disk", data, *ARMS, **kept)
-    memory = FeatureMemory()
-    session.run_arms(from_disk, arms, memory)
+    shared = Shared()
+    session.run_arms(from_disk, arms, shared)
     from_memory, _ = prepared(tmp_path / "memory", data, *ARMS, **{"cache.max_gb": 1, "overlays": 0})
-    session.run_arms(from_memory, arms, memory)
+    session.run_arms(from_memory, arms, shared)
     for settings, origin in ((filling, "encoded"), (from_disk, "disk"), (from_memory, "memory")):
         assert rows(settings, arms) == rows(plain, arms)
         assert origins(settings, arms) == {origin}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from stsimdiff import launcher
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
 from stsimdiff.errors import BudgetError, DataError, RunFailed
@@ -98,6 +99,32 @@ def test_a_second_run_answers_nothing_and_loads_no_model(tmp_path: Path, data: P
     )
     assert session.run_arms(settings, arms).answered == 0
     assert stored(settings, arms[0]) == before
+
+
+def test_passes_of_one_command_share_the_model_and_make_one_table(
+    tmp_path: Path, data: Path, monkeypatch
+) -> None:
+    loaded, tables = [], []
+    load, report = session.load_model, session._report
+    monkeypatch.setattr(
+        session, "load_model", lambda settings: loaded.append(settings.seed) or load(settings)
+    )
+    monkeypatch.setattr(
+        session, "_report", lambda settings: tables.append(settings.folder) or report(settings)
+    )
+    common = [f"results={tmp_path}", "logger=none", f"benchmark.data={data}", "limit=2", "overlays=0"]
+    words = [*common, "model.frames=8,16", "seed=0,1", "compressor=none,random", "budget.retention=0.3"]
+    launcher.run_configurations(launcher.configurations([*words, "run=a"]))
+    assert loaded == [0, 1, 0, 1]  # 8 frames, then 16: each seed loads anew, since it seeds torch
+    assert tables == [tmp_path / "a"]
+    assert len(list((tmp_path / "a").glob("*/metrics.json"))) == len(
+        list((tmp_path / "a").glob("*/arm.json"))
+    )
+    loaded.clear(), tables.clear()
+    words = [word for word in words if not word.startswith("seed")]
+    batch = [*launcher.configurations([*words, "run=b"]), *launcher.configurations([*words, "run=c"])]
+    launcher.run_configurations(batch)
+    assert loaded == [0] and tables == [tmp_path / "b", tmp_path / "c"]
 
 
 def test_another_parameter_is_another_arm(tmp_path: Path, data: Path) -> None:

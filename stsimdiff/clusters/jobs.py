@@ -28,7 +28,7 @@ from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
 from stsimdiff.evaluate import lock
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.evaluate.store import done_ids
-from stsimdiff.launcher import BatchLauncher, Pass, check_presence, passes_of, planned
+from stsimdiff.launcher import BatchLauncher, Pass, check_presence, last_of_folders, passes_of, planned
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -215,9 +215,10 @@ class JobLauncher(BatchLauncher):
                 log.info("job %d: %s", number, job)
             for number, ended in enumerate(self.start(words, first)):
                 failures += [f"job {number} ({jobs[number]}): {one.error}" for one in ended if one.error]
+        last = last_of_folders([one for one, *_ in prepared])
         for one, task, questions, _ in prepared:
             try:
-                conclude(one.settings, task, list(one.arms.values()), questions)
+                conclude(one.settings, task, list(one.arms.values()), questions, report=one in last)
             except RunFailed as failure:
                 failures.append(str(failure))
         if failures:

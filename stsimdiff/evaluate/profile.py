@@ -32,6 +32,7 @@ from stsimdiff.evaluate.lock import Lock
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.session import load_model
+from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import Family
 
 log = logging.getLogger(__name__)
@@ -86,15 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     try:
         _drop_torn_line(folder / MEASUREMENTS)
-        loaded: tuple[str, Family] | None = None
+        shared = Shared()
         for one, questions in zip(passes, asked, strict=True):
-            key = json.dumps({k: v for k, v in one.settings.model.items() if k != "frames"}, sort_keys=True)
-            if loaded is None or loaded[0] != key:
-                # The model before is let go first: two may not fit.
-                loaded = None
-                loaded = key, load_model(one.settings)
-            measuring = Measuring(one.settings, list(one.arms.values()), questions, protocol, loaded[1])
-            failures += measuring.run()
+            family = shared.family(one.settings, load_model)
+            failures += Measuring(one.settings, list(one.arms.values()), questions, protocol, family).run()
+            del family  # another model may need the room
     finally:
         lock.release()
         efficiency_table.make(folder, Console())

@@ -25,13 +25,14 @@ from stsimdiff.errors import DataError, RunFailed
 from stsimdiff.evaluate.answering import Work, answer_all, share
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
 from stsimdiff.evaluate.failures import identity
-from stsimdiff.evaluate.features import FeatureCache, FeatureMemory
+from stsimdiff.evaluate.features import FeatureCache
 from stsimdiff.evaluate.limits import TimeLimit, sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, judge, load_task
 from stsimdiff.evaluate.scoring import score
+from stsimdiff.evaluate.shared import Shared
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
 from stsimdiff.models import options_of, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
@@ -65,7 +66,7 @@ class Session:
     Args:
         settings: what the arms share.
         family: the loaded model; made from the settings if not given.
-        memory: vision features that other sessions of this process may share.
+        shared: the model and the vision features that other sessions of this process share.
 
     Attributes:
         overlays: what of the answers is stored for the report's overlays; nothing if not set.
@@ -75,11 +76,12 @@ class Session:
     """
 
     def __init__(
-        self, settings: Settings, family: Family | None = None, memory: FeatureMemory | None = None
+        self, settings: Settings, family: Family | None = None, shared: Shared | None = None
     ) -> None:
+        shared = shared or Shared()
         self.settings = settings
-        self.features = FeatureCache(settings, memory)
-        self.family = family or load_model(settings)
+        self.features = FeatureCache(settings, shared.memory)
+        self.family = family or shared.family(settings, load_model)
         self.shape = DecoderShape.from_config(self.family.text_config)
         self._built: dict[str, Compressor] = {}
         self.overlays = Overlays(settings, ())
@@ -200,13 +202,16 @@ def load_model(settings: Settings) -> Family:
     return resolve(model["family"]).load(model["path"], options)
 
 
-def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | None = None) -> Outcome:
+def run_arms(
+    settings: Settings, arms: Sequence[Arm], shared: Shared | None = None, *, report: bool = True
+) -> Outcome:
     """Answer what is missing, score it, and write the table.
 
     Args:
         settings: what the arms share.
         arms: the arms of this pass.
-        memory: vision features that the passes of one command share.
+        shared: what the passes of one command share.
+        report: whether the table of the run's folder is made; a later pass of the same folder makes it otherwise.
 
     Raises:
         UserError: before a model is loaded, for data that is missing or wrong; later when the run's folder can no
@@ -223,13 +228,13 @@ def run_arms(settings: Settings, arms: Sequence[Arm], memory: FeatureMemory | No
         outcome = Outcome(settings.folder)
         outcome.answered = answer_missing(
             *(settings, task, arms, share(questions, processes), processes, unusable),
-            open_session=partial(Session, memory=memory),
+            open_session=partial(Session, shared=shared),
             overlays=Overlays(settings, questions),
         )
         processes.wait()
         if processes.rank > 0:
             return outcome
-    conclude(settings, task, arms, questions)
+    conclude(settings, task, arms, questions, report=report)
     return outcome
 
 
@@ -245,15 +250,29 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
     return settings, task, questions, unusable
 
 
-def conclude(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> None:
+def conclude(
+    settings: Settings,
+    task: Any,
+    arms: Sequence[Arm],
+    questions: Sequence[Question],
+    *,
+    report: bool = True,
+) -> None:
     """Score what all processes stored and write the table: once, when the last of them has come to its end.
+
+    Args:
+        settings: what the arms share.
+        task: the lmms-eval task.
+        arms: those to score.
+        questions: all of the run's.
+        report: whether the table of the run's folder is made too.
 
     Raises:
         RunFailed: when a sample of these arms has no answer; the table is written.
     """
     with _written_or_said(settings.folder):
         failed = score(settings, task, arms, questions)
-        unmade = _report(settings)
+        unmade = _report(settings) if report else []
     problems = []
     if failed:
         problems.append(

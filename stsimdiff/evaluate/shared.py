@@ -1,0 +1,36 @@
+"""What the passes of one command share: the loaded model, and vision features held in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from stsimdiff.evaluate.failures import free_memory
+from stsimdiff.evaluate.features import FeatureMemory
+from stsimdiff.evaluate.settings import Settings
+from stsimdiff.models.base import Family
+
+
+class Shared:
+    """Benchmarks after one another answer with one loaded model; another model takes its place.
+
+    Attributes:
+        memory: vision features that later passes may use.
+    """
+
+    def __init__(self) -> None:
+        self.memory = FeatureMemory()
+        self._key: str | None = None
+        self._family: Family | None = None
+
+    def family(self, settings: Settings, load: Callable[[Settings], Family]) -> Family:
+        """The model of these settings; it is loaded unless the pass before had the same."""
+        # How many frames it is given does not change the model.
+        model = {key: value for key, value in settings.model.items() if key != "frames"}
+        key = json.dumps([model, settings.seed], sort_keys=True)
+        if self._family is None or key != self._key:
+            # The one before is let go first: two may not fit.
+            self._family = None
+            free_memory()
+            self._family, self._key = load(settings), key
+        return self._family
