@@ -52,13 +52,13 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, data: Path) -> 
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     seen = 0
     for _ in range(3):
-        # The rows begin when the files do; from there on the moment is random.
+        # The rows begin when the files do; from there on the moment is random, but before the sweep can be done.
         process = subprocess.Popen(
             [sys.executable, "-m", *words, "run=killed"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
         )
         while process.poll() is None and sum(map(len, answers_so_far(tmp_path / "killed"))) <= seen:
             time.sleep(0.02)
-        time.sleep(generator.uniform(0, 0.5))
+        time.sleep(generator.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
         seen = sum(map(len, answers_so_far(tmp_path / "killed")))
