@@ -186,6 +186,7 @@ def test_other_launchers_give_the_rows_of_one_process(tmp_path: Path, command, n
     assert [len(answers) for answers in found.values()] == [14, 14]
     assert len(list((tmp_path / "out" / "jobs").glob("*/answers.?-of-2.jsonl"))) == 4
     assert table(tmp_path / "out" / "jobs") == table(tmp_path / "out" / "whole")
+    assert "LOCAL_RANK" not in os.environ  # a job may have run in this very process
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +145,10 @@ class Jobs:
             sys.path.append(self.folder)
         number = HydraConfig.get().job.num - self.first
         job, place = self.jobs[number], self.engine.place(number)
-        os.environ["LOCAL_RANK"] = str(place.device)
         log.info("job %d: %s", number, job)
         rank, world = job.shard * place.tasks + place.task, job.shards * place.tasks
         try:
-            with self.engine.guard():
+            with _driving(place.device), self.engine.guard():
                 return Ended(job.answer(Processes(rank, world, self.launch, place.show)))
         except (UserError, RunFailed) as error:
             reason = str(error)
@@ -157,6 +156,19 @@ class Jobs:
             reason = "".join(traceback.format_exception(error)).strip()
         log.error("job %d failed: %s", number, reason)
         return Ended(error=reason)
+
+
+@contextmanager
+def _driving(device: int) -> Iterator[None]:
+    """Say which device this process drives for the time of a job: some launchers run a job in the parent itself."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device)
+    try:
+        yield
+    finally:
+        os.environ.pop("LOCAL_RANK")
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
 
 
 class JobLauncher(BatchLauncher):
