@@ -249,6 +249,11 @@ class Family(ABC):
         prompted = prompt.inputs["input_ids"].shape[1] if "input_ids" in prompt.inputs else 0
         return self.tokenizer.decode(ids[0, prompted:], skip_special_tokens=True).strip()
 
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype that the model was loaded in, such as ``bfloat16``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def describe(self) -> dict[str, str]:
         """Provenance: class, device, dtype, attention backend and where each part lies, as loaded."""
         # Set by transformers where the model was really spread.
@@ -256,7 +261,7 @@ class Family(ABC):
         return {
             "class": type(self.model).__name__,
             "device": str(self.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.dtype_name,
             "attention": str(self.model.config._attn_implementation),
             "layers": str(len(self.decoder)),
             "device_map": json.dumps({name: str(device) for name, device in placed.items()}),

@@ -77,7 +77,7 @@ class InternVL(Family):
 
     @property
     def shape(self) -> FrameShape:
-        return _shape(self.model.config, str(self.model.dtype).removeprefix("torch."))
+        return _shape(self.model.config, self.dtype_name)
 
     @torch.inference_mode()
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:

@@ -117,7 +117,7 @@ class LlavaVideo(SiglipQwen2):
 
     @property
     def shape(self) -> FrameShape:
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = self.dtype_name
         return _shape(self.model.config, self.pooling, self.stride, dtype)
 
     @torch.inference_mode()

@@ -137,7 +137,7 @@ class NVILA(SiglipQwen2):
 
     @property
     def shape(self) -> FrameShape:
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = self.dtype_name
         encoder = {"pool_size": self.pool_size, "end_tokens": self.end}
         vision = self.tower.config
         return _shape(self.model.config, vision, len(self.tower.encoder.layers), encoder, dtype)

@@ -97,7 +97,7 @@ class QwenVL(Family):
 
     @property
     def shape(self) -> ModelShape:
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = self.dtype_name
         limits = self.limits
         if self.processor is not None:
             limits = PixelLimits.of_processor(self.processor.video_processor)
