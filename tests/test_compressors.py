@@ -269,3 +269,36 @@ def test_framefusion_with_the_released_constant_counts_as_on_that_many_layers():
         FrameFusion(tau_sim=0.95).start(layout_for(grid, 12), budget), features, layout_for(grid, 12)
     )
     assert own != shallow
+
+
+@pytest.mark.parametrize(
+    ("parameter", "allowed", "refused"),
+    [
+        ("tau_sim", [-1, 0, 0.6, 1], [-1.01, 1.01, True, "0.6", float("nan")]),
+        ("ratio_lower_bound", [0, 0.1, 1], [-0.01, 1.01, True, "0.1", float("nan")]),
+        ("queries", [1, 4], [0, True, 1.0]),
+        ("released_layers", ["auto", 2, 28], [1, True, 28.0, "28"]),
+    ],
+)
+def test_framefusion_takes_what_its_parameters_allow(parameter, allowed, refused):
+    for value in allowed:
+        assert getattr(FrameFusion(**{parameter: value}), parameter) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"compressor.{parameter}=.* is out of range"):
+            FrameFusion(**{parameter: value})
+
+
+def test_framefusion_needs_a_layer_to_merge_and_one_to_prune():
+    budget = Budget("tokens", 0.3)
+    with pytest.raises(ConfigError, match="at least 2 layers"):
+        FrameFusion().check(budget, 1)
+    FrameFusion().check(budget, 2)
+    FrameFusion().check(budget, None)
+
+
+@pytest.mark.parametrize(("released", "last"), [("auto", 10), (28, 10), (12, 10), (4, 2)])
+def test_framefusion_acts_in_all_layers_but_the_last_of_model_and_constant(released, last):
+    """A drop in the last layer is seen by no layer."""
+    places = FrameFusion(released_layers=released).start(layout_for(Grid(2, 2, 2), 12), Budget()).places
+    assert places.input and not places.before
+    assert places.between == places.attention == set(range(last + 1))

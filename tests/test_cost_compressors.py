@@ -13,7 +13,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, ScoreCompressor
 from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, compressor_flops
 from stsimdiff.cost.counting import ArithmeticCounter, CountedRun
-from stsimdiff.engine import Compression, Decoder, Trace
+from stsimdiff.engine import Compression, Decoder, Stage, Trace
 from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
 
 GRID, WIDTH, TEXT, HEADS, HEAD = Grid(6, 6, 7), 256, 12, 4, 64
@@ -129,3 +129,47 @@ def test_the_counter_by_hand(mode) -> None:
         x @ torch.randn(4)  # 24, a product that torch's counter does not know
         x.sort(1)
     assert counter.flops == 120 + 30 + 15 + 24 + 12 + 24
+
+
+NARROW = DecoderShape(layers=4, hidden=10, intermediate=1, heads=2, key_heads=1, head=4, vocabulary=1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "final", "parameters", "by_hand"),
+    [
+        # Of 6 tokens 4 have a predecessor: 6 * 10 * 4 for cosines, and 10 * (6 + 5) for means of 6 into 5; and so on.
+        # The last of 4 layers drops nothing and the one before prunes: it computes no cosine.
+        ((6, 5, 4, 3), 2, {}, 240 + 110 + 180 + 90 + 120 + 70),
+        # A layer that merges less than a tenth is the last one to merge.
+        ((6, 5, 5, 5), 2, {}, 240 + 110 + 180),
+        ((6, 6, 6, 6), 2, {}, 240),
+        # ... or than another bound, which itself is enough.
+        ((6, 3, 2, 2), 2, {"ratio_lower_bound": 0.5}, 240 + 90 + 60 + 50),
+        # Spread over 3 layers as if the model had so many: the second prunes.
+        ((6, 5, 4, 3), 2, {"released_layers": 3}, 240 + 110 + 180 + 90),
+    ],
+)
+def test_framefusion_counts_where_it_merges(
+    counts: tuple[int, ...], final: int, parameters: dict, by_hand: int
+) -> None:
+    places = [("input", 0), ("between", 0), ("between", 1), ("between", 2)]
+    trace = Trace(layers=4, video=6, text=1, reads=[(1, 5), (1, 4)])
+    trace.asked = [(*place, count) for place, count in zip(places, counts, strict=True)]
+    trace.stages = [Stage("between", 2, torch.arange(final), 0.0)]
+    # What was read: a query over 5 and over 4 keys, two heads of 4 numbers, a multiply-add each.
+    read = 2 * 9 * 2 * 4
+    method = compressors.resolve("framefusion")(**parameters)
+    assert compressor_flops(method, trace, Grid(3, 1, 2), NARROW) == by_hand + read
+
+
+def test_signals_are_counted_where_tower_and_load_are_known(model: Qwen2ForCausalLM) -> None:
+    method, shape = compressors.resolve("fastervlm")(), DecoderShape.from_config(model.config)
+    trace, run = run_counted(model, method, Budget("tokens", 0.3))
+    for tower, load in ((TOWER, None), (None, LOAD)):
+        assert compressor_flops(method, trace, GRID, shape, tower, load) is None
+        assert run.flops(trace, shape, True, tower, load) is None
+    # 42 x 42 pairs in each of 6 frames, 128 numbers wide; FasterVLM itself computes nothing with features.
+    signals = 2 * 6 * 42 * 42 * 128
+    assert compressor_flops(method, trace, GRID, shape, TOWER, LOAD) == signals
+    assert run.flops(trace, shape, True, TOWER, LOAD) == run.counter.flops + signals
+    assert run.flops(trace, shape, False, TOWER, LOAD) == run.counter.flops

@@ -80,6 +80,9 @@ def test_wrong_counts_are_refused():
     attention = torch.rand(2, 3, 10)
     with pytest.raises(ValueError, match="10 patches to keep; allowed: 1 to 9"):
         fastervlm.select(attention, 10)
+    with pytest.raises(ValueError, match="0 patches to keep; allowed: 1 to 9"):
+        fastervlm.select(attention, 0)
+    assert fastervlm.select(attention, 9).tolist() == [list(range(9))] * 2
     hidden = torch.rand(2, 10, 4)
     with pytest.raises(ValueError, match="8 dominant and 2 contextual tokens do not fit 9 patches"):
         visionzip.select(hidden, hidden, attention, 8, 2)
@@ -92,3 +95,41 @@ def test_wrong_counts_are_refused():
         prumerge.sampled_patches(kept, 0.1, False, 575)
     with pytest.raises(ValueError, match="no patch stands out"):
         prumerge.sampled_patches(kept[:1], 0.0, True, 575)
+
+
+def test_a_tie_goes_to_the_lower_index():
+    """On more patches than what a sort of small arrays keeps in order by chance."""
+    attention = torch.ones(2, 1, 101)
+    attention[1, 0, 51:] = 2
+    assert fastervlm.select(attention, 30).tolist() == [list(range(30)), list(range(50, 80))]
+    assert prumerge.kept_patches(attention[:, 0, 1:], 0.3).tolist() == [list(range(30)), list(range(50, 80))]
+    hidden = torch.ones(2, 101, 4)
+    # The class token stands in front, so that patch 0 is row 1.
+    dominant = visionzip.select(hidden, hidden, attention, 30, 1).dominant
+    assert dominant.tolist() == [list(range(31)), [0, *range(51, 81)]]
+
+
+def test_kept_patches_are_rounded_down():
+    assert prumerge.kept_patches(torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]), 0.5).tolist() == [[1, 3]]
+
+
+def test_prumerge_compares_keys_by_their_angle():
+    """By hand: patch 1 has the larger product with patch 0, patch 2 the smaller angle."""
+    key = torch.tensor([[[1.0, 0.0], [10.0, 10.0], [1.0, 0.1]]])
+    hidden = torch.tensor([[[1.0], [10.0], [100.0]]])
+    found = prumerge.merge(hidden, key, torch.tensor([[0.5, 0.2, 0.1]]), torch.tensor([[0]]), neighbours=1)
+    assert found.cluster.tolist() == [[[2]]] and found.complement.tolist() == [[1, 2]]
+    # 1 + 0.1 * 100, and what was not kept: 0.2 * 10 + 0.1 * 100.
+    assert found.features.flatten().tolist() == pytest.approx([11.0, 12.0])
+
+
+def test_visionzip_takes_any_split_of_the_patches():
+    hidden, attention = torch.rand(1, 5, 3), torch.rand(1, 2, 5)
+    everything = visionzip.select(hidden, hidden, attention, 1, 3)
+    assert everything.source.shape == (1, 0)
+    order = torch.cat((everything.dominant, everything.target), 1)[0]
+    assert sorted(order.tolist()) == [0, 1, 2, 3, 4] and torch.equal(everything.features[0], hidden[0, order])
+    assert visionzip.select(hidden, hidden, attention, 0, 1).dominant.tolist() == [[0]]
+    for dominant, contextual in ((-1, 1), (1, 0), (1, 4), (4, 1)):
+        with pytest.raises(ValueError, match="do not fit 4 patches"):
+            visionzip.select(hidden, hidden, attention, dominant, contextual)

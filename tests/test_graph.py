@@ -195,3 +195,28 @@ def test_working_memory_does_not_grow_with_the_features():
     assert communities.size.max() > 64
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert 0 < largest < matrix / 8
+
+
+def modularity(edges: np.ndarray, weight: np.ndarray, label: np.ndarray) -> float:
+    """Newman's definition: the share of the weight inside communities less what chance would put there."""
+    total, degree = weight.sum(), np.bincount(edges.ravel(), np.repeat(weight, 2))
+    return sum(
+        weight[(label[edges] == number).all(1)].sum() / total
+        - (degree[label == number].sum() / (2 * total)) ** 2
+        for number in set(label)
+    )
+
+
+def test_leiden_goes_on_until_no_token_is_better_off_elsewhere():
+    """On this graph one iteration leaves a vertex that another community would take gladly."""
+    pytest.importorskip("igraph")
+    generator = np.random.default_rng(0)
+    pairs = [(a, b) for a in range(20) for b in range(a + 1, 20) if generator.random() < 0.2]
+    edges, weight = np.array(pairs), generator.random(len(pairs))
+    label = graph.find_communities(20, edges, weight, "leiden").label
+    best = modularity(edges, weight, label)
+    for vertex in range(20):
+        for number in range(label.max() + 2):
+            moved = label.copy()
+            moved[vertex] = number
+            assert modularity(edges, weight, moved) <= best + 1e-9

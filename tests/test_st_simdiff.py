@@ -7,10 +7,11 @@ import pytest
 import torch
 from fake_engine import drive, layout_for, video
 
+from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff
-from stsimdiff.errors import BudgetError
+from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, VideoTokens
 
 torch.set_num_threads(1)
@@ -182,3 +183,41 @@ def test_a_compute_budget_that_stage_one_has_used_up_is_an_error():
     layout = layout_for(grid, layers=4)
     with pytest.raises(BudgetError, match="cannot be met"):
         drive(STSimDiff().start(layout, Budget("compute", 0.3)), video("different", grid), layout)
+
+
+def test_bounds_of_the_parameters_are_allowed():
+    assert STSimDiff(released_layers=2).released_layers == 2
+    assert STSimDiff(tau_sim=-1, tau_diff=1, layer=0) and STSimDiff(tau_sim=1, tau_diff=-1)
+    assert STSimDiff(tau_sim=0, community="louvain", tau_diff="p0") and STSimDiff(tau_diff="p100")
+    for value in (1, 2.5, "28", True):
+        with pytest.raises(ConfigError, match="released_layers=.* or a number of layers from 2"):
+            STSimDiff(released_layers=value)
+
+
+def test_events_of_a_percentile_lie_above_it():
+    """By hand: differences 0.1, 0.2, 0.3, 0.4 and 0.5, whose median is no event."""
+    grid = Grid(2, 1, 5)
+    temporal = torch.tensor([[[0.9, 0.8, 0.7, 0.6, 0.5]]])
+    similarities = graph.Similarities(temporal, torch.zeros(2, 1, 4), torch.zeros(2, 0, 5), torch.ones(10))
+    for text, late in (("p0", [1, 2, 3, 4]), ("p50", [3, 4]), ("p75", [4]), ("p100", [])):
+        assert np.flatnonzero(st_simdiff.events(similarities, grid, text)).tolist() == [5 + i for i in late]
+    # A similarity that equals the threshold is none either.
+    assert np.flatnonzero(st_simdiff.events(similarities, grid, 0.6)).tolist() == [9]
+
+
+@pytest.mark.parametrize("tau_diff", ["p50", 0.5])
+def test_a_single_frame_has_no_events(tau_diff):
+    grid = Grid(1, 2, 2)
+    found = st_simdiff.select(
+        VideoTokens.full(video("different", grid), grid), 0.5, STSimDiff(tau_diff=tau_diff)
+    )
+    assert found.event.tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("thin", [st_simdiff.thin_released, st_simdiff.thin_paper])
+def test_communities_are_visited_from_the_most_similar_down_and_ties_by_number(thin):
+    """Forty pairs, more than what a sort of small arrays keeps in order by chance; every other one weighs more."""
+    communities = graph.Communities.from_labels(np.repeat(np.arange(40), 2))
+    weight = np.tile([0.5, 0.9], 20)
+    _, visited = thin(communities, np.ones(80), weight, np.zeros(80, dtype=bool), 0.5)
+    assert visited.tolist() == [*range(1, 40, 2), *range(0, 40, 2)]
