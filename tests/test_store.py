@@ -96,9 +96,9 @@ def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path):
     (tmp_path / "answers.jsonl").write_text(
         '{"id": "q1", "error": null}\noops\n{"id": "q2", "error": null}\n'
     )
-    with pytest.raises(DataError, match=r"answers\.jsonl, line 2 is not an answer"):
+    with pytest.raises(DataError, match=r"answers\.jsonl:2: not JSON"):
         read_answers(tmp_path)
-    with pytest.raises(DataError, match="line 2"), open_store(tmp_path):
+    with pytest.raises(DataError, match="jsonl:2:"), open_store(tmp_path):
         pass
     assert not list(tmp_path.glob(".lock*")), "a store that could not be opened must give its lock back"
 

@@ -203,7 +203,7 @@ def read_record(folder: Path) -> Row:
     """What ``arm.json`` says. Raises :class:`DataError` when it is missing or broken."""
     path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -216,18 +216,38 @@ def read_record(folder: Path) -> Row:
 def read_answers(folder: Path) -> list[Row]:
     """All answers of an arm, one a sample, in the order they were first given.
 
-    An answer supersedes the failures of the same sample, a later failure an earlier one. A torn last line of a
-    shard is left out.
+    Raises:
+        DataError: as :func:`counted_lines` does.
+    """
+    return [row for _, row in counted_lines(folder).values()]
+
+
+def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:
+    """The line that counts for each sample of an arm, and its place, in the order they were first given.
+
+    An answer supersedes the failures of the same sample, a later failure an earlier one, nothing an answer. A torn
+    last line of a shard is left out: its writer was stopped, or is still at it.
+
+    Args:
+        folder: of the arm.
+        notes: gets a sentence for every answer and torn line that does not count.
 
     Raises:
-        DataError: for a line that is not JSON, with file and line number.
+        DataError: for a line that is not JSON, or without an id, with file and line number.
     """
-    rows: dict[str, Row] = {}
+    counted: dict[str, tuple[str, Row]] = {}
+    said = [] if notes is None else notes
     for path in shards(folder):
-        for row in _rows(path):
-            if not _succeeded(rows.get(row["id"], {"error": ""})):
-                rows[row["id"]] = row
-    return list(rows.values())
+        for number, line in _lines(path, said):
+            row, place = _parsed(path, number, line), f"{path}:{number}"
+            earlier = counted.get(row["id"])
+            if earlier is None or not _succeeded(earlier[1]):
+                counted[row["id"]] = (place, row)
+            elif _succeeded(row):
+                said.append(
+                    f"{place}: question {row['id']!r} is answered in {earlier[0]} already; that one counts"
+                )
+    return counted
 
 
 def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
@@ -243,11 +263,6 @@ def arm_folders(run: Path) -> list[Path]:
 def shards(folder: Path) -> list[Path]:
     """The files with an arm's answers, one a process."""
     return sorted(path for path in folder.glob("answers*.jsonl") if SHARD.fullmatch(path.name))
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
-        yield _parsed(path, number, line)
 
 
 def _read_states(folder: Path) -> dict[str, bool]:
@@ -274,24 +289,58 @@ def _answered_id(line: bytes) -> str | None:
     return name.decode() if plain else None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Complete lines with their numbers; a torn last one is left out."""
+def _lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, bytes]]:
+    """Complete lines with their numbers; a torn last one is left out and noted."""
     try:
-        *lines, _torn = path.read_bytes().split(b"\n")
+        *lines, torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if torn and notes is not None:
+        notes.append(
+            f"{path}:{len(lines) + 1}: the last line is torn and was dropped: its writer was stopped, or is still "
+            "writing; run again to answer it"
+        )
     return enumerate(lines, start=1)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Row:
+    """The object of a line, whose ``id`` is a text."""
     try:
-        row = json.loads(line)
-        row["id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}, line {number} is not an answer: {error!r}; remove the line to go on"
-        ) from error
-    return row
+        row = strict_json(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: not JSON ({error}); remove the line to go on") from None
+    if not isinstance(row, dict):
+        said = f"a {type(row).__name__} where a stored answer was expected"
+    elif not isinstance(row.get("id"), str):
+        said = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
+    else:
+        return row
+    raise DataError(f"{path}:{number}: {said:.200}; remove the line to go on")
+
+
+def strict_json(text: bytes | str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: for what is no JSON: NaN, numbers without end, a key that is there twice, and objects in objects
+            beyond any depth that is written here.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _succeeded(row: Row) -> bool:

@@ -1,25 +1,28 @@
 """The stored answers of a run, read back: one row a sample and arm, failed samples among them.
 
-What is damaged is an error that names file and line. Only a torn last line, which a killed process leaves,
-is dropped, and that is said. Nothing is averaged or scored here.
+``evaluate.store`` says which line counts, for a run that goes on and for its report alike; here every value is checked.
+What is damaged is an error that names file and line. Nothing is averaged or scored here.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
+from stsimdiff.evaluate import store
+from stsimdiff.report.text import one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,81 @@ NUMBERS = (
     *("llm_flops", "llm_flops_all"),
 )
 TIMES = ("prefill", "compressor", "answer")
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+
+
+class _Error(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    type: NotRequired[str | None]
+    message: NotRequired[str | None]
+
+
+class _Line(TypedDict):
+    """What a stored line must hold, and of what kind what it may hold is."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    id: str
+    video: str
+    family: str | None
+    correct: bool | None
+    error: _Error | None
+    answer: NotRequired[str | None]
+    parsed: NotRequired[str | None]
+    target: NotRequired[str | None]
+    stock_parsed: NotRequired[str | None]
+    stock_correct: NotRequired[bool | None]
+    video_tokens: NotRequired[Count | None]
+    text_tokens: NotRequired[Count | None]
+    tokens_per_layer: NotRequired[list[Count] | None]
+    retention_tokens: NotRequired[Count | None]
+    retention_compute: NotRequired[Count | None]
+    llm_flops: NotRequired[Count | None]
+    llm_flops_all: NotRequired[Count | None]
+    times: NotRequired[dict[str, Number | None] | None]
+    reasons: NotRequired[dict[str, Any] | None]
+    overlay: NotRequired[dict[str, Any] | None]
+
+
+class _Budget(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    kind: Literal[KINDS]
+    retention: Annotated[Number, Field(gt=0, le=1)]
+
+
+class _Budgeted(TypedDict):
+    budget: _Budget
+
+
+class _Named(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    name: Annotated[str, Field(pattern=r"\S")]
+
+
+class _Benchmark(_Named):
+    families: NotRequired[list[str] | None]
+    chance: NotRequired[Number | None]
+    note: NotRequired[str | None]
+
+
+class _Record(TypedDict):
+    """What ``arm.json`` must hold, and of what kind what it may hold is."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    arm: Annotated[str, Field(pattern=r"\S")]
+    method: Annotated[str, Field(pattern=r"\S")]
+    label: str
+    budget: dict[str, Any] | None
+    model: _Named
+    benchmark: _Benchmark
+    compressor: NotRequired[dict[str, Any] | None]
+    provenance: NotRequired[dict[str, Any] | None]
+    resumed: NotRequired[list[dict[str, Any]]]
+
+
+_line, _record, _budgeted = TypeAdapter(_Line), TypeAdapter(_Record), TypeAdapter(_Budgeted)
 
 
 @dataclass(frozen=True)
@@ -46,11 +124,22 @@ class Arm:
 
     @property
     def method(self) -> str:
-        return self.record["method"]
+        return one_line(self.record["method"])
 
     @property
     def label(self) -> str:
-        return self.record["label"]
+        """On one line; the method's name where nothing of it can be seen."""
+        return one_line(self.record["label"]) or self.method
+
+    @property
+    def bare(self) -> bool:
+        """Whether the method has its own defaults."""
+        return self.label == self.method
+
+    @property
+    def compressor(self) -> Mapping[str, Any]:
+        """``_target_`` and every parameter."""
+        return self.record.get("compressor") or {}
 
     @property
     def reference(self) -> bool:
@@ -59,7 +148,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        return (self.record.get("budget") or {}).get("kind") or KINDS[0]
+        return (self.record["budget"] or {}).get("kind") or KINDS[0]
 
     @property
     def retention(self) -> float:
@@ -68,7 +157,7 @@ class Arm:
 
     @property
     def benchmark(self) -> str:
-        return self.record["benchmark"]["name"]
+        return one_line(self.record["benchmark"]["name"])
 
     @cached_property
     def model(self) -> tuple[str, str, str]:
@@ -78,7 +167,12 @@ class Arm:
         """
         model = self.record["model"]
         checkpoint = model.get("checkpoint") or model.get("path") or "default"
-        return model["name"], str(checkpoint), f"{model.get('frames', 'default')} frames"
+        return one_line(model["name"]), str(checkpoint), f"{model.get('frames', 'default')} frames"
+
+    @property
+    def by_name(self) -> bool:
+        """Whether its lines know a video by the name of its file alone, as those of earlier versions do."""
+        return "format" not in self.record
 
 
 @dataclass(frozen=True)
@@ -108,7 +202,7 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     be parsed.
 
     Raises:
-        DataError: no such folder, no arm in it, a damaged file, or two answers to one question.
+        DataError: no such folder, no arm in it, or a damaged file.
     """
     return read(run_dir).samples
 
@@ -124,9 +218,9 @@ def arms(run_dir: Path | str) -> list[Arm]:
         raise DataError(f"{run_dir}: no such folder; give the folder of a run, for example results/<run>")
     found = []
     for folder in sorted(path for path in run_dir.iterdir() if path.is_dir()):
-        if (folder / "arm.json").is_file():
-            found.append(Arm(folder, _arm_record(folder / "arm.json")))
-        elif any(folder.glob("answers*.jsonl")):
+        if (folder / store.RECORD).is_file():
+            found.append(Arm(folder, _arm_record(folder)))
+        elif store.shards(folder):
             raise DataError(f"{folder}: holds answers but no arm.json, so nobody knows whose they are")
     if not found:
         raise DataError(f"{run_dir}: holds no arm (a folder with an arm.json); is it the folder of a run?")
@@ -173,7 +267,8 @@ def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     columns = ["arm", "method", "label", "budget", "retention", "model", "benchmark", "folder", *_flat({})]
     found = dict.fromkeys(name for line in lines for name in line)
     samples = pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *found])))
-    samples["correct"] = samples["correct"].astype("boolean")
+    for name in ("correct", "stock_correct"):
+        samples[name] = samples[name].astype("boolean")
     samples["failed"] = samples["failed"].astype(bool)
     for name in [name for name in samples if name in NUMBERS or name.endswith("_s")]:
         samples[name] = pd.to_numeric(samples[name])
@@ -186,83 +281,68 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     correct = row.get("correct")
     if error is None and row.get("parsed") is None and correct:
         correct = False  # what nobody could parse is never right, whatever the scorer made of it
-    kept = ("id", "video", "family", "answer", "parsed", "target")
+    kept = ("video", "family", "answer", "parsed", "target", "stock_parsed")
     return {
-        **{name: row.get(name) for name in kept},
-        "correct": None if error else correct,
+        "id": row.get("id"),
+        **{name: _printable(row.get(name)) for name in kept},
+        "stock_correct": row.get("stock_correct"),
+        "correct": None if error is not None else correct,
         **{name: row.get(name) for name in NUMBERS},
         "tokens_per_layer": row.get("tokens_per_layer"),
         "reasons": row.get("reasons"),
         "overlay": row.get("overlay"),
         **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
         "failed": error is not None,
-        "error_type": error.get("type") if error else None,
-        "error_message": error.get("message") if error else None,
+        "error_type": _printable(error.get("type")) if error else None,
+        "error_message": _printable(error.get("message")) if error else None,
     }
 
 
-def _answers(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The line that counts for each question of an arm, over all its shards."""
-    counted: dict[str, tuple[dict[str, Any], str]] = {}
-    for path in sorted(folder.glob("answers*.jsonl")):
-        for number, row in _lines(path, notes):
-            place = f"{path}:{number}"
-            _check(row, place)
-            earlier = counted.get(row["id"])
-            if earlier and earlier[0]["error"] is None:
-                if row["error"] is None:
-                    raise DataError(
-                        f"{place}: question {row['id']!r} is answered in {earlier[1]}; keep one line"
-                    )
-                continue  # an answer stands, also where another shard's failed attempt is read after it
-            counted[row["id"]] = (row, place)
-    return [row for row, _ in counted.values()]
+def _printable(value: str | None) -> str | None:
+    return None if value is None else printable(value)
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as cause:
-            if number < len(lines):
-                raise DataError(f"{path}:{number}: not JSON ({cause}); the file is damaged") from None
-            notes.append(f"{path}:{number}: the last line is torn and was dropped; run again to answer it")
-            log.warning(notes[-1])
-            return
-        yield number, row
+def _answers(folder: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The line that counts for each question of an arm, over all its shards, checked."""
+    found: list[str] = []
+    layers: int | None = None
+    for place, row in store.counted_lines(folder, found).values():
+        row = _checked(row, _line, place)
+        if row["error"] is None and row["correct"] is None:
+            raise DataError(f"{place}: correct=None without an error; allowed: true or false")
+        counts = row.get("tokens_per_layer")
+        if counts is not None and len(counts) != (layers := len(counts) if layers is None else layers):
+            raise DataError(
+                f"{place}: tokens_per_layer has {len(counts)} layers, the lines before it {layers}"
+            )
+        yield row
+    for note in found:
+        log.warning(note)
+    notes += found
 
 
-def _check(row: Any, place: str) -> None:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a {type(row).__name__} where a stored answer was expected")
-    absent = [name for name in ("id", "video", "family", "correct", "error") if name not in row]
-    if absent:
-        raise DataError(f"{place}: a stored answer without {', '.join(absent)}")
-    if row["error"] is not None and not isinstance(row["error"], dict):
-        raise DataError(f"{place}: error={row['error']!r}; allowed: null or an object with type and message")
-    if row["error"] is None and not isinstance(row["correct"], bool):
-        raise DataError(f"{place}: correct={row['correct']!r} without an error; allowed: true or false")
+def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
+    """The value with whole numbers as floats where numbers are counted with.
 
-
-def _arm_record(path: Path) -> dict[str, Any]:
+    Raises:
+        DataError: for a value that is missing or of another kind, with its name.
+    """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
-        raise DataError(f"{path}: not JSON ({cause}); the file is damaged") from None
-    names = ("arm", "method", "label", "budget", "model", "benchmark")
-    absent = [name for name in names if not isinstance(record, dict) or name not in record]
-    if absent:
-        raise DataError(f"{path}: holds no {', '.join(absent)}")
-    for name in ("model", "benchmark"):
-        if not isinstance(record[name], dict) or "name" not in record[name]:
-            raise DataError(f"{path}: {name}={record[name]!r}; allowed: an object with a name")
-    budget = record["budget"] or {}
-    retention = budget.get("retention")
-    number = isinstance(retention, (int, float)) and not isinstance(retention, bool)
-    allowed = number and 0 < retention <= 1 and budget.get("kind") in KINDS
-    if record["method"] not in REFERENCES and not allowed:
-        raise DataError(f"{path}: budget={budget!r}; allowed: kind {' or '.join(KINDS)}, retention in (0, 1]")
+        return form.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            said = f"holds no {name}"
+        else:
+            given = printable(repr(first["input"]))
+            said = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
+        raise DataError(f"{place}: {said}; the file was changed or damaged") from None
+
+
+def _arm_record(folder: Path) -> dict[str, Any]:
+    record, path = store.read_record(folder), str(folder / store.RECORD)
+    _checked(record, _record, path)
+    if record["method"] not in REFERENCES:
+        _checked({"budget": record["budget"]}, _budgeted, path)
     return record
