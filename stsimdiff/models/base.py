@@ -6,17 +6,22 @@ A family knows no compression method. The next family is one file with a subclas
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder, synchronise
@@ -29,6 +34,31 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+GREEDY = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+    "renormalize_logits",
+    "stop_strings",
+)
+"""What of a checkpoint's generation settings holds: what decides which token is best, and where an answer ends.
+
+Others are ways of decoding that are not greedy (sampling, beams, guidance, watermarks), caches that cannot hold layers
+of different lengths, a clock, outputs that nobody reads, or would hide NaN (``remove_invalid_values``).
+"""
 
 
 @dataclass(frozen=True)
@@ -153,6 +183,7 @@ class Family(ABC):
 
     def __init__(self, model: Any, processor: Any, path: str) -> None:
         self.model, self.processor, self.path = model.eval(), processor, path
+        self.model.generation_config = greedy(self.model.generation_config)
 
     @classmethod
     @abstractmethod
@@ -230,17 +261,45 @@ class Family(ABC):
 
     @torch.inference_mode()
     def generate(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> Tensor:
-        """Greedy token ids ``(1, S)`` of one prompt; ``options`` are further ones of the stock ``generate``."""
-        return self.model.generate(
-            **prompt.inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            **options,
-        )
+        """Greedy token ids ``(1, S)`` of one prompt; ``options`` are further ones of the stock ``generate``.
+
+        Of the checkpoint's generation settings those of :data:`GREEDY` hold. Where they say no end of an answer, it is
+        the tokenizer's, and the one that its chat template writes.
+
+        Raises:
+            ConfigError: when nothing says where an answer ends.
+        """
+        settings = copy.deepcopy(self.model.generation_config)
+        if settings.eos_token_id is None:
+            settings.eos_token_id = self._ends
+        if settings.stop_strings is not None:
+            options = {"tokenizer": self.tokenizer, **options}
+        others = settings.update(max_new_tokens=max_new_tokens, **options)
+        return self.model.generate(**prompt.inputs, generation_config=settings, **others)
+
+    @cached_property
+    def _ends(self) -> list[int] | None:
+        """Ids of the tokens that end an answer, as the tokenizer and the chat template know them."""
+        if self.processor is None:
+            return None  # no text is asked or answered
+        tokenizer = self.tokenizer
+        ends = {tokenizer.eos_token_id} - {None}
+        template = getattr(self.processor, "chat_template", None) or tokenizer.chat_template
+        if template is not None:
+            talk = [
+                {"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant")
+            ]
+            # A template that takes no such talk says nothing of how a turn ends.
+            with suppress(TemplateError, TypeError):
+                said = tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False)
+                ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+                ends.update([id_ for id_ in ids if id_ in tokenizer.all_special_ids][-1:])
+        if not ends:
+            raise ConfigError(
+                f"model.path={self.path!r} names no token that ends an answer: set eos_token_id in its "
+                "generation_config.json, or eos_token in its tokenizer_config.json"
+            )
+        return sorted(ends)
 
     def answer(self, prompt: Prompt, max_new_tokens: int) -> str:
         """Greedy answer to one prompt, special tokens stripped; a sample never depends on another."""
@@ -266,6 +325,12 @@ class Family(ABC):
             "layers": str(len(self.decoder)),
             "device_map": json.dumps({name: str(device) for name, device in placed.items()}),
         }
+
+
+def greedy(settings: GenerationConfig) -> GenerationConfig:
+    """Settings of ``generate`` for one greedy answer, with what of a checkpoint's own holds: see :data:`GREEDY`."""
+    kept = {name: getattr(settings, name) for name in GREEDY}
+    return GenerationConfig(do_sample=False, num_beams=1, use_cache=True, **kept)
 
 
 def execution_device(module: nn.Module) -> torch.device:
