@@ -5,6 +5,7 @@ EXPERIMENT ?= embedded_table
 RUN ?= $(or $(run),$(if $(filter embedded_table,$(EXPERIMENT)),embedded,$(EXPERIMENT)))
 LIMIT ?= $(limit)
 ARGS ?=
+SEED ?= 0
 # For experiments with real models: the folder of the weights, and the folder that holds one folder for each benchmark.
 MODEL ?=
 DATA ?=
@@ -26,7 +27,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep efficiency data test lint format train-embedded clean
+.PHONY: help install reproduce-table sweep efficiency data test mutation lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -57,6 +58,9 @@ data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, mlvu_test, longvide
 
 test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+mutation: $(STAMP) ## Change the code at random and see what the tests notice (SEED=7; ARGS="--count 40 --modules PATH")
+	$(BIN)/python -m scripts.mutate --seed $(SEED) --workers 2 $(ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check
