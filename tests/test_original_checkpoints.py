@@ -10,16 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.evaluate.model_settings import model_settings
+from stsimdiff.evaluate.settings import plain
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.nvila import NVILA, Projector
+from stsimdiff.resources import folder as resource
 from stsimdiff.video import Frames
 
+CONFIGS = resource("configs")
 CHECKPOINT = Path(__file__).parent / "golden_e2e" / "llava_video_grid9" / "checkpoint"
 FIRST = "model-00001-of-00002.safetensors"
 OPTIONS = LoadOptions(device="cpu", dtype="float32")
@@ -63,7 +68,9 @@ class TestLlavaVideo:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"model_type": "llama"}, "holds a 'llama' checkpoint; this family loads 'llava_qwen'"),
+            ({"model_type": "llama"}, "holds a 'llama' checkpoint .*; this family loads LlavaQwenForCausalLM"),
+            ({"architectures": ["LlavaLlamaForCausalLM"]}, r"architectures=\['LlavaLlamaForCausalLM'\]"),
+            ({"architectures": None}, "holds a 'llava' checkpoint with architectures=None"),
             (
                 {"mm_newline_position": "frame"},
                 "mm_newline_position='frame' in its config.json; .* 'grid' only",
@@ -79,6 +86,18 @@ class TestLlavaVideo:
         edit(folder / "config.json", **values)
         with pytest.raises(ConfigError, match=message):
             load(folder)
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"model_type": "llava"},
+            {"model_type": "llava_qwen"},
+            {"model_type": "llava_qwen", "architectures": None},
+        ],
+    )
+    def test_the_architecture_decides_and_not_the_model_type(self, folder, values) -> None:
+        edit(folder / "config.json", **values)
+        assert load(folder).pooling == "bilinear"
 
     def test_every_weight_is_accounted_for(self, folder) -> None:
         weights = load_file(folder / FIRST)
@@ -215,6 +234,37 @@ class TestNVILA:
         assert prompt.layout.text == len("_user_") + len("Why?") + len("__") + 1
         assert isinstance(family.answer(prompt, 2), str)
 
+    @pytest.mark.parametrize(
+        ("values", "pool"),
+        [
+            ({"s2": None, "dynamic_s2": None, "text_config": None}, 2),
+            ({"s2": False, "dynamic_s2": False}, 2),
+            ({"video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[4, 1, 1]]}'}, 4),
+            ({"video_encoder": '{"_target_": "llava.model.encoders.BasicVideoEncoder"}'}, 1),
+            ({"video_encoder": {"_target_": "x.BasicVideoEncoder", "pool_sizes": None, "start_tokens": None}}, 1),
+            ({"video_encoder": None}, 1),
+        ],
+    )
+    def test_forms_of_the_released_configuration(self, nvila, values, pool) -> None:
+        edit(nvila / "config.json", **values)
+        assert NVILA.load(str(nvila), OPTIONS).pool_size[0] == pool
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = plain(compose("config", overrides=["model=nvila", f"model.path={nvila}"]).model)
+        composed.pop("prompts")
+        assert model_settings(composed)["layers"] is None, "said by llm/config.json, and checked when loaded"
+
+    def test_both_names_of_the_projector_compute_the_same(self, nvila) -> None:
+        file, features = nvila / "mm_projector" / "config.json", torch.randn(2, 16, 8)
+        out = []
+        for name in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+            file.write_text(json.dumps({"mm_projector_type": name}))
+            with torch.inference_mode():
+                out.append(NVILA.load(str(nvila), OPTIONS).projector(features))
+        assert torch.equal(*out)
+        file.write_text('{"mm_projector_type": "mlp_downsample_3x3_fix"}')
+        with pytest.raises(ConfigError, match="holds a projector 'mlp_downsample_3x3_fix'; .* implements mlp_downsample"):
+            NVILA.load(str(nvila), OPTIONS)
+
     def test_an_odd_side_is_filled_up_at_its_end(self) -> None:
         projector = Projector(1, 4)
         projector.layers = torch.nn.Identity()
@@ -225,7 +275,10 @@ class TestNVILA:
         ("values", "message"),
         [
             ({"model_type": "llama"}, "holds a 'llama' checkpoint; this family loads NVILA"),
-            ({"s2": True}, "has a s2 that this family does not implement"),
+            ({"s2": True}, "has s2=True in its config.json, which this family does not implement"),
+            ({"dynamic_s2": True}, "has dynamic_s2=True in its config.json"),
+            ({"video_encoder": "{"}, "video_encoder in config.json is no JSON"),
+            ({"video_encoder": "3"}, "video_encoder=3 in config.json; expected an object"),
             ({"video_encoder": {"_target_": "x.Other"}}, r"video_encoder\._target_"),
             (
                 {"video_encoder": {"_target_": "x.TSPVideoEncoder", "pool_sizes": [[1, 1, 1], [2, 1, 1]]}},

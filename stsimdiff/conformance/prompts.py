@@ -13,17 +13,12 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
 from stsimdiff.models.checkpoint import read_config
-from stsimdiff.models.llava_video import LlavaVideo
-from stsimdiff.models.nvila import NVILA, VIDEO_TOKEN
+from stsimdiff.models.llava_video import LlavaVideo, is_llava_video
+from stsimdiff.models.nvila import MODEL_TYPES, NVILA, VIDEO_TOKEN
 
 Arrays = dict[str, np.ndarray]
-FAMILIES = {
-    "llava_qwen": "llava_video",
-    "llava_llama": "nvila",
-    "vila": "nvila",
-    "qwen2_vl": "qwen2_vl",
-}
-"""Our family for the ``model_type`` of a checkpoint. Qwen2.5-VL has no recordings."""
+FAMILIES = {**dict.fromkeys(MODEL_TYPES, "nvila"), "qwen2_vl": "qwen2_vl"}
+"""Our family for the ``model_type`` of a checkpoint; LLaVA-Video's says too little. Qwen2.5-VL has no recordings."""
 IMAGE_TOKEN_INDEX = -200
 """Stands for the whole video in the token ids of LLaVA."""
 
@@ -37,12 +32,14 @@ def load_family(checkpoint: Path) -> Family:
     config = checkpoint / "config.json"
     if not config.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: config.json is missing")
-    kind = read_config(config).get("model_type")
-    if kind not in FAMILIES:
+    given = read_config(config)
+    kind = given.get("model_type")
+    name = "llava_video" if is_llava_video(given) else FAMILIES.get(kind)
+    if name is None:
         raise ConfigError(
-            f"{config} has model_type {kind!r}; runs can be replayed for {', '.join(sorted(FAMILIES))}"
+            f"{config} has model_type {kind!r}; runs can be replayed for LLaVA-Video, {', '.join(sorted(FAMILIES))}"
         )
-    family = resolve(FAMILIES[kind])
+    family = resolve(name)
     return family.load(str(checkpoint), LoadOptions(device="cpu", dtype="float32"))
 
 

@@ -149,7 +149,8 @@ def _layers(checkpoint: Path) -> int | None:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{checkpoint / 'config.json'} is broken: {error}") from error
-    return config.get("text_config", config).get("num_hidden_layers")
+    # NVILA's text_config may be null.
+    return (config.get("text_config") or config).get("num_hidden_layers")
 
 
 def fingerprint(directory: Path) -> str:

@@ -35,6 +35,7 @@ from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
+ARCHITECTURE = "LlavaQwenForCausalLM"
 POOLINGS = ("bilinear", "average")
 KEYS = {
     r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
@@ -243,11 +244,23 @@ def _shape(config: LlavaOnevisionConfig, pooling: str, stride: int, dtype: str) 
     )
 
 
+def is_llava_video(given: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of this family.
+
+    The released file says ``model_type: llava``, as LLaVA-1.5 does, and files saved by the authors' code say
+    ``llava_qwen``: so the architecture decides.
+    """
+    named = given.get("architectures")
+    if named:
+        return ARCHITECTURE in named and given.get("model_type") in ("llava", "llava_qwen")
+    return given.get("model_type") == "llava_qwen"
+
+
 def _check(path: str, given: dict[str, Any]) -> None:
-    if given.get("model_type") != "llava_qwen":
+    if not is_llava_video(given):
         raise ConfigError(
-            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'llava_qwen' "
-            "(lmms-lab/LLaVA-Video-7B-Qwen2)"
+            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint with architectures="
+            f"{given.get('architectures')!r}; this family loads {ARCHITECTURE} (lmms-lab/LLaVA-Video-7B-Qwen2)"
         )
     for name, value in FIXED.items():
         found = given.get(name, ABSENT.get(name, value))

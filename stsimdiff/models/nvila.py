@@ -7,6 +7,7 @@ tokens of a group of frames are one row of the grid, since the tokens that end i
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -37,10 +38,14 @@ from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
 PARTS = ("llm", "vision_tower", "mm_projector")
-PROJECTOR = "mlp_downsample_2x2_fix"
+PROJECTORS = ("mlp_downsample", "mlp_downsample_2x2_fix")
+"""Two names of one projector: the same weights and, in the code that NVILA was released with, the same arithmetic."""
 VIDEO_TOKEN = "<vila/video>"
+MODEL_TYPES = ("llava_llama", "vila")
 FIXED = {"mm_vision_select_feature": "cls_patch", "s2": False, "dynamic_s2": False}
-"""Values of the original configuration that this family implements; any other is refused, not ignored."""
+"""Values of the original configuration that this family implements; any other is refused, not ignored. ``null`` is a
+value that the configuration's class leaves unset."""
+ENCODERS = ("BasicVideoEncoder", "TSPVideoEncoder")
 
 
 class Projector(nn.Module):
@@ -223,23 +228,46 @@ class NVILA(SiglipQwen2):
 
 def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:
     """``pool_size`` (frames, rows, columns) and ``end_tokens`` of the original configuration, checked."""
-    if given.get("model_type") not in ("llava_llama", "vila"):
+    if given.get("model_type") not in MODEL_TYPES:
         raise ConfigError(
             f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads NVILA "
             "('llava_llama' or 'vila' with the folders llm, vision_tower and mm_projector)"
         )
-    encoder = {**(given.get("video_encoder") or {})}
+    encoder = _encoder_node(path, given)
     kind = str(encoder.get("_target_", "")).rpartition(".")[2]
-    sizes = encoder.get("pool_sizes", [[1, 1, 1]])
-    wrong = [name for name, value in FIXED.items() if given.get(name, value) != value]
-    wrong += [f"video_encoder.{name}" for name in ("start_tokens", "sep_tokens") if encoder.get(name)]
-    if kind not in ("TSPVideoEncoder", "BasicVideoEncoder"):
-        wrong.append("video_encoder._target_")
-    if len(sizes) != 1:
-        wrong.append("video_encoder.pool_sizes")
+    sizes = encoder.get("pool_sizes") or [[1, 1, 1]]
+    wrong = [f"{name}={given[name]!r}" for name, value in FIXED.items() if given.get(name) not in (None, value)]
+    wrong += [
+        f"video_encoder.{name}={encoder[name]!r}"
+        for name in ("start_tokens", "sep_tokens")
+        if encoder.get(name)
+    ]
+    if kind not in ENCODERS:
+        wrong.append(f"video_encoder._target_={encoder.get('_target_')!r}")
+    if not (len(sizes) == 1 and len(sizes[0]) == 3 and all(type(n) is int and n > 0 for n in sizes[0])):
+        wrong.append(f"video_encoder.pool_sizes={sizes!r}")
     if wrong:
-        raise ConfigError(f"model.path={path!r} has a {', '.join(wrong)} that this family does not implement")
+        raise ConfigError(
+            f"model.path={path!r} has {', '.join(wrong)} in its config.json, which this family does not implement"
+        )
     return {"pool_size": sizes[0], "end_tokens": encoder.get("end_tokens", "\n") or ""}
+
+
+def _encoder_node(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The node ``video_encoder``: the configuration's class writes it as a JSON string, training as an object."""
+    node = given.get("video_encoder")
+    if node is None:
+        return {"_target_": ENCODERS[0]}
+    if isinstance(node, str):
+        try:
+            node = json.loads(node)
+        except ValueError as error:
+            raise ConfigError(f"model.path={path!r}: video_encoder in config.json is no JSON: {error}") from error
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"model.path={path!r}: video_encoder={node!r} in config.json; expected an object with _target_"
+        )
+    return node
 
 
 def _used_layers(given: Mapping[str, Any], layers: int) -> int:
@@ -272,8 +300,10 @@ def _shape(
 
 def _projector(folder: Path, vision: int, text: int) -> Projector:
     kind = read_config(folder / "config.json").get("mm_projector_type")
-    if kind != PROJECTOR:
-        raise ConfigError(f"{folder} holds a projector {kind!r}; this family implements {PROJECTOR!r} only")
+    if kind not in PROJECTORS:
+        raise ConfigError(
+            f"{folder} holds a projector {kind!r}; this family implements {' and '.join(PROJECTORS)} only"
+        )
     file = folder / "model.safetensors"
     if not file.is_file():
         raise ConfigError(f"no safetensors weights in {folder}: {file.name} is missing")

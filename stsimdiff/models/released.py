@@ -53,11 +53,12 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "llava_video": {
         "config.json": {
             **QWEN2_7B,
-            "model_type": "llava_qwen",
+            "model_type": "llava",
+            "architectures": ["LlavaQwenForCausalLM"],
             "mm_patch_merge_type": "spatial_unpad",
             "mm_newline_position": "grid",
             "mm_spatial_pool_stride": 2,
-            "mm_spatial_pool_mode": "average",
+            "mm_spatial_pool_mode": "bilinear",
         },
         "vision_tower_config.json": SIGLIP_SO400M,
     },
@@ -78,7 +79,9 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "config.json": {
             "model_type": "llava_llama",
             "mm_vision_select_layer": -2,
-            "video_encoder": {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]},
+            "s2": None,
+            "text_config": None,
+            "video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]}',
         },
         "llm/config.json": QWEN2_7B,
         "vision_tower/config.json": {**SIGLIP_SO400M, "image_size": 448},

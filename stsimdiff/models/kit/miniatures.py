@@ -49,7 +49,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.models.llava_video import KEYS
-from stsimdiff.models.nvila import PROJECTOR, Projector
+from stsimdiff.models.nvila import PROJECTORS, Projector
 from stsimdiff.resources import embedded_checkpoint
 
 WIDTH, LAYERS = 32, 4
@@ -268,7 +268,8 @@ def llava_video(folder: Path) -> None:
         metadata={"format": "pt"},
     )
     config = {
-        "model_type": "llava_qwen",
+        # As the released file says; files saved by the authors' code say llava_qwen.
+        "model_type": "llava",
         "architectures": ["LlavaQwenForCausalLM"],
         **text,
         "mm_projector_type": "mlp2x_gelu",
@@ -309,12 +310,20 @@ def nvila(folder: Path) -> None:
     (folder / "mm_projector").mkdir()
     projector = Projector(TOWER["hidden_size"], WIDTH).state_dict()
     save_file(projector, folder / "mm_projector" / "model.safetensors")
-    _write(folder / "mm_projector" / "config.json", {"mm_projector_type": PROJECTOR})
+    _write(folder / "mm_projector" / "config.json", {"mm_projector_type": PROJECTORS[0]})
+    # As the original configuration's class writes them: the encoder as a JSON string, what is unset as null.
     encoder = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[2, 1, 1]]}
-    _write(
-        folder / "config.json",
-        {"model_type": "llava_llama", "mm_vision_select_layer": -2, "video_encoder": encoder},
-    )
+    config = {
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaModel"],
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "cls_patch",
+        "s2": None,
+        "dynamic_s2": None,
+        "text_config": None,
+        "video_encoder": json.dumps(encoder),
+    }
+    _write(folder / "config.json", config)
 
 
 def _write(file: Path, config: dict[str, Any]) -> None:
