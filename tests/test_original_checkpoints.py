@@ -68,7 +68,10 @@ class TestLlavaVideo:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"model_type": "llama"}, "holds a 'llama' checkpoint .*; this family loads LlavaQwenForCausalLM"),
+            (
+                {"model_type": "llama"},
+                "holds a 'llama' checkpoint .*; this family loads LlavaQwenForCausalLM",
+            ),
             ({"architectures": ["LlavaLlamaForCausalLM"]}, r"architectures=\['LlavaLlamaForCausalLM'\]"),
             ({"architectures": None}, "holds a 'llava' checkpoint with architectures=None"),
             (
@@ -239,9 +242,23 @@ class TestNVILA:
         [
             ({"s2": None, "dynamic_s2": None, "text_config": None}, 2),
             ({"s2": False, "dynamic_s2": False}, 2),
-            ({"video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[4, 1, 1]]}'}, 4),
+            (
+                {
+                    "video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[4, 1, 1]]}'
+                },
+                4,
+            ),
             ({"video_encoder": '{"_target_": "llava.model.encoders.BasicVideoEncoder"}'}, 1),
-            ({"video_encoder": {"_target_": "x.BasicVideoEncoder", "pool_sizes": None, "start_tokens": None}}, 1),
+            (
+                {
+                    "video_encoder": {
+                        "_target_": "x.BasicVideoEncoder",
+                        "pool_sizes": None,
+                        "start_tokens": None,
+                    }
+                },
+                1,
+            ),
             ({"video_encoder": None}, 1),
         ],
     )
@@ -262,7 +279,9 @@ class TestNVILA:
                 out.append(NVILA.load(str(nvila), OPTIONS).projector(features))
         assert torch.equal(*out)
         file.write_text('{"mm_projector_type": "mlp_downsample_3x3_fix"}')
-        with pytest.raises(ConfigError, match="holds a projector 'mlp_downsample_3x3_fix'; .* implements mlp_downsample"):
+        with pytest.raises(
+            ConfigError, match="projector 'mlp_downsample_3x3_fix'; .* implements mlp_downsample"
+        ):
             NVILA.load(str(nvila), OPTIONS)
 
     def test_an_odd_side_is_filled_up_at_its_end(self) -> None:

@@ -28,7 +28,7 @@ PUBLISHED = {
     "egoschema": Published(500, 500, 25.0, "arXiv 2308.09126, 180 s each"),
 }
 """By name. Of MLVU's splits no number of videos was found, so a plan for them needs the data."""
-FRAME = (360, 640)
+FRAME = (720, 1280)
 """Height and width that a plan assumes of their frames; it matters to models that keep a video's shape only."""
 FPS = 30
 CHARACTERS = 400

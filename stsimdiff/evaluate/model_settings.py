@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
     options = models.options_of(model["family"]) if "family" in model else {}
     only("model", model, (*MODEL, *options))
     for name, values in options.items():
-        one_of(f"model.{name}", _as_written(model[name]), map(_as_written, values))
+        _option(f"model.{name}", model[name], values)
     one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
     one_of("model.dtype", model["dtype"], DTYPES)
     if not re.fullmatch(r"auto|[a-z]+(:\d+)?", str(model["device"])):
@@ -81,6 +82,17 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
         raise DataError(f"no checkpoint at model.path={path}; {hint}")
     found = {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
     return {**found, "code": code_version(models.resolve(model["family"]))} if own else found
+
+
+def _option(name: str, value: Any, values: Sequence[Any]) -> None:
+    """Check a family's own option: one of some values, or a whole number in a range among them."""
+    numbers = next((item for item in values if isinstance(item, range)), None)
+    words = [_as_written(item) for item in values if not isinstance(item, range)]
+    if numbers is None:
+        one_of(name, _as_written(value), words)
+    elif not (type(value) is int and value in numbers) and _as_written(value) not in words:
+        allowed = " or ".join([*words, f"a whole number from {numbers.start} to {numbers.stop - 1}"])
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
 
 
 def _own_family(name: Any) -> None:

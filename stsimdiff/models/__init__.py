@@ -29,12 +29,15 @@ FAMILIES = {
 }
 """Name to dotted class path."""
 _POSITIONS = {"positions": ("released", "stock")}
-OPTIONS = {
+_TOKENS = dict.fromkeys(("min_frame_tokens", "max_frame_tokens", "max_video_tokens"), (None, range(1, 2**31)))
+OPTIONS: dict[str, Mapping[str, tuple[Any, ...]]] = {
     "llava_video": {"pooling": (None, "bilinear", "average"), "time_instruction": (False, True)},
-    "qwen2_5_vl": _POSITIONS,
-    "qwen2_vl": _POSITIONS,
+    "qwen2_5_vl": {**_POSITIONS, **_TOKENS},
+    "qwen2_vl": {**_POSITIONS, **_TOKENS},
+    "qwen3_vl": _TOKENS,
 }
-"""Options of single built-in families in the configuration, and their values; one not named here has none."""
+"""Options of single built-in families in the configuration, and their values (a ``range`` stands for every whole number
+in it); a family not named here has none."""
 OWN_READERS = ("llava_video", "nvila")
 """Families that read an original checkpoint by code of ours: ``trust_remote_code`` has no meaning for them."""
 RELEASED = {

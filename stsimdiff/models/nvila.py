@@ -236,7 +236,9 @@ def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:
     encoder = _encoder_node(path, given)
     kind = str(encoder.get("_target_", "")).rpartition(".")[2]
     sizes = encoder.get("pool_sizes") or [[1, 1, 1]]
-    wrong = [f"{name}={given[name]!r}" for name, value in FIXED.items() if given.get(name) not in (None, value)]
+    wrong = [
+        f"{name}={given[name]!r}" for name, value in FIXED.items() if given.get(name) not in (None, value)
+    ]
     wrong += [
         f"video_encoder.{name}={encoder[name]!r}"
         for name in ("start_tokens", "sep_tokens")
@@ -262,7 +264,9 @@ def _encoder_node(path: str, given: dict[str, Any]) -> dict[str, Any]:
         try:
             node = json.loads(node)
         except ValueError as error:
-            raise ConfigError(f"model.path={path!r}: video_encoder in config.json is no JSON: {error}") from error
+            raise ConfigError(
+                f"model.path={path!r}: video_encoder in config.json is no JSON: {error}"
+            ) from error
     if not isinstance(node, dict):
         raise ConfigError(
             f"model.path={path!r}: video_encoder={node!r} in config.json; expected an object with _target_"

@@ -39,11 +39,19 @@ class Qwen3VL(QwenVL):
         return Decoder(language_model, language_model.layers, added=_deepstack)
 
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
-        if len(frames.indices) == 1:
-            # The stock processor fills an odd number of frames up with the last one, but refuses to with a single one.
-            pair = np.repeat(frames.pixels, 2, axis=0)
-            frames = dataclasses.replace(frames, pixels=pair, indices=frames.indices * 2)
+        if len(frames.indices) % 2:
+            # The stock processor fills an odd number up with the last frame too, but only after it has chosen the size
+            # for the odd number, and it refuses a single frame.
+            pixels = np.concatenate((frames.pixels, frames.pixels[-1:]))
+            frames = dataclasses.replace(frames, pixels=pixels, indices=(*frames.indices, frames.indices[-1]))
         return super().encode(frames, signals=signals)
+
+    def _size(self, frames: int) -> dict[str, Any]:
+        size = super()._size(frames)
+        if "size" in size:
+            # Its stock processor counts the pixels of the whole video.
+            size["size"] = {name: frames * pixels for name, pixels in size["size"].items()}
+        return size
 
     def _of_batch(self, batch: Any) -> dict[str, Any]:
         # The stock processor's own words: the time of each grid and its video tokens.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stsimdiff.cost import DecoderShape, ModelShape, TowerLoad, TowerShape
+from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid
 
 PROCESSORS = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
@@ -49,6 +50,55 @@ class PixelLimits:
         return self
 
 
+@dataclass(frozen=True)
+class TokenLimits:
+    """The limits of the reference implementation (qwen-vl-utils 0.0.14, ``vision_process.py``), given explicitly.
+
+    A token is a square of merged patches, and counts for one frame here: two frames share the tokens of a grid.
+
+    Attributes:
+        least, most: tokens of a frame (``VIDEO_MIN_TOKEN_NUM``, ``VIDEO_MAX_TOKEN_NUM``).
+        total: video tokens of the whole video (0.9 times ``MODEL_SEQ_LEN``).
+    """
+
+    least: int
+    most: int
+    total: int
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> TokenLimits | None:
+        """Those of the family's options; ``None`` where the checkpoint's own files decide.
+
+        Raises:
+            ConfigError: when only some are given, and for a minimum above the maximum.
+        """
+        names = ("min_frame_tokens", "max_frame_tokens", "max_video_tokens")
+        values = [options.get(name) for name in names]
+        said = ", ".join(f"model.{name}={value}" for name, value in zip(names, values, strict=True))
+        if all(value is None for value in values):
+            return None
+        if any(value is None for value in values):
+            raise ConfigError(
+                f"{said.replace('None', 'null')}: give all three, or null for all to take the checkpoint's own limits"
+            )
+        if values[0] > values[1]:
+            raise ConfigError(f"{said}: a frame's minimum is above its maximum; lower model.min_frame_tokens")
+        return cls(*values)
+
+    def pixels(self, frames: int, factor: int, temporal: int) -> tuple[int, int]:
+        """The least and the most pixels of a frame.
+
+        Args:
+            frames: of the video.
+            factor: side of a token in pixels.
+            temporal: frames that share a token.
+        """
+        square = factor**2
+        least = self.least * square
+        share = self.total * square * temporal // max(frames, temporal)
+        return least, max(min(self.most * square, share), int(least * 1.05))
+
+
 @dataclass(frozen=True, kw_only=True)
 class QwenShape(ModelShape):
     """A model whose grid follows the video's size.
@@ -65,10 +115,10 @@ class QwenShape(ModelShape):
     merge: int
     temporal: int
     window: int
-    limits: PixelLimits
+    limits: PixelLimits | TokenLimits
 
     @classmethod
-    def from_config(cls, config: Any, dtype: str, limits: PixelLimits) -> QwenShape:
+    def from_config(cls, config: Any, dtype: str, limits: PixelLimits | TokenLimits) -> QwenShape:
         """The sizes of a ``Qwen2VLConfig``, ``Qwen2_5_VLConfig`` or ``Qwen3VLConfig``."""
         vision, text = config.vision_config, config.get_text_config()
         # Qwen2-VL calls the tower's width embed_dim; of the others, Qwen2.5-VL alone has windows and gates.
@@ -106,10 +156,16 @@ class QwenShape(ModelShape):
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
         factor = self.side * self.merge
-        # The cap that this package asks the stock processor for: a frame has its share of the context.
-        shared = int(self.limits.tokens * factor**2 * 0.9) * self.temporal // frames
-        most = max(min(self.limits.most, shared), int(self.limits.least * 1.05))
-        rows, columns = smart_resize(height, width, factor, self.limits.least, most)
+        if isinstance(self.limits, TokenLimits):
+            least, most = self.limits.pixels(frames, factor, self.temporal)
+        else:
+            # The cap that this package asks the stock processor for: a frame has its share of the context.
+            least, shared = (
+                self.limits.least,
+                int(self.limits.tokens * factor**2 * 0.9) * self.temporal // frames,
+            )
+            most = max(min(self.limits.most, shared), int(least * 1.05))
+        rows, columns = smart_resize(height, width, factor, least, most)
         return Grid(-(-frames // self.temporal), rows // factor, columns // factor)
 
     def load(self, grid: Grid) -> TowerLoad:
@@ -130,13 +186,15 @@ class QwenShape(ModelShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3Shape(QwenShape):
-    """Qwen3-VL's limits are those of the whole video, and a time in words stands before each grid."""
+    """Qwen3-VL's own limits are those of the whole video, and a time in words stands before each grid."""
 
     words: int = 9
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
+        if isinstance(self.limits, TokenLimits):
+            return super().grid(frames, height, width)
         factor = self.side * self.merge
         each = max(
             min(self.limits.tokens * factor**2, self.limits.most // frames), int(self.limits.least * 1.05)

@@ -20,7 +20,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import dtype_of
-from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape
+from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape, TokenLimits
 from stsimdiff.models.tower import TowerReader, reading
 from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
 from stsimdiff.video import Frames
@@ -35,7 +35,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 class QwenVL(Family):
     """Video tokens are ``<|video_pad|>``: ``frames / 2`` grids of merged patches, M-RoPE positions; one block here.
 
-    Option (``model.positions`` of the configuration): one of :data:`POSITIONS`.
+    Options (``model.*`` of the configuration): ``positions``, one of :data:`POSITIONS`; ``min_frame_tokens``,
+    ``max_frame_tokens`` and ``max_video_tokens``, see :class:`~stsimdiff.models.qwen_shape.TokenLimits`. The file on
+    the hub has the limits of an image, under which a video costs several times the tokens of the reference.
     """
 
     CONFIGURATIONS = ("config.json", *PROCESSORS)
@@ -45,6 +47,7 @@ class QwenVL(Family):
     positions = POSITIONS[0]
     shape_class: type[QwenShape] = QwenShape
     limits = PixelLimits()
+    token_limits: TokenLimits | None = None
 
     @classmethod
     def load(cls, path: str, options: LoadOptions) -> QwenVL:
@@ -56,6 +59,7 @@ class QwenVL(Family):
             ConfigError: for a folder that is missing or holds another family, and for sliding-window attention.
         """
         options.check()
+        token_limits = TokenLimits.of_options(options.family)
         folder = require_folder(path)
         cls._check(path, read_config(folder / "config.json"))
         model = load_weights(cls.model_class, folder, options)
@@ -64,6 +68,7 @@ class QwenVL(Family):
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             processor = load_processor(folder, options)
         family = cls(model, processor, str(path))
+        family.token_limits = token_limits
         family.positions = options.family.get("positions", cls.positions)
         if family.positions not in POSITIONS:
             raise ConfigError(
@@ -93,13 +98,14 @@ class QwenVL(Family):
         given = files["config.json"]
         cls._check("", given)
         config = cls.model_class.config_class.from_dict(dict(given))
-        return cls.shape_class.from_config(config, dtype_of(given), cls.limits.of_files(files))
+        limits = TokenLimits.of_options(options.family) or cls.limits.of_files(files)
+        return cls.shape_class.from_config(config, dtype_of(given), limits)
 
     @property
     def shape(self) -> ModelShape:
         dtype = self.dtype_name
-        limits = self.limits
-        if self.processor is not None:
+        limits: PixelLimits | TokenLimits = self.token_limits or self.limits
+        if self.processor is not None and self.token_limits is None:
             limits = PixelLimits.of_processor(self.processor.video_processor)
         return self.shape_class.from_config(self.model.config, dtype, limits)
 
@@ -120,15 +126,24 @@ class QwenVL(Family):
             video_metadata=[metadata],
             do_sample_frames=False,
             return_metadata=True,
-            # As the reference implementation (qwen-vl-utils) does; else a large video costs far more tokens than there.
-            cap_pixels_per_frame=True,
             return_tensors="pt",
+            **self._size(len(pixels)),
         )
         preprocess = watch.lap()
         encoded = self.encode_patches(batch["pixel_values_videos"], batch["video_grid_thw"], signals=signals)
         encoded.inputs.update(self._of_batch(batch))
         encoded.seconds = {"preprocess": preprocess, "vision": watch.lap()}
         return encoded
+
+    def _size(self, frames: int) -> dict[str, Any]:
+        """The stock processor's arguments that decide to what size the frames are brought."""
+        if self.token_limits is None:
+            # As the reference implementation (qwen-vl-utils) does; else a large video costs far more tokens than there.
+            return {"cap_pixels_per_frame": True}
+        vision = self.model.config.vision_config
+        factor = vision.patch_size * vision.spatial_merge_size
+        least, most = self.token_limits.pixels(frames, factor, vision.temporal_patch_size)
+        return {"size": {"shortest_edge": least, "longest_edge": most}, "cap_pixels_per_frame": False}
 
     @torch.inference_mode()
     def encode_patches(self, patches: Tensor, grid_thw: Tensor, *, signals: bool = False) -> EncodedVideo:
