@@ -26,6 +26,7 @@ from stsimdiff import launcher, messages
 from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.resources import folder
+from stsimdiff.terminal import CONTROL, say, unwritten
 
 COMMANDS = {
     "conformance": "stsimdiff.conformance.__main__",
@@ -58,6 +59,44 @@ def task(cfg: DictConfig) -> None:
 def main() -> None:
     """Entry point of ``stsimdiff`` and ``python -m stsimdiff``."""
     messages.log_to_stderr()
+    with _printed_or_said():
+        with errors_as_messages([]):
+            _check_start(sys.argv[1:])
+        _dispatch()
+
+
+def command(name: str) -> NoReturn:
+    """Entry point of a subcommand's own module, such as ``python -m stsimdiff.report``."""
+    sys.argv[1:] = [name, *sys.argv[1:]]
+    main()
+    raise SystemExit(0)
+
+
+@contextmanager
+def _printed_or_said() -> Iterator[None]:
+    """Make it a failure when standard output or error did not take what was printed (a full disk)."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code not in (None, 0) or not unwritten():
+            raise
+    if lost := unwritten():
+        say(f"{lost}; all else was done", error=True)
+        raise SystemExit(1)
+
+
+def _check_start(words: list[str]) -> None:
+    """Raise :class:`ConfigError` for what no part of the program could go on with."""
+    for word in words:
+        if CONTROL.search(word):
+            raise ConfigError(f"{word} holds a control character; nothing here takes one")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the current folder is gone; change to one that exists (cd)") from error
+
+
+def _dispatch() -> None:
     # A user's module lies in the current folder. Last on the path: a folder named like an installed package
     # must not hide it.
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -113,8 +152,8 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
 
 def _stop(error: BaseException, message: str, code: int) -> NoReturn:
     if SHOW_TRACEBACK:
-        traceback.print_exception(error)
-    print(message, file=sys.stderr)
+        say("".join(traceback.format_exception(error)), error=True)
+    say(message, error=True)
     raise SystemExit(code)
 
 

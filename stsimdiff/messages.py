@@ -13,14 +13,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from stsimdiff import terminal
 from stsimdiff.evaluate.values import suggestion
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
 
 
 def log_to_stderr() -> None:
-    """The project's log on standard error, a message a line: in the command and in each job that it starts."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    """The project's log on standard error, a message a line: in the command and in each job that it starts.
+
+    Standard streams are made such that printing never ends the process; see :func:`stsimdiff.terminal.prepare`.
+    """
+    terminal.prepare()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(terminal.Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("stsimdiff").setLevel(logging.INFO)
 
 

@@ -95,7 +95,7 @@ class Compressor(ABC):
 
 def generator_for(sample: str, seed: int) -> torch.Generator:
     """A CPU generator whose stream depends on the question id and the seed alone, on any machine."""
-    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{sample}".encode(errors="surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

@@ -6,7 +6,6 @@ A line a case, then a summary. Exit codes: 0 all agree, 1 something differs, 2 w
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from stsimdiff.conformance.compare import Comparison, compare
 from stsimdiff.conformance.prompts import load_family
 from stsimdiff.errors import UserError
 from stsimdiff.models.base import Family
+from stsimdiff.terminal import say
 
 SHOWN = 3
 """Differences of a case that its line is followed by."""
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cases = [case for path in paths for case in find(path)]
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     differing, wrong, fields, skipped = 0, 0, 0, {}
     families: dict[Path, Family] = {}
@@ -48,22 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             result = check(case, families)
         except (UserError, ValueError) as error:
-            print(f"error    {case.name}: {error}")
+            say(f"error    {case.name}: {error}")
             wrong += 1
             continue
         differing += bool(result.differences)
         fields += len(result.compared)
         skipped.update(result.skipped)
-        print(
+        say(
             f"{'differs' if result.differences else 'agrees':8} {case.name}: {len(result.compared)} fields compared"
         )
         for line in result.differences[:SHOWN]:
-            print(f"         {line}")
+            say(f"         {line}")
         if len(result.differences) > SHOWN:
-            print(f"         and {len(result.differences) - SHOWN} more")
+            say(f"         and {len(result.differences) - SHOWN} more")
     for name, reason in sorted(skipped.items()):
-        print(f"not compared: {name} ({reason})")
-    print(
+        say(f"not compared: {name} ({reason})")
+    say(
         f"{len(cases)} cases: {len(cases) - differing - wrong} agree, {differing} differ, {wrong} could not be "
         f"replayed; {fields} fields compared"
     )
@@ -88,4 +88,6 @@ def check(case: Case, families: dict[Path, Family] | None = None) -> Comparison:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from stsimdiff.cli import command
+
+    command("conformance")

@@ -10,21 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from stsimdiff.data.benchmarks import BENCHMARKS, by_name, by_task, folder_in
 from stsimdiff.data.fetch import prepare
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.terminal import say
 from stsimdiff.video_process import SECONDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, or 2 with a message."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    say = partial(print, flush=True)
     if any("=" in word and not word.startswith("-") for word in arguments):
-        return _composed(arguments, say)
+        return _composed(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m stsimdiff data",
         description="Fetch a benchmark from the hub, unpack it, check every video and write an index. Settings of a "
@@ -36,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         prepare(by_name(given.benchmark), given.data, say, SECONDS)
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     return 0
 
 
-def _composed(words: Sequence[str], say: partial) -> int:
+def _composed(words: Sequence[str]) -> int:
     """The same from settings, as Hydra composes them; a benchmark that fails does not keep the others from it."""
     from stsimdiff.cli import errors_as_messages
     from stsimdiff.evaluate.benchmark_settings import check_video_seconds
@@ -63,10 +62,12 @@ def _composed(words: Sequence[str], say: partial) -> int:
             try:
                 prepare(benchmark, data, say, cfg.benchmark.video_seconds)
             except UserError as error:
-                print(error, file=sys.stderr)
+                say(error, error=True)
                 failed += 1
     return 2 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from stsimdiff.cli import command
+
+    command("data")

@@ -45,7 +45,7 @@ def unpack(root: Path, say: Callable[[str], None]) -> None:
     """
     target = root / UNPACKED
     notes = target / ".done.json"
-    done = json.loads(notes.read_text()) if notes.is_file() else {}
+    done = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
     for name, parts in archives(root).items():
         state = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
         if done.get(name) == state:
@@ -62,7 +62,7 @@ def unpack(root: Path, say: Callable[[str], None]) -> None:
             raise DataError(f"cannot unpack {root / name} into {target}: {error}") from error
         done[name] = state
         notes.parent.mkdir(exist_ok=True)
-        notes.write_text(json.dumps(done, indent=1) + "\n")
+        notes.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
 def _members(name: str, parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:

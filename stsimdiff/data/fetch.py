@@ -106,4 +106,6 @@ def fetch(benchmark: Benchmark, root: Path, say: Say) -> None:
         # The hub's client changes its network library, and so its errors, from version to version.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"cannot fetch {benchmark.hub}: {reason}; {elsewhere}") from error
-    (root / FETCHED).write_text(json.dumps({"hub": benchmark.hub, "revision": info.sha}) + "\n")
+    (root / FETCHED).write_text(
+        json.dumps({"hub": benchmark.hub, "revision": info.sha}) + "\n", encoding="utf-8"
+    )

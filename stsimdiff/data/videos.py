@@ -121,7 +121,9 @@ class Index:
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-            unfinished.write_text(json.dumps({"videos": self.entries}, indent=1, sort_keys=True) + "\n")
+            unfinished.write_text(
+                json.dumps({"videos": self.entries}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+            )
             unfinished.replace(self.file)
 
     def _key(self, path: Path) -> str:

@@ -113,7 +113,7 @@ class Lock:
 def read(path: Path) -> dict[str, Any] | None:
     """Who holds a lock file; ``None`` when it is gone or not (yet) readable."""
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) and {"pid", "host", "started", "since"} <= owner.keys() else None
@@ -164,9 +164,9 @@ def _started(pid: int) -> str | None:
     """
     try:
         # The name in field 2 may hold spaces and brackets; the fields behind its last bracket do not.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         if fields[0] in ("Z", "X"):
             return None
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()}:{fields[19]}"
     except (OSError, IndexError):
         return None

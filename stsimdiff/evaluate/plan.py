@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from rich.console import Console
 
 from stsimdiff.cost import ModelShape, closed_form, kv_bytes, prefill_flops, prefill_flops_all
 from stsimdiff.cost.compressor import compressor_flops
@@ -33,6 +32,7 @@ from stsimdiff.evaluate.store import arm_folders, read_answers, read_record
 from stsimdiff.models import options_of
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
+from stsimdiff.terminal import Console
 from stsimdiff.tokens import Grid
 
 PROMPT_TOKENS = 30

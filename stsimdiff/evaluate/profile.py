@@ -14,13 +14,11 @@ import json
 import logging
 import os
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from stsimdiff import launcher
 from stsimdiff.compressors.base import Compressor
@@ -34,6 +32,7 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.session import load_model
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import Family
+from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
 
@@ -375,4 +374,6 @@ def _machine(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from stsimdiff.cli import command
+
+    command("profile")

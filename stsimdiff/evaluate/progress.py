@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from stsimdiff.terminal import Console, clean, say
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Progress:
         self._started = self._said = time.monotonic()
         self._said_of = -1
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("answers, {task.fields[where]}, {task.fields[failed]} failed,"),
@@ -70,7 +70,7 @@ class Progress:
 
     def arm(self, label: str, retention: float) -> None:
         """Say which arm answers now."""
-        self._arm = f"{label} at {100 * retention:g} %"
+        self._arm = clean(f"{label} at {100 * retention:g} %")
         self._bar.update(self._task, description=self._arm, where=self._where())
 
     def step(self, *, failed: bool) -> None:
@@ -93,7 +93,7 @@ class Progress:
             f"{left:.0f} s left (now: {self._arm})"
         )
         if self._lines:
-            print(line, file=sys.stderr, flush=True)
+            say(line, error=True)
         if self._file is None:
             return
         try:

@@ -33,7 +33,7 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
         OSError: when ``metrics.json`` cannot be written.
     """
     by_id = {question.id: question for question in asked}
-    names = hashlib.sha256("\0".join(by_id).encode()).hexdigest()
+    names = hashlib.sha256("\0".join(by_id).encode(errors="surrogatepass")).hexdigest()
     failed = 0
     for arm in arms:
         folder = settings.folder / arm.folder

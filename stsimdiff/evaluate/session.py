@@ -363,9 +363,8 @@ def answer_missing(
 
 def _report(settings: Settings) -> list[str]:
     """Table, figures and page, and what W&B shows; returns what of it could not be made."""
-    from rich.console import Console
-
     from stsimdiff.report.publish import publish
+    from stsimdiff.terminal import Console
 
     published = publish(settings.folder, Console())
     if settings.logger["name"] == "wandb":

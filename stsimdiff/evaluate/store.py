@@ -107,8 +107,7 @@ class ArmStore:
         if self._answered.get(row["id"]):
             raise ValueError(f"{self._path}: sample {row['id']!r} has an answer already")
         between = {name: value for name, value in row.items() if name not in ("id", "error")}
-        ordered = {"id": row["id"], **between, "error": row.get("error")}
-        line = (json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = _json({"id": row["id"], **between, "error": row.get("error")}, allow_nan=False) + b"\n"
         before = None
         try:
             state = os.fstat(self._descriptor)
@@ -186,9 +185,8 @@ def write_record(folder: Path, record: Row) -> None:
             record = {**known, "resumed": [*resumed, record["provenance"]]}
     temporary = folder / f".{RECORD}.{os.getpid()}"
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(record, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
+        with temporary.open("wb") as stream:
+            stream.write(_json(record, indent=2) + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -345,6 +343,14 @@ def _no_number(name: str) -> None:
 
 def _succeeded(row: Row) -> bool:
     return row.get("error") is None
+
+
+def _json(value: Row, **options: Any) -> bytes:
+    """JSON in UTF-8; what UTF-8 cannot hold (lone surrogates, which a tokenizer may give) as escapes: ``\\udcff``."""
+    try:
+        return json.dumps(value, ensure_ascii=False, **options).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, **options).encode()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -25,6 +25,7 @@ from stsimdiff.evaluate.wandb_mode import wandb_mode
 from stsimdiff.report.comparison import Row
 from stsimdiff.report.rows import TIMES, Arm, read
 from stsimdiff.report.table import build
+from stsimdiff.terminal import say
 
 MARKER = "wandb.json"
 """In an arm's folder: what was logged last, so that a second call logs only what has changed."""
@@ -88,7 +89,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     run_dir = Path(run_dir)
     mode = wandb_mode(mode)
     if mode is None:
-        print("W&B: off, as WANDB_MODE=disabled says")
+        say("W&B: off, as WANDB_MODE=disabled says")
         return []
     pages = _pages(run_dir)
     places = {page.arm.id: _logged(page, run_dir, project, mode) for page in pages}
@@ -108,9 +109,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     folder = run_dir / "wandb"
     if places:
         upload = f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
-        print(
-            f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}"
-        )
+        say(f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}")
     return [str(folder / name) for name in places.values()]
 
 

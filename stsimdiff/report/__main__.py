@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from stsimdiff.errors import UserError
 from stsimdiff.report.publish import publish
+from stsimdiff.terminal import Console, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,10 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         published = publish(parser.parse_args(arguments).run_dir, Console())
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     return 1 if published.table.n_failed or published.unmade else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from stsimdiff.cli import command
+
+    command("report")

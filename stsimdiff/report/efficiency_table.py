@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.latency import TIMES
 from stsimdiff.evaluate.profile import read_measurements
 from stsimdiff.report.efficiency import IDENTITY, RATIOS, Line, Spread, beside_the_paper, summarise
+from stsimdiff.terminal import Console
 
 GIGA = 1e9
 WIDE = 150
@@ -172,9 +172,9 @@ def show(lines: Sequence[Line], console: Console) -> None:
             console.print("no ratios: compressor=none was not measured in this pass")
         for line in group:
             if line.error:
-                console.print(f"{line.of['label']} failed: {line.error}", markup=False, soft_wrap=True)
+                console.print(f"{line.of['label']} failed: {line.error}", soft_wrap=True)
         console.print()
-    console.print(NOTE, soft_wrap=True, markup=False)
+    console.print(NOTE, soft_wrap=True)
     heading, rows = _beside_rows(lines)
     if rows:
         table = Table(show_edge=False, pad_edge=False)

@@ -19,6 +19,7 @@ from stsimdiff.launcher import configurations
 from stsimdiff.report import film
 from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
 from stsimdiff.report.page import overlay_page
+from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(words)
     if known.help:
-        print(USAGE, end="")
+        say(USAGE.rstrip())
         return 0
     asked = read_words(rest)
     passes = prepare(asked)
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     page = output / "inspect.html"
     page.write_text(overlay_page(asked.file.name, [overlay], films), encoding="utf-8")
-    print(f"\nPage: {page}")
+    say(f"\nPage: {page}")
     return 0
 
 
@@ -208,6 +209,6 @@ def _say(taken: Taken, path: Path) -> None:
     counts = taken.counts()
     kept = len(taken.reason) - counts.get("dropped", 0)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
-    print(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({said})")
-    print(f"  answer: {taken.answer!r}")
-    print(f"  {path}.mp4\n  {path}.gif")
+    say(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({said})")
+    say(f"  answer: {taken.answer!r}")
+    say(f"  {path}.mp4\n  {path}.gif")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stsimdiff.evaluate.plan import ArmPlan, PassPlan
+from stsimdiff.terminal import Console
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
@@ -25,9 +26,12 @@ def render(plans: Sequence[PassPlan], console: Console) -> None:
     disk = sum(plan.disk["answers"] for plan in plans)
     least = max(sum(plan.memory.values()) for plan in plans)
     console.print(
-        f"[bold]In all[/]: {cells} cells (arms of {models} models on {benchmarks} benchmarks), {left} answers to give, "
-        f"{done} there already; {quantity(flops, 'FLOPs')}, about {duration(seconds)} on one device; at least "
-        f"{size(least)} of memory, {size(disk)} of answers.",
+        Text.assemble(
+            ("In all", "bold"),
+            f": {cells} cells (arms of {models} models on {benchmarks} benchmarks), {left} answers to give, "
+            f"{done} there already; {quantity(flops, 'FLOPs')}, about {duration(seconds)} on one device; at least "
+            f"{size(least)} of memory, {size(disk)} of answers.",
+        ),
         soft_wrap=True,
     )
     console.print(
@@ -62,7 +66,8 @@ def duration(seconds: float) -> str:
 def _pass(plan: PassPlan, console: Console) -> None:
     model, benchmark = plan.settings.model, plan.settings.benchmark
     console.print(
-        f"[bold]{model['name']} on {benchmark['name']}[/], {model['frames']} frames", soft_wrap=True
+        Text.assemble((f"{model['name']} on {benchmark['name']}", "bold"), f", {model['frames']} frames"),
+        soft_wrap=True,
     )
     grid = plan.typical
     lines = [
@@ -78,8 +83,9 @@ def _pass(plan: PassPlan, console: Console) -> None:
         console.print(f"  {line}", soft_wrap=True)
     console.print(_table(plan))
     console.print(
-        "  [dim]LLM: of the language model for one question, counted; closed: 4nd^2 + 2n^2d + 2ndm, as papers print; "
-        "method: of the compressor itself[/]",
+        "  LLM: of the language model for one question, counted; closed: 4nd^2 + 2n^2d + 2ndm, as papers print; "
+        "method: of the compressor itself",
+        style="dim",
         soft_wrap=True,
     )
     for arm in plan.arms:
@@ -87,7 +93,6 @@ def _pass(plan: PassPlan, console: Console) -> None:
             console.print(
                 f"  {arm.arm.label} is in no sum: it failed on a synthetic video with {arm.reason}",
                 soft_wrap=True,
-                markup=False,
             )
     memory = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
     reading = "reading the videos not included"

@@ -9,10 +9,9 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from stsimdiff.report.rows import Stored, read
-from stsimdiff.report.table import Table, build, write
+from stsimdiff.report.table import Table, build, show, write
+from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,9 @@ class Published:
 
 
 def publish(run_dir: Path | str, console: Console | None) -> Published:
-    """Write and print the table of a run, then ``figures/*`` and ``report.html``, from its stored rows alone.
+    """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
+
+    Printing comes last: whatever becomes of the terminal, the files are there.
 
     Args:
         run_dir: ``results/<run>``.
@@ -47,16 +48,17 @@ def publish(run_dir: Path | str, console: Console | None) -> Published:
     run_dir = Path(run_dir)
     stored = read(run_dir)
     table = build(stored)
-    write(table, run_dir, console)
+    write(table, run_dir)
     published = Published(table)
     _draw(published, stored, run_dir / FIGURES)
     _write_page(published, stored, run_dir)
     if console is None:
         return published
+    show(table, console)
     for problem in published.unmade:
-        console.print(problem, style="bold red", markup=False, highlight=False)
+        console.print(problem, style="bold red", highlight=False, soft_wrap=True)
     if published.page:
-        console.print(f"\nPage: {published.page}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\nPage: {published.page}", highlight=False, soft_wrap=True)
     return published
 
 

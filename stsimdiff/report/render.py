@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from stsimdiff.report.comparison import PROPOSED
 from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, printed_column
 from stsimdiff.report.verdict import leader
+from stsimdiff.terminal import Console
 
 if TYPE_CHECKING:
     from stsimdiff.report.comparison import Row, Section

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff.budget import KINDS
@@ -281,9 +281,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     correct = row.get("correct")
     if error is None and row.get("parsed") is None and correct:
         correct = False  # what nobody could parse is never right, whatever the scorer made of it
-    kept = ("video", "family", "answer", "parsed", "target", "stock_parsed")
+    kept = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed")
     return {
-        "id": row.get("id"),
         **{name: _printable(row.get(name)) for name in kept},
         "stock_correct": row.get("stock_correct"),
         "correct": None if error is not None else correct,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 from stsimdiff.report import attribution_table, latex, render
 from stsimdiff.report.attribution import Attribution, attributions
@@ -19,6 +18,7 @@ from stsimdiff.report.comparison import NAN, Group, Section, model_name
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Arm, Stored, read
+from stsimdiff.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,25 @@ def make(run_dir: Path | str, console: Console | None) -> Table:
         DataError: as ``rows.load`` does.
     """
     table = build(read(run_dir))
-    write(table, Path(run_dir), console)
+    write(table, Path(run_dir))
+    if console is not None:
+        show(table, console)
     return table
 
 
-def write(table: Table, run_dir: Path, console: Console | None) -> None:
-    """Write a table's files into the run's folder, and print it where there is a console."""
+def write(table: Table, run_dir: Path) -> None:
+    """Write a table's files into the run's folder."""
     table.frame().to_csv(run_dir / "table.csv", index=False)
     table.pairs().to_csv(run_dir / "pairs.csv", index=False)
     (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
     (run_dir / "table.tex").write_text(latex.latex(table), encoding="utf-8")
     attribution_table.write(run_dir, table.attributions, table.anchors)
-    if console is not None:
-        render.show(table, console)
-        render.show_verdicts(table, console)
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table and its verdicts."""
+    render.show(table, console)
+    render.show_verdicts(table, console)
 
 
 def build(stored: Stored) -> Table:

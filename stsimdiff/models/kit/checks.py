@@ -174,7 +174,9 @@ def signals_have_the_grid(case: Case) -> None:
 def another_checkpoint_is_refused(case: Case) -> None:
     """A folder of another model raises ``ConfigError`` and so does one that is not there."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps({"model_type": "another_model"}))
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"model_type": "another_model"}), encoding="utf-8"
+        )
         for path in (folder, str(Path(folder) / "nowhere")):
             try:
                 type(case.family).load(path, LoadOptions(device="cpu"))

@@ -51,6 +51,7 @@ from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.models.llava_video import KEYS
 from stsimdiff.models.nvila import PROJECTORS, Projector
 from stsimdiff.resources import embedded_checkpoint
+from stsimdiff.terminal import say
 
 WIDTH, LAYERS = 32, 4
 TEXT = dict(
@@ -352,12 +353,12 @@ def main(arguments: list[str]) -> int:
     try:
         made = make(given.family, given.folder, given.seed)
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     except BaseException:
         shutil.rmtree(given.folder, ignore_errors=True)
         raise
-    print(f"{made}: a {given.family} of random weights; use it with model={given.family} model.path={made}")
+    say(f"{made}: a {given.family} of random weights; use it with model={given.family} model.path={made}")
     return 0
 
 
