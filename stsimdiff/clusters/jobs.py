@@ -248,8 +248,7 @@ def _prepared(one: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
     settings, task, questions, unusable = prepare(_absolute(one.settings))
     for arm in one.arms.values():
         for path in (settings.folder / arm.folder).glob(".lock.*-of-*"):
-            owner = lock.read(path)
-            if owner is not None and lock.is_alive(owner):
+            if owner := lock.holder(path):
                 raise DataError(
                     f"{path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
                     f"{owner['since']}); wait for it, or choose another run=NAME. If no such process exists, remove "

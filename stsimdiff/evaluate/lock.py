@@ -1,4 +1,4 @@
-"""A lock file that says who holds it; the lock of a process that died is taken over."""
+"""A lock file that says who holds it, under the kernel's lock; the lock of a process that died is taken over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from stsimdiff.errors import DataError
 
 UNREADABLE_FOR = 5.0
 """Seconds after which a lock file without readable content counts as left behind by a dead process."""
-
+LOOKING_FOR = 1.0
+"""Seconds for which another process may hold the kernel's lock only to see whose the file is."""
+SQUEUE_SECONDS = 60.0
 
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "STOPPED", "RESIZING")
 """States in which a Slurm job may have a process that writes."""
@@ -25,71 +27,113 @@ RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "ST
 class Lock:
     """``path`` holds pid, host and start time of the one process that may write beside it.
 
+    The process holds the kernel's lock (``flock``) of the file for as long as it holds the lock, so on one machine the
+    kernel says whether it lives, whatever the names of hosts and the numbers of processes in a container. Of a process
+    on another machine the file alone is known: it counts as alive unless Slurm says that its job is over. Where the
+    file system has no such lock, the pid says who lives on this host, which two processes that take over a dead one's
+    lock in the same instant do not notice of each other.
+
     Args:
         path: the lock file.
         launch: name of the launch whose job this process runs. A cluster runs a job once at a time, so a lock that
             names the same launch was left behind by the job's earlier attempt, on whatever host that ran.
+        advice: what a user can do while a live process holds it.
 
     Raises:
         DataError: from :meth:`take`, when a live process holds it, or the file cannot be made.
     """
 
-    def __init__(self, path: Path, launch: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        launch: str | None = None,
+        advice: str = "wait for it, or choose another run=NAME",
+    ) -> None:
         self.path = path
         self.launch = launch
-        self.held = False
+        self.advice = advice
+        self._descriptor = -1
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor >= 0
 
     def take(self) -> None:
-        """Create the file, or take it over from a dead process of this host."""
+        """Create the file, or take it over from a dead process."""
+        until = time.monotonic() + LOOKING_FOR
         while not self.held:
+            descriptor, made = self._open()
             try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            except FileExistsError:
-                self._take_over()
-                continue
-            except OSError as error:
-                raise DataError(f"cannot make {self.path}: {error.strerror}") from error
-            self._write(descriptor)
+                if self._attempt(descriptor, made, until):
+                    self._descriptor, descriptor = descriptor, -1
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
 
     def release(self) -> None:
         """Remove the file if this process made it."""
         if self.held:
-            self.held = False
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                if self._is_in_place(self._descriptor):
+                    self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def _take_over(self) -> None:
-        # The file stays in place and is rewritten under flock: unlinking it could remove the lock that a third
-        # process has taken meanwhile.
-        try:
-            descriptor = os.open(self.path, os.O_RDWR)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise DataError(f"cannot open {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not self._is_in_place(descriptor):
-                return
-            owner = read(self.path)
-            if owner is None:
-                if time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR:
-                    time.sleep(0.1)
-                    return
-            elif not self._is_earlier_attempt(owner) and is_alive(owner):
+    def _open(self) -> tuple[int, bool]:
+        """The open file, and whether it was made here."""
+        while True:
+            try:
+                with contextlib.suppress(FileExistsError):
+                    return os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644), True
+                return os.open(self.path, os.O_RDWR), False
+            except OSError as error:
+                # Between the two it may have been given back; a link to nothing stays.
+                if (
+                    isinstance(error, FileNotFoundError)
+                    and self.path.parent.is_dir()
+                    and not self.path.is_symlink()
+                ):
+                    continue
+                raise DataError(f"cannot make {self.path}: {error.strerror}") from error
+
+    def _attempt(self, descriptor: int, made: bool, until: float) -> bool:
+        """Take the open file unless a live process holds it; ``False``: look again."""
+        # The file stays in place and is rewritten under the kernel's lock: unlinking it could remove the lock that a
+        # third process has taken meanwhile.
+        taken = _flock(descriptor, fcntl.LOCK_EX)
+        if not self._is_in_place(descriptor):
+            return False
+        owner = read(self.path)
+        held = None if taken is None else not taken
+        if owner is None:
+            if held and time.monotonic() > until + UNREADABLE_FOR:
                 raise DataError(
-                    f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
-                    f"{owner['since']}); wait for it, or choose another run=NAME. If no such process exists, remove "
-                    f"{self.path}"
+                    f"{self.path.parent} is being written by a process that does not say which; {self.advice}"
                 )
-            self._write(descriptor)
-            descriptor = -1
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+            fresh = not made and time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR
+            if held or fresh:
+                # Whoever made it is about to write who it is.
+                time.sleep(0.1)
+                return False
+        elif self._is_earlier_attempt(owner) or not is_alive(owner, held):
+            if held:
+                # A machine that died may have left its lock with the server of a shared file system.
+                self.path.unlink(missing_ok=True)
+                return False
+        elif held and not _is_process(owner) and time.monotonic() < until:
+            time.sleep(0.05)
+            return False
+        else:
+            raise DataError(
+                f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
+                f"{owner['since']}); {self.advice}. If no such process exists, remove {self.path}"
+            )
+        self._write(descriptor, kernel=taken is not None)
+        return True
 
     def _is_earlier_attempt(self, owner: dict[str, Any]) -> bool:
-        elsewhere = owner["host"] != socket.gethostname()
+        elsewhere = owner["host"] != socket.gethostname() and owner.get("boot") != _boot()
         return elsewhere and self.launch is not None and owner.get("launch") == self.launch
 
     def _is_in_place(self, descriptor: int) -> bool:
@@ -98,16 +142,13 @@ class Lock:
         except FileNotFoundError:
             return False
 
-    def _write(self, descriptor: int) -> None:
+    def _write(self, descriptor: int, kernel: bool) -> None:
         try:
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_identity(self.launch)).encode(), 0)
+            os.pwrite(descriptor, json.dumps(_identity(self.launch, kernel)).encode(), 0)
             os.fsync(descriptor)
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
-        self.held = True
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -119,13 +160,46 @@ def read(path: Path) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) and {"pid", "host", "started", "since"} <= owner.keys() else None
 
 
-def is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the process exists; one of another host counts as alive unless Slurm says that its job is over."""
+def holder(path: Path) -> dict[str, Any] | None:
+    """The live process that holds a lock file; ``None`` when it is gone, or its process is dead."""
+    owner = read(path)
+    if owner is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        free = _flock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+    return owner if is_alive(owner, None if free is None else not free) else None
+
+
+def is_alive(owner: dict[str, Any], held: bool | None = None) -> bool:
+    """Whether the process that a lock file names exists.
+
+    Args:
+        owner: what the file says.
+        held: whether some process holds the kernel's lock of the file; ``None``: the kernel cannot tell.
+    """
+    boot = _boot()
+    if held is not None and owner.get("kernel") and boot is not None and owner.get("boot") == boot:
+        return held
     if owner["host"] != socket.gethostname():
         return not (owner.get("slurm") and _is_over(owner["slurm"]))
+    # Another namespace has other numbers: what cannot be asked is taken to run.
+    other = owner.get("namespace") not in (None, _namespace()) and owner.get("boot") == boot
+    return bool(held) or other or _is_process(owner)
+
+
+def _is_process(owner: dict[str, Any]) -> bool:
+    """Whether the process's number means, on this host and for this process, the very one that wrote the file."""
+    if owner["host"] != socket.gethostname():
+        return False
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError, TypeError):
         return False
     except PermissionError:
         pass
@@ -133,19 +207,30 @@ def is_alive(owner: dict[str, Any]) -> bool:
     return owner["started"] in (None, _started(owner["pid"]))
 
 
+def _flock(descriptor: int, kind: int) -> bool | None:
+    """Take the kernel's lock: whether it was free; ``None`` where the file system has none, or cannot say."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 def _is_over(job: str) -> bool:
     """Whether Slurm says that none of the job's processes runs; what cannot be asked is taken to run."""
     ask = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
-    except OSError:
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=SQUEUE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return False
     if answer.returncode:
         return "Invalid job id" in answer.stderr  # Slurm forgets a job some minutes after its end
     return not any(state in RUNNING for state in answer.stdout.split())
 
 
-def _identity(launch: str | None) -> dict[str, Any]:
+def _identity(launch: str | None, kernel: bool) -> dict[str, Any]:
     pid = os.getpid()
     return {
         "pid": pid,
@@ -154,7 +239,26 @@ def _identity(launch: str | None) -> dict[str, Any]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "launch": launch,
         "slurm": os.environ.get("SLURM_JOB_ID"),
+        "boot": _boot(),
+        "namespace": _namespace(),
+        "kernel": kernel,
     }
+
+
+def _boot() -> str | None:
+    """The running kernel's id, the same in all containers of a machine; ``None`` where there is no ``/proc``."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _namespace() -> str | None:
+    """The namespace of this process's number; ``None`` where there is no ``/proc``."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str | None:
@@ -164,9 +268,10 @@ def _started(pid: int) -> str | None:
     """
     try:
         # The name in field 2 may hold spaces and brackets; the fields behind its last bracket do not.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        if fields[0] in ("Z", "X"):
-            return None
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()}:{fields[19]}"
-    except (OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
         return None
+    boot = _boot()
+    if fields[0] in ("Z", "X") or boot is None:
+        return None
+    return f"{boot}:{fields[19]}"

@@ -154,8 +154,7 @@ class ArmStore:
         for path in self.folder.glob(".lock.*-of-*"):
             if path.name.endswith(f"-of-{self._world}"):
                 continue
-            owner = lock.read(path)
-            if owner is not None and lock.is_alive(owner):
+            if owner := lock.holder(path):
                 raise DataError(
                     f"{self.folder} is being written by process {owner['pid']} on {owner['host']} with another number "
                     f"of processes ({path.name}); wait for it, or choose another run=NAME"
