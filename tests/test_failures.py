@@ -254,8 +254,16 @@ def test_an_interrupt_is_no_failed_sample_and_gives_the_locks_back(tmp_path, dat
     assert len(ids) == len(set(ids)) == 10
 
 
-def test_sigterm_raises_within_its_block_alone_and_leaves_other_handlers(monkeypatch):
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+@pytest.fixture
+def default_sigterm():
+    """The default handler: another test of this process, Ray's for one, may have left one of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    if before is not None:  # what was not put by Python cannot be put back
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_raises_within_its_block_alone_and_leaves_other_handlers(default_sigterm):
     with pytest.raises(Terminated), sigterm_raises():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -197,7 +197,10 @@ class TestReadBack:
         with pytest.raises(DataError, match="the overlay of question 'clip.*' is damaged"):
             read_overlays(run, stored, [])
 
-    def test_damage_takes_the_page_and_not_the_table(self, run: Path, tmp_path: Path, capsys) -> None:
+    def test_damage_takes_the_page_and_not_the_table(
+        self, run: Path, tmp_path: Path, capsys, monkeypatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "1000")  # a long temporary path must not break a word in two
         copy = Path(shutil.copytree(run, tmp_path / "r"))
         (path,) = copy.glob("st_simdiff_*/answers.jsonl")
         path.write_text(path.read_text().replace('"reason": "e', '"reason": "f'))
@@ -239,6 +242,7 @@ class TestFigures:
             raise ValueError("no such font")
 
         monkeypatch.setattr(figures, "retention_by_layer", broken)
+        monkeypatch.setenv("COLUMNS", "1000")  # a long temporary path must not break a word in two
         assert report([str(copy)]) == 1
         said = " ".join(capsys.readouterr().out.split())
         assert "NOT DRAWN" in said and "retention_by_layer: ValueError: no such font" in said

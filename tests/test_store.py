@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.store import ArmStore, arm_folders, read_answers, read_record
+from stsimdiff.evaluate.store import ArmStore, arm_folders, done_ids, read_answers, read_record
 
 RECORD = {"arm": "0123456789ab", "method": "random", "label": "random", "provenance": {"git": "one"}}
 
@@ -303,3 +303,62 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path):
     readonly.mkdir(mode=0o555)
     with pytest.raises(DataError, match="cannot make .*readonly.*Permission denied"):
         open_store(readonly).__enter__()
+
+
+def test_a_store_closed_twice_touches_no_other_file_and_takes_nothing_more(tmp_path):
+    store = open_store(tmp_path).__enter__()
+    store.close()
+    # Its number belongs to the next file that is opened.
+    with (tmp_path / "other").open("w") as other:
+        store.close()
+        other.write("x")
+    for number in (0, 1, 2):
+        os.fstat(number)
+    with pytest.raises(ValueError, match="is not open"):
+        store.append(answer("q1"))
+    assert not list(tmp_path.glob(".lock*"))
+
+
+def test_the_record_is_readable_text_wherever_it_is_read(tmp_path):
+    label = "τ = 0.7, größer"
+    with open_store(tmp_path, label=label):
+        pass
+    written = (tmp_path / "arm.json").read_bytes().decode("utf-8")
+    assert f'\n  "label": "{label}",\n' in written and written.endswith("}\n")
+    code = "import sys; from pathlib import Path; from stsimdiff.evaluate.store import read_record as r; "
+    code += "print(ascii(r(Path(sys.argv[1]))['label']))"
+    # A machine whose locale knows ASCII only.
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=ascii_only,
+        check=True,
+    )
+    assert done.stdout.strip() == ascii(label)
+
+
+@pytest.mark.parametrize("sample", ["plain", "ä", 'a"b', 'a", "b', "back\\slash", "tab\tand\nline", ""])
+def test_an_id_of_any_characters_is_known_again(tmp_path, sample):
+    with open_store(tmp_path) as store:
+        store.append(answer(sample))
+        store.append(answer(f"{sample}2", error="no"))
+    with open_store(tmp_path) as store:
+        assert store.done() == {sample, f"{sample}2"} and store.done(retry_failed=True) == {sample}
+    assert done_ids(tmp_path) == {sample, f"{sample}2"} and done_ids(tmp_path, True) == {sample}
+    assert [row["id"] for row in read_answers(tmp_path)] == [sample, f"{sample}2"]
+
+
+def test_an_answer_counts_whatever_lines_stand_around_it(tmp_path):
+    """In lines that this program did not write: keys in another order, a failure behind an answer."""
+    lines = [
+        {"error": "no", "id": "only failed"},
+        {"error": "no", "id": "answered later"},
+        {"error": None, "id": "answered later"},
+        {"error": None, "id": "failed later"},
+        {"error": "no", "id": "failed later"},
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert done_ids(tmp_path) == {"only failed", "answered later", "failed later"}
+    assert done_ids(tmp_path, retry_failed=True) == {"answered later", "failed later"}

@@ -268,7 +268,9 @@ def _started(pid: int) -> str | None:
     """
     try:
         # The name in field 2 may hold spaces and brackets; the fields behind its last bracket do not.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return None
     boot = _boot()
