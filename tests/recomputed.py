@@ -54,23 +54,15 @@ def freedom(videos: list[str]) -> float:
     return max(sum(sizes) ** 2 / sum(m * m for m in sizes) - 1, 1)
 
 
-def accuracy(
-    right: list[bool], videos: list[str], others: list[list[bool]] = ()
-) -> tuple[float, float, float]:
-    """Share of right answers with its interval; ``others`` are the answers of all arms."""
-    n, r = len(right), sum(right) / len(right)
+def accuracy(right: list[bool], videos: list[str]) -> tuple[float, float, float]:
+    """Share of right answers with its interval."""
+    r = sum(right) / len(right)
     variance, quantile = clustered_variance(right, videos, r), t.ppf(0.975, freedom(videos))
     if variance > 1e-20:
         reach = quantile * sqrt(variance) / (r * (1 - r))
         ends = [log(r / (1 - r)) - reach, log(r / (1 - r)) + reach]
         return r, 1 / (1 + exp(-ends[0])), 1 / (1 + exp(-ends[1]))
-    each = n / len(set(videos))
-    effects = []
-    for other in others:
-        share = sum(other) / n
-        if 0 < share < 1:
-            effects.append(clustered_variance(other, videos, share) / (share * (1 - share) / n))
-    count = n / (min(each, max([1.0, *effects])) if effects else each)
+    count = len(set(videos))
     middle = (r + quantile**2 / (2 * count)) / (1 + quantile**2 / count)
     half = quantile / (1 + quantile**2 / count) * sqrt(r * (1 - r) / count + quantile**2 / (4 * count**2))
     return r, min(r, middle - half), max(r, middle + half)
@@ -90,8 +82,8 @@ def difference(first: list[bool], second: list[bool], videos: list[str]) -> dict
     alone = ((won + lost) / n - d * d) / n
     return {
         "value": d,
-        "low": centre - reach,
-        "high": centre + reach,
+        "low": max(-1, centre - reach),
+        "high": min(1, centre + reach),
         "p_cluster": 2 * t.cdf(-abs(centre) / error, freedom(videos)),
         "p_mcnemar": mcnemar(won, lost),
         "discordant": (won + lost) / n,

@@ -147,11 +147,22 @@ def test_all_right_is_wilsons_interval_and_never_of_no_width() -> None:
     for sizes in (np.ones(40, int), np.full(40, 5)):
         interval = accuracy(np.ones(sizes.sum(), bool), videos_of(sizes))
         assert (interval.low, interval.high) == (pytest.approx(low), 1.0)
-    # An arm beside it shows that the answers of a video are independent: then each counts.
+    # Whatever an arm beside it shows of how the answers of a video go together.
     beside = np.tile([True, True, False, True, True], 40)
     beside[:: 7 * 5] = False
     both = Answers(np.stack([np.ones(200, bool), beside], axis=1), videos_of(np.full(40, 5)))
-    assert low < both.accuracy(0).low < 1 == both.accuracy(0).high
+    assert both.accuracy(0) == interval
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+def test_no_interval_leaves_what_is_possible(n: int) -> None:
+    videos = np.arange(n)
+    won = difference(np.ones(n, bool), np.zeros(n, bool), videos)
+    lost = difference(np.zeros(n, bool), np.ones(n, bool), videos)
+    assert (won.value, won.high, lost.value, lost.low) == (1, 1, -1, -1)
+    for right in (np.ones(n, bool), np.zeros(n, bool), np.arange(n) % 2 == 0):
+        interval = accuracy(right, videos)
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
 
 
 def test_accuracy_is_the_share_of_right_answers_not_the_mean_of_videos() -> None:
@@ -200,7 +211,7 @@ def test_by_other_code() -> None:
         answers = Answers(np.array([first, second]).T, videos)
         for i, right in enumerate((first, second)):
             found = answers.accuracy(i)
-            expected = recomputed.accuracy(right, videos, [first, second])
+            expected = recomputed.accuracy(right, videos)
             assert (found.value, found.low, found.high) == pytest.approx(expected)
         found, expected = answers.difference(0, 1), recomputed.difference(first, second, videos)
         assert vars(found) | {"effect": 0} == pytest.approx(

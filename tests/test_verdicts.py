@@ -13,6 +13,7 @@ import recomputed
 from synthetic_run import QUESTIONS, answer, answers, failed, write_arm
 
 from stsimdiff.report.paper import baseline_gate, paper_number
+from stsimdiff.report.render import shown_pairs
 from stsimdiff.report.table import make
 
 METHODS = (
@@ -93,16 +94,16 @@ def test_every_number_of_the_pairs_by_other_code(run: Path, lines: list[dict[str
         for name in ("p_cluster", "p_mcnemar"):
             assert float(line[name]) == pytest.approx(one[name])
         assert float(line["p_holm"]) == pytest.approx(p)
-        word = "not told apart" if p >= 0.05 else "better" if one["value"] > 0 else "worse"
+        word = "no significant difference" if p >= 0.05 else "better" if one["value"] > 0 else "worse"
         assert line["verdict"] == word
         needed = recomputed.needed(one["value"], one["discordant"], one["effect"], 0.05 / len(lines))
         assert float(line["n_needed"]) == pytest.approx(needed, abs=1)
-    assert {line["verdict"] for line in lines} == {"better", "worse", "not told apart"}
+    assert {line["verdict"] for line in lines} == {"better", "worse", "no significant difference"}
 
 
 def test_a_verdict_contradicts_neither_its_interval_nor_a_test(lines: list[dict[str, str]]) -> None:
     for line in lines:
-        if line["verdict"] != "not told apart":
+        if line["verdict"] != "no significant difference":
             assert (float(line["ci_low"]) > 0) == (line["verdict"] == "better")
             assert (float(line["ci_high"]) < 0) == (line["verdict"] == "worse")
             assert max(float(line[name]) for name in ("p_cluster", "p_mcnemar", "p_holm")) < 0.05
@@ -141,11 +142,12 @@ def test_the_sentence_of_a_block_is_what_the_pairs_say(run: Path, table, lines, 
                 rf"{row['method']} (is )?{-points:.1f} (points worse )?\({re.escape(shown)}\)", said
             )
         else:
-            level = re.search(r"; ([^;]*) (is|are) not told apart from it", said)
+            level = re.search(r"; no significant difference between it and ([^;]*)", said)
             assert level and row["method"] in level[1]
     assert ("over budget: framefusion" in said) == (retention == 0.1)
     word, points, _ = by_pair(lines, best["method"], "none", retention)
-    assert (f"{best['method']} is not told apart from all tokens" in said) == (word == "not told apart")
+    level = f"{best['method']} shows no significant difference from all tokens"
+    assert (level in said) == (word == "no significant difference")
     if word == "worse":
         assert f"{best['method']} is {-points:.1f} points worse than all tokens" in said
     for name in ("table.md", "table.tex"):
@@ -179,7 +181,7 @@ def _compared(lines: list[dict[str, str]], first: str, second: str, retention: f
     )
 
 
-def test_half_a_point_on_200_questions_is_not_told_apart(tmp_path: Path) -> None:
+def test_half_a_point_on_200_questions_is_no_significant_difference(tmp_path: Path) -> None:
     """Twelve rows; the two best differ by one question of 200, the least that can be seen."""
     questions = [(f"v{i // 5}", f"q{i}", "attr") for i in range(200)]
     order = random.Random(1).sample(range(200), 200)
@@ -196,15 +198,14 @@ def test_half_a_point_on_200_questions_is_not_told_apart(tmp_path: Path) -> None
     assert len(rows) == 12
     assert rows["st_simdiff"].overall - rows["framefusion"].overall == pytest.approx(0.5)
     (pair,) = [p for p in table.sections[0].pairs if {p.method, p.against} == {"st_simdiff", "framefusion"}]
-    assert pair.verdict == "not told apart"
+    assert pair.verdict == "no significant difference"
     assert pair.n_needed > 1000
     said = table.sections[0].verdicts[1]
     assert said.startswith("At 30 % st_simdiff (94.5) leads; ")
-    assert re.search(r"framefusion (is|are) not told apart from it", said)
-    assert "random is" not in said.split("not told apart")[0]
+    assert "; no significant difference between it and framefusion; " in said
 
 
-def test_ties_lead_together_and_one_method_has_no_rival(tmp_path: Path) -> None:
+def test_ties_lead_together_and_one_method_is_the_only_one(tmp_path: Path) -> None:
     same = answers(0.8, 0.3)
     write_arm(tmp_path, "fastv", 0.3, same)
     write_arm(tmp_path, "visionzip", 0.3, same)
@@ -212,8 +213,134 @@ def test_ties_lead_together_and_one_method_has_no_rival(tmp_path: Path) -> None:
     write_arm(tmp_path, "fastv", 0.05, answers(0.5, 0.08))
     said = make(tmp_path, None).sections[0].verdicts
     assert re.fullmatch(r"At 30 % fastv and visionzip \(\d+\.\d\) lead together\.", said[0])
-    assert re.fullmatch(r"At 10 % random \(\d+\.\d\) has no rival\.", said[1])
+    assert re.fullmatch(r"At 10 % random \(\d+\.\d\) is the only method\.", said[1])
     assert said[2] == "At 5 % no method that keeps to its budget has answers, so there is no verdict."
+
+
+def test_tied_leaders_each_have_their_compute_and_the_cheapest_comes_first(tmp_path: Path) -> None:
+    for method, chance, compute in (
+        ("visionzip", 0.8, 0.45),
+        ("fastv", 0.8, 0.36),
+        ("prumerge", 0.8, 0.3),
+        ("random", 0.75, 0.24),
+        ("uniform_frames", 0.1, 0.3),
+    ):
+        rows = answers(chance, 0.3, seed=4)
+        for row in rows:
+            row["retention_compute"] = compute
+        write_arm(tmp_path, method, 0.3, rows)
+    (section,) = make(tmp_path, None).sections
+    overall = {row.label: f"{row.overall:.1f}" for row in section.rows}
+    (said,) = section.verdicts
+    first, second, third = said.split("; ")
+    assert first == (
+        f"At 30 % prumerge, fastv and visionzip ({overall['fastv']}) lead together, at 1.00 times, 1.20 times and "
+        "1.50 times the block's median compute"
+    )
+    assert second == "no significant difference between prumerge and random (0.80 times)"
+    assert third.startswith("uniform_frames is ")
+    text = (tmp_path / "table.md").read_text()
+    assert "| fastv | prumerge |" in text and "| prumerge | visionzip |" not in text  # seen from the cheapest
+
+
+def test_who_is_worse_is_worse_by_as_many_points_as_it_has_less(tmp_path: Path) -> None:
+    for method, chance in (("fastv", 0.95), ("random", 0.5), ("uniform_frames", 0.2)):
+        write_arm(tmp_path, method, 0.3, answers(chance, 0.3))
+    (section,) = make(tmp_path, None).sections
+    overall = {row.label: row.overall for row in section.rows}
+    second, third = overall["fastv"] - overall["random"], overall["fastv"] - overall["uniform_frames"]
+    assert section.verdicts == [
+        f"At 30 % fastv ({overall['fastv']:.1f}) leads; random is {second:.1f} points worse (p < 0.001); "
+        f"uniform_frames {third:.1f} (p < 0.001)."
+    ]
+
+
+def test_the_only_one_in_the_contest_is_said_with_who_is_out_of_it(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.1, answers(0.5, 0.1))
+    write_arm(tmp_path, "visionzip", 0.1, answers(0.9, 0.12))
+    write_arm(tmp_path, "random", 0.1, None)
+    (said,) = make(tmp_path, None).sections[0].verdicts
+    assert re.fullmatch(
+        r"At 10 % fastv \(\d+\.\d\) is the only method in the contest(, at [\d.]+ times the block's median "
+        r"compute)?; out of the contest, since over budget: visionzip; without answers: random\.",
+        said,
+    )
+
+
+def test_a_row_over_its_budget_is_no_rival_for_the_best_place(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.1, answers(0.9, 0.1))
+    write_arm(tmp_path, "visionzip", 0.1, answers(0.5, 0.1))
+    write_arm(tmp_path, "random", 0.1, answers(0.99, 0.12))
+    rows = {row.label: row for row in make(tmp_path, None).sections[0].rows}
+    assert rows["random"].overall > rows["fastv"].overall > rows["visionzip"].overall
+    assert {name: (row.best, row.second) for name, row in rows.items()} == {
+        "random": (False, False),
+        "fastv": (True, False),
+        "visionzip": (False, True),
+    }
+
+
+def test_a_single_rival_beside_rows_over_budget_is_not_ranked(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.1, answers(0.9, 0.1))
+    write_arm(tmp_path, "random", 0.1, answers(0.5, 0.12))
+    assert not any(row.best or row.second for row in make(tmp_path, None).sections[0].rows)
+
+
+def test_a_turned_pair_has_its_interval_turned(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.3, answers(0.9, 0.3))
+    write_arm(tmp_path, "random", 0.3, answers(0.5, 0.3))
+    (pair,) = make(tmp_path, None).sections[0].pairs
+    turned = pair.turned()
+    assert (turned.method, turned.against) == (pair.against, pair.method)
+    assert pair.ci_low < pair.difference < pair.ci_high
+    assert (turned.ci_low, turned.ci_high) == (-pair.ci_high, -pair.ci_low)
+    assert turned.ci_low < turned.difference == -pair.difference < turned.ci_high
+    assert {pair.verdict, turned.verdict} == {"better", "worse"}
+    assert turned.turned() == pair
+
+
+def test_the_reference_of_pairs_is_the_method_with_its_defaults(tmp_path: Path) -> None:
+    write_arm(tmp_path, "fastv", 0.3, answers(0.95, 0.3))
+    write_arm(tmp_path, "random", 0.3, answers(0.5, 0.3))
+    write_arm(tmp_path, "st_simdiff", 0.3, answers(0.8, 0.3))
+    taus = (0.6, 0.7, 0.9)
+    for tau in taus:
+        write_arm(tmp_path, "st_simdiff", 0.3, answers(0.7, 0.3, seed=tau), label=f"st_simdiff tau_sim={tau}")
+    (section,) = make(tmp_path, None).sections
+    shown = {(pair.method, pair.against) for pair in shown_pairs(section)}
+    assert shown == {
+        *(
+            (name, "fastv")
+            for name in ("random", "st_simdiff", *(f"st_simdiff tau_sim={tau}" for tau in taus))
+        ),
+        ("random", "st_simdiff"),
+        *(("st_simdiff", f"st_simdiff tau_sim={tau}") for tau in taus),
+    }
+
+
+def test_one_arms_interval_is_the_same_whoever_stands_beside_it(tmp_path: Path) -> None:
+    def interval(run: Path) -> tuple[float, float, float]:
+        row = next(row for row in make(run, None).sections[0].rows if row.label == "fastv")
+        return row.overall, row.ci_low, row.ci_high
+
+    for chance in (0.7, 1.0):
+        alone, beside = tmp_path / f"alone{chance}", tmp_path / f"beside{chance}"
+        for run in (alone, beside):
+            write_arm(run, "fastv", 0.3, answers(chance, 0.3))
+        for number, other in enumerate((0.2, 0.5, 0.95)):
+            write_arm(beside, "random", 0.3, answers(other, 0.3), label=f"random seed={number}")
+        assert interval(alone) == interval(beside)
+    # Only another set of questions changes it, and the table says so.
+    write_arm(
+        beside,
+        "visionzip",
+        0.3,
+        [failed(QUESTIONS[i]) if i < 60 else row for i, row in enumerate(answers(0.5, 0.3))],
+    )
+    assert interval(beside) != interval(alone)
+    text = (beside / "table.md").read_text()
+    assert f"Compared on the {len(QUESTIONS) - 60} questions that every arm answered" in text
+    assert "Numbers and intervals change when an arm joins that lacks some of them." in text
 
 
 def test_one_video_tells_nothing_apart(tmp_path: Path) -> None:
@@ -221,8 +348,8 @@ def test_one_video_tells_nothing_apart(tmp_path: Path) -> None:
     write_arm(tmp_path, "fastv", 0.3, [outcome(question, True, 0.3) for question in questions])
     write_arm(tmp_path, "random", 0.3, [outcome(question, False, 0.3) for question in questions])
     table = make(tmp_path, None)
-    assert [pair.verdict for pair in table.sections[0].pairs] == ["not told apart"]
-    assert "random is not told apart from it" in table.sections[0].verdicts[0]
+    assert [pair.verdict for pair in table.sections[0].pairs] == ["no significant difference"]
+    assert "no significant difference between it and random." in table.sections[0].verdicts[0]
 
 
 def test_rows_that_differ_by_three_percent_in_compute_are_warned_of(tmp_path: Path) -> None:
@@ -337,7 +464,11 @@ def test_benchmarks_of_one_model_stand_side_by_side_in_latex(tmp_path: Path) -> 
         write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0), benchmark=about)
         write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5), benchmark=about)
     write_arm(
-        tmp_path, "random", 0.3, answers(0.5, 0.3), benchmark={"name": "videomme", "task": "x", "note": "x"}
+        tmp_path,
+        "random",
+        0.3,
+        answers(0.5, 0.3),
+        benchmark={"name": "videomme", "task": "videomme", "note": "x"},
     )
     make(tmp_path, None)
     layout = (tmp_path / "table.tex").read_text().split(r"\end{table}")[0]

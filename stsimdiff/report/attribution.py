@@ -25,15 +25,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.rows import Arm
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.comparison import Group, Section
 
 METHOD = "st_simdiff"
 PARTS = ("similarity", "difference", "pruning")
@@ -78,6 +79,7 @@ class Attribution:
         label: of the arm.
         n: questions that all arms of the comparison answered.
         changes: of them, in the order of their ids.
+        differences: by part, the accuracy of the whole method minus that of the arm without the part.
         spoiled: by part, the questions that are right with all tokens and with the method, and wrong without it.
         mended: by part, the questions that are wrong with both, and right without it.
     """
@@ -91,6 +93,7 @@ class Attribution:
     changes: Sequence[Change]
     spoiled: Mapping[str, int]
     mended: Mapping[str, int]
+    differences: Mapping[str, Pair] = field(default_factory=dict)
 
     def causes(self, change: str) -> Counter[str]:
         """How often each cause turned a question so."""
@@ -118,16 +121,24 @@ def undoes(change: str, right: bool) -> bool:
     return right == (change == LOST)
 
 
-def attributions(group: Group) -> tuple[list[Attribution], list[str]]:
-    """The attributions that a group's arms allow, and what is lacking for others."""
+def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attribution], list[str]]:
+    """The attributions that a group's arms allow, and what is lacking for others.
+
+    Args:
+        group: arms that may be compared.
+        sections: of the group, which hold the comparisons in pairs.
+    """
     found, notes = [], []
-    everything = next((arm for arm in group.arms if arm.method == "none" and _has(group, arm)), None)
+    pairs = {section.budget: section.pairs for section in sections}
     for arm in group.arms:
         if arm.method != METHOD or not all(_on(arm, part) for part in PARTS) or not _has(group, arm):
             continue
         without = {part: _without(part, arm, group) for part in PARTS}
         if not any(without.values()):
             continue  # nobody asked for an attribution
+        everything = group.everything(arm)
+        if everything is not None and not _has(group, everything):
+            everything = None
         lacking = [f"{part}=false" for part, other in without.items() if other is None]
         lacking += [] if everything is not None else ["compressor=none"]
         if lacking:
@@ -136,7 +147,11 @@ def attributions(group: Group) -> tuple[list[Attribution], list[str]]:
                 f"an arm with {', '.join(lacking)}; experiment=attribution has them all."
             )
         else:
-            found.append(_attribution(group, everything, arm, without))
+            one = _attribution(group, everything, arm, without)
+            minus = against(pairs.get(arm.kind, ()), arm.retention, group.labels[arm.id])
+            names = {part: group.labels[other.id] for part, other in without.items() if other is not None}
+            apart = {part: minus[name].turned() for part, name in names.items() if name in minus}
+            found.append(replace(one, differences=apart))
     return sorted(found, key=lambda one: (one.budget, -one.retention)), notes
 
 
@@ -146,21 +161,23 @@ def _has(group: Group, arm: Arm) -> bool:
 
 def _on(arm: Arm, part: str) -> bool:
     """Whether a part is at work; runs from before it could be switched off do not name it."""
-    return bool(arm.record["compressor"].get(part, True))
+    return bool(arm.compressor.get(part, True))
 
 
 def _without(part: str, arm: Arm, group: Group) -> Arm | None:
     """The arm that differs from this one in nothing but a part that is off; None where it has no answers."""
     wanted = _setting(arm) | {part: False}
+    rest = [group.settings[arm.id], *map(arm.record.get, ("seed", "code"))]
     for other in group.arms:
         same = other.method == METHOD and (other.kind, other.retention) == (arm.kind, arm.retention)
-        if same and _setting(other) == wanted and other.record.get("seed") == arm.record.get("seed"):
+        alike = [group.settings[other.id], *map(other.record.get, ("seed", "code"))] == rest
+        if same and alike and _setting(other) == wanted:
             return other if _has(group, other) else None
     return None
 
 
 def _setting(arm: Arm) -> dict[str, Any]:
-    return dict.fromkeys(PARTS, True) | dict(arm.record["compressor"])
+    return dict.fromkeys(PARTS, True) | dict(arm.compressor)
 
 
 def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, Arm | None]) -> Attribution:
@@ -181,7 +198,7 @@ def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, 
         target = None if pd.isna(row["target"]) else str(row["target"])
         found = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
         changes.append(Change(str(id_), str(row["video"]), str(row["family"]), target, change, *found))
-    place = (group.model, arm.benchmark, arm.kind, arm.retention, group.labels[arm.id])
+    place = (group.model, group.benchmark, arm.kind, arm.retention, group.labels[arm.id])
     return Attribution(*place, len(group.common), changes, spoiled, mended)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Answered, Attribution
-from stsimdiff.report.render import EMPTY, escaped, grid_line
+from stsimdiff.report.render import EMPTY, escaped, grid_line, pair_line
 
 NAME = "attribution"
 PAGE = "report.html"
@@ -79,11 +79,22 @@ def markdown(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, st
         parts += [
             f"## {escaped(f'{one.label} at {budget}, {one.model} on {one.benchmark}')}",
             escaped(one.sentence()),
+            *([_differences(one)] if one.differences else []),
             _counts(one),
         ]
         if one.changes:
             parts.append(_questions(one, anchors))
     return "\n\n".join(parts) + "\n"
+
+
+def _differences(one: Attribution) -> str:
+    """What each part is worth: the whole method minus the arm without it."""
+    heads = ["whole minus part off", "points", "95 % interval", "Holm p", "verdict"]
+    lines = [_head(heads)]
+    for part, pair in one.differences.items():
+        line = pair_line(pair)
+        lines.append(grid_line([f"{part} off", *map(escaped, [*line[2:4], *line[6:8]])]))
+    return "\n".join(lines)
 
 
 def _counts(one: Attribution) -> str:

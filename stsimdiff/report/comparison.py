@@ -13,11 +13,13 @@ import pandas as pd
 
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.errors import VideoError
+from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import Pair, all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.rows import REFERENCES, Arm
 from stsimdiff.report.statistics import Answers, Interval
+from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import median_compute, verdicts
 
 NAN = float("nan")
@@ -63,6 +65,10 @@ class Row:
     """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
     paper: float = NAN
     """What the paper printed for this model, benchmark, method and retention."""
+    bare: bool = False
+    """Whether the method has its own defaults."""
+    settings: str = ""
+    """What the label says beside method and parameters."""
 
     @property
     def reference(self) -> bool:
@@ -95,7 +101,7 @@ class Section:
     macro: bool = False
     """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
     verdicts: list[str] = field(default_factory=list)
-    """A sentence for each block: who leads, who is not told apart from it, who is worse."""
+    """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
     gate_met: bool = False
     """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
 
@@ -107,16 +113,6 @@ class Section:
         return found
 
 
-def model_name(arm: Arm, arms: list[Arm]) -> str:
-    """The model's name, with its checkpoint and frames only where the name alone would mean two models."""
-    name = arm.model[0]
-    same = sorted({other.model for other in arms if other.model[0] == name})
-    if len(same) == 1:
-        return name
-    columns = zip(arm.model, zip(*same, strict=True), strict=True)
-    return f"{name} ({', '.join(part for part, values in columns if len(set(values)) > 1)})"
-
-
 MACRO = (
     "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "
     "questions. macro % is empty where a family has no answer."
@@ -126,8 +122,8 @@ MACRO = (
 class Group:
     """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
 
-    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str) -> None:
-        self.arms, self.model = arms, model
+    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str, benchmark: str) -> None:
+        self.arms, self.model, self.benchmark = arms, model, benchmark
         by_arm = dict(list(samples.groupby("arm", sort=False)))
         self.stored = {arm.id: by_arm.get(arm.id, samples.iloc[:0]).set_index("id") for arm in arms}
         self.answered = {id_: rows[~rows["failed"]] for id_, rows in self.stored.items()}
@@ -135,27 +131,22 @@ class Group:
         taking_part = [set(rows.index) for rows in self.answered.values() if len(rows)]
         self.common = sorted(set.intersection(*taking_part)) if taking_part else []
         self.asked = set().union(*(rows.index for rows in self.stored.values()))
-        self.labels = self._labels()
+        self.labels = labels(arms)
+        self.settings = settings(arms)
 
     def sections(self) -> list[Section]:
         kinds = [kind for kind in KINDS if any(arm.kind == kind and not arm.reference for arm in self.arms)]
         return [self._section(kind) for kind in kinds or [self.arms[0].kind]]
 
-    def _members(self, kind: str) -> list[Arm]:
-        """The kind's arms, and references of the other kind: they have no retention, so no kind either."""
-        own = [arm for arm in self.arms if arm.kind == kind]
-        held = {arm.label for arm in own if arm.reference}
-        lent = [arm for arm in self.arms if arm.reference and arm.kind != kind and arm.label not in held]
-        return sorted(own + lent, key=_place)
+    def everything(self, arm: Arm) -> Arm | None:
+        """All tokens with the settings of an arm, or else with any; None where they have no answers."""
+        found = [other for other in self.arms if other.method == "none" and len(self.answered[other.id])]
+        same = [other for other in found if self.settings[other.id] == self.settings[arm.id]]
+        return next(iter(same or found), None)
 
-    def _labels(self) -> dict[str, str]:
-        """Labels by arm id; arms of one label, retention and kind are told apart by the start of their id."""
-        cells = {arm.id: (arm.label, arm.retention, arm.kind) for arm in self.arms}
-        seen = Counter(cells.values())
-        return {
-            arm.id: f"{arm.label} #{arm.id[:6]}" if seen[cells[arm.id]] > 1 else arm.label
-            for arm in self.arms
-        }
+    def _members(self, kind: str) -> list[Arm]:
+        """The kind's arms, and all references: they have no retention, so no kind either."""
+        return sorted((arm for arm in self.arms if arm.reference or arm.kind == kind), key=self._place)
 
     def _section(self, kind: str) -> Section:
         members = self._members(kind)
@@ -164,16 +155,17 @@ class Group:
         answers = self._answers(answering)
         accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)}
         rows = _ranked([self._row(arm, kind, families, accuracies.get(arm.id)) for arm in members])
-        pairs = all_pairs(answering, self.labels, answers, kind) if answering else []
+        full = {arm.id: self.everything(arm) for arm in answering}
+        pairs = all_pairs(answering, self.labels, answers, kind, full) if answering else []
         records = [arm.record for arm in members]
-        about = [_benchmark_line(members[0]), *_prompt_line(members)]
+        about = [_benchmark_line(members[0], self.benchmark), *_prompt_line(members)]
         gate = baseline_gate(self.model, members[0].benchmark, members[0].model[2], _all_tokens(rows))
         about.append(provenance(records))
         notes = ([gate.said] if gate else []) + self._coverage(members) + _warnings(rows, kind)
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
-        section = Section(self.model, members[0].benchmark, kind, families, rows, pairs, notes, about, macro)
+        section = Section(self.model, self.benchmark, kind, families, rows, pairs, notes, about, macro)
         return replace(section, verdicts=verdicts(section), gate_met=gate is not None and gate.met)
 
     def _answers(self, arms: list[Arm]) -> Answers | None:
@@ -185,7 +177,8 @@ class Group:
         return Answers(correct, kept[0]["video"].astype("category").cat.codes)
 
     def _families(self, members: list[Arm]) -> tuple[str, ...]:
-        declared = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
+        given = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
+        declared = list(map(printable, given))
         stored = [name for arm in members for name in sorted(self.stored[arm.id]["family"].dropna().unique())]
         found = tuple(dict.fromkeys(declared + stored))
         # The one family of a benchmark that has no kinds of questions is what overall says already.
@@ -199,12 +192,14 @@ class Group:
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
         means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
-        all_flops = rows["llm_flops_all"].sum(min_count=1)
+        all_flops = rows["llm_flops_all"].sum(min_count=1) or NAN
         known = not arm.reference and not math.isnan(achieved[kind])
         return Row(
             arm=arm.id,
             method=arm.method,
             label=self.labels[arm.id],
+            bare=arm.bare,
+            settings=self.labels[arm.id].removeprefix(arm.label).strip(),
             retention=arm.retention,
             budget=kind,
             overall=100 * interval.value,
@@ -230,18 +225,29 @@ class Group:
         failed = set().union(*(rows.index[rows["failed"]] for rows in self.stored.values()))
         failed -= set(self.common)
         why = f" ({len(failed)} failed in an arm, {left_out - len(failed)} not stored by every arm yet)"
+        rule = " Numbers and intervals change when an arm joins that lacks some of them."
         notes = [
             f"Compared on the {len(self.common)} questions that every arm answered; {left_out} left out"
-            f"{why if left_out else ''}."
+            f"{why if left_out else ''}.{rule}"
         ]
         broken = []
-        for arm in members:
-            name, rows = self._name(arm), self.stored[arm.id]
+        elsewhere = [arm for arm in self.arms if arm not in members]
+        for arm in [*members, *elsewhere]:
+            rows = self.stored[arm.id]
+            name = self._name(arm)
+            if arm in elsewhere:
+                name += f" ({arm.kind}, in the table of that kind of budget)"
             errors = Counter(rows.loc[rows["failed"], "error_type"].fillna("unnamed error"))
             if not len(rows):
-                notes.append(f"NO ANSWERS: {name} has stored nothing yet.")
+                silent = "NO ANSWERS: {} has stored nothing yet."
             elif not len(self.answered[arm.id]):
-                notes.append(f"NO ANSWERS: every sample of {name} failed; it does not narrow the comparison.")
+                silent = "NO ANSWERS: every sample of {} failed; it does not narrow the comparison."
+            else:
+                silent = ""
+            if silent and arm in elsewhere:
+                continue  # its own table says so
+            if silent:
+                notes.append(silent.format(name))
             elif len(rows) < len(self.asked):
                 notes.append(f"NOT FINISHED: {name} has stored {len(rows)} of {len(self.asked)} questions.")
             if errors:
@@ -254,23 +260,51 @@ class Group:
         if unscored:
             names = "all arms" if len(unscored) == len(begun) else ", ".join(unscored)
             notes.append(f"No metrics.json, so lmms-eval's own aggregation has not run yet: {names}.")
-        return notes
+        return [*notes, *self._stock(members), *self._by_name(members)]
+
+    def _stock(self, members: list[Arm]) -> list[str]:
+        """Where lmms-eval's own reading of the answers gives another accuracy."""
+        told = []
+        for arm in members:
+            answered = self.answered[arm.id]
+            rows = answered.loc[self.common] if len(answered) else answered
+            stock = rows["stock_correct"].dropna().astype(bool)
+            ours = rows.loc[stock.index, "correct"].astype(bool)
+            if differing := int((stock != ours).sum()):
+                told.append(
+                    f"{self._name(arm)} {differing} of {len(stock)} ({100 * stock.mean():.1f} % instead of "
+                    f"{100 * ours.mean():.1f} %)"
+                )
+        return (
+            [f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(told)}."] if told else []
+        )
+
+    def _by_name(self, members: list[Arm]) -> list[str]:
+        """A warning where videos are known by the names of their files alone."""
+        old = [arm for arm in members if arm.by_name and len(self.stored[arm.id])]
+        if not old:
+            return []
+        names = "all arms" if len(old) == len(members) else ", ".join(self._name(arm) for arm in old)
+        return [
+            "Stored by an earlier version, which knows a video by the name of its file alone, so that two of one name "
+            f"in different folders count as one: {names}."
+        ]
+
+    def _place(self, arm: Arm) -> tuple:
+        """Order of printing: retention down; in a block references, controls, methods, the proposed one last."""
+        rank = 2
+        if arm.reference:
+            rank = REFERENCES.index(arm.method) - len(REFERENCES)
+        elif arm.method.startswith(CONTROLS):
+            first = next(name for name in CONTROLS if arm.method.startswith(name))
+            rank = CONTROLS.index(first) / len(CONTROLS)
+        elif arm.method == PROPOSED:
+            rank = 3
+        return -arm.retention, rank, arm.method, not arm.bare, self.labels[arm.id], arm.id
 
     def _name(self, arm: Arm) -> str:
         label = self.labels[arm.id]
         return label if arm.reference else f"{label} at {100 * arm.retention:.4g} %"
-
-
-def _place(arm: Arm) -> tuple:
-    """Order of printing: retention down; in a block references, controls, methods, the proposed one last."""
-    rank = 2
-    if arm.reference:
-        rank = REFERENCES.index(arm.method) - len(REFERENCES)
-    elif arm.method.startswith(CONTROLS):
-        rank = CONTROLS.index(next(name for name in CONTROLS if arm.method.startswith(name))) / len(CONTROLS)
-    elif arm.method == PROPOSED:
-        rank = 3
-    return -arm.retention, rank, arm.method, arm.label != arm.method, arm.label, arm.id
 
 
 def _all_tokens(rows: list[Row]) -> Row | None:
@@ -341,20 +375,14 @@ def _macro(families: dict[str, float]) -> float:
     return sum(families.values()) / len(families) if families else NAN
 
 
-def _benchmark_line(arm: Arm) -> str:
+def _benchmark_line(arm: Arm, name: str) -> str:
     benchmark = arm.record["benchmark"]
     chance = benchmark.get("chance")
-    said = f"Benchmark {benchmark['name']}: {benchmark.get('note') or 'no note stored'}"
+    said = f"Benchmark {name}: {one_line(benchmark.get('note') or 'no note stored')}"
     return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."
 
 
 def _prompt_line(members: list[Arm]) -> list[str]:
     """Which of lmms-eval's prompts was asked; nothing for runs that do not say."""
-    asked: dict[str, list[str]] = {}
-    for arm in members:
-        if prompt := arm.record["benchmark"].get("prompt"):
-            asked.setdefault(str(prompt), []).append(arm.label)
-    if len(asked) > 1:
-        told = "; ".join(f"{prompt} for {', '.join(labels)}" for prompt, labels in asked.items())
-        return [f"PROMPTS DIFFER, so these rows are not comparable: {told}."]
-    return [f"Prompt: the one that the task calls {prompt!r} (benchmark.prompt)." for prompt in asked]
+    prompt = members[0].record["benchmark"].get("prompt")
+    return [f"Prompt: the one that the task calls {prompt!r} (benchmark.prompt)."] if prompt else []

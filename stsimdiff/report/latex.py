@@ -27,9 +27,9 @@ def latex(table: Table) -> str:
     for section in table.sections:
         notes = [*section.verdicts, *section.notes, *section.about, *table.notes]
         parts.append(_float(f"{render.title(section)}: what it cost.", _costs(section), notes))
-        if section.pairs:
-            notes = [render.pairs_note(section)]
-            parts.append(_float(f"{render.PAIRS_TITLE}.", render.pair_cells(section), notes))
+        cells = render.pair_cells(section)
+        if cells.blocks:
+            parts.append(_float(f"{render.PAIRS_TITLE}.", cells, [render.pairs_note(section)]))
     parts.append(_float(f"{render.paper_title(table)}.", render.paper_cells(), []))
     return "\n\n".join(parts) + "\n"
 

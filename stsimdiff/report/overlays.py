@@ -128,9 +128,9 @@ def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) ->
     for (benchmark, id_), kept in having.groupby(["benchmark", "id"], sort=False):
         same = samples[(samples["benchmark"] == benchmark) & (samples["id"] == id_)].set_index("arm")
         taken = [
-            _taken(arms[arm], rows.get(arm), same.loc[arm] if arm in same.index else None)
+            _taken(arms[arm], stored.models[arm], rows.get(arm), same.loc[arm] if arm in same.index else None)
             for arm in ordered
-            if arms[arm].benchmark == benchmark
+            if stored.benchmarks[arm] == benchmark
         ]
         first = kept.iloc[0]
         question = str(first["overlay"].get("question", ""))
@@ -172,20 +172,20 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 
 
-def _taken(arm: Arm, row: Row | None, sample: pd.Series | None) -> Taken:
+def _taken(arm: Arm, model: str, row: Row | None, sample: pd.Series | None) -> Taken:
     label = row.label if row else arm.label
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     if sample is None:
-        return Taken(arm.id, name, arm.model[0], None, None, "not answered yet")
+        return Taken(arm.id, name, model, None, None, "not answered yet")
     if sample["failed"]:
         why = f"failed: {sample['error_type']}: {sample['error_message']}"
-        return Taken(arm.id, name, arm.model[0], None, None, why)
+        return Taken(arm.id, name, model, None, None, why)
     answer = (_text(sample["answer"]), bool(sample["correct"]))
     overlay = sample["overlay"]
     if not isinstance(overlay, Mapping):
-        return Taken(arm.id, name, arm.model[0], *answer, "answered without storing its tokens")
+        return Taken(arm.id, name, model, *answer, "answered without storing its tokens")
     try:
-        return Taken(arm.id, name, arm.model[0], *answer, "", str(overlay["frames"]), **unpacked(overlay))
+        return Taken(arm.id, name, model, *answer, "", str(overlay["frames"]), **unpacked(overlay))
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as cause:
         raise DataError(
             f"{arm.folder}: the overlay of question {sample['id']!r} is damaged: {cause!r}"

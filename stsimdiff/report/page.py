@@ -154,7 +154,7 @@ def _section(section: Section) -> dict[str, Any]:
             }
             for row, line in zip(rows, lines, strict=True)
         ],
-        "pairs": render.pair_cells(section) if section.pairs else None,
+        "pairs": pairs if (pairs := render.pair_cells(section)).blocks else None,
         "verdicts": section.verdicts,
         "pairs_note": render.pairs_note(section),
         "notes": section.notes,

@@ -12,7 +12,7 @@ from itertools import combinations
 from stsimdiff.report.rows import Arm
 from stsimdiff.report.statistics import ALPHA, Answers, holm, questions_needed
 
-BETTER, WORSE, NOT_TOLD_APART = "better", "worse", "not told apart"
+BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no significant difference"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pair:
         )
 
 
-def compared(members: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+def compared(members: Sequence[Arm], full: Mapping[str, Arm | None]) -> list[tuple[Arm, Arm]]:
     """Which arms are compared: all of a block with each other, and every arm with all tokens.
 
     All with all, since the best of a block is known only afterwards: a correction that covers every pair covers
@@ -65,19 +65,29 @@ def compared(members: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
     Args:
         members: arms with answers, in the order of printing.
+        full: by an arm's id, all tokens that it is compared with.
     """
     blocks: dict[float, list[Arm]] = {}
     for arm in members:
         if not arm.reference:
             blocks.setdefault(arm.retention, []).append(arm)
     found = [pair for block in blocks.values() for pair in combinations(block, 2)]
-    everything = next((arm for arm in members if arm.method == "none"), None)
-    if everything is not None:
-        found += [(arm, everything) for arm in members if arm is not everything]
+    for arm in members:
+        everything = full[arm.id]
+        if everything is arm:  # all tokens, once more with other settings
+            everything = next(other for other in members if other.method == "none")
+        if everything not in (None, arm) and (everything, arm) not in found:
+            found.append((arm, everything))
     return sorted(found, key=lambda pair: -pair[0].retention)
 
 
-def all_pairs(members: Sequence[Arm], labels: Mapping[str, str], answers: Answers, kind: str) -> list[Pair]:
+def all_pairs(
+    members: Sequence[Arm],
+    labels: Mapping[str, str],
+    answers: Answers,
+    kind: str,
+    full: Mapping[str, Arm | None],
+) -> list[Pair]:
     """The comparisons of a section, with Holm's correction over all of them.
 
     Args:
@@ -85,9 +95,10 @@ def all_pairs(members: Sequence[Arm], labels: Mapping[str, str], answers: Answer
         labels: what an arm is called, by its id.
         answers: of these arms.
         kind: of the section's budgets.
+        full: by an arm's id, all tokens that it is compared with.
     """
     column = {arm.id: i for i, arm in enumerate(members)}
-    chosen = compared(members)
+    chosen = compared(members, full)
     apart = [answers.difference(column[first.id], column[second.id]) for first, second in chosen]
     found = []
     for (first, second), gap, corrected in zip(chosen, apart, holm([gap.p for gap in apart]), strict=True):
@@ -114,7 +125,7 @@ def all_pairs(members: Sequence[Arm], labels: Mapping[str, str], answers: Answer
 
 def _verdict(value: float, p: float) -> str:
     if p >= ALPHA or value == 0:
-        return NOT_TOLD_APART
+        return NO_DIFFERENCE
     return BETTER if value > 0 else WORSE
 
 

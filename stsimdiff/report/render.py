@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -148,7 +148,7 @@ def pair_cells(section: Section) -> Cells:
     """Differences in pairs, a block for each retention; ``pairs.csv`` holds them all."""
     blocks: dict[float, list[list[str]]] = {}
     for pair in shown_pairs(section):
-        blocks.setdefault(pair.retention, []).append(_pair_line(pair))
+        blocks.setdefault(pair.retention, []).append(pair_line(pair))
     heads = [
         "method",
         "minus",
@@ -164,11 +164,16 @@ def pair_cells(section: Section) -> Cells:
 
 
 def shown_pairs(section: Section) -> list[Pair]:
-    """Of each block every arm against the leader and against the proposed method, and these two against all tokens."""
+    """Of each block every arm against the leader and against the proposed method, and these two against all tokens.
+
+    The proposed method is the one with its own defaults, or the first of its variants where the block has no such arm.
+    """
     found: dict[tuple[float, frozenset[str]], Pair] = {}
     for retention, rows in section.blocks().items():
-        proposed = next((row for row in reversed(rows) if row.method == PROPOSED), None)
-        anchors = [row.label for row in (leader(rows), proposed) if row is not None]
+        variants = [row for row in rows if row.method == PROPOSED]
+        proposed = [row for row in variants if row.bare] or variants[:1]
+        first = leader(rows)
+        anchors = [row.label for row in ([first] if first else []) + proposed]
         for anchor in dict.fromkeys(anchors):
             for name, pair in against(section.pairs, retention, anchor).items():
                 found.setdefault((retention, frozenset((name, anchor))), pair)
@@ -179,21 +184,37 @@ def shown_pairs(section: Section) -> list[Pair]:
                     for pair in section.pairs
                     if pair.retention == retention and pair.method == row.label
                 )
-    return [_forwards(pair) for pair in found.values()]
+    labelled = {(row.retention, row.label): row for row in section.rows}
+    full = {row.label for row in section.rows if row.method == "none"}
+    return [_forwards(pair, labelled, full) for pair in found.values()]
 
 
-def _forwards(pair: Pair) -> Pair:
-    """All tokens are what one subtracts, also where they were what the others are seen from."""
-    return pair.turned() if pair.method == "none" else pair
+def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collection[str]) -> Pair:
+    """All tokens are what one subtracts, also where they were what the others are seen from; and so is a variant of
+    the proposed method, from the method itself: what a part or a setting of it is worth."""
+    if pair.against in full:
+        return pair
+    method, against_ = (rows.get((pair.retention, name)) for name in (pair.method, pair.against))
+    variant = method and against_ and method.method == against_.method == PROPOSED
+    return pair.turned() if pair.method in full or (variant and against_.bare and not method.bare) else pair
 
 
-def _pair_line(pair: Pair) -> list[str]:
+def pair_line(pair: Pair) -> list[str]:
+    """The cells of a comparison, under the heads of ``pair_cells``."""
     bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
     return [
         *(pair.method, pair.against, f"{pair.difference:+.1f}", bounds),
         *(f"{p:.3f}" if p >= 0.001 else "<0.001" for p in (pair.p_mcnemar, pair.p_cluster, pair.p_holm)),
         *(pair.verdict, EMPTY if math.isinf(pair.n_needed) else f"{pair.n_needed:.0f}"),
     ]
+
+
+def difference_line(pair: Pair) -> str:
+    """A comparison in a sentence: ``a minus b: +1.2 points (-0.3 to 2.7), Holm p 0.120: better``."""
+    line = pair_line(pair)
+    return (
+        f"{pair.method} minus {pair.against}: {line[2]} points ({line[3]}), Holm p {line[6]}: {pair.verdict}"
+    )
 
 
 def paper_cells() -> Cells:
@@ -236,6 +257,11 @@ PAIRS_TITLE = "Differences in pairs, in points, on the same questions"
 
 def pairs_note(section: Section) -> str:
     """How the comparisons were made, and which of the two tests decides."""
+    if not shown_pairs(section):
+        return (
+            f"None of the {len(section.pairs)} differences in pairs is shown, since no block has a leader or the "
+            "proposed method; pairs.csv holds them."
+        )
     return (
         f"Interval and clustered p: videos counted, not questions. McNemar's exact p takes questions as independent. A "
         f"difference is called one (better, worse) where Holm's correction of the larger of both, over all "
@@ -254,11 +280,9 @@ def markdown(table: Table) -> str:
         parts += [f"## {escaped(title(section))}", _md_list(section.verdicts), _md_grid(main_cells(section))]
         parts.append(_md_list(section.notes))
         if section.pairs:
-            parts += [
-                f"{escaped(PAIRS_TITLE)}:",
-                _md_grid(pair_cells(section)),
-                _md_list([pairs_note(section)]),
-            ]
+            cells = pair_cells(section)
+            parts += [f"{escaped(PAIRS_TITLE)}:", _md_grid(cells)] if cells.blocks else []
+            parts.append(_md_list([pairs_note(section)]))
         parts.append(_md_list(section.about))
     if table.notes:
         parts.append(_md_list(table.notes))
@@ -308,8 +332,9 @@ def show(table: Table, console: Console) -> None:
         _print_lines(console, section.notes)
         if section.pairs:
             cells = pair_cells(section)
-            console.print(Text(f"\n{PAIRS_TITLE}:", style="bold"))
-            _print_cells(console, cells, [range(1, len(cells.heads))])
+            if cells.blocks:
+                console.print(Text(f"\n{PAIRS_TITLE}:", style="bold"))
+                _print_cells(console, cells, [range(1, len(cells.heads))])
             _print_lines(console, [pairs_note(section)])
         _print_lines(console, section.about)
     _print_lines(console, table.notes)
@@ -329,11 +354,11 @@ def _print_cells(console: Console, cells: Cells, groups: Sequence[Sequence[int]]
     """One grid when everything fits; else the last group (the result) first, each cut into what fits."""
     lines = [line for _, block in cells.blocks for line in block]
     widths = [
-        max(cell_len(text) for text in [*head.split(), *(line[i] for line in lines)])
+        max((cell_len(text) for text in [*head.split(), *(line[i] for line in lines)]), default=0)
         for i, head in enumerate(cells.heads)
     ]
     words = (cell_len(word) for line in lines for word in line[0].split())
-    least = min(max(LABEL_WIDTH[0], *words), LABEL_WIDTH[1])
+    least = min(max((LABEL_WIDTH[0], *words)), LABEL_WIDTH[1])
     room = console.width - least
     everything = [i for group in groups for i in group]
     if _taken(everything, widths) <= room:
@@ -383,4 +408,5 @@ def show_verdicts(table: Table, console: Console) -> None:
         _print_lines(console, section.verdicts)
     if table.attributions:
         console.print(Text("\nWhat turned the answers (attribution.md):", style="bold"))
-        _print_lines(console, [one.sentence() for one in table.attributions])
+        for one in table.attributions:
+            _print_lines(console, [one.sentence(), *map(difference_line, one.differences.values())])

@@ -22,6 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import store
+from stsimdiff.report.labels import benchmark_names, model_names
 from stsimdiff.report.text import one_line, printable
 
 log = logging.getLogger(__name__)
@@ -184,12 +185,16 @@ class Stored:
         arms: sorted by folder name.
         samples: what ``load`` returns.
         notes: what was dropped while reading, one sentence each.
+        models: names of the arms' models by the arms' ids, with what tells two of one name apart.
+        benchmarks: names of their benchmarks, likewise.
     """
 
     run: str
     arms: list[Arm]
     samples: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    models: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(run_dir: Path | str) -> pd.DataFrame:
@@ -235,6 +240,7 @@ def arms(run_dir: Path | str) -> list[Arm]:
 def read(run_dir: Path | str) -> Stored:
     """Arms, samples and what was dropped on the way; raises as ``load`` does."""
     found, notes, lines = arms(run_dir), [], []
+    models, benchmarks = model_names(found), benchmark_names(found)
     with _no_garbage_collection():
         for arm in found:
             about = {
@@ -243,12 +249,13 @@ def read(run_dir: Path | str) -> Stored:
                 "label": arm.label,
                 "budget": arm.kind,
                 "retention": arm.retention,
-                "model": arm.model[0],
-                "benchmark": arm.benchmark,
+                "model": models[arm.id],
+                "benchmark": benchmarks[arm.id],
                 "folder": arm.folder.name,
             }
             lines += [about | _flat(row) for row in _answers(arm.folder, notes)]
-        return Stored(Path(run_dir).resolve().name, found, _frame(lines), notes)
+        run = one_line(Path(run_dir).resolve().name)
+        return Stored(run, found, _frame(lines), notes, models, benchmarks)
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def by_layer(samples: pd.DataFrame) -> dict[str, np.ndarray]:
         samples: what ``rows.load`` returns.
     """
     found = {}
-    answered = samples[~samples["failed"] & samples["tokens_per_layer"].notna()]
+    answered = samples[
+        ~samples["failed"] & samples["tokens_per_layer"].notna() & (samples["video_tokens"] > 0)
+    ]
     for arm, rows in answered.groupby("arm", sort=False):
         counts = np.array(rows["tokens_per_layer"].tolist(), dtype=float)
         found[arm] = (counts / rows["video_tokens"].to_numpy(float)[:, None]).mean(axis=0)
@@ -74,15 +76,16 @@ class ThresholdMap:
 
 def threshold_maps(section: Section, arms: Sequence[Arm]) -> list[ThresholdMap]:
     """One map for each method, retention and setting of all other parameters, where a threshold was swept."""
-    parameters = {arm.id: arm.record["compressor"] for arm in arms}
+    parameters = {arm.id: arm.compressor for arm in arms}
     groups: dict[tuple, list[Row]] = {}
     for row in section.rows:
         given = parameters.get(row.arm)
-        if isinstance(given, dict) and all(name in given for name in THRESHOLDS):
+        if given and all(name in given for name in THRESHOLDS):
             rest = {key: value for key, value in given.items() if key not in THRESHOLDS}
-            groups.setdefault((row.method, row.retention, json.dumps(rest, sort_keys=True)), []).append(row)
+            key = (row.method, row.retention, json.dumps(rest, sort_keys=True), row.settings)
+            groups.setdefault(key, []).append(row)
     maps = []
-    for (method, retention, _), rows in groups.items():
+    for (method, retention, *_), rows in groups.items():
         cells = {tuple(parameters[row.arm][name] for name in THRESHOLDS): row.overall for row in rows}
         similar, different = (sorted({cell[i] for cell in cells}, key=_number_first) for i in (0, 1))
         if len(cells) < 2:

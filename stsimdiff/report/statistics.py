@@ -12,7 +12,7 @@ Everything is a fraction in [0, 1]; who prints makes percent of it. What was cho
   interval of no width.
 * **Two tests of a difference**: McNemar's exact test, which takes questions as independent and so rejects up to 18 %
   of true null hypotheses at a nominal 5 % when they are not; and the t test that belongs to the interval. A
-  pair is *told apart* only by both: its p is the larger one.
+  difference is *significant* only in both: its p is the larger one.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Answers:
         """Share of right answers of one arm with its interval; see the module's docstring.
 
         Where the videos show no spread (all answers right, all wrong, all videos alike) the arm says nothing of how
-        its answers cluster. Then it is Wilson's interval with the largest design effect that another arm shows on
-        these questions; where none shows any, each video is taken as one answer, the most cautious assumption.
+        its answers cluster. Then it is Wilson's interval with each video taken as one answer, the most cautious
+        assumption: what other arms show must not change this one's interval.
         """
         right = self.right[:, arm]
         value = float(right.sum()) / self.n
@@ -107,8 +107,8 @@ class Answers:
             return Interval(value, math.nan, math.nan)
         error, quantile = self._error(right, value), self._quantile()
         if error < _ROUNDING:
-            low, high = _wilson(value, self.n / self._borrowed_effect(), quantile)
-            return Interval(value, min(low, value), max(high, value))
+            low, high = _wilson(value, len(self.size), quantile)
+            return Interval(value, max(0.0, min(low, value)), min(1.0, max(high, value)))
         reach = quantile * error / (value * (1 - value))
         return Interval(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)))
 
@@ -130,18 +130,9 @@ class Answers:
         p = 2 * float(stdtr(self._freedom(), -abs(centre) / error))
         alone = (discordant - value**2) / self.n
         effect = self._error(gap, value) ** 2 / alone if alone > _ROUNDING else 1.0
-        return Difference(value, centre - reach, centre + reach, p, exact, discordant, max(1.0, effect))
-
-    def _borrowed_effect(self) -> float:
-        """The largest design effect of any arm, from 1 to the questions of a video."""
-        each = self.n / len(self.size)
-        found = []
-        for right in self.right.T:
-            value = float(right.sum()) / self.n
-            error = self._error(right, value)
-            if error > _ROUNDING:
-                found.append(error**2 / (value * (1 - value) / self.n))
-        return min(max(1.0, *found), each) if found else each
+        return Difference(
+            value, max(-1.0, centre - reach), min(1.0, centre + reach), p, exact, discordant, max(1.0, effect)
+        )
 
     def _error(self, sums: NDArray[np.float64], mean: float) -> float:
         """Standard error of ``sum(sums) / n``, videos independent.

@@ -1,7 +1,7 @@
 """The table of a run, made from its stored rows alone, and the files it is written to.
 
-A section for each model, benchmark and kind of budget; in it a block for each retention; in that a row for
-each arm. The numbers are made in ``comparison``, how they look in ``render``.
+A section for each model, benchmark (with its data, prompt and frames) and kind of budget; in it a block for each
+retention; in that a row for each arm. The numbers are made in ``comparison``, how they look in ``render``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import pandas as pd
 
 from stsimdiff.report import attribution_table, latex, render
 from stsimdiff.report.attribution import Attribution, attributions
-from stsimdiff.report.comparison import NAN, Group, Section, model_name
+from stsimdiff.report.comparison import NAN, Group, Section
+from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Arm, Stored, read
@@ -115,12 +116,13 @@ def build(stored: Stored) -> Table:
     """
     groups: dict[tuple, list[Arm]] = {}
     for arm in stored.arms:
-        groups.setdefault((arm.model, arm.benchmark), []).append(arm)
+        groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)
     for arms in groups.values():
-        group = Group(arms, stored.samples, model_name(arms[0], stored.arms))
-        sections += group.sections()
-        attributed, lacking = attributions(group)
+        group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
+        compared = group.sections()
+        sections += compared
+        attributed, lacking = attributions(group, compared)
         found += attributed
         notes += lacking
     failed = int(stored.samples["failed"].sum())

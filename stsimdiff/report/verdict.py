@@ -1,4 +1,4 @@
-"""One sentence for each block of a table: who leads at this budget, who is not told apart, who is worse.
+"""One sentence for each block of a table: who leads at this budget, who is not significantly different, who is worse.
 
 The words follow the statistics of ``pairs`` alone: a difference is called one only where its corrected p is below
 0.05, however far apart the printed accuracies are.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stsimdiff.budget import TOLERANCE
-from stsimdiff.report.pairs import NOT_TOLD_APART, Pair, against
+from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
 
 if TYPE_CHECKING:
     from stsimdiff.report.comparison import Row, Section
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 def verdicts(section: Section) -> list[str]:
     """A sentence for each block, in the order of printing."""
-    everything = next((row for row in section.rows if row.method == "none" and row.n), None)
     found = []
     for retention, rows in section.blocks().items():
         parts = _references(section, [row for row in rows if row.reference])
         methods = [row for row in rows if not row.reference]
         if methods:
-            parts.append(_contest(section, retention, methods, everything))
+            parts.append(_contest(section, retention, methods))
         found.append(" ".join(parts))
     return found
 
@@ -35,52 +34,65 @@ def _references(section: Section, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     if not any(row.n for row in rows):
-        return ["Neither all tokens nor the question alone has answers."]
+        return [f"{_listed([row.label for row in rows])} {'has' if len(rows) == 1 else 'have'} no answers."]
     parts = [", ".join(f"{row.label} has {row.overall:.1f}" for row in rows if row.n)]
     for row in rows:
         parts += [
-            f"{row.label} is {_than(pair, pair.against)}"
+            f"{row.label} {_than(pair, pair.against)}"
             for pair in section.pairs
             if pair.retention == row.retention and pair.method == row.label
         ]
     return [f"Without a budget {'; '.join(parts)}."]
 
 
-def _contest(section: Section, retention: float, rows: Sequence[Row], everything: Row | None) -> str:
+def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     place = f"At {100 * retention:.4g} %"
     best = leader(rows)
     if best is None:
         return f"{place} no method that keeps to its budget has answers, so there is no verdict."
     others = against(section.pairs, retention, best.label)
     rivals = [row for row in rows if row.competes and row is not best]
-    equal = [row.label for row in rivals if row.overall == best.overall]
-    names = _listed([best.label, *equal])
+    tied = _cheapest_first([best, *(row for row in rivals if row.overall == best.overall)])
+    level = [row for row in rivals if row not in tied and _is(others, row, NO_DIFFERENCE)]
+    names = f"{_listed([row.label for row in tied])} ({best.overall:.1f})"
     if not rivals:
-        parts = [f"{place} {names} ({best.overall:.1f}) has no rival"]
+        among = "method" if len(rows) == 1 else "method in the contest"
+        parts = [f"{place} {names} is the only {among}"]
     else:
-        parts = [f"{place} {names} ({best.overall:.1f}) {'lead together' if equal else 'leads'}"]
-    parts[0] += _spending(best, rows)
-    told = "it" if not equal else best.label
-    level = [row.label for row in rivals if _is(others, row, NOT_TOLD_APART) and row.label not in equal]
+        parts = [f"{place} {names} {'lead together' if len(tied) > 1 else 'leads'}"]
+    median = median_compute(rows)
+    parts[0] += _spending(tied, median)
     if level:
-        parts.append(f"{_listed(level)} {'is' if len(level) == 1 else 'are'} not told apart from {told}")
-    worse = [others[row.label] for row in rivals if not _is(others, row, NOT_TOLD_APART)]
+        # Who cannot be told from the leader is a choice of what to spend.
+        level = _cheapest_first(level)
+        uneven = any(_ratio(row, median) for row in [*tied, *level])
+        said = [f"{row.label} ({_times(row, median)})" if uneven else row.label for row in level]
+        parts.append(f"{NO_DIFFERENCE} between {best.label if len(tied) > 1 else 'it'} and {_listed(said)}")
+    worse = [
+        others[row.label] for row in rivals if row.label in others and others[row.label].verdict == WORSE
+    ]
     worse.sort(key=lambda pair: -pair.difference)
     for i, pair in enumerate(worse):
         said = f"is {-pair.difference:.1f} points worse" if i == 0 else f"{-pair.difference:.1f}"
         parts.append(f"{pair.method} {said} ({_p(pair)})")
-    if everything is not None:
-        pair = against(section.pairs, retention, everything.label).get(best.label)
-        parts += [f"{best.label} is {_than(pair, f'all tokens ({everything.overall:.1f})')}"] if pair else []
+    for row in section.rows:
+        if row.method == "none" and row.n:
+            pair = against(section.pairs, retention, row.label).get(best.label)
+            parts += [f"{best.label} {_than(pair, f'all tokens ({row.overall:.1f})')}"] if pair else []
     out = [row.label for row in rows if row.over_budget]
     if out:
         parts.append(f"out of the contest, since over budget: {_listed(out)}")
+    silent = [row.label for row in rows if not row.n]
+    if silent:
+        parts.append(f"without answers: {_listed(silent)}")
     return f"{'; '.join(parts)}."
 
 
 def leader(rows: Sequence[Row]) -> Row | None:
-    """The first of the rows with the highest overall accuracy, among those that compete; None where none does."""
-    return max((row for row in rows if row.competes), key=lambda row: row.overall, default=None)
+    """The cheapest of the rows with the highest overall accuracy, among those that compete; None where none does."""
+    contest = [row for row in rows if row.competes]
+    best = max((row.overall for row in contest), default=math.nan)
+    return next(iter(_cheapest_first([row for row in contest if row.overall == best])), None)
 
 
 def median_compute(rows: Sequence[Row]) -> float:
@@ -89,10 +101,29 @@ def median_compute(rows: Sequence[Row]) -> float:
     return spent[(len(spent) - 1) // 2] if spent else math.nan
 
 
-def _spending(best: Row, rows: Sequence[Row]) -> str:
-    """Said of a leader that does not owe its place to the budget that the others have."""
-    ratio = best.retention_compute / median_compute(rows)
-    return f", at {ratio:.2f} times the block's median compute" if abs(ratio - 1) > TOLERANCE else ""
+def _cheapest_first(rows: Sequence[Row]) -> list[Row]:
+    """In the order of their compute, and else as printed; those that have none stored last."""
+    spent = [row.retention_compute for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: math.inf if math.isnan(spent[i]) else spent[i])
+    return [rows[i] for i in order]
+
+
+def _spending(tied: Sequence[Row], median: float) -> str:
+    """What each leader spends, said where one does not owe its place to the budget that the others have."""
+    if not any(_ratio(row, median) for row in tied):
+        return ""
+    return f", at {_listed([_times(row, median) for row in tied])} the block's median compute"
+
+
+def _ratio(row: Row, median: float) -> float | None:
+    """A row's compute over the block's median, None where they differ by no more than the tolerance."""
+    ratio = row.retention_compute / median
+    return ratio if abs(ratio - 1) > TOLERANCE else None
+
+
+def _times(row: Row, median: float) -> str:
+    ratio = row.retention_compute / median
+    return "unknown times" if math.isnan(ratio) else f"{ratio:.2f} times"
 
 
 def _is(pairs: dict[str, Pair], row: Row, verdict: str) -> bool:
@@ -100,9 +131,9 @@ def _is(pairs: dict[str, Pair], row: Row, verdict: str) -> bool:
 
 
 def _than(pair: Pair, name: str) -> str:
-    if pair.verdict == NOT_TOLD_APART:
-        return f"{NOT_TOLD_APART} from {name}"
-    return f"{abs(pair.difference):.1f} points {pair.verdict} than {name} ({_p(pair)})"
+    if pair.verdict == NO_DIFFERENCE:
+        return f"shows {NO_DIFFERENCE} from {name}"
+    return f"is {abs(pair.difference):.1f} points {pair.verdict} than {name} ({_p(pair)})"
 
 
 def _p(pair: Pair) -> str:

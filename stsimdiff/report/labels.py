@@ -1,0 +1,186 @@
+"""What arms differ in beyond their method, parameters and budget, from their records: in words, where it is anything.
+
+Arms whose model, checkpoint, frames or questions differ are not comparable: they stand in tables of their own, whose
+names say what differs. Whatever else differs stands in the labels of a table's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stsimdiff.report.text import one_line
+
+if TYPE_CHECKING:
+    from stsimdiff.report.rows import Arm
+
+QUESTIONS = ("task", "revision", "prompt", "decoder", "code")
+"""Settings of a benchmark that change what is asked, or the frames that are shown."""
+EXACT = ("pyav", "torchcodec")
+"""Decoders that give exactly the frames asked for, and so the same."""
+UNTOLD = {
+    "model": (
+        "name",
+        "path",
+        "checkpoint",
+        "frames",
+        "device",
+        "device_map",
+        "threads",
+        "layers",
+        "attention",
+    ),
+    "benchmark": (
+        *(
+            "name",
+            *QUESTIONS,
+            "data",
+            "root",
+            "families",
+            "limit",
+            "chance",
+            "note",
+            "macro",
+            "allow_missing",
+        ),
+        *("video_seconds", "missing_questions", "split"),
+    ),
+}
+"""Settings that change no answer, or are said elsewhere."""
+RECORD = ("format", "arm", "method", "label", "compressor", "budget", "code", "seed", "provenance", "resumed")
+"""Keys of a record that are no settings, or that a label says in its own words."""
+SHORTEST = 4
+"""Digits that a fingerprint is cut to, unless more are needed."""
+
+
+def model_names(arms: Sequence[Arm]) -> dict[str, str]:
+    """Name of each arm's model, with checkpoint and frames where the name alone would mean two models."""
+    heads = ("", "checkpoint ", "")
+    parts = {arm.id: [head + part for head, part in zip(heads, arm.model, strict=True)] for arm in arms}
+    return _named({id_: (own[0], tuple(own[1:])) for id_, own in parts.items()})
+
+
+def benchmark_names(arms: Sequence[Arm]) -> dict[str, str]:
+    """Name of each arm's benchmark, with what changes its questions where the name alone would mean two."""
+    return _named({arm.id: (arm.benchmark, tuple(_questions(arm))) for arm in arms})
+
+
+def questions_key(arm: Arm) -> tuple[str, ...]:
+    """Equal for arms that were asked the same questions about the same frames."""
+    return (arm.benchmark, *_questions(arm))
+
+
+def _questions(arm: Arm) -> list[str]:
+    benchmark = arm.record["benchmark"]
+    said = {"revision": "data", "code": "task's code"}
+    parts = []
+    for name in QUESTIONS:
+        value = benchmark.get(name)
+        if name == "decoder" and value in EXACT:
+            value = "exact"
+        parts.append(f"{said.get(name, name)} {'unknown' if value is None else one_line(str(value))}")
+    return parts
+
+
+def _named(arms: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
+    """Names, with those of their parts that differ between arms of one name.
+
+    The last part, which repeats much of the others, is left out where they suffice.
+    """
+    found = {}
+    for id_, (name, parts) in arms.items():
+        same = sorted({other for shown, other in arms.values() if shown == name})
+        differing = [i for i, values in enumerate(zip(*same, strict=True)) if len(set(values)) > 1]
+        if len(differing) > 1 and len({tuple(other[i] for i in differing[:-1]) for other in same}) == len(
+            same
+        ):
+            differing.pop()
+        told = ", ".join(parts[i] for i in differing)
+        found[id_] = f"{name} ({told})" if told else name
+    return found
+
+
+def settings(arms: Sequence[Arm]) -> dict[str, dict[str, str]]:
+    """Of each arm the settings in which any two of them differ, as text by name: ``model.pooling``."""
+    flat = {arm.id: dict(_flat(_told(arm.record))) for arm in arms}
+    names = dict.fromkeys(name for one in flat.values() for name in one)
+    differing = [name for name in names if len({one.get(name) for one in flat.values()}) > 1]
+    shown = {name: _shortened([one[name] for one in flat.values() if name in one]) for name in differing}
+    return {
+        id_: {name: shown[name](one[name]) for name in differing if name in one} for id_, one in flat.items()
+    }
+
+
+def labels(arms: Sequence[Arm]) -> dict[str, str]:
+    """Labels by arm id, unique in a block: method, parameters, and what else the arms of a table differ in."""
+    found = settings(arms)
+    told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
+    for same in _by(arms, lambda arm: arm.method).values():
+        codes = [one_line(str(arm.record.get("code"))) for arm in same]
+        if len(set(codes)) > 1:
+            short = _shortened(codes)
+            for arm, code in zip(same, codes, strict=True):
+                told[arm.id].append(f"code {short(code)}")
+
+    def label(arm: Arm) -> str:
+        return " ".join([arm.label, *told[arm.id]])
+
+    def place(arm: Arm) -> tuple:
+        return label(arm), arm.retention, None if arm.reference else arm.kind
+
+    for same in _by(arms, place).values():
+        if len(same) > 1:
+            flat = [dict(_flat({"seed": arm.record.get("seed"), **arm.compressor})) for arm in same]
+            names = dict.fromkeys(name for one in flat for name in one)
+            for arm, one in zip(same, flat, strict=True):
+                told[arm.id] += [
+                    f"{name}={one[name]}"
+                    for name in names
+                    if name in one and any(other.get(name) != one[name] for other in flat)
+                ]
+    found = {}
+    for same in _by(arms, place).values():
+        short = _shortened([arm.id for arm in same], 6)
+        found |= {arm.id: label(arm) + (f" #{short(arm.id)}" if len(same) > 1 else "") for arm in same}
+    return found
+
+
+def _by(arms: Iterable[Arm], key: Callable[[Arm], Any]) -> dict[Any, list[Arm]]:
+    found: dict[Any, list[Arm]] = {}
+    for arm in arms:
+        found.setdefault(key(arm), []).append(arm)
+    return found
+
+
+def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record that may stand in a label."""
+    told = {name: value for name, value in record.items() if name not in RECORD}
+    for group, untold in UNTOLD.items():
+        told[group] = {name: value for name, value in record[group].items() if name not in untold}
+    return told
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            yield from _flat(one, f"{before}{name}.")
+        else:
+            yield one_line(f"{before}{name}"), _said(one)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _shortened(values: Sequence[str], shortest: int = SHORTEST) -> Callable[[str], str]:
+    """Cuts fingerprints to as many digits as tell them apart."""
+    if not all(re.fullmatch("[0-9a-f]{8,}", value) for value in values):
+        return lambda value: value
+    longest = max(map(len, values))
+    apart = (n for n in range(shortest, longest) if len({value[:n] for value in values}) == len(set(values)))
+    length = next(apart, longest)
+    return lambda value: value[:length]
