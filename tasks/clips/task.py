@@ -55,7 +55,7 @@ def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] |
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, dict[str, Any]]:
     """Score one answer; what cannot be parsed is wrong, never a guess."""
-    parsed = parse_letter(results[0], len(doc["options"]))
+    parsed = parse_letter(results[0], doc["options"])
     return {
         METRIC: {
             "question_id": doc["id"],

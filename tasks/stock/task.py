@@ -64,7 +64,7 @@ class StockTask(ConfigurableMessagesTask):
     ) -> dict[str, Any]:
         """The stock record of one answer, with ``parsed``, ``target`` and ``correct`` beside its own keys."""
         options = self.benchmark.options(doc)
-        letter = parse_letter(results[0], len(options))
+        letter = parse_letter(results[0], options)
         place = place_of(doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted)
         # Of an answer without a letter the stock function never sees a word. It fills in what its aggregation
         # needs, such as the category; what it read is then overwritten by a prediction that equals no option.
