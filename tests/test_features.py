@@ -139,7 +139,7 @@ def test_what_changes_features_changes_their_key(tmp_path, data, change, monkeyp
     elif change == "code":
         from stsimdiff.evaluate import features
 
-        monkeypatch.setattr(features, "CODE", ("video.py",))
+        monkeypatch.setattr(features, "CODE", ("video:check_file",))
         features._software.cache_clear()
         assert key() != before
         features._software.cache_clear()

@@ -21,14 +21,23 @@ from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
+from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, settings_from_config
 from stsimdiff.evaluate.values import suggestion
+from stsimdiff.source import version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""
 UNASKED = ("path", "device", "device_map", "threads")
 """Settings of the model that are no part of an arm's identity."""
+ASKED = ("name", "task", "code", "prompt", "decoder", "generation", "max_new_tokens")
+"""Settings of the benchmark that are. The data's revision is, unless the benchmark is a public one: there each stored
+answer says which question and video it is of, so that only what has changed is asked again."""
+BENEATH = ("engine:Compression", "budget:Budget", "video:read")
+"""What lies under all methods; the rest of it is reached from these, or from the family."""
+FORMAT = 2
+"""Of ``arm.json`` and the stored lines. Lines of version 1, which says none, name a video by its file alone."""
 SAID = {
     bool: "true, false",
     int: "a whole number",
@@ -48,7 +57,8 @@ class Arm:
         label: the method with the parameters that differ from its defaults.
         compressor: ``_target_`` and every parameter; ``hydra.utils.instantiate`` builds it.
         budget: what the method must keep.
-        id: 12 hex digits: hash of everything that can change an answer, the method's code included.
+        id: 12 hex digits: hash of everything that can change an answer, the code of the method and of what lies
+            under it included.
         code: version of the method's code, as ``stsimdiff.compressors.code_version`` gives it.
     """
 
@@ -108,6 +118,7 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
 def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What ``arm.json`` holds: the arm, the model and benchmark it answered with, and where and by what."""
     return {
+        "format": FORMAT,
         "arm": arm.id,
         "method": arm.method,
         "label": arm.label,
@@ -117,6 +128,7 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "benchmark": settings.benchmark,
         "seed": settings.seed,
         "code": arm.code,
+        "beneath": version_of(*BENEATH),
         "provenance": dict(provenance),
     }
 
@@ -125,8 +137,10 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (families, limit) and where the answers go are left out too.
     model = {key: value for key, value in settings.model.items() if key not in UNASKED}
-    benchmark = {key: settings.benchmark.get(key) for key in ("name", "task", "revision", "code")}
-    everything = [config, dataclasses.asdict(budget), code, model, benchmark, settings.seed]
+    asked = ASKED if by_task(settings.benchmark.get("task")) else (*ASKED, "revision")
+    benchmark = {key: settings.benchmark.get(key) for key in asked}
+    codes = [code, version_of(*BENEATH)]
+    everything = [FORMAT, config, dataclasses.asdict(budget), codes, model, benchmark, settings.seed]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 

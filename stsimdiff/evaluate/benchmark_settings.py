@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from contextlib import nullcontext, suppress
 from importlib.metadata import version
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate.model_settings import fingerprint
+from stsimdiff.evaluate.digests import file_digest, say_what_takes_long
+from stsimdiff.evaluate.task_files import asked_generation, read_task, task_version
 from stsimdiff.evaluate.values import one_of, only
 from stsimdiff.resources import folder
 
@@ -47,7 +49,7 @@ def choose_data(data: Any, benchmark: dict[str, Any]) -> None:
 
 
 def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, Any]:
-    """The checked group ``benchmark``, with ``revision``, ``root`` and ``code`` added.
+    """The checked group ``benchmark``, with ``revision``, ``root``, ``code`` and ``generation`` added.
 
     Raises:
         ConfigError: for a value out of range.
@@ -89,7 +91,7 @@ def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> di
         **benchmark,
         "revision": revision,
         "root": str(root) if root else None,
-        "code": _prompt_code(benchmark, public is not None),
+        **_task(benchmark, public),
     }
 
 
@@ -102,26 +104,39 @@ def check_video_seconds(seconds: Any) -> None:
         )
 
 
-def _data_revision(root: Path) -> str:
-    """12 hex digits that change with the questions and the videos (by name, size and time) of a user's folder."""
-    digest = hashlib.sha256()
-    questions = root / "questions.jsonl"
-    if questions.is_file():
-        digest.update(questions.read_bytes())
-    for file in sorted((root / "videos").glob("*")):
-        status = file.stat()
-        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:12]
+def _data_revision(root: Path) -> str | None:
+    """12 hex digits of the questions in a user's folder and of their videos' contents; ``None`` without questions.
+
+    Where the folder lies, when it was written, and what else is in it do not matter.
+    """
+    from stsimdiff.data.clips import rows
+
+    if not (root / rows.FILE).is_file():
+        return None
+    asked = sorted(rows.read(root), key=lambda row: row["id"])
+    videos = sorted({row["video"] for row in asked})
+    say_what_takes_long([root / "videos" / name for name in videos], f"the videos in {root}")
+    contents = []
+    for name in videos:
+        try:
+            contents.append([name, file_digest(root / "videos" / name)])
+        except OSError:
+            contents.append([name, None])  # a missing video is said where the videos are looked at
+    return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]
 
 
-def _prompt_code(benchmark: dict[str, Any], public: bool) -> str:
-    # The task's own files make the prompt; a public benchmark's comes with lmms-eval.
-    own = folder("tasks") / ("stock" if public else str(benchmark["task"]))
-    parts = [fingerprint(own)] if own.is_dir() else []
-    if public or not own.is_dir():
-        parts.append(f"lmms_eval {version('lmms_eval')}")
-    if public:
-        parts.append(f"prompt {benchmark['prompt']}")
-    if benchmark["decoder"] != "decord":
-        parts.append(benchmark["decoder"])
-    return ", ".join(parts)
+def _task(benchmark: dict[str, Any], public: Any) -> dict[str, Any]:
+    """``code``, the version of what makes the prompts and scores, and ``generation``, how long answers may be."""
+    place = f"stock/{public.name}" if public else f"{benchmark['task']}/{benchmark['task']}"
+    file = folder("tasks") / f"{place}.yaml"
+    parts, given = [f"lmms_eval {version('lmms_eval')}"], {}
+    # Of a task of another name what there is to know is known when it is built.
+    for one in (file, public.stock_file) if public else (file,):
+        if one.is_file():
+            config, sources = read_task(one)
+            given |= config.get("generation_kwargs") or {}
+            parts.append(task_version(config, sources))
+    if benchmark.get("max_new_tokens") is not None:
+        given["max_new_tokens"] = benchmark["max_new_tokens"]
+    asked = asked_generation(given, f"benchmark.task={benchmark['task']}")
+    return {"code": ", ".join(parts), "generation": asked}

@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 
+from stsimdiff.evaluate.digests import file_digest
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.packing import Packed, pack, unpack
 from stsimdiff.evaluate.provenance import versions
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import EncodedVideo, Family, Stopwatch
+from stsimdiff.source import version_of
 
 GB = 1e9
 FORMAT = 1
-CODE = ("video.py", "video_process.py", "attention.py", "tokens.py", "models")
-"""Our modules that decode and encode: changed code makes other features. Relative to the package."""
+CODE = ("video:read", "models.base:EncodedVideo")
+"""Our code that decodes; the settings of the model hold the version of the family's, which encodes."""
 READERS = ("torch", "torchvision", "transformers", "numpy", "decord", "av")
 """Packages whose version can change what is decoded, preprocessed or encoded."""
 ELSEWHERE = ("name", "path", "frames", "layers", "prompts")
@@ -174,30 +176,13 @@ class FeatureCache:
 def _checksum(path: str) -> str:
     from stsimdiff.video import check_file
 
-    state = check_file(path).stat()
-    return _checksum_of(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _checksum_of(path: str, size: int, changed: int) -> str:
-    """SHA-256 of the whole file, read again only when its size or time of change differ."""
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(check_file(path))
 
 
 @cache
 def _software() -> dict[str, Any]:
     """Our own code's version (12 hex digits), and those of the packages that it stands on."""
-    package = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for name in CODE:
-        place = package / name
-        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return {"code": digest.hexdigest()[:12], "versions": versions(READERS)}
+    return {"code": version_of(*CODE), "versions": versions(READERS)}
 
 
 def _device(device: torch.device) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.compressors import code_version
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.checkpoint_files import fingerprint, generation
 from stsimdiff.evaluate.values import one_of, only
 from stsimdiff.resources import embedded_checkpoint
+from stsimdiff.source import version_of
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -22,12 +22,10 @@ MODEL = (
     "trust_remote_code",
 )
 MOST_THREADS = 1024
-HASHED_WHOLE = 64 * 2**20
-"""Checkpoint files up to this size are hashed whole, larger ones by size, first and last mebibyte."""
 
 
 def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[str, Any]:
-    """The checked group ``model``, with ``path`` set and ``checkpoint`` and ``layers`` added.
+    """The checked group ``model``, with ``path`` set and ``checkpoint``, ``layers``, ``generation`` and ``code`` added.
 
     Raises:
         ConfigError: for a value out of range.
@@ -70,7 +68,7 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
     if not needs_weights and model["name"] != "embedded":
         given = Path(model["path"]).expanduser() if model["path"] else None
         if given is None or not (given / "config.json").is_file():
-            return {**model, "checkpoint": None, "layers": None}
+            return {**model, "checkpoint": None, "layers": None, "generation": None}
     path = _checkpoint(model)
     if not (path / "config.json").is_file():
         get = f"{fetching(model['family'], str(path))} fetches a released one"
@@ -80,8 +78,24 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
             else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {hint}")
-    found = {**model, "path": str(path.resolve()), "checkpoint": _fingerprint(path), "layers": _layers(path)}
-    return {**found, "code": code_version(models.resolve(model["family"]))} if own else found
+    found = {
+        **model,
+        "path": str(path.resolve()),
+        "layers": _layers(path),
+        "checkpoint": fingerprint(path, model["family"], trusted, own),
+        "generation": generation(path, model["family"]),
+    }
+    return {**found, "code": _family_code(model["family"], own)}
+
+
+def _family_code(family: str, own: bool) -> str:
+    """Version of the code that loads, encodes and prompts; a built-in family is not imported for it."""
+    from stsimdiff import models
+
+    if own:
+        return version_of(models.resolve(family))
+    module, _, name = models.FAMILIES[family].partition(".")[2].rpartition(".")
+    return version_of(f"{module}:{name}")
 
 
 def _option(name: str, value: Any, values: Sequence[Any]) -> None:
@@ -144,13 +158,6 @@ def _checkpoint(model: dict[str, Any]) -> Path:
     )
 
 
-def _fingerprint(checkpoint: Path) -> str:
-    """That of the folder; NVILA's has its weights in folders of their own."""
-    inner = sorted(file.parent for file in checkpoint.glob("*/config.json"))
-    parts = [fingerprint(directory) for directory in (checkpoint, *inner)]
-    return parts[0] if not inner else hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
-
-
 def _as_written(value: Any) -> str:
     """A value as YAML spells it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -163,21 +170,3 @@ def _layers(checkpoint: Path) -> int | None:
         raise DataError(f"{checkpoint / 'config.json'} is broken: {error}") from error
     # NVILA's text_config may be null.
     return (config.get("text_config") or config).get("num_hidden_layers")
-
-
-def fingerprint(directory: Path) -> str:
-    """12 hex digits that change with the files of a folder (hidden files and notes aside)."""
-    digest = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if not file.is_file() or file.name.startswith(".") or file.suffix == ".md":
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as stream:
-            if size <= HASHED_WHOLE:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(2**20))
-                stream.seek(-(2**20), 2)
-                digest.update(stream.read())
-    return digest.hexdigest()[:12]

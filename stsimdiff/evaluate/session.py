@@ -140,6 +140,8 @@ class Session:
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
         with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
             text = self.family.answer(prompt, question.max_new_tokens)
+        for stop in self.settings.benchmark.get("generation", {}).get("until", ()):
+            text = text.partition(stop)[0]
         times = {
             "answer": watch.lap(),
             "prefill": trace.prefill_seconds,

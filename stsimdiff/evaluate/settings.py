@@ -38,11 +38,12 @@ class Settings:
     Attributes:
         model: the keys of ``configs/model/*.yaml``, those of its family included; ``path`` is always
             set (the packaged one if none was given). Added: ``checkpoint``, the fingerprint of the files there,
-            and ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not); for a user's
-            own family also ``code``, the version of its source.
+            ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not), ``generation``,
+            what it says of generation that changes greedy answers, and ``code``, the version of the family's source.
         benchmark: ``name, task, families, chance, macro, note, data, prompt, decoder, video_seconds, allow_missing``;
-            ``prompt`` is always set. Added: ``revision`` of the data, ``root``, the folder of a public benchmark, and
-            ``code``, the version of the task that makes the prompt, with what else the user chose of it.
+            ``prompt`` is always set. Added: ``revision`` of the data by its content, ``root``, the folder of a public
+            benchmark, ``code``, the version of the task that makes the prompt and scores, and ``generation``:
+            ``max_new_tokens`` of an answer and ``until``, texts that end it.
         logger: ``name`` and the logger's own keys.
         run: name of the run.
         folder: ``<results>/<run>``; every arm has a folder in it.

@@ -38,6 +38,8 @@ OPTIONS: dict[str, Mapping[str, tuple[Any, ...]]] = {
 }
 """Options of single built-in families in the configuration, and their values (a ``range`` stands for every whole number
 in it); a family not named here has none."""
+PARTS = {"nvila": ("llm", "vision_tower", "mm_projector")}
+"""Folders within a checkpoint that a family reads too."""
 OWN_READERS = ("llava_video", "nvila")
 """Families that read an original checkpoint by code of ours: ``trust_remote_code`` has no meaning for them."""
 RELEASED = {

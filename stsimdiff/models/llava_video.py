@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
@@ -30,6 +28,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
+from stsimdiff.models.presence import tower_file
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
@@ -199,20 +198,14 @@ def tower_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
             the hub only this machine's cache is asked.
     """
     name = str(given.get("mm_vision_tower"))
-    beside = folder / "vision_tower_config.json"
-    places = [beside, Path(name).expanduser() / "config.json", folder / name / "config.json"]
-    with suppress(HFValidationError):  # the name of a folder is no id
-        cached = try_to_load_from_cache(name, "config.json")
-        places += [Path(cached)] if isinstance(cached, str) else []
-    for file in places:
-        if file.is_file():
-            found = read_config(file)
-            return found.get("vision_config", found)
+    if file := tower_file(folder, name):
+        found = read_config(file)
+        return found.get("vision_config", found)
     raise ConfigError(
         f"the checkpoint {folder} names its vision tower {name!r} but does not hold its configuration: put the "
-        f"tower's config.json beside it as {beside.name} (`hf download {name} config.json --local-dir <folder>`), "
-        f"fetch it into the hub's cache (`hf download {name} config.json`), or set mm_vision_tower in its config.json "
-        "to a local folder that has it"
+        f"tower's config.json beside it as vision_tower_config.json (`hf download {name} config.json --local-dir "
+        f"<folder>`), fetch it into the hub's cache (`hf download {name} config.json`), or set mm_vision_tower in its "
+        "config.json to a local folder that has it"
     )
 
 

@@ -60,24 +60,34 @@ def _lost_shards(folder: Path) -> list[str]:
     return sorted(lost)
 
 
-def _tower(family: str, folder: Path) -> list[str]:
-    if family not in TOWERS:
-        return []
+def tower_file(folder: Path, name: str) -> Path | None:
+    """The configuration of a vision tower, which the original checkpoint of LLaVA-Video does not hold.
+
+    Args:
+        folder: the checkpoint: it may lie there as ``vision_tower_config.json``.
+        name: what the checkpoint calls its tower: a folder or a hub id. Of the hub only this machine's cache is asked.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    beside = folder / "vision_tower_config.json"
+    places = [beside, Path(name).expanduser() / "config.json", folder / name / "config.json"]
+    with suppress(HFValidationError):  # the name of a folder is no id
+        cached = try_to_load_from_cache(name, "config.json")
+        places += [Path(cached)] if isinstance(cached, str) else []
+    return next((file for file in places if file.is_file()), None)
+
+
+def _tower(family: str, folder: Path) -> list[str]:
+    if family not in TOWERS:
+        return []
     try:
         name = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mm_vision_tower"))
     except (OSError, ValueError, AttributeError):
         return []
-    beside = folder / "vision_tower_config.json"
-    places = [beside, Path(name).expanduser() / "config.json", folder / name / "config.json"]
-    if any(file.is_file() for file in places):
+    if tower_file(folder, name):
         return []
-    with suppress(HFValidationError):  # the name of a folder is no id
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return []
     return [
-        f"the configuration of the vision tower {name} is neither {beside} nor in the hub's cache: `hf download {name} "
-        "config.json`, or put that file there under that name"
+        f"the configuration of the vision tower {name} is neither {folder / 'vision_tower_config.json'} nor in the "
+        f"hub's cache: `hf download {name} config.json`, or put that file there under that name"
     ]

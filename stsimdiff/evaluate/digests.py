@@ -1,0 +1,146 @@
+"""Digests of whole files, remembered: a file is read again only when something about it has changed.
+
+What is remembered lies in the user's cache folder, an entry a file. An entry holds while the file's path, size, inode,
+time of change and time of its status stay to the nanosecond; it is only a memory, never more than a second reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from stsimdiff.data import cache_folder
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**20
+LARGE = 4e9
+"""Bytes to read from which a message says that it takes a while."""
+SETTLED = 2_000_000_000
+"""Nanoseconds for which a file must have lain still: some disks count time in steps of up to two seconds, and a file
+that is written twice within one step looks unchanged."""
+
+State = list[int]
+
+_known: dict[str, tuple[State, str]] = {}
+"""What this process has seen, by path."""
+_said = False
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a whole file, 64 hex digits.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    path = os.path.realpath(path)
+    state = _state(path)
+    known = _known.get(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    with _entry(path) as entry:
+        found = _remembered(entry, state)
+        if found is None:
+            found = _sha256(path)
+            # A file that changed while it was read, or a moment before, is read again next time.
+            if _state(path) != state or time.time_ns() - max(state[2:]) < SETTLED:
+                return found
+            _remember(entry, state, found)
+    _known[path] = (state, found)
+    return found
+
+
+def say_what_takes_long(paths: Iterable[str | Path], what: str) -> None:
+    """Log one line where the files that nothing is remembered of are so large that reading them takes a while."""
+    new = 0
+    for path in map(os.path.realpath, paths):
+        with contextlib.suppress(OSError):
+            state = _state(path)
+            known = _known.get(path, (None, ""))[0] == state
+            if not known and _peek(path, state) is None:
+                new += state[0]
+    if new >= LARGE:
+        log.warning(
+            "reading %s once for its fingerprint: %.0f GB; it is remembered while the files stay as they are",
+            what,
+            new / 1e9,
+        )
+
+
+def _state(path: str) -> State:
+    """Size, inode, time of change and time of the status's change, in nanoseconds."""
+    found = os.stat(path)
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _place(path: str) -> Path:
+    return (
+        cache_folder() / "digests" / hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    )
+
+
+@contextlib.contextmanager
+def _entry(path: str) -> Iterator[int | None]:
+    """The open entry of a file, locked, so that of several processes one reads the file; ``None`` without a memory."""
+    global _said
+    place, descriptor = _place(path), None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if not _said:
+            _said = True
+            log.info("digests of files are not remembered: %s: %s", place.parent, error.strerror)
+        if descriptor is not None:
+            os.close(descriptor)
+        descriptor = None
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _peek(path: str, state: State) -> str | None:
+    try:
+        return _agreeing(_place(path).read_bytes(), state)
+    except OSError:
+        return None
+
+
+def _remembered(entry: int | None, state: State) -> str | None:
+    return None if entry is None else _agreeing(os.pread(entry, 4096, 0), state)
+
+
+def _agreeing(content: bytes, state: State) -> str | None:
+    """The digest in an entry; ``None`` where it is of another state, or was cut off while it was written."""
+    try:
+        found = json.loads(content)
+        return str(found["sha256"]) if found["state"] == state else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(entry: int | None, state: State, digest: str) -> None:
+    if entry is None:
+        return
+    # A full disk costs the memory, nothing else; what is cut off is no JSON.
+    with contextlib.suppress(OSError):
+        os.ftruncate(entry, 0)
+        os.pwrite(entry, json.dumps({"state": state, "sha256": digest}).encode(), 0)
+
+
+def _sha256(path: str) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as stream:
+        while read := stream.readinto(block):
+            digest.update(block[:read])
+    return digest.hexdigest()

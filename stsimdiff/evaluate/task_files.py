@@ -1,0 +1,98 @@
+"""What a task's files say, read without lmms-eval: its version, and how long its answers may be.
+
+YAML is parsed and code is read by :mod:`stsimdiff.source`: comments and layout change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import ConfigError
+from stsimdiff.source import version_of
+
+DEFAULT_TOKENS = 16
+"""New tokens of an answer where the task does not say how many."""
+ASKED = ("max_new_tokens", "until")
+GREEDY = {
+    "do_sample": (False, None),
+    "temperature": (0, None),
+    "num_beams": (1, None),
+    "num_return_sequences": (1, None),
+    "use_cache": (True, None),
+}
+"""What other generation settings may say."""
+MEANINGLESS = ("top_p", "top_k", "min_p", "typical_p", "seed", "image_aspect_ratio")
+
+
+def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:
+    """A task's YAML with what it includes, and the Python files that it takes functions from.
+
+    Raises:
+        ConfigError: when a file cannot be read.
+    """
+    import yaml
+
+    sources: set[Path] = set()
+
+    class Loader(yaml.SafeLoader):
+        """Keeps ``!function`` as the name that stands there."""
+
+    def function(loader: Loader, node: yaml.ScalarNode) -> str:
+        named = loader.construct_scalar(node)
+        sources.add(file.parent.joinpath(*named.split(".")[:-1]).with_suffix(".py"))
+        return f"!function {named}"
+
+    Loader.add_constructor("!function", function)
+    try:
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"the task's file {file} cannot be read: {error}") from error
+    included = found.pop("include", [])
+    whole: dict[str, Any] = {}
+    for name in reversed([included] if isinstance(included, str) else included):
+        config, more = read_task(file.parent / name)
+        whole |= config
+        sources |= more
+    return whole | found, {path for path in sources if path.is_file()}
+
+
+def task_version(config: Mapping[str, Any], sources: set[Path]) -> str:
+    """12 hex digits of a task as :func:`read_task` gives it; how long answers may be is told apart from it."""
+    said = {key: value for key, value in config.items() if key not in ("generation_kwargs", "metadata")}
+    parts = [json.dumps(said, sort_keys=True, default=str), version_of(*sorted(sources))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def asked_generation(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``max_new_tokens`` and ``until`` of generation settings as lmms-eval's tasks and its command give them.
+
+    Answers are greedy: settings that ask for anything else are refused, since they would be ignored.
+
+    Args:
+        settings: what the task says, changed by ``--gen_kwargs``.
+        name: whose settings they are, for the message.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, value in settings.items():
+        # Of sampling's other settings none has a meaning where nothing is sampled.
+        if key not in (*ASKED, *MEANINGLESS) and value not in GREEDY.get(key, ()):
+            right = f"{key}={GREEDY[key][0]}" if key in GREEDY else ", ".join(ASKED)
+            raise ConfigError(
+                f"{name}: {key}={value!r} is not supported, as answers are greedy; allowed: {right}"
+            )
+    tokens = settings.get("max_new_tokens", DEFAULT_TOKENS)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ConfigError(
+            f"{name}: max_new_tokens={tokens!r} is out of range; allowed: a whole number from 1"
+        )
+    until = settings.get("until") or []
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, list) or not all(isinstance(text, str) for text in until):
+        raise ConfigError(f"{name}: until={until!r} is out of range; allowed: a text, or a list of texts")
+    return {"max_new_tokens": tokens, "until": [text for text in until if text]}
