@@ -27,7 +27,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep efficiency data test mutation lint format train-embedded clean
+.PHONY: help install reproduce-table sweep efficiency doctor data test mutation lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -51,6 +51,10 @@ sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.r
 efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
 	$(BIN)/python -m stsimdiff profile experiment=efficiency run=$(if $(filter file,$(origin RUN)),efficiency,$(RUN)) \
 		$(if $(MODEL),model=llava_video model.pooling=bilinear "model.path=$(MODEL)" benchmark=videomme) \
+		$(if $(DATA),"data=$(DATA)") $(ARGS)
+
+doctor: $(STAMP) ## Prove that this machine can run EXPERIMENT (MODEL, DATA as for reproduce-table), before it runs
+	$(BIN)/python -m stsimdiff doctor experiment=$(EXPERIMENT) $(if $(MODEL),"model.path=$(MODEL)") \
 		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, mlvu_test, longvideobench, egoschema); DATA=/path: only check what is there

@@ -31,6 +31,7 @@ from stsimdiff.terminal import CONTROL, say, unwritten
 COMMANDS = {
     "conformance": "stsimdiff.conformance.__main__",
     "data": "stsimdiff.data.__main__",
+    "doctor": "stsimdiff.evaluate.doctor",
     "inspect": "stsimdiff.report.inspect",
     "profile": "stsimdiff.evaluate.profile",
     "report": "stsimdiff.report.__main__",
