@@ -46,7 +46,7 @@ reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; go
 		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),"data=$(DATA)") $(ARGS)
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
-	$(BIN)/python -m stsimdiff -m run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+	$(BIN)/python -m stsimdiff -m $(if $(filter run=%,$(ARGS)),,run=$(RUN)) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
 
 efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
 	$(BIN)/python -m stsimdiff profile experiment=efficiency run=$(if $(filter file,$(origin RUN)),efficiency,$(RUN)) \

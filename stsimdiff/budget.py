@@ -40,6 +40,7 @@ class Budget:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ConfigError(
                 f"budget.retention={value!r} is out of range; allowed: a number in (0, 1], for example 0.3"
+                + _share(value)
             )
 
     def keep(self, tokens: int, layers: int, entering: Sequence[int] = ()) -> int:
@@ -69,6 +70,15 @@ class Budget:
                 )
             share = left / rest
         return max(1, min(tokens, math.floor(share + 0.5)))
+
+
+def _share(value: object) -> str:
+    """What to write for a percentage, where the value may be one."""
+    try:
+        percent = float(str(value).rstrip("% "))
+    except ValueError:
+        return ""
+    return f"; {percent:g} % is {percent / 100:g}" if 1 < percent <= 100 else ""
 
 
 def achieved(tokens: int, entering: Sequence[int], final: int) -> dict[str, float]:

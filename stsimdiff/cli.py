@@ -27,6 +27,7 @@ from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.resources import folder
 from stsimdiff.terminal import CONTROL, say, unwritten
+from stsimdiff.words import settled
 
 COMMANDS = {
     "conformance": "stsimdiff.conformance.__main__",
@@ -38,7 +39,7 @@ COMMANDS = {
 }
 """Subcommands: what stands behind ``python -m stsimdiff``, and the module whose ``main(arguments)`` runs it."""
 TRACEBACK = "HYDRA_FULL_ERROR"
-SETTING = re.compile(r"[+~]*[\w@/.]+=|~")
+SETTING = re.compile(r"[+~]*[\w@/.]*=|~")
 SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
 
 
@@ -107,16 +108,17 @@ def _dispatch() -> None:
             if command not in COMMANDS:
                 known = f"{', '.join(COMMANDS)}{suggestion(command, COMMANDS)}"
                 raise ConfigError(
-                    f"{command} is no command; allowed: {known}; a setting is written key=value"
+                    f"{command} is no command; allowed: {known}; a setting is written key=value, without blanks"
                 )
             raise SystemExit(importlib.import_module(COMMANDS[command]).main(sys.argv[2:]))
     # Behind the flags, since Hydra's parser takes the settings in one piece only: `a=1 -m b=2` is fine here.
     flags = [word for word in sys.argv[1:] if not SETTING.match(word)]
-    words = launcher.with_own_class(word for word in sys.argv[1:] if SETTING.match(word))
-    sys.argv[1:] = [*flags, *words]
+    words = [word for word in sys.argv[1:] if SETTING.match(word)]
     with errors_as_messages(words):
-        launcher.check_launcher(words)
         launcher.register()
+        words = settled(words)
+        launcher.check_launcher(words)
+        sys.argv[1:] = [*flags, *words]
         start = hydra.main(version_base="1.3", config_path=str(folder("configs")), config_name="config")
         start(task)()
 

@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import itertools
 import logging
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_f
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.models.presence import absent
 from stsimdiff.resources import folder
+from stsimdiff.words import arm_words, settled
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -59,18 +59,6 @@ CLUSTERS = {
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
-def with_own_class(overrides: Iterable[str]) -> list[str]:
-    """Choose ``compressor=custom`` where a line names a class of its own and no compressor.
-
-    Otherwise the parameters of the default compressor would be handed to the user's class.
-    """
-    overrides = list(overrides)
-    names = any(word.startswith("compressor._target_=") for word in overrides)
-    if names and not any(word.startswith("compressor=") for word in overrides):
-        return ["compressor=custom", *overrides]
-    return overrides
-
-
 def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[DictConfig]:
     """The configuration itself, or one for each arm of its ``arms`` lines.
 
@@ -91,7 +79,7 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
     given = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
     found = []
     for line in lines:
-        words = parser.parse_overrides(with_own_class(shlex.split(line)))
+        words = parser.parse_overrides(arm_words(line))
         for word in words:
             if word.key_or_group in given:
                 raise ConfigError(
@@ -109,8 +97,6 @@ def _combinations(words: Sequence[Override]) -> Iterable[tuple[str, ...]]:
         if not word.is_sweep_override():
             choices.append([word.input_line])
             continue
-        if not word.is_discrete_sweep():
-            raise ConfigError(f"{word.input_line}: only lists of values can be swept, such as key=1,2,3")
         choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
     return itertools.product(*choices)
 
@@ -130,7 +116,7 @@ def configurations(words: Sequence[str]) -> list[DictConfig]:
         return without_hydra(hydra.compose("config", overrides=list(overrides)))
 
     found = []
-    parsed = OverridesParser.create().parse_overrides(with_own_class(words))
+    parsed = OverridesParser.create().parse_overrides(settled(words, sweep=""))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder("configs"))):
         for combination in _combinations(parsed):
             found += expand(compose(combination), list(combination), compose)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stsimdiff import terminal
 from stsimdiff.evaluate.values import suggestion
+from stsimdiff.words import groups
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
 
@@ -40,7 +41,7 @@ def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> s
         top: names of all groups and top-level keys, for suggestions.
     """
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {_first_line(error.message)}; {EXAMPLE}"
+        return f"cannot read {error.override!r}: {_unreadable(str(error.override))}; {EXAMPLE}"
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     cause = _omegaconf(error)
@@ -128,7 +129,12 @@ def _composition(message: str, top: Sequence[str]) -> str:
     found = re.search(r"Ambiguous value for argument '([^']+)'", message)
     if found:
         key, _, value = found[1].partition("=")
-        return f"{found[1]}: several values need -m (a sweep over them), or {key}=[{value}] for a list"
+        if key in groups():
+            return f"{found[1]}: several values need -m, which runs one after the other: -m {found[1]}"
+        return (
+            f"{found[1]}: several values need -m (a sweep over them); a list is written {key}=[{value}], text with a "
+            f"comma '{key}=\"{value}\"'"
+        )
     found = re.search(r"Sweep parameters '([^']+)' requires", message)
     if found:
         return f"{found[1]}: a sweep needs -m"
@@ -140,7 +146,27 @@ def _composition(message: str, top: Sequence[str]) -> str:
     )
     if found:
         return f"{found[1]}: {found[2]} is unknown; allowed: {', '.join(top)}{suggestion(found[2], top)}"
+    found = re.search(r"Could not append to config\. An item is already at '([^']+)'", message)
+    if found:
+        return f"{found[1]} is there already; write it without a plus: {found[1]}=VALUE"
+    found = re.search(r"Could not delete (?:from config\. )?'([^']+)'", message)
+    if found:
+        return f"~{found[1]} takes out what is not there; leave it out"
     return one_line(message)
+
+
+def _unreadable(word: str) -> str:
+    """Why Hydra's parser cannot read a setting, in one clause."""
+    value = word.partition("=")[2]
+    if "=" not in word:
+        return "it has no value"
+    if re.search(r"(^|[,(\[{])\s*,|,\s*$", value):
+        return "a value is missing beside a comma"
+    if value.count("'") % 2 or value.count('"') % 2:
+        return "a quote is not closed"
+    if any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}")):
+        return "a bracket has no partner"
+    return "text with one of , ( ) [ ] { } = : or a quote in it is itself quoted, 'key=\"text\"'"
 
 
 def _keys(node: Any) -> list[str]:

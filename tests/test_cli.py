@@ -18,6 +18,7 @@ from stsimdiff import cli, compressors
 from stsimdiff.errors import ConfigError
 from stsimdiff.launcher import configurations
 from stsimdiff.resources import IN_REPOSITORY, folder
+from stsimdiff.words import settled
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = folder("configs")
@@ -83,8 +84,29 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
         ("budget.retension=0.3", r"budget\.retension is unknown: it has kind, retention; did you mean retention\?"),
         ("compressor=none compressor.seed=1", r"unknown to compressor=none: it has no parameters"),
         ("compressor=random,fastv", r"compressor=random,fastv: several values need -m"),
-        ("budget.retention=range(0.1,0.5,0.1)", r"a sweep needs -m"),
-        ("budget.retention", r"cannot read 'budget\.retention'"),
+        ("budget.retention=range(0.1,0.5,0.1)", r"0\.1,0\.2,0\.3,0\.4: several values need -m"),
+        ("budget.retention", r"cannot read 'budget\.retention': it has no value"),
+        ("compressor=[none,random]", r"a list is no choice, compressor takes one; .*: -m compressor=none,random$"),
+        ("-m compressor=[none,random]", r"a list is no choice, .*: -m compressor=none,random$"),
+        ("budget=0.3", r"budget=0\.3 is unknown; allowed: compute, tokens; .* is budget\.retention=0\.3"),
+        ("budget.retention=30", r"budget\.retention=30 is out of range; .*; 30 % is 0\.3"),
+        ("budget.retention=30%", r"budget\.retention='30%' is out of range; .*; 30 % is 0\.3"),
+        ("budget.retention=0.3,,", r"cannot read 'budget\.retention=0\.3,,': a value is missing beside a comma"),
+        ("compressor=null", r"compressor=null chooses nothing"),
+        ("~compressor=fastv", r"~compressor=fastv takes out what is not there"),
+        ("++compressor=fastv", r"compressor is chosen without a plus: compressor=fastv"),
+        ("+seed=1", r"seed is there already; write it without a plus"),
+        ("seed=1 seed=2", r"seed is given twice, as seed=1 and seed=2; write it once"),
+        ("=1", r"=1 names no key"),
+        ("-m compressor=glob(zz*)", r"compressor=glob\(zz\*\) fits none of fastervlm, "),
+        ("-m seed=glob(*)", r"seed=glob\(\*\): glob fits names of files"),
+        ("-m seed=range(3,3)", r"seed=range\(3,3\) is an empty range"),
+        ("-m limit=interval(1,5)", r"only lists of values can be swept"),
+
+        ("'arms=[\"compressor=fastv seed=1 seed=2\"]'", r"seed is given twice"),
+        ("'arms=[\"-m compressor=fastv,none\"]'", r"holds the flag -m; settings alone belong there"),
+        ("'arms=[\" \"]'", r"a line of arms is empty"),
+        ("'arms=[\"experiment=table1\"]'", r"sets experiment, which belongs on the command line"),
         ("~model", r"model is missing from the configuration; leave out ~model"),
         ("~budget.kind", r"budget\.kind is missing; leave out ~budget\.kind"),
         ("run=${name}", r"run: interpolation key 'name' not found"),
@@ -92,6 +114,7 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
         ("experiment=embedded_table compressor=random", r"compressor is set by the arms of this experiment"),
         ("experiment=embedded_table budget.retention=0.2", r"budget\.retention is set by the arms"),
         ("arms=[random]", r"cannot read 'random'"),
+        ("'arms=[\"\\\"\"]'", r"the line .* of arms cannot be read: no closing quotation"),
         ("arms=random", r"arms must be a list of command lines"),
         ("--shell-completion install=csh", r"No completion plugin for 'csh' found"),
         ("-m results=/proc/nowhere", r"No such file or directory: '/proc/nowhere"),
@@ -246,6 +269,36 @@ def test_a_command_line_can_be_composed_without_hydras_entry_point():
     assert said == [("NoCompression", 0.3), ("NoCompression", 0.5), ("FastV", 0.3), ("FastV", 0.5)]
     with pytest.raises(ConfigError, match="only lists of values"):
         configurations(["budget.retention=interval(0.1,0.5)"])
+    with pytest.raises(ConfigError, match="a list is no choice, .*: compressor=none,fastv$"):
+        configurations(["compressor=[none,fastv]"])
+
+
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [
+        ("compressor=glob(f*)", "compressor=fastervlm,fastv,framefusion"),
+        (
+            "compressor=glob(*,exclude=[f*,s*])",
+            "compressor=no_video,none,prumerge,random,temporal_difference,uniform_frames,visionzip",
+        ),
+        ("model=glob(qwen*)", "model=qwen2_5_vl,qwen2_vl,qwen3_vl"),
+        ("budget.retention=range(0.1,0.5,0.1)", "budget.retention=0.1,0.2,0.3,0.4"),
+        ("seed=range(0,3)", "seed=0,1,2"),
+        ("compressor=choice(none,random)", "compressor=choice(none,random)"),
+        ("run=2024_11_25", 'run="2024_11_25"'),
+        ("run=1_0,2_0", 'run="1_0","2_0"'),
+        ("run=1e5", 'run="1e5"'),
+        ("data=null", "data=null"),
+    ],
+)
+def test_a_word_is_read_as_it_is_written(word, read):
+    assert settled([word]) == [read]
+
+
+def test_globs_leave_out_what_needs_a_class_of_the_users_own():
+    (word,) = settled(["compressor=glob(*)"])
+    assert set(word.partition("=")[2].split(",")) == set(compressors.BUILTIN)
+    assert [cfg.run for cfg in configurations(["run=2024_11_25"])] == ["2024_11_25"]
 
 
 def test_the_lock_fits_the_ranges_and_names_no_place():
