@@ -46,5 +46,9 @@ class RunFailed(Exception):
     """The run came to its end, but samples failed; everything answered is on disk. Exit code 1."""
 
 
+class Stopped(RunFailed):
+    """One of several processes gave up or died: the others wait for it in vain, so no later pass is begun."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; like an interrupt it is no error of a sample, and ends the run cleanly. Exit code 143."""

@@ -26,15 +26,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
-from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
+from stsimdiff.errors import ConfigError, Missing, RunFailed, Stopped, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.models.presence import absent
+from stsimdiff.ranks import ranks
 from stsimdiff.resources import folder
 from stsimdiff.words import arm_words, settled
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
+    from stsimdiff.evaluate.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +162,17 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         UserError: for the first wrong configuration, before anything is loaded.
         RunFailed: when samples failed; all passes have come to their end.
     """
+    if ranks().world == 1:
+        _run(configurations, None)
+        return
+    from stsimdiff.evaluate.processes import Processes  # imports torch
+
+    # Before any work, which may take the processes very different times.
+    with Processes.joined() as processes:
+        _run(configurations, processes)
+
+
+def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> None:
     passes = passes_of(configurations)
     if planned(passes):
         return
@@ -181,9 +194,11 @@ def run_configurations(configurations: Sequence[DictConfig]) -> None:
         if len(passes) > 1:
             log.info("pass %d of %d: %d arms", number, len(passes), len(one.arms))
         try:
-            run_arms(one.settings, list(one.arms.values()), shared, report=one in last)
+            run_arms(one.settings, list(one.arms.values()), shared, report=one in last, processes=processes)
         except RunFailed as failure:
             failures.append(str(failure))
+            if isinstance(failure, Stopped):
+                break
         except UserError:
             if number > 1:
                 log.info("what was answered is stored: python -m stsimdiff report %s", one.settings.folder)

@@ -27,6 +27,7 @@ import numpy as np
 
 from stsimdiff import errors, video
 from stsimdiff.errors import ConfigError, VideoError
+from stsimdiff.ranks import end_with
 from stsimdiff.video import Frames, Probe
 
 SECONDS = 600.0
@@ -36,7 +37,10 @@ GRACE = 60.0
 START = 120.0
 """Seconds that the process has to start, on the slowest file system."""
 _LENGTH = struct.Struct("<Q")
-_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from stsimdiff.video_process import serve; serve()"
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from stsimdiff.video_process import serve; "
+    "serve(int(sys.argv[2]))"
+)
 
 
 class VideoProcess:
@@ -117,7 +121,9 @@ class VideoProcess:
             return
         paths = json.dumps([os.path.abspath(part) for part in sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _CODE, paths, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         try:
             self._receive(None, time.monotonic() + START)
@@ -182,8 +188,10 @@ def shared() -> VideoProcess:
     return process
 
 
-def serve() -> None:
-    """The other side: answers one request after the other until the pipe closes."""
+def serve(parent: int) -> None:
+    """The other side: answers one request after the other until the pipe closes, or its parent is gone."""
+    # A decoder that is at work, or hangs, does not see the pipe close.
+    end_with(parent)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # Decoders print; what they print must not run into the replies.
     os.dup2(2, 1)

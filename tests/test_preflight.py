@@ -143,5 +143,6 @@ def test_the_videos_of_all_benchmarks_are_looked_at_first(tmp_path: Path, monkey
     assert "mlvu: video" in said and "ego_3.mp4 does not exist" in said and "mini-2.mp4 is empty" in said
     assert said.count("benchmark.allow_missing=true") == 2 and "videomme" not in said
     # The other processes of a run leave it to the first one.
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     check_data([settings_from_config(composed("benchmark=mlvu", f"data={tmp_path / 'data'}"))])

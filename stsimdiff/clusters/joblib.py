@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 
 from stsimdiff.clusters.jobs import Ended, Engine, JobLauncher, Place
+from stsimdiff.ranks import end_with
 
 
 class JoblibEngine(Engine):
     """Asks the pool."""
 
+    watching: ClassVar[set[int]] = set()
+    """The processes that watch their parent already."""
+
     def place(self, number: int) -> Place:
         """A worker of the pool keeps one device; workers are numbered from 1."""
         worker = multiprocessing.current_process()._identity
         return Place(device=worker[0] - 1 if worker else 0, show=number == 0)
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """A worker ends with the process that started the pool: nobody would take what it does."""
+        if multiprocessing.current_process()._identity and os.getpid() not in self.watching:
+            self.watching.add(os.getpid())
+            end_with(os.getppid())
+        yield
 
 
 class JoblibLauncher(JobLauncher, joblib_launcher.JoblibLauncher):

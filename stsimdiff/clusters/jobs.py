@@ -29,6 +29,7 @@ from stsimdiff.evaluate import lock
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.evaluate.store import done_ids
 from stsimdiff.launcher import BatchLauncher, Pass, check_presence, last_of_folders, passes_of, planned
+from stsimdiff.ranks import world_size
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -186,10 +187,11 @@ class JobLauncher(BatchLauncher):
 
     def check(self) -> None:
         """Raise :class:`ConfigError` if this launcher cannot start jobs here."""
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if (world := world_size()) > 1:
             raise ConfigError(
                 "a launcher of jobs is started once and not under torch.distributed.run; for several processes in "
-                "each job set hydra.launcher.tasks_per_node (submitit), or more shards"
+                "each job set hydra.launcher.tasks_per_node (submitit), or more shards. Where an earlier shell left "
+                f"WORLD_SIZE={world} in the environment: unset WORLD_SIZE"
             )
 
     def run(

@@ -5,13 +5,13 @@ Otherwise a sweep over four benchmarks would answer one for a day before it says
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.errors import DataError, Missing
 from stsimdiff.evaluate.questions import all_questions, load_task
 from stsimdiff.evaluate.settings import Settings
+from stsimdiff.ranks import ranks
 
 
 def check_data(passes: Iterable[Settings]) -> None:
@@ -22,7 +22,7 @@ def check_data(passes: Iterable[Settings]) -> None:
     Raises:
         Missing: naming what cannot be used, of all benchmarks.
     """
-    if int(os.environ.get("RANK", 0)) > 0:
+    if ranks().rank > 0:
         return
     looked_at, missing = set(), []
     for settings in passes:

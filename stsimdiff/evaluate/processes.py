@@ -11,8 +11,13 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from stsimdiff.errors import ConfigError, Stopped
+from stsimdiff.ranks import MEND, ranks
+
+RENDEZVOUS = timedelta(minutes=10)
+"""How long a process waits for the others to start: they come once their imports are done, before any work."""
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the slowest one; a process that died is noticed by the launcher, not by waiting."""
+"""How long a process that is done waits for the slowest one; of one that died it hears at once."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,45 @@ class Processes:
         return f"{stem}.{suffix}" if self.world == 1 else f"{stem}.{self.rank}-of-{self.world}.{suffix}"
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes of ``torch.distributed.run`` have come here.
+
+        Raises:
+            Stopped: when one of them has died.
+        """
         if self.world > 1:
-            dist.barrier()
+            try:
+                dist.monitored_barrier(timeout=PATIENCE)
+            except RuntimeError as error:
+                raise Stopped(
+                    f"process {self.rank} of {self.world} waited for one that has ended ({_first_line(error)}); its "
+                    "own output says why. What was answered is stored: start the same command again to go on"
+                ) from error
 
     @classmethod
     @contextmanager
     def joined(cls) -> Iterator[Processes]:
-        """The processes that RANK and WORLD_SIZE tell of, joined (gloo: nothing but waiting goes between them)."""
-        world = int(os.environ.get("WORLD_SIZE", 1))
+        """The processes that RANK and WORLD_SIZE tell of, joined (gloo: nothing but waiting goes between them).
+
+        Raises:
+            ConfigError: for an environment that tells of others which do not come.
+        """
+        rank, world = ranks()
         if world == 1:
             yield cls()
             return
-        dist.init_process_group("gloo", timeout=PATIENCE)
         try:
-            yield cls(dist.get_rank(), world, show=dist.get_rank() == 0)
+            dist.init_process_group("gloo", timeout=RENDEZVOUS, rank=rank, world_size=world)
+        except (RuntimeError, ValueError, OSError) as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ConfigError(
+                f"process {rank} of WORLD_SIZE={world} found no others at MASTER_ADDR:MASTER_PORT={place} within "
+                f"{RENDEZVOUS.total_seconds():g} s ({_first_line(error)}): start them all, or {MEND}"
+            ) from error
+        try:
+            yield cls(rank, world, show=rank == 0)
         finally:
             dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -32,6 +32,7 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.session import load_model
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import Family
+from stsimdiff.ranks import ranks
 from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _folder(passes: Sequence[launcher.Pass]) -> Path:
         raise ConfigError("run and results name one folder here; leave them out of the sweep")
     if any(one.settings.plan for one in passes):
         raise ConfigError("plan=true does not go with profile; plan the run without `profile`")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if ranks().world > 1:
         raise ConfigError("profile measures in one process: start it without torch.distributed.run")
     return folders.pop()
 

@@ -21,7 +21,7 @@ from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.engine import Compression, Trace
-from stsimdiff.errors import DataError, RunFailed
+from stsimdiff.errors import DataError, RunFailed, Stopped
 from stsimdiff.evaluate.answering import Work, answer_all, share
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
 from stsimdiff.evaluate.failures import identity
@@ -205,7 +205,12 @@ def load_model(settings: Settings) -> Family:
 
 
 def run_arms(
-    settings: Settings, arms: Sequence[Arm], shared: Shared | None = None, *, report: bool = True
+    settings: Settings,
+    arms: Sequence[Arm],
+    shared: Shared | None = None,
+    *,
+    report: bool = True,
+    processes: Processes | None = None,
 ) -> Outcome:
     """Answer what is missing, score it, and write the table.
 
@@ -214,28 +219,34 @@ def run_arms(
         arms: the arms of this pass.
         shared: what the passes of one command share.
         report: whether the table of the run's folder is made; a later pass of the same folder makes it otherwise.
+        processes: this process among those of the run, joined; a single one if not given.
 
     Raises:
         UserError: before a model is loaded, for data that is missing or wrong; later when the run's folder can no
             longer be written.
         RunFailed: at the end, when a sample of these arms has no answer.
     """
-    with Processes.joined() as processes:
-        if processes.rank > 0:
-            # The first process prepares the data; the others then find it in place.
-            processes.wait()
-        settings, task, questions, unusable = prepare(settings)
-        if processes.rank == 0:
-            processes.wait()
-        outcome = Outcome(settings.folder)
+    processes = processes or Processes()
+    if processes.rank > 0:
+        # The first process prepares the data; the others then find it in place.
+        processes.wait()
+    settings, task, questions, unusable = prepare(settings)
+    if processes.rank == 0:
+        processes.wait()
+    outcome = Outcome(settings.folder)
+    try:
         outcome.answered = answer_missing(
             *(settings, task, arms, share(questions, processes), processes, unusable),
             open_session=partial(Session, shared=shared),
             overlays=Overlays(settings, questions),
         )
-        processes.wait()
-        if processes.rank > 0:
-            return outcome
+    except RunFailed as failure:
+        if processes.world > 1:
+            raise Stopped(str(failure)) from failure
+        raise
+    processes.wait()
+    if processes.rank > 0:
+        return outcome
     conclude(settings, task, arms, questions, report=report)
     return outcome
 

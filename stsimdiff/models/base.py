@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from transformers import GenerationConfig
 from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder, synchronise
 from stsimdiff.errors import ConfigError
+from stsimdiff.ranks import local_rank, world_size
 from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
 from stsimdiff.video import Frames
 
@@ -90,9 +90,7 @@ class LoadOptions:
             if found is None:
                 return torch.device("cpu")
             # One process drives one device; torch.distributed.run says which.
-            return torch.device(
-                found.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
-            )
+            return torch.device(found.type, local_rank() % torch.accelerator.device_count())
         return _usable(f"model.device={self.device!r}", self.device)
 
     def check(self) -> None:
@@ -101,10 +99,10 @@ class LoadOptions:
         if self.device_map is None:
             self.resolved_device()
             return
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if (world := world_size()) > 1:
             raise ConfigError(
                 f"model.device_map={self.device_map!r} spreads one model over the devices, and "
-                f"{os.environ['WORLD_SIZE']} processes each want one: leave model.device_map out, or start one process"
+                f"{world} processes each want one: leave model.device_map out, or start one process"
             )
         if isinstance(self.device_map, Mapping):
             for module, device in self.device_map.items():
