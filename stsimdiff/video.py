@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import ConfigError, VideoError
 
 BACKENDS = ("decord", "pyav")
@@ -75,6 +76,8 @@ def check_file(path: str | Path) -> Path:
         raise VideoError(f"video {file} is not a file")
     if file.stat().st_size == 0:
         raise VideoError(f"video {file} is empty (0 bytes)")
+    if said := stand_in(file):
+        raise VideoError(f"video {file} is {said}")
     return file
 
 

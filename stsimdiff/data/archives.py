@@ -1,68 +1,234 @@
-"""Zip and tar files, also in parts, unpacked so that no file leaves the folder and none is ever half there."""
+"""Zip and tar files, also in parts, unpacked so that no file leaves the folder and none is ever half there.
+
+An archive is read to its end, checksums and all, before a file of it gets its name.
+"""
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import filecmp
+import gzip
 import io
 import json
+import lzma
+import os
 import re
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
+from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import DataError
+from stsimdiff.evaluate.lock import Lock
 
 UNPACKED = "unpacked"
-_WHOLE = re.compile(r".+\.(zip|tar|tar\.gz|tgz)$", re.IGNORECASE)
-_PART = re.compile(r"(.+\.(?:tar|tar\.gz|tgz|zip))(?:\.part)?[._-]?(?:[a-z]{2}|\d{2,3})$", re.IGNORECASE)
+DONE = ".done.json"
+UNFINISHED = ".unfinished"
+"""Folder for the files of an archive that is being read."""
+NESTED = 3
+"""How deep archives may lie in archives."""
+_SUFFIX = r"(?:zip|tar|tar\.(?:gz|bz2|xz)|tgz|tbz2?|txz)"
+_WHOLE = re.compile(rf".+\.{_SUFFIX}$", re.IGNORECASE)
+_PART = re.compile(
+    rf"(.+\.{_SUFFIX})(?:\.part)?[._-]?([a-z]{{2}}|a[ab][a-z]|aaa[a-z]|\d{{1,5}})(?:-of-(\d{{1,5}}))?$",
+    re.IGNORECASE,
+)
+_FOREIGN = re.compile(
+    r".+\.(?:(?P<seven>7z(?:\.\d+)?|rar|r\d\d)|(?P<zst>(?:tar\.)?zst|tzst|tar\.lz4|tar\.lzma)|(?P<split>z\d\d))$",
+    re.IGNORECASE,
+)
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+"""How compressed files begin. tarfile reads them too, but does not look at the checksum at their end."""
+BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
+    *(zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error),
+)
+"""What reading a damaged archive raises, names that no file can have included."""
 
 
 def archives(root: Path) -> dict[str, list[Path]]:
     """The archives below a folder: their name, and the file or the parts in order."""
-    found: dict[str, list[Path]] = {}
+    whole: dict[str, list[Path]] = {}
+    parts: dict[str, list[tuple[int, str, Path]]] = {}
+    for path in _visible(root):
+        inner = path.relative_to(root).as_posix()
+        if _WHOLE.fullmatch(path.name):
+            whole[inner] = [path]
+        elif part := _PART.fullmatch(inner):
+            parts.setdefault(part[1], []).append((len(part[2]), part[2].lower(), path))
+    # Of parts that somebody has joined the whole is read.
+    joined = {
+        name: [path for *_, path in sorted(found)] for name, found in parts.items() if name not in whole
+    }
+    return dict(sorted({**whole, **joined}.items()))
+
+
+def foreign(root: Path) -> list[str]:
+    """The archives below a folder that are not unpacked here, a sentence each: what they are, and what unpacks them."""
+    said = []
+    for path in _visible(root):
+        found = _FOREIGN.fullmatch(path.name)
+        if found and found["seven"]:
+            said.append(f"{path} is unpacked by hand: 7z x {path.name}")
+        elif found and found["zst"]:
+            said.append(f"{path} is unpacked by hand: tar -xf {path.name}, or zstd -d {path.name}")
+        elif found:
+            whole = path.with_suffix(".zip").name
+            said.append(
+                f"{path} is a part of {whole}, a zip of several: zip -s 0 {whole} --out whole.zip joins them"
+            )
+    return said
+
+
+def _visible(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         inner = path.relative_to(root)
-        if (
-            not path.is_file()
-            or inner.parts[0] == UNPACKED
-            or any(part.startswith(".") for part in inner.parts)
-        ):
-            continue
-        if _WHOLE.fullmatch(path.name):
-            found[inner.as_posix()] = [path]
-        elif part := _PART.fullmatch(inner.as_posix()):
-            found.setdefault(part[1], []).append(path)
-    return found
+        hidden = any(part.startswith(".") for part in inner.parts)
+        if path.is_file() and inner.parts[0] != UNPACKED and not hidden:
+            yield path
 
 
 def unpack(root: Path, say: Callable[[str], None]) -> None:
-    """Unpack every archive below ``root`` into ``root/unpacked``, each once.
+    """Unpack every archive below ``root`` into ``root/unpacked``, each once; archives in archives too.
 
     Raises:
-        DataError: for an archive that is broken, or whose names or links lead out of the folder.
+        DataError: for an archive that is broken or incomplete, cannot be read here, or whose names or links lead out of
+            the folder; for files of one name with different contents; when another process unpacks there.
     """
     target = root / UNPACKED
-    notes = target / ".done.json"
-    done = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
-    for name, parts in archives(root).items():
-        state = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
-        if done.get(name) == state:
-            continue
-        say(f"unpacking {name}")
-        try:
-            for member, stream in _members(name, parts):
-                _write(target, member, stream, name)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {target}: {error.strerror}") from error
+    lock = Lock(target / ".lock", advice="wait for it")
+    lock.take()
+    try:
+        done = _read_notes(target / DONE, say)
+        for depth in range(NESTED + 1):
+            found = (
+                archives(root) if depth == 0 else {f"{UNPACKED}/{n}": p for n, p in archives(target).items()}
+            )
+            found = {name: parts for name, parts in found.items() if done.get(name) != _state(parts)}
+            if found and depth == NESTED:
+                raise DataError(f"{next(iter(found))} lies in archives of archives; unpack it by hand")
+            for name, parts in found.items():
+                say(f"unpacking {name}")
+                _one(root, target, name, parts, known=name in done)
+                done[name] = _state(parts)
+                _write_notes(target / DONE, done)
+    finally:
+        shutil.rmtree(target / UNFINISHED, ignore_errors=True)
+        lock.release()
+
+
+def _one(root: Path, target: Path, name: str, parts: list[Path], known: bool) -> None:
+    """Unpack one archive; ``known``: an earlier version of it was, whose files it may replace."""
+    _check_parts(name, parts)
+    waiting = target / UNFINISHED
+    shutil.rmtree(waiting, ignore_errors=True)
+    try:
+        for member, stream in _members(name, parts):
+            _write(target, waiting, member, stream, name)
+        for path in sorted(path for path in waiting.rglob("*") if path.is_file()):
+            _move(path, target / path.relative_to(waiting), name, known)
+    except BROKEN as error:
+        lost = ", or its last part is missing" if len(parts) > 1 else ""
+        said = "it ends too early" if isinstance(error, EOFError) else f"{error or type(error).__name__}"
+        raise DataError(
+            f"archive {root / name} is broken{lost}: {said}; remove it and fetch it again"
+        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        # What zipfile says of passwords, and of methods that it does not know.
+        raise DataError(
+            f"archive {root / name} cannot be unpacked here: {error}; unpack it by hand (7z x)"
+        ) from error
+    except OSError as error:
+        if error.errno is None:  # bz2's word for damaged data
             raise DataError(
                 f"archive {root / name} is broken: {error}; remove it and fetch it again"
             ) from error
-        except OSError as error:
-            raise DataError(f"cannot unpack {root / name} into {target}: {error}") from error
-        done[name] = state
-        notes.parent.mkdir(exist_ok=True)
-        notes.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        raise DataError(f"cannot unpack {root / name} into {target}: {error}") from error
+
+
+def _check_parts(name: str, parts: list[Path]) -> None:
+    """Raise :class:`DataError` for a file that is none, and for parts that are not all there."""
+    for path in parts:
+        if said := stand_in(path):
+            raise DataError(f"archive {path} is {said}")
+        if not path.stat().st_size:
+            raise DataError(f"archive {path} is empty (0 bytes); fetch it again")
+    found = [
+        part for path in parts if (part := _PART.fullmatch(path.name)) and not _WHOLE.fullmatch(path.name)
+    ]
+    if not found:
+        return
+    suffixes = [part[2].lower() for part in found]
+    numbers = [_number(suffix) for suffix in suffixes]
+    # `split` begins at aa or 00, others at 1; it writes longer suffixes behind yz.
+    first, last = 0 if numbers[0] == 0 or suffixes[0].isalpha() else 1, max(numbers)
+    if total := max(int(part[3] or 0) for part in found):
+        first = int(last == total)
+        last = total - 1 + first
+    lost = sorted(set(range(first, last + 1)) - set(numbers))
+    if lost and len({len(suffix) for suffix in suffixes if suffix.isalpha()}) < 2:
+        example = parts[numbers.index(numbers[0])].name
+        at = found[0].start(2)
+        named = [
+            example[:at] + _suffix(number, suffixes[0]) + example[found[0].end(2) :] for number in lost[:4]
+        ]
+        more = f" and {len(lost) - 4} more" if lost[4:] else ""
+        raise DataError(
+            f"archive {name} lacks its part {', '.join(named)}{more} in {parts[0].parent}; fetch it again"
+        )
+    if len(set(numbers)) < len(numbers):
+        listed = ", ".join(path.name for path in parts)
+        raise DataError(
+            f"archive {name} has several files for one part ({listed}); remove all but one of each"
+        )
+
+
+def _number(suffix: str) -> int:
+    if suffix.isdigit():
+        return int(suffix)
+    value = 0
+    for letter in suffix:
+        value = 26 * value + ord(letter) - ord("a")
+    return value
+
+
+def _suffix(number: int, like: str) -> str:
+    if like.isdigit():
+        return str(number).zfill(len(like))
+    letters = ""
+    for _ in like:
+        number, digit = divmod(number, 26)
+        letters = chr(ord("a") + digit) + letters
+    return letters
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged one, and a file without its end mark, for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise EOFError from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
 
 
 def _members(name: str, parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -79,29 +245,89 @@ def _members(name: str, parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
                     with archive.open(info) as stream:
                         yield info.filename, stream
         return
-    with _Joined(parts) as joined, tarfile.open(fileobj=joined, mode="r|*") as archive:
+    with parts[0].open("rb") as file:
+        head = file.read(6)
+    opened = next((how for magic, how in _COMPRESSED.items() if head.startswith(magic)), lambda file: file)
+    with (
+        _Joined(parts) as joined,
+        opened(joined) as plain,
+        tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header) as archive,
+    ):
         for info in archive:
             if info.isreg():
                 stream = archive.extractfile(info)
                 if stream:
                     yield info.name, stream
+        # The checksum of a compressed file stands behind the archive's end, and nothing else does.
+        while block := archive.fileobj.read(2**20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("it goes on behind its end mark")
 
 
-def _write(target: Path, member: str, stream: IO[bytes], archive: str) -> None:
+def _write(target: Path, waiting: Path, member: str, stream: IO[bytes], archive: str) -> None:
     inner = PurePosixPath(member.replace("\\", "/"))
     if inner.is_absolute() or not inner.parts or ".." in inner.parts or ":" in inner.parts[0]:
         raise DataError(
             f"archive {archive} holds {member!r}, which leads out of the folder; remove the archive"
         )
-    path = target / inner
+    if not (target / inner).parent.resolve().is_relative_to(target.resolve()):
+        raise DataError(
+            f"archive {archive}: {(target / inner).parent} is a link that leads out of the folder"
+        )
+    path = waiting / inner
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.resolve().is_relative_to(target.resolve()):
-        raise DataError(f"archive {archive}: {path.parent} is a link that leads out of the folder")
-    # Under its own name only when whole: a stopped run must leave no file that looks complete.
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
+    # Also where the file system does not tell upper from lower case.
+    again = path.exists()
+    written = path.with_name(f"{path.name[:200]}.again") if again else path
+    with written.open("wb") as file:
         shutil.copyfileobj(stream, file, 2**20)
-    unfinished.replace(path)
+    if again:
+        if not filecmp.cmp(path, written, shallow=False):
+            raise DataError(
+                f"archive {archive} holds {member!r} twice, with different contents; unpack it by hand"
+            )
+        written.unlink()
+
+
+def _move(path: Path, final: Path, archive: str, known: bool) -> None:
+    """Give a file its name: only when the whole archive is sound, and never over another archive's."""
+    if final.exists() and not known and not filecmp.cmp(path, final, shallow=False):
+        raise DataError(
+            f"archive {archive} holds {final.name}, and {final} is there with other contents: from another archive, or "
+            "changed since; remove one of them"
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(final)
+
+
+def _state(parts: list[Path]) -> list[list[int]]:
+    return [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
+
+
+def _read_notes(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Which archives were unpacked, as they were then."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        said = f"a {type(found).__name__} where an object was expected"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        said = str(error)
+    say(f"{file} is damaged ({said}); what was unpacked is not known any more, and is unpacked again")
+    return {}
+
+
+def _write_notes(file: Path, done: dict[str, Any]) -> None:
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise DataError(f"cannot write {file}: {error.strerror}") from error
 
 
 class _Joined(io.RawIOBase):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from stsimdiff.data.archives import archives, unpack
+from stsimdiff.data.archives import archives, foreign, unpack
 from stsimdiff.data.benchmarks import Benchmark, default_root
 from stsimdiff.data.rows import read_rows
 from stsimdiff.data.videos import Index, VideoFolder, listing
@@ -42,6 +42,10 @@ def prepare(benchmark: Benchmark, data: str | None, say: Say, seconds: float | N
     if any(not path.exists() for path in wanted) and archives(root):
         unpack(root, say)
         wanted = asked_videos(benchmark, root)
+    if any(not path.exists() for path in wanted) and (others := foreign(root)):
+        raise DataError(
+            "\n".join([*others, f"then start this again: videos of {benchmark.name} are missing"])
+        )
     index, opened = Index(root), 0
 
     def step() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from stsimdiff import video, video_process
 from stsimdiff.data import cache_folder
-from stsimdiff.data.archives import archives
+from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
 from stsimdiff.video_process import SECONDS
@@ -80,8 +80,10 @@ class Index:
         own, cached = self.root / self.NAME, cache_folder() / "index" / f"{named}.json"
         self.file = own if os.access(self.root, os.W_OK) else cached
         self.entries: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self.entries = json.loads(self.file.read_text(encoding="utf-8"))["videos"]
+        # One that was cut or altered is made again.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            entries = json.loads(self.file.read_text(encoding="utf-8"))["videos"].items()
+            self.entries = {name: entry for name, entry in entries if isinstance(entry, dict)}
 
     def check(
         self,
@@ -210,7 +212,7 @@ def _packed(benchmark: dict[str, Any]) -> str:
     """What to do first where the folder holds archives: the videos may be in them."""
     root = benchmark.get("root")
     if not root or not archives(Path(root)):
-        return ""
+        return "".join(f"{said}; " for said in foreign(Path(root))[:SHOWN]) if root else ""
     name = benchmark["task"].removeprefix("stsimdiff_")
     return f"archives lie there, `make data BENCHMARK={name} DATA={root}` unpacks them; "
 
