@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,8 @@ class Wrong(Exception):
 
 def main() -> int:
     options = _options()
+    # The copy goes and the tests end with the command, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return _run(options, lambda text: print(text, flush=True))
     except Wrong as error:

@@ -95,6 +95,7 @@ def fork(work: Callable[[], int], log: Path, limit: float) -> int | None:
         code = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
@@ -120,8 +121,19 @@ def fork(work: Callable[[], int], log: Path, limit: float) -> int | None:
             os.waitpid(pid, 0)
 
 
-def _pytest(tree: Path, arguments: Sequence[str], plugin: object, bytecode: bool) -> int:
-    """Run pytest on a tree within this process, which has imported nothing of it."""
+def _pytest(tree: Path, files: Sequence[str], plugin: object, *, bytecode: bool, stop: bool = False) -> int:
+    """Run test files of a tree within this process, which has imported nothing of it.
+
+    Args:
+        tree: the scratch copy.
+        files: one after another, so that a file is collected only when those before it have passed.
+        plugin: for pytest.
+        bytecode: whether compiled modules may be written.
+        stop: end with the first test that fails.
+
+    Returns:
+        pytest's exit code of the first file that did not pass; 5 where no test was found in any.
+    """
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
@@ -131,7 +143,12 @@ def _pytest(tree: Path, arguments: Sequence[str], plugin: object, bytecode: bool
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         del sys.modules[name]
     quiet = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tree), "--basetemp", str(tree.parent / "tmp")]
-    return int(pytest.main([*quiet, *arguments], plugins=[plugin]))
+    codes = []
+    for file in files:
+        codes.append(int(pytest.main([*quiet, *["-x"] * stop, file], plugins=[plugin])))
+        if stop and codes[-1] not in (0, 5):
+            break
+    return next((code for code in codes if code not in (0, 5)), min(codes))
 
 
 def _function(test: str) -> str:
@@ -211,10 +228,15 @@ def watch(tree: Path, test_file: str, packages: Sequence[str], result: Path) -> 
         }
     for test in ran.failed:
         ran.seconds.pop(test, None)
-    # A skipped test ran next to nothing, and takes no time as one that is chosen either.
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    inside = {Path(file).relative_to(tree) for file in loaded if file and Path(file).is_relative_to(tree)}
-    ran.digests = {str(path): digest(tree / path) for path in sorted(inside | {Path(test_file)})}
+    inside = {
+        str(Path(file).relative_to(tree)) for file in loaded if file and Path(file).is_relative_to(tree)
+    }
+    # Of the package, what a test ran; what was imported and no more does not decide which lines the tests run.
+    idle = {name for name in inside if name.split("/")[0] in packages} - {
+        module for module, lines in ran.lines.items() if any(lines.values())
+    }
+    ran.digests = {name: digest(tree / name) for name in sorted((inside - idle) | {test_file})}
     result.write_text(json.dumps(asdict(ran)))
     return code
 
@@ -346,7 +368,7 @@ def attempt(tree: Path, change: Change, tests: dict[str, float], most: float) ->
     source, times = path.read_bytes(), path.stat()
     path.write_bytes(change.apply(source))
     try:
-        code, failed = _run(tree, chosen, ["-x"])
+        code, failed = _run(tree, chosen, stop=True)
     finally:
         path.write_bytes(source)
         # Bytecode made from the source as it was is valid again.
@@ -364,7 +386,7 @@ def confirm(tree: Path, tried: Sequence[Tried], known: Map) -> list[Tried]:
     chosen = {
         test: seconds for ran in known.ran.values() for test, seconds in ran.seconds.items() if test in names
     }
-    wrong = {_function(test) for test in _run(tree, chosen, [])[1]} if chosen else set()
+    wrong = {_function(test) for test in _run(tree, chosen, stop=False)[1]} if chosen else set()
     return [
         replace(one, outcome="not noticed", by=f"{one.by} fails without a change too")
         if _function(one.by) in wrong
@@ -373,7 +395,7 @@ def confirm(tree: Path, tried: Sequence[Tried], known: Map) -> list[Tried]:
     ]
 
 
-def _run(tree: Path, chosen: dict[str, float], arguments: list[str]) -> tuple[int | None, list[str]]:
+def _run(tree: Path, chosen: dict[str, float], *, stop: bool) -> tuple[int | None, list[str]]:
     """Run chosen tests, the cheapest files first: pytest's exit code, and the ids of those that failed."""
     result, log = tree.parent / "failed", tree.parent / "log"
     result.unlink(missing_ok=True)
@@ -381,9 +403,9 @@ def _run(tree: Path, chosen: dict[str, float], arguments: list[str]) -> tuple[in
     for test, seconds in chosen.items():
         file = test.partition("::")[0]
         cost[file] = cost.get(file, 0.0) + seconds
-    words = [*arguments, *sorted(cost, key=cost.get)]
+    files = sorted(cost, key=cost.get)
     limit = AT_LEAST + 4 * sum(chosen.values())
-    code = fork(lambda: _pytest(tree, words, _Chosen(chosen, result), bytecode=False), log, limit)
+    code = fork(lambda: _pytest(tree, files, _Chosen(chosen, result), bytecode=False, stop=stop), log, limit)
     if code == 5:
         raise RuntimeError(f"pytest found none of {', '.join(chosen)} in {tree}: {log.read_text()[-2000:]}")
     return code, result.read_text().split("\n")[:-1] if result.is_file() else []
