@@ -124,6 +124,17 @@ WRONG = [
     ("st_simdiff", {"tau_diff": "95"}, "tau_diff='95'.*p0 to p100"),
     ("st_simdiff", {"tau_diff": "p101"}, "tau_diff='p101'"),
     ("st_simdiff", {"tau_diff": "pxx"}, "tau_diff='pxx'"),
+    ("st_simdiff", {"tau_diff": "p-0.5"}, "tau_diff='p-0.5'"),
+    ("st_simdiff", {"tau_diff": "p100.5"}, "tau_diff='p100.5'"),
+    ("st_simdiff", {"tau_diff": "q95"}, "tau_diff='q95'"),
+    ("st_simdiff", {"tau_diff": True}, "tau_diff=True"),
+    ("st_simdiff", {"tau_sim": -1.01}, "tau_sim=-1.01"),
+    ("st_simdiff", {"community": "louvain", "tau_sim": -0.01}, "tau_sim=-0.01"),
+    ("st_simdiff", {"layer": True}, "layer=True"),
+    ("fastv", {"layer": True}, "layer=True"),
+    ("visionzip", {"contextual": -1}, "contextual=-1"),
+    ("visionzip", {"dominant": True}, "dominant=True"),
+    ("random", {"seed": True}, "seed=True"),
     ("st_simdiff", {"edges": "all"}, "edges='all'.*both, spatial, temporal"),
     ("st_simdiff", {"community": "kmeans"}, "community='kmeans'.*connected, louvain, leiden"),
     ("st_simdiff", {"community": "leiden", "tau_sim": -0.5}, "tau_sim=-0.5.*community=leiden.*0.8"),
@@ -290,3 +301,28 @@ def test_framefusion_acts_in_all_layers_but_the_last_of_model_and_constant(relea
     places = FrameFusion(released_layers=released).start(layout_for(Grid(2, 2, 2), 12), Budget()).places
     assert places.input and not places.before
     assert places.between == places.attention == set(range(last + 1))
+
+
+def test_framefusion_merges_up_to_the_layer_before_the_one_that_prunes():
+    """Of four layers the first two merge, the third prunes, and the last is left alone."""
+    grid, layout = Grid(8, 1, 1), layout_for(Grid(8, 1, 1), layers=4)
+    run = FrameFusion(tau_sim=0.9).start(layout, Budget("tokens", 0.25))
+
+    def present(pairs: int, count: int) -> VideoTokens:
+        """Tokens of which the last ``pairs`` are like the one before, and the others like none."""
+        features = torch.eye(8)[:count]
+        for i in range(count - pairs, count):
+            features[i] = features[i - 1]
+        return VideoTokens(features, grid, torch.arange(count))
+
+    assert run.at_input(present(1, 8)).keep.tolist() == list(range(7))
+    assert run.between(0, present(1, 7), None).keep.tolist() == list(range(6))
+    assert run.between(1, present(1, 6), None).keep.tolist() == list(range(5))
+    with pytest.raises(ValueError, match="needs the attention of layer 2"):
+        run.between(2, present(1, 5), None)
+    assert run.finished
+
+
+def test_methods_of_the_vision_place_ask_for_its_signals():
+    asking = {name for name in METHODS if compressors.resolve(name).needs_vision}
+    assert asking == {"fastervlm", "visionzip", "prumerge"}

@@ -93,3 +93,41 @@ def test_temporal_difference_keeps_the_first_frame_and_what_changed():
     # Token 8 turns away from its past, token 14 turns back, and 21 turns away.
     assert selection.keep.tolist() == [0, 1, 2, 3, 4, 5, 8, 14, 21]
     assert selection.reason[[0, 8, 9]].tolist() == [Reason.UNIFORM, Reason.EVENT, Reason.DROPPED]
+
+
+def test_a_full_budget_pools_nothing():
+    grid, layout = Grid(3, 2, 2), layout_for(Grid(3, 2, 2))
+    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 1.0))
+    selection = run.at_input(VideoTokens.full(video("mixed", grid), grid))
+    assert selection.keep.tolist() == list(range(12)) and selection.features is None
+    assert selection.reason.tolist() == [Reason.UNIFORM] * 12
+
+
+def test_pooled_tokens_are_merged_ones():
+    grid, layout = Grid(2, 2, 2), layout_for(Grid(2, 2, 2))
+    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 0.5))
+    selection = run.at_input(VideoTokens.full(video("mixed", grid), grid))
+    assert selection.reason[selection.keep].tolist() == [Reason.MERGED] * 4
+
+
+def test_temporal_difference_names_the_frames_apart():
+    """The token behind the first frame is the first that can be an event; a tie goes to the earlier token."""
+    grid, layout = Grid(2, 1, 3), layout_for(Grid(2, 1, 3))
+    features = torch.eye(3).repeat(2, 1)
+    features[3] = -features[3]
+    run = compressors.resolve("temporal_difference")().start(layout, Budget("tokens", 5 / 6))
+    selection = run.at_input(VideoTokens.full(features, grid))
+    assert selection.keep.tolist() == [0, 1, 2, 3, 4]
+    assert selection.reason.tolist() == [Reason.UNIFORM] * 3 + [Reason.EVENT] * 2 + [Reason.DROPPED]
+    # Within the first frame its tokens are spread: of three the middles of two parts.
+    run = compressors.resolve("temporal_difference")().start(layout, Budget("tokens", 2 / 6))
+    assert run.at_input(VideoTokens.full(features, grid)).keep.tolist() == [0, 2]
+
+
+def test_random_tokens_and_no_video_say_so():
+    grid, layout = Grid(2, 2, 2), layout_for(Grid(2, 2, 2))
+    tokens = VideoTokens.full(video("mixed", grid), grid)
+    drawn = compressors.resolve("random")().start(layout, Budget("tokens", 0.5)).at_input(tokens)
+    assert sorted(drawn.reason.tolist()) == [Reason.DROPPED] * 4 + [Reason.RANDOM] * 4
+    nothing = compressors.resolve("no_video")().start(layout, Budget("tokens", 0.5))
+    assert nothing.may_be_empty and nothing.at_input(tokens).reason.tolist() == [Reason.DROPPED] * 8

@@ -173,3 +173,84 @@ def test_signals_are_counted_where_tower_and_load_are_known(model: Qwen2ForCausa
     assert compressor_flops(method, trace, GRID, shape, TOWER, LOAD) == signals
     assert run.flops(trace, shape, True, TOWER, LOAD) == run.counter.flops + signals
     assert run.flops(trace, shape, False, TOWER, LOAD) == run.counter.flops
+
+
+def traced(final: int, video: int) -> Trace:
+    trace = Trace(layers=4, video=video, text=1)
+    trace.asked = [("input", 0, video)]
+    trace.stages = [Stage("input", 0, torch.arange(final), 0.0)]
+    return trace
+
+
+def by_formula(name: str, final: int, grid: Grid, tower: TowerShape | None = None, **parameters) -> int:
+    method = compressors.resolve(name)(**parameters)
+    load = TowerLoad({}, 0, 0) if tower else None
+    return compressor_flops(method, traced(final, grid.tokens), grid, NARROW, tower, load)
+
+
+def test_formulas_of_controls_and_graph_by_hand() -> None:
+    grid = Grid(3, 2, 2)
+    # Pooling adds up the frames that keep a token, and divides each cell.
+    assert by_formula("spatial_pool", 12, grid) == 0
+    assert by_formula("spatial_pool", 6, grid) == 10 * (12 + 6)
+    assert by_formula("spatial_pool", 2, grid) == 10 * (8 + 2)
+    # A cosine for each token of the frames behind the first, once the budget goes beyond that.
+    assert by_formula("temporal_difference", 4, grid) == 0
+    assert by_formula("temporal_difference", 5, grid) == 6 * 10 * 8
+    # 12 norms and 8 + 6 + 6 products of neighbours, 2 a value each; two passes for the centrality.
+    assert by_formula("st_simdiff", 6, grid) == 10 * (24 + 40 + 48)
+    assert by_formula("st_simdiff", 6, grid, similarity=False) == 10 * (24 + 40)
+
+
+def test_formulas_of_the_vision_place_by_hand() -> None:
+    tower = TowerShape(patch=1, width=6, intermediate=1, heads=2, layers=1, projector=(6, 10))
+    grid = Grid(3, 2, 4)
+    # Frames that keep all of their tokens cost nothing.
+    assert by_formula("visionzip", 24, grid, tower) == by_formula("prumerge", 24, grid, tower) == 0
+    # A frame of 4 of 8: one contextual, and four sources. Keys averaged over two heads of 3, and their norms: 8 * 6 and
+    # 8 * 9. Sources against the target, 2 * 4 * 1 * 3. Added to it and divided: (4 + 2) * 10.
+    assert by_formula("visionzip", 12, grid, tower, dominant=3, contextual=1) == 3 * (48 + 72 + 24 + 60)
+    assert by_formula("visionzip", 12, grid, tower, contextual=0) == 0
+    # Three rows and the sum: 8 keys normalised, three compared with all; features by weight, 7 neighbours and the
+    # row itself added up for each, and 8 - 3 others.
+    assert by_formula("prumerge", 12, grid, tower) == 3 * (8 * 18 + 2 * 3 * 8 * 6 + 10 * (8 + 3 * 8 + 5))
+    # One token in one frame only: a sum, and no row.
+    assert by_formula("prumerge", 1, grid, tower) == 8 * 18 + 10 * (8 + 8)
+
+
+def test_every_operation_that_is_counted_by_hand() -> None:
+    x, y = torch.rand(3, 4) + 1, torch.rand(3, 4) + 1
+    vector, square, index = torch.rand(4), torch.rand(4, 4), torch.tensor([0, 2])
+    for operation, flops in (
+        (lambda: x + y, 12),
+        (lambda: x - y, 12),
+        (lambda: x * y, 12),
+        (lambda: x / y, 12),
+        (lambda: torch.addcmul(x, x, y), 12),
+        (lambda: torch.addcdiv(x, x, y), 12),
+        (lambda: x.square(), 12),
+        (lambda: x.pow(3), 12),
+        (lambda: x.reciprocal(), 12),
+        (lambda: x.rsqrt(), 12),
+        (lambda: x.sqrt(), 12),
+        (lambda: x.clone().add_(y), 12),
+        (lambda: x.sum(), 12),
+        (lambda: x.mean(0), 12),
+        (lambda: torch.linalg.vector_norm(x), 24),
+        (lambda: x.prod(1), 12),
+        (lambda: x.cumsum(1), 12),
+        (lambda: x.var(1), 36),
+        (lambda: x.std(1), 36),
+        (lambda: torch.mv(x, vector), 24),
+        (lambda: torch.dot(vector, vector), 8),
+        (lambda: torch.vdot(vector, vector), 8),
+        (lambda: torch.addmv(vector, square, vector), 32),
+        (lambda: x.clone().index_add_(0, index, y[:2]), 8),
+        (lambda: x.clone().scatter_add_(0, index[None].expand(1, 2), y[:1, :2]), 2),
+        (lambda: x.clone().index_put_((index,), y[:2], accumulate=True), 8),
+        (lambda: x.clone().index_put_((index,), y[:2]), 0),
+        (lambda: x.exp().sort(1), 0),
+    ):
+        with torch.no_grad(), ArithmeticCounter() as counter:
+            operation()
+        assert counter.flops == flops, operation.__code__.co_firstlineno
