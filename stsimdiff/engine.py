@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stsimdiff.attention import attention_rows, mean_attention, probe
 from stsimdiff.budget import achieved
 from stsimdiff.compressors.base import Places, Run
+from stsimdiff.lent import LentRun
 from stsimdiff.slicing import SLICED
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
@@ -121,11 +122,14 @@ class Compression:
 
     Raises:
         ValueError: from the forward pass, when the batch is not one, the prompt's length is not the layout's, the
-            prompt is prefilled in chunks, the cache has a fixed length, or the run returns an invalid selection.
+            prompt is prefilled in chunks, the cache has a fixed length, the attention read for the run is NaN, or the
+            run returns an invalid selection.
+        MethodFault: from the forward pass, when the run writes into what it is given.
     """
 
     def __init__(self, decoder: Decoder, run: Run, layout: Layout) -> None:
-        self.decoder, self.run, self.layout = decoder, run, layout
+        self.decoder, self.layout = decoder, layout
+        self.run = LentRun.of(run, layout)
         self.trace = Trace(len(decoder), layout.grid.tokens, layout.text)
         self._undo: list[Callable[[], None]] = []
         self._prefilled = False
@@ -302,15 +306,22 @@ class Compression:
         rows = self._video_rows()
         features = hidden[0, rows] if isinstance(rows, slice) else hidden[0].index_select(0, rows)
         tokens = VideoTokens(features, self.layout.grid, self._raster)
+        if self._attention is not None and bool(torch.isnan(self._attention).any()):
+            raise ValueError(
+                f"{self.run.name}, {place} of layer {number}: the attention read for it is NaN; queries and keys of "
+                f"{hidden.dtype} overflow: load the model in a wider dtype, such as bfloat16"
+            )
         selection = decide(tokens)
         if selection is None:
             return hidden
         if not isinstance(selection, Selection):
             raise TypeError(
-                f"{type(self.run).__name__} returned a {type(selection).__name__} at its {place} place; expected a "
+                f"{self.run.name} returned a {type(selection).__name__} at its {place} place; expected a "
                 "Selection, or None to leave the tokens as they are"
             )
-        selection.check(len(tokens), width=features.shape[1], may_be_empty=self.run.may_be_empty)
+        selection.check(
+            len(tokens), width=features.shape[1], dtype=hidden.dtype, may_be_empty=self.run.may_be_empty
+        )
         hidden = self._apply(hidden, rows, selection)
         seconds = _now(hidden.device) - started
         self.trace.compressor_seconds += seconds

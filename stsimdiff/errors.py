@@ -42,6 +42,13 @@ class Missing(DataError):
         super().__init__(f"missing on this machine:\n{listed}" if len(self.parts) > 1 else self.parts[0])
 
 
+class MethodFault(Exception):
+    """A method changed what is not its own: what it was lent, the model, or the state of the process.
+
+    Nothing it changed reaches another sample; this sample has no answer.
+    """
+
+
 class RunFailed(Exception):
     """The run came to its end, but samples failed; everything answered is on disk. Exit code 1."""
 

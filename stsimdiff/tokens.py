@@ -139,42 +139,74 @@ class Selection:
     reason: Tensor
     features: Tensor | None = None
 
-    def check(self, n: int, *, width: int | None = None, may_be_empty: bool = False) -> Selection:
+    def check(
+        self,
+        n: int,
+        *,
+        width: int | None = None,
+        dtype: torch.dtype | None = None,
+        may_be_empty: bool = False,
+    ) -> Selection:
         """Return self if valid for ``n`` tokens, else raise ``ValueError``.
 
         Args:
             n: tokens that were given.
             width: D of their features, where merged features are to be checked against it.
+            dtype: what merged features become before they go on, where they must be finite in that too.
             may_be_empty: whether dropping every token is allowed.
         """
         keep = self.keep
         if not isinstance(keep, Tensor) or keep.ndim != 1 or keep.dtype != torch.int64:
-            said = (
-                f"shape {tuple(keep.shape)} of {keep.dtype}"
-                if isinstance(keep, Tensor)
-                else type(keep).__name__
-            )
-            raise ValueError(f"keep is {said}; expected a tensor (k,) of torch.int64")
+            raise ValueError(f"keep is {_said(keep)}; expected a tensor (k,) of torch.int64")
         k = keep.shape[0]
-        if self.reason.shape != (n,):
-            raise ValueError(f"reason has shape {tuple(self.reason.shape)}, expected ({n},)")
-        if k == 0:
-            if not may_be_empty:
-                raise ValueError(f"a selection kept none of {n} tokens; at least one must stay")
-            return self
-        if int(keep[0]) < 0 or int(keep[-1]) >= n or bool((keep[1:] <= keep[:-1]).any()):
+        if k == 0 and not may_be_empty:
+            raise ValueError(f"a selection kept none of {n} tokens; at least one must stay")
+        if k and (int(keep[0]) < 0 or int(keep[-1]) >= n or bool((keep[1:] <= keep[:-1]).any())):
             raise ValueError(f"keep must be strictly ascending within [0, {n}); got {k} indices that are not")
         if self.features is not None:
-            self._check_features(k, width)
+            self._check_features(k, width, dtype)
+        self._check_reason(n)
         return self
 
-    def _check_features(self, k: int, width: int | None) -> None:
+    def _check_reason(self, n: int) -> None:
+        reason = self.reason
+        if not isinstance(reason, Tensor) or reason.dtype.is_floating_point or reason.dtype == torch.bool:
+            raise ValueError(f"reason is {_said(reason)}; expected a tensor ({n},) of torch.uint8")
+        if reason.shape != (n,):
+            raise ValueError(f"reason has shape {tuple(reason.shape)}, expected ({n},)")
+        codes = reason.int()
+        unknown = codes[(codes < 0) | (codes >= len(Reason))]
+        if len(unknown):
+            known = ", ".join(f"{code.value} {code.name}" for code in Reason)
+            raise ValueError(f"reason holds {int(unknown[0])}, which is no Reason; allowed: {known}")
+        dropped = torch.ones(n, dtype=torch.bool, device=codes.device)
+        dropped[self.keep.to(codes.device)] = False
+        gone = codes == int(Reason.DROPPED)
+        if not torch.equal(gone, dropped):
+            raise ValueError(
+                f"reason contradicts keep: of {n} tokens {int((dropped & ~gone).sum())} are not in keep and have "
+                f"another reason than DROPPED, {int((gone & ~dropped).sum())} are in keep and have the reason DROPPED"
+            )
+
+    def _check_features(self, k: int, width: int | None, dtype: torch.dtype | None) -> None:
+        if not isinstance(self.features, Tensor):
+            raise ValueError(
+                f"merged features are {_said(self.features)}; expected a tensor ({k}, {width or 'D'})"
+            )
         shape = tuple(self.features.shape)
         if len(shape) != 2 or shape[0] != k or (width is not None and shape[1] != width):
             raise ValueError(f"merged features have shape {shape}, expected ({k}, {width or 'D'})")
-        bad = int((~torch.isfinite(self.features).all(dim=1)).sum())
+        bad = _not_finite(self.features)
         if bad:
             raise ValueError(f"{bad} of {k} merged features hold NaN or infinite values")
+        # What goes on is of the model's dtype, in which a sum may be too large.
+        bad = 0 if dtype is None else _not_finite(self.features.to(dtype))
+        if bad:
+            largest = float(self.features.abs().max())
+            raise ValueError(
+                f"{bad} of {k} merged features become infinite in the model's {dtype}: the largest value is "
+                f"{largest:.4g}; merge by a mean, or load the model in a wider dtype, such as bfloat16"
+            )
 
     @classmethod
     def from_mask(cls, mask: Tensor, kept: Reason | Tensor, features: Tensor | None = None) -> Selection:
@@ -182,6 +214,17 @@ class Selection:
         codes = kept if isinstance(kept, Tensor) else torch.full_like(mask, int(kept), dtype=torch.uint8)
         reason = torch.where(mask, codes.to(torch.uint8), torch.zeros_like(codes, dtype=torch.uint8))
         return cls(mask.nonzero(as_tuple=True)[0], reason, features)
+
+
+def _said(value: object) -> str:
+    return (
+        f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    )
+
+
+def _not_finite(features: Tensor) -> int:
+    """Rows with a value that is NaN or infinite."""
+    return int((~torch.isfinite(features).all(dim=1)).sum())
 
 
 @dataclass(frozen=True)

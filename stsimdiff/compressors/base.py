@@ -3,6 +3,13 @@
 A run acts at up to three places (vision tower, input, decoder layer) and says which in :class:`Places`. It
 knows no model: the engine brings it tokens and, where asked for, attention. Subclass :class:`ScoreCompressor`
 when the method is "give each token a score, keep the best".
+
+An answer depends on its sample alone. So a method reads what it is given (tokens, attention, layout, budget) and does
+not write into it; work on a copy where an operation is in place. What one video needs lies in its run, not in the
+compressor, its class or its module. Random numbers come from :func:`generator_for`. A method leaves no hook, no changed
+weight, no thread, and the state of torch and of the process (default dtype, grad mode, random states, working folder
+...) as it found them. Whatever else it does is put back, and the sample fails with
+:class:`~stsimdiff.errors.MethodFault`, which names the method and what it changed.
 """
 
 from __future__ import annotations
@@ -101,7 +108,7 @@ def generator_for(sample: str, seed: int) -> torch.Generator:
 
 def top(scores: Tensor, count: int) -> Tensor:
     """Boolean ``(n,)`` mask of the ``count`` largest scores; the lower index wins a tie, on every device."""
-    order = torch.sort(scores.float(), descending=True, stable=True).indices
+    order = torch.sort(scores, descending=True, stable=True).indices
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask[order[:count]] = True
     return mask
@@ -130,10 +137,12 @@ class _ScoreRun(Run):
     def at_input(self, tokens: VideoTokens) -> Selection:
         tokens.check_finite(f"{type(self.compressor).__name__}, input of layer 0")
         scores = self.compressor.score(tokens, self.layout)
-        if scores.shape != (len(tokens),):
+        if not isinstance(scores, Tensor) or scores.shape != (len(tokens),):
+            said = (
+                f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            )
             raise ValueError(
-                f"{type(self.compressor).__name__}.score returned shape {tuple(scores.shape)}, "
-                f"expected ({len(tokens)},)"
+                f"{type(self.compressor).__name__}.score returned {said}, expected a tensor ({len(tokens)},)"
             )
         if bool(torch.isnan(scores).any()):
             raise ValueError(f"{type(self.compressor).__name__}.score returned NaN")

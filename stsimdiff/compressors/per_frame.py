@@ -74,6 +74,12 @@ class _PerFrameRun(Run):
     def at_input(self, tokens: VideoTokens) -> Selection:
         tokens.check_finite(f"{type(self.method).__name__}, input of layer 0")
         grid, vision = self.layout.grid, self.layout.vision
+        for name in ("received", "keys"):
+            if not bool(torch.isfinite(getattr(vision, name)).all()):
+                raise ValueError(
+                    f"{type(self.method).__name__}: the vision tower's {name} hold NaN or infinite values; load the "
+                    "model in a wider dtype, such as bfloat16"
+                )
         count = self.budget.keep(grid.tokens, self.layout.layers)
         device = tokens.features.device
         received = vision.received.to(device).view(grid.frames, -1)

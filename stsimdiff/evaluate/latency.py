@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from stsimdiff import video
+from stsimdiff import lent, video
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.cost import DecoderShape, sample_cost
@@ -182,7 +182,7 @@ def measure(subject: Subject, question: Question) -> Sample:
         encoded = family.encode(frames, signals=subject.compressor.needs_vision)
         prompt = family.prompt(encoded, question.text, sample=question.id)
         prepared = clock.mark()
-        run = subject.compressor.start(prompt.layout, subject.budget)
+        run = lent.start(subject.compressor, prompt.layout, subject.budget)
         started = clock.mark()
         with Compression(family.decoder, run, prompt.layout) as trace:
             family.generate(prompt, **_generation(subject.new_tokens, tokens))
@@ -210,7 +210,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     frames = video.read(question.video, subject.frames, subject.decoder)
     encoded = family.encode(frames, signals=subject.compressor.needs_vision)
     prompt = family.prompt(encoded, question.text, sample=question.id)
-    run: Run = CountedRun(subject.compressor.start(prompt.layout, subject.budget))
+    run: Run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))
     with Compression(family.decoder, run, prompt.layout) as trace:
         family.generate(prompt, 1)
     shape, decoder = family.shape, DecoderShape.from_config(family.text_config)

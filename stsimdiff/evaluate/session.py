@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stsimdiff import video_process
+from stsimdiff import lent, video_process
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
 from stsimdiff.data.videos import unusable_videos
@@ -135,7 +135,7 @@ class Session:
             SampleTimeout: when it takes longer than ``sample_seconds``.
         """
         prompt = asked.prompt
-        run = self.compressor(arm).start(prompt.layout, arm.budget)
+        run = lent.start(self.compressor(arm), prompt.layout, arm.budget)
         watch = Stopwatch(self.family.device)
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
         with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
