@@ -133,3 +133,28 @@ def test_visionzip_takes_any_split_of_the_patches():
     for dominant, contextual in ((-1, 1), (1, 0), (1, 4), (4, 1)):
         with pytest.raises(ValueError, match="do not fit 4 patches"):
             visionzip.select(hidden, hidden, attention, dominant, contextual)
+
+
+def test_tiles_are_put_in_the_order_of_their_mosaic():
+    """By hand: a plain image, and one of an overview and two tiles side by side, of 2 x 2 patches each."""
+    keep = torch.tensor([[1, 2], [0, 3], [0, 3], [1, 2]])
+    source, sizes = fastervlm.output_order(keep, torch.tensor([[0, 0], [1, 2]]), 2, 2)
+    # Upper row: the left tile's patch 0, the right tile's patch 1; lower row: the left one's 3, the right one's 2.
+    assert source.tolist() == [1, 2, 4, 7, 8, 13, 11, 14] and sizes.tolist() == [2, 6]
+
+
+def test_prumerge_s_outliers_and_samples_by_hand():
+    attention = torch.tensor([[0.0, 1.0, 2.0], [3.0, 10.0, 6.0]])
+    # Quartiles of 0, 1, 2, 3, 6, 10 are 1.25 and 5.25; the bound is 5.25 + 1.5 * 4.
+    assert prumerge.outlier_bounds(attention).tolist() == [1.25, 5.25, 11.25]
+    assert prumerge.adaptive_ratio(attention) == 0
+    assert prumerge.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 7.0]])) == 0.2
+    assert (
+        prumerge.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 6.0]])) == 0
+    )  # the bound itself is none above it
+    assert prumerge.sample_range(0.125, False, 575) == (4, 575, 8)
+    assert prumerge.sample_range(0.125, True, 575) == (0, 575, 2)
+    assert prumerge.sample_range(0.5, True, 575) == (0, 575, 1)
+    # Every second patch, of which patch 2 is kept anyway.
+    assert prumerge.sampled_patches(torch.tensor([[2]]), 1 / 6, True, 7).tolist() == [[2, 0, 4, 6]]
+    assert prumerge.sampled_patches(torch.tensor([[5], [1]]), 0.25, False, 6).tolist() == [[5, 2], [1, 2]]

@@ -137,8 +137,8 @@ def toy(tmp_path_factory) -> Path:
     (root / "yaml").mkdir()
     (root / "yaml" / "mine.py").write_text("limit = 1\n")
     (root / "equivalent.yaml").write_text(
-        "- module: toy/shapes.py\n  line: found = 0\n  becomes: found = 1\n  why: a try\n"
-        "- module: toy/shapes.py\n  line: gone\n  becomes: found = 1\n  why: a try\n"
+        "- module: toy/shapes.py\n  line: found = 0\n  becomes: [found = 1]\n  why: a try\n"
+        "- module: toy/shapes.py\n  line: gone\n  becomes: [found = 1]\n  why: a try\n"
     )
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     return root
@@ -185,7 +185,7 @@ def test_what_is_noticed_and_what_is_not(toy: Path) -> None:
     noticed = sum(outcome == "noticed" for outcome, _ in outcomes.values())
     assert report["percent"] == round(100 * noticed / len(outcomes), 1) < 90 and code == 1
     assert report["fail_unchanged"] == ["tests/test_shapes.py::test_broken"]
-    assert "no line 'gone' any more" in said
+    assert "nothing changes 'gone' to 'found = 1' any more" in said
     assert (toy / "toy" / "shapes.py").read_text() == SOURCE
 
 

@@ -12,7 +12,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors import st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.errors import BudgetError, ConfigError
-from stsimdiff.tokens import Grid, VideoTokens
+from stsimdiff.tokens import Grid, Reason, VideoTokens
 
 torch.set_num_threads(1)
 
@@ -221,3 +221,53 @@ def test_communities_are_visited_from_the_most_similar_down_and_ties_by_number(t
     weight = np.tile([0.5, 0.9], 20)
     _, visited = thin(communities, np.ones(80), weight, np.zeros(80, dtype=bool), 0.5)
     assert visited.tolist() == [*range(1, 40, 2), *range(0, 40, 2)]
+
+
+def test_which_budgets_of_compute_the_last_layer_cannot_meet():
+    half, all_ = Budget("compute", 0.5), Budget("compute", 1.0)
+    with pytest.raises(BudgetError, match=r"compressor.layer=3 of 4 layers"):
+        STSimDiff(layer=3).check(half, 4)
+    for method, budget, layers in (
+        (STSimDiff(layer=2), half, 4),
+        (STSimDiff(layer=3), all_, 4),
+        (STSimDiff(layer=3), Budget("tokens", 0.5), 4),
+        (STSimDiff(layer=3, pruning=False), half, 4),
+        (STSimDiff(layer=3, released_layers=28), half, 4),
+        (STSimDiff(layer=3), half, None),
+    ):
+        method.check(budget, layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "present", "count"),
+    [
+        # What the two layers before the drop leave: (0.5 * 48 * 6 - 2 * 40) / 4 = 16.
+        ("compute", {}, 40, 16),
+        ("tokens", {}, 40, 24),
+        # Layer 0 alone comes before the drop: (144 - 40) / 5 = 20.8.
+        ("compute", {"layer": 0}, 40, 21),
+        # As released, of 28 layers: with no edge 40 * 0.5; else 40 * (28 * 0.5 - 5 / 6) / (27 * 5 / 6).
+        ("tokens", {"released_layers": 28}, 40, 23),
+        ("tokens", {"released_layers": 28, "similarity": False}, 40, 20),
+    ],
+)
+def test_how_many_tokens_stage_two_leaves(kind, parameters, present, count):
+    grid = Grid(3, 4, 4)
+    layout, features = layout_for(grid, layers=6), video("different", grid)
+    features[1] = features[0]  # one edge
+    run = STSimDiff(**{"tau_sim": 0.99} | parameters).start(layout, Budget(kind, 0.5))
+    run.at_input(VideoTokens.full(features, grid))
+    left = VideoTokens(features[:present], grid, torch.arange(present))
+    selection = run.between(run.method.layer, left, torch.rand(2, present))
+    assert len(selection.keep) == count
+
+
+def test_a_reason_for_every_token_of_stage_one():
+    """By hand: two communities, of which the second is not visited; a token in none; an event; a dropped one."""
+    communities = graph.Communities.from_labels(np.array([0, 0, 0, 1, 1, -1]))
+    event = np.array([False, True, False, False, False, False])
+    dropped = np.array([False, False, True, False, False, False])
+    reason = st_simdiff._reasons(communities, np.array([0]), event, dropped)
+    assert [Reason(code).name for code in reason] == [
+        *("REPRESENTATIVE", "EVENT", "DROPPED", "ALL", "ALL", "UNGROUPED")
+    ]

@@ -221,11 +221,11 @@ def _equivalent(
 ) -> dict[tuple[str, str, str], str]:
     """Why changes change nothing that a test could see, by module, line before and line after."""
     listed = yaml.safe_load(path.read_text()) if path.is_file() else []
-    reasons = {(one["module"], one["line"], one["becomes"]): one["why"] for one in listed or []}
+    reasons = {(one["module"], one["line"], new): one["why"] for one in listed or [] for new in one["becomes"]}
     here, keys = {change.module for change in found}, {_key(change) for change in found}
-    for module, line, _ in reasons:
-        if module in here and not any(key[:2] == (module, line) for key in keys):
-            say(f"{path.name}: {module} has no line {line!r} any more")
+    for key in reasons:
+        if key[0] in here and key not in keys:
+            say(f"{path.name}: in {key[0]} nothing changes {key[1]!r} to {key[2]!r} any more")
     return reasons
 
 
