@@ -1,4 +1,4 @@
-"""Frames from video files: uniform sampling as lmms-eval does it, read with decord or PyAV.
+"""Frames from video files: uniform sampling as lmms-eval does it, read exactly.
 
 Which frames, in lmms-eval 0.7.3: its readers (``models/model_utils/load_video.py``) and the wrapper ``llava_vid`` with
 ``force_sample=True``, as LLaVA-Video's authors ran it, take ``numpy.linspace(0, total - 1, count, dtype=int)``: equal
@@ -10,15 +10,16 @@ distances, rounded down, the first and the last frame always among them. So does
 - ``qwen2_5_vl`` and ``qwen2_vl`` first let ``qwen_vl_utils`` take frames at its own rate, and then take ``count`` of
   those by the same ``linspace``: here they are taken from all frames of the file.
 
-How long a video may take stands in :mod:`stsimdiff.video_process`.
+A frame's number is its place in the order in which the file's frames are shown, as decoding the whole file gives them:
+what an edit list cuts away is not counted. The decoders stand in :mod:`stsimdiff.video_decoders`; how long a video may
+take in :mod:`stsimdiff.video_process`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import ConfigError, VideoError
 
-BACKENDS = ("decord", "pyav")
+BACKENDS = ("pyav", "torchcodec", "decord")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Frames:
         total: frames in the file.
         fps: the file's frames per second.
         seconds: time it took to read them.
+        note: what has to be said of the file, if anything.
     """
 
     pixels: np.ndarray
@@ -47,6 +49,7 @@ class Frames:
     total: int
     fps: float
     seconds: float = 0.0
+    note: str = ""
 
     @property
     def duration(self) -> float:
@@ -81,28 +84,47 @@ def check_file(path: str | Path) -> Path:
     return file
 
 
-def read(path: str | Path, count: int, backend: str = "decord") -> Frames:
+def read(path: str | Path, count: int, backend: str = "pyav") -> Frames:
     """Read ``count`` uniformly sampled frames, upright as the file's rotation says.
 
-    Frames are counted as the file stores them, also where their rate varies. Memory is that of the frames asked for.
+    Frames are counted as they are shown, also where their rate varies. Memory is that of the frames asked for. A file
+    that begins without a keyframe is read from its first one; a line of the log says so.
 
     Args:
         path: the file.
         count: how many frames.
-        backend: ``decord``, or ``pyav``, which decodes every frame up to the last one asked for and so is slower.
+        backend: ``pyav``; ``torchcodec`` and ``decord`` are checked, and refuse a file that they count otherwise.
 
     Raises:
-        VideoError: naming the file and the reason, when it is missing, empty, no video, or cannot be decoded.
-        ConfigError: for another backend, or when decord is not installed.
+        VideoError: naming the file and the reason, when it is missing, empty, no video, cut off, changes its size, or
+            cannot be decoded.
+        ConfigError: for another backend, or one that is not installed.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"decoder {backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
+    from stsimdiff.video_decoders import READERS
+
+    check_backend(backend)
     file = check_file(path)
     started = time.perf_counter()
-    pixels, indices, total, fps = (_with_decord if backend == "decord" else _with_pyav)(file, count)
+    pixels, indices, total, fps, note = READERS[backend](file, partial(uniform_indices, count=count))
     if not np.isfinite(fps) or fps <= 0:
         raise VideoError(f"video {file} has no frame rate (got {fps})")
-    return Frames(pixels, indices, total, fps, time.perf_counter() - started)
+    frames = Frames(pixels, indices, total, fps, time.perf_counter() - started, note)
+    say_note(file, frames)
+    return frames
+
+
+def check_backend(backend: str) -> None:
+    """Raise :class:`ConfigError` unless it is one of :data:`BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"decoder {backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
+
+
+def say_note(path: str | Path, frames: Frames) -> None:
+    """Log what has to be said of a file."""
+    if frames.note:
+        from loguru import logger
+
+        logger.warning("video {}: {}", path, frames.note)
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,7 @@ class Probe:
     """What a file says of itself.
 
     Attributes:
-        frames: frames of its first video stream, as its header says where it does.
+        frames: frames of its video stream, as its header says where it does.
         seconds: its length.
     """
 
@@ -118,86 +140,35 @@ class Probe:
     seconds: float
 
 
-def probe(path: str | Path) -> Probe:
-    """Open a file, take the number of its frames, and decode the first one and one near the end.
+def probe(path: str | Path, backend: str = "pyav") -> Probe:
+    """Open a file, see that it is whole, and decode its first frame and one near its end.
+
+    Args:
+        path: the file.
+        backend: what will read it; another than ``pyav`` reads its first and last frame itself.
 
     Raises:
         VideoError: naming the file and the reason, when any of that fails.
+        ConfigError: as :func:`read` does.
     """
+    from stsimdiff.video_index import check_ends, opened
+
+    check_backend(backend)
     file = check_file(path)
-    with _opened(file) as (container, stream):
+    with opened(file) as (container, stream):
         # Counting would read the whole file; the header's number is enough to know that there are frames.
-        total, rate = stream.frames or _count(container, stream), stream.average_rate
-        if total < 1:
-            raise VideoError(f"video {file} holds no frames")
-        for at in (0, stream.duration or 0):
-            container.seek(at, stream=stream)
-            if next(container.decode(stream), None) is None:
-                raise VideoError(
-                    f"video {file} cannot be decoded: no frame at {'its end' if at else 'its start'}"
-                )
-        seconds = float(stream.duration * stream.time_base) if stream.duration else total / (rate or 1)
-        return Probe(total, float(seconds))
-
-
-Decoded = tuple[np.ndarray, tuple[int, ...], int, float]
-"""Pixels, frame numbers, frames in the file, frames per second."""
-
-
-def _with_decord(file: Path, count: int) -> Decoded:
-    try:
-        import decord
-    except ImportError as error:
-        raise ConfigError(
-            "decord is not installed (it has no wheel for this platform); use benchmark.decoder=pyav"
-        ) from error
-    try:
-        reader = decord.VideoReader(str(file), num_threads=1)
-        total = len(reader)
-        if total < 1:
-            raise VideoError(f"video {file} holds no frames")
-        indices = uniform_indices(total, count)
-        return reader.get_batch(list(indices)).asnumpy(), indices, total, float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise VideoError(
-            f"video {file} cannot be decoded by decord: {reason}; benchmark.decoder=pyav may read it"
-        ) from error
-
-
-def _with_pyav(file: Path, count: int) -> Decoded:
-    with _opened(file) as (container, stream):
-        total, fps = _count(container, stream), float(stream.average_rate or 0)
-        if total < 1:
-            raise VideoError(f"video {file} holds no frames")
-        indices = uniform_indices(total, count)
-        container.seek(0, stream=stream)
-        wanted, kept = set(indices), []
-        for number, frame in enumerate(container.decode(stream)):
-            if number in wanted:
-                pixels = frame.to_ndarray(format="rgb24")
-                kept.append(np.rot90(pixels, getattr(frame, "rotation", 0) // 90))
-            if number == indices[-1]:
-                break
-    if len(kept) < len(indices):
-        raise VideoError(f"video {file} cannot be decoded: it ends after {number + 1} of its {total} frames")
-    return np.stack(kept), indices, total, fps
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; what PyAV raises becomes a :class:`VideoError`."""
-    import av
-
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise VideoError(f"video {file} has no video stream")
-            yield container, container.streams.video[0]
-    except av.FFmpegError as error:
-        raise VideoError(f"video {file} cannot be decoded: {error.strerror}") from error
+        total, length = stream.frames or _count(container, stream), stream.duration
+        if length:
+            seconds = float(length * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / 1e6 or total / float(stream.average_rate or 1)
+    if total < 1:
+        raise VideoError(f"video {file} holds no frames")
+    check_ends(file)
+    if backend != "pyav":
+        read(file, 2, backend)
+    return Probe(total, float(seconds))
 
 
 def _count(container: Any, stream: Any) -> int:
-    # The header's number is absent in some containers and wrong in others.
     return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loguru import logger
 
 from stsimdiff import errors, video
 from stsimdiff.errors import ConfigError, VideoError
@@ -52,14 +53,14 @@ class VideoProcess:
         self._lock = threading.Lock()
 
     def read(
-        self, path: str | Path, count: int, backend: str = "decord", seconds: float | None = SECONDS
+        self, path: str | Path, count: int, backend: str = "pyav", seconds: float | None = SECONDS
     ) -> Frames:
         """As :func:`stsimdiff.video.read`, within a time.
 
         Args:
             path: the file.
             count: how many frames.
-            backend: ``decord`` or ``pyav``.
+            backend: one of :data:`stsimdiff.video.BACKENDS`.
             seconds: time for this video; ``None``: no limit.
 
         Raises:
@@ -69,9 +70,9 @@ class VideoProcess:
         """
         return self._ask("read", (str(path), count, backend), seconds, f"by {backend} ")
 
-    def probe(self, path: str | Path, seconds: float | None = SECONDS) -> Probe:
+    def probe(self, path: str | Path, seconds: float | None = SECONDS, backend: str = "pyav") -> Probe:
         """As :func:`stsimdiff.video.probe`, within a time; raises as :meth:`read` does."""
-        return self._ask("probe", (str(path),), seconds, "")
+        return self._ask("probe", (str(path), backend), seconds, f"by {backend} ")
 
     def close(self) -> None:
         """End the process; a later call starts another one."""
@@ -90,7 +91,9 @@ class VideoProcess:
                 if "shape" in reply:
                     pixels = np.empty(reply["shape"], np.uint8)
                     self._receive(memoryview(pixels).cast("B"), until)
-                    return Frames(pixels, *reply["others"], time.monotonic() - started)
+                    frames = Frames(pixels, *reply["others"], time.monotonic() - started, reply["note"])
+                    video.say_note(path, frames)
+                    return frames
             except TimeoutError:
                 self._stop()
                 error = VideoError(
@@ -102,7 +105,7 @@ class VideoProcess:
             except (EOFError, OSError):
                 raise VideoError(
                     f"video {path} made its reader crash ({self._end()}); benchmark.decoder="
-                    f"{'pyav' if 'decord' in decoder else 'decord'} may read it"
+                    f"{'torchcodec' if 'pyav' in decoder else 'pyav'} may read it"
                 ) from None
             except BaseException:
                 # Interrupted between question and reply: the rest would be taken for the next video's.
@@ -198,6 +201,8 @@ def serve(parent: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # Ctrl-C reaches this process too; the other one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What has to be said of a file is said by the process that asked for it.
+    logger.disable("stsimdiff")
     _reply(replies, "ready")
     while head := requests.read(_LENGTH.size):
         what, arguments, seconds = pickle.loads(requests.read(_LENGTH.unpack(head)[0]))
@@ -218,7 +223,8 @@ def _answer(replies: Any, what: str, arguments: tuple[Any, ...]) -> None:
     else:
         if isinstance(found, Frames):
             pixels = np.ascontiguousarray(found.pixels)
-            _reply(replies, {"shape": pixels.shape, "others": (found.indices, found.total, found.fps)})
+            others = found.indices, found.total, found.fps
+            _reply(replies, {"shape": pixels.shape, "others": others, "note": found.note})
             replies.write(memoryview(pixels).cast("B"))
             replies.flush()
         else:

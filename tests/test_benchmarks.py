@@ -227,7 +227,7 @@ def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data
         ("longvideobench", "benchmark.prompt=llava_vid", r"allowed: default$"),
         ("clips", "benchmark.prompt=llava_vid benchmark.data=null", r"allowed: default$"),
         ("mlvu", "benchmark.families=[needel]", r"benchmark.families=needel is unknown; .*did you mean needle\?"),
-        ("mlvu", "benchmark.decoder=ffmpeg", r"benchmark.decoder=ffmpeg is unknown; allowed: decord, pyav"),
+        ("mlvu", "benchmark.decoder=ffmpeg", r"benchmark.decoder=ffmpeg is unknown; allowed: pyav, torchcodec, decord"),
         ("mlvu", "benchmark.allow_missing=yes_please", r"benchmark.allow_missing='yes_please' is out of range"),
     ],
 )  # fmt: skip
@@ -322,9 +322,9 @@ def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     assert (metrics["n"], metrics["n_failed"]) == (3, 6)
 
 
-def test_pyav_reads_the_same_frames(data: Path) -> None:
+def test_decord_reads_the_same_frames(data: Path) -> None:
     answers = []
-    for words in ((), ("benchmark.decoder=pyav", "run=pyav")):
+    for words in ((), ("benchmark.decoder=decord", "run=decord")):
         settings, (arm,) = prepared("videomme", data, *words)
         session.run_arms(settings, [arm])
         answers.append({row["id"]: row["answer"] for row in rows_of(settings, arm)})

@@ -75,7 +75,7 @@ def test_the_index_knows_what_was_opened(root: Path, monkeypatch) -> None:
     assert (entry["frames"], entry["seconds"]) == (16, 4.0)
     assert entry["size"] == (root / "data/mini1.mp4").stat().st_size and len(entry["sha256"]) == 64
     monkeypatch.setattr(
-        VideoProcess, "probe", lambda self, path, seconds: pytest.fail(f"{path} was opened again")
+        VideoProcess, "probe", lambda self, path, seconds, backend: pytest.fail(f"{path} was opened again")
     )
     assert command.main(["videomme", "--data", str(root)]) == 0
     (root / "data/mini1.mp4").write_bytes(b"changed")

@@ -106,7 +106,7 @@ def test_features_without_the_towers_attention_do_not_serve_a_method_that_reads_
     "change",
     [
         {"model.frames": 8},
-        {"benchmark.decoder": "pyav"},
+        {"benchmark.decoder": "decord"},
         {"model.dtype": "bfloat16"},
         {"model.attn_implementation": "eager"},
         "video",

@@ -10,6 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from numbered_clips import BACKENDS
 
 from stsimdiff import video
 from stsimdiff.errors import ConfigError, DataError
@@ -49,9 +50,6 @@ def test_uniform_indices(total: int, count: int, expected: tuple[int, ...]) -> N
 def test_uniform_indices_refuses(total: int, count: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         video.uniform_indices(total, count)
-
-
-BACKENDS = pytest.mark.parametrize("backend", video.BACKENDS)
 
 
 @BACKENDS
@@ -120,7 +118,7 @@ def test_memory_is_that_of_the_frames_asked_for(tmp_path, backend: str) -> None:
 
 
 def test_another_backend_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="decoder 'ffmpeg' is unknown; allowed: decord, pyav"):
+    with pytest.raises(ConfigError, match="decoder 'ffmpeg' is unknown; allowed: pyav, torchcodec, decord"):
         video.read(tmp_path / "a.mp4", 4, "ffmpeg")
 
 
@@ -128,8 +126,18 @@ def test_a_machine_without_decord(tmp_path, monkeypatch) -> None:
     write(tmp_path / "a.mp4", [0] * 8)
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(ConfigError, match="decord is not installed .* benchmark.decoder=pyav"):
-        video.read(tmp_path / "a.mp4", 4)
-    assert video.read(tmp_path / "a.mp4", 4, "pyav").total == 8
+        video.read(tmp_path / "a.mp4", 4, "decord")
+    assert video.read(tmp_path / "a.mp4", 4).total == 8
+
+
+def test_a_machine_without_torchcodec(tmp_path, monkeypatch) -> None:
+    write(tmp_path / "a.mp4", [0] * 8)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(
+        ConfigError, match=r"pip install stsimdiff\[torchcodec\].*shared libraries.*decoder=pyav"
+    ):
+        video.read(tmp_path / "a.mp4", 4, "torchcodec")
 
 
 def write_sound(path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from numbered_clips import BACKENDS
 
 from stsimdiff import video
 from stsimdiff.data.videos import Index
@@ -45,7 +46,7 @@ def process():
     opened.close()
 
 
-@pytest.mark.parametrize("backend", video.BACKENDS)
+@BACKENDS
 def test_the_frames_are_those_of_the_same_process(clip: Path, process: VideoProcess, backend: str) -> None:
     ours, theirs = video.read(clip, 7, backend), process.read(clip, 7, backend)
     assert (ours.indices, ours.total, ours.fps) == (theirs.indices, theirs.total, theirs.fps)
@@ -57,7 +58,7 @@ def test_one_process_serves_all_and_imports_no_torch(clip: Path, process: VideoP
     pid = [process.read(clip, 2) and process._process.pid for _ in range(3)]
     assert len(set(pid)) == 1 and pid[0] != os.getpid()
     mapped = Path(f"/proc/{pid[0]}/maps").read_text()
-    assert "decord" in mapped and "libtorch" not in mapped
+    assert "libavcodec" in mapped and "libtorch" not in mapped
 
 
 def test_errors_come_back_as_they_are(clip: Path, process: VideoProcess, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def stopped(process: VideoProcess, clip: Path) -> int:
 def test_a_decoder_that_hangs_is_killed_and_the_next_video_is_read(clip: Path, process: VideoProcess) -> None:
     pid = stopped(process, clip)
     with pytest.raises(
-        VideoError, match=r"a\.mp4 could not be read by decord within 0.5 s; benchmark.video_s"
+        VideoError, match=r"a\.mp4 could not be read by pyav within 0.5 s; benchmark.video_s"
     ) as caught:
         process.read(clip, 3, seconds=0.5)
     assert caught.value.limit == 0.5
@@ -112,7 +113,7 @@ def test_a_decoder_that_crashes_costs_one_video(clip: Path, process: VideoProces
     thread = threading.Thread(target=crash)
     thread.start()
     with pytest.raises(
-        VideoError, match=r"a\.mp4 made its reader crash \(SIGSEGV\); benchmark.decoder=pyav may"
+        VideoError, match=r"a\.mp4 made its reader crash \(SIGSEGV\); benchmark.decoder=torchcodec may"
     ):
         process.read(clip, 3)
     thread.join()
@@ -150,7 +151,7 @@ def test_too_slow_is_remembered_and_other_errors_are_looked_at_again(
 ) -> None:
     calls = []
 
-    def slow(self, path, seconds):
+    def slow(self, path, seconds, backend):
         calls.append(path)
         error = VideoError("too slow")
         error.limit = seconds

@@ -60,7 +60,7 @@ def _composed(words: Sequence[str]) -> int:
                 cfg.data and str(folder_in(Path(cfg.data).expanduser(), benchmark.name))
             )
             try:
-                prepare(benchmark, data, say, cfg.benchmark.video_seconds)
+                prepare(benchmark, data, say, cfg.benchmark.video_seconds, cfg.benchmark.decoder)
             except UserError as error:
                 say(error, error=True)
                 failed += 1

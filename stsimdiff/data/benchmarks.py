@@ -194,8 +194,8 @@ def folder_in(data: Path, name: str) -> Path:
     return data / name
 
 
-def visible_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below ``root`` with one of these suffixes, in any case, sorted; hidden ones are left out.
+def visible_files(root: Path, suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    """Files below ``root`` with one of these suffixes, in any case, or any; sorted, and hidden ones are left out.
 
     Linked folders are looked into: videos often lie on another disk.
     """
@@ -206,7 +206,7 @@ def visible_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if real not in seen:
             found += [Path(folder, name) for name in names if not name.startswith(".")]
         seen.add(real)
-    return sorted(path for path in found if path.suffix.lower() in suffixes)
+    return sorted(path for path in found if suffixes is None or path.suffix.lower() in suffixes)
 
 
 def _longvideobench_options(row: Row) -> list[str]:

@@ -23,7 +23,9 @@ PATIENCE = 5.0
 Say = Callable[[str], None]
 
 
-def prepare(benchmark: Benchmark, data: str | None, say: Say, seconds: float | None) -> Path:
+def prepare(
+    benchmark: Benchmark, data: str | None, say: Say, seconds: float | None, decoder: str = "pyav"
+) -> Path:
     """Fetch what is missing, unpack it, check every video and write the index; returns the folder.
 
     Args:
@@ -31,6 +33,7 @@ def prepare(benchmark: Benchmark, data: str | None, say: Say, seconds: float | N
         data: a folder that holds it already; ``None`` fetches it into the user's cache.
         say: takes a line for the user.
         seconds: time that opening one video may take; ``None``: no limit.
+        decoder: what opens it.
 
     Raises:
         DataError: when the hub cannot be reached or refuses, or a video is missing or broken.
@@ -54,7 +57,7 @@ def prepare(benchmark: Benchmark, data: str | None, say: Say, seconds: float | N
         if opened % 100 == 0:
             say(f"{opened} of {len(wanted)} videos checked")
 
-    unusable = index.check(wanted, checksums=True, seconds=seconds, step=step)
+    unusable = index.check(wanted, checksums=True, seconds=seconds, decoder=decoder, step=step)
     if unusable:
         raise DataError(
             f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsimdiff.errors import DataError
 from stsimdiff.video import check_file
+from stsimdiff.video_index import opened
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,14 @@ def read_header(path: str | Path) -> Header:
     """Open a file and read its header.
 
     Raises:
-        DataError: naming the file and the reason, when it is missing, empty or no video.
+        VideoError: naming the file and the reason, when it is missing, empty or no video.
     """
-    import av
-
     file = check_file(path)
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise DataError(f"video {file} has no video stream")
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or 0)
-            if stream.duration:
-                seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
-            frames = stream.frames or round(seconds * rate)
-            return Header(frames, seconds or frames / (rate or 1), stream.height, stream.width)
-    except av.FFmpegError as error:
-        raise DataError(f"video {file} cannot be decoded: {error.strerror}") from error
+    with opened(file) as (container, stream):
+        rate = float(stream.average_rate or 0)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / 1e6
+        frames = stream.frames or round(seconds * rate)
+        return Header(frames, seconds or frames / (rate or 1), stream.height, stream.width)

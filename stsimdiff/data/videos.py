@@ -20,7 +20,16 @@ from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
 from stsimdiff.video_process import SECONDS
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".qt", ".mp4v", ".3gp", ".3g2", ".mj2", ".mk3d", ".f4v",
+    ".flv", ".wmv", ".asf", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".vob", ".ts", ".m2ts", ".mts",
+    ".m2t", ".tp", ".ogv", ".ogm", ".ogg", ".rm", ".rmvb", ".divx", ".dv", ".mxf", ".nut", ".ivf", ".y4m",
+    ".amv", ".wtv", ".gif", ".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".h263", ".obu", ".av1",
+    ".vc1", ".mjpg", ".mjpeg",
+)  # fmt: skip
+"""A name without a suffix, or with another of these, means a file with one of these; one named whole may have any."""
+CHECK = 2
+"""Number of the check that an entry of an index passed; an earlier one let files pass that were cut off."""
 SHOWN = 10
 """How many unusable videos a message names."""
 
@@ -35,8 +44,8 @@ class VideoFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_name: dict[str, list[Path]] = {}
-        for path in visible_files(root, SUFFIXES):
-            for name in {path.name, path.stem}:
+        for path in visible_files(root):
+            for name in {path.name, path.stem} if path.suffix.lower() in SUFFIXES else {path.name}:
                 self._by_name.setdefault(name, []).append(path)
 
     def path(self, name: str) -> Path:
@@ -66,7 +75,7 @@ class Index:
     """What is known of the videos below a folder: size, duration, frames, checksum, or what is wrong.
 
     It is kept in the folder, or in the user's cache where the folder cannot be written. An entry holds while its
-    file's size and time of change stay.
+    file's size and time of change stay, for the decoder that it names.
 
     Args:
         root: the folder.
@@ -91,6 +100,7 @@ class Index:
         *,
         checksums: bool = False,
         seconds: float | None = SECONDS,
+        decoder: str = "pyav",
         step: Callable[[], None] = lambda: None,
     ) -> dict[Path, str]:
         """The unusable ones among these files, with the reason. Files that the index knows to be sound are not
@@ -100,13 +110,14 @@ class Index:
             paths: the videos.
             checksums: whether each entry needs a checksum, for which the whole file is read.
             seconds: time that opening one file may take; ``None``: no limit.
+            decoder: what will read them, and so opens them here.
             step: called after each file.
         """
         unusable, changed = {}, 0
         for path in sorted(set(paths)):
-            entry = self._known(path, seconds)
+            entry = self._known(path, seconds, decoder)
             if entry is None or (checksums and "error" not in entry and "sha256" not in entry):
-                entry = _inspect(path, checksums, seconds)
+                entry = _inspect(path, checksums, seconds, decoder) | {"check": CHECK, "decoder": decoder}
                 self.entries[self._key(path)] = entry
                 changed += 1
                 if changed % 50 == 0:
@@ -131,8 +142,10 @@ class Index:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
-    def _known(self, path: Path, seconds: float | None) -> dict[str, Any] | None:
+    def _known(self, path: Path, seconds: float | None, decoder: str) -> dict[str, Any] | None:
         entry = self.entries.get(self._key(path))
+        if entry and (entry.get("check"), entry.get("decoder")) != (CHECK, decoder):
+            return None
         if entry and "error" in entry and not _too_slow_for(entry, seconds):
             return None
         with contextlib.suppress(OSError):
@@ -147,9 +160,9 @@ def _too_slow_for(entry: dict[str, Any], seconds: float | None) -> bool:
     return seconds is not None and seconds <= (entry.get("limit") or 0)
 
 
-def _inspect(path: Path, checksum: bool, seconds: float | None) -> dict[str, Any]:
+def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) -> dict[str, Any]:
     try:
-        found = video_process.shared().probe(path, seconds)
+        found = video_process.shared().probe(path, seconds, decoder)
     except VideoError as error:
         state = path.stat() if path.exists() else None
         known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns} if state else {}
@@ -176,17 +189,19 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str
     """The videos of a benchmark's questions that are missing or broken, with the reason, before a model is loaded.
 
     Args:
-        benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, every video is
-            opened unless the index there knows it; generated ones are looked for only.
+        benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, or ``data``, that of
+            a user, every video is opened unless the index there knows it; generated ones are looked for only.
         paths: of the videos.
 
     Raises:
         DataError: listing them, unless ``allow_missing``.
     """
     paths = sorted(set(paths))
-    if benchmark.get("root"):
-        index = Index(Path(benchmark["root"]))
-        found = index.check(map(Path, paths), seconds=benchmark["video_seconds"])
+    if benchmark.get("root") or benchmark.get("data"):
+        index = Index(Path(benchmark.get("root") or benchmark["data"]).expanduser())
+        found = index.check(
+            map(Path, paths), seconds=benchmark["video_seconds"], decoder=benchmark["decoder"]
+        )
         unusable = {str(path): reason for path, reason in found.items()}
     else:
         unusable = {}

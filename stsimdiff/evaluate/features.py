@@ -29,7 +29,7 @@ GB = 1e9
 FORMAT = 1
 CODE = ("video:read", "models.base:EncodedVideo")
 """Our code that decodes; the settings of the model hold the version of the family's, which encodes."""
-READERS = ("torch", "torchvision", "transformers", "numpy", "decord", "av")
+READERS = ("torch", "torchvision", "transformers", "numpy", "av", "torchcodec", "decord")
 """Packages whose version can change what is decoded, preprocessed or encoded."""
 ELSEWHERE = ("name", "path", "frames", "layers", "prompts")
 """Settings of the model that are no part of the features, or that the key names otherwise."""

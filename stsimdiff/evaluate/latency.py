@@ -159,7 +159,7 @@ class Subject:
         family: the loaded model.
         compressor, budget: the method.
         frames: frames asked of a video.
-        decoder: what reads the file, ``decord`` or ``pyav``.
+        decoder: what reads the file, one of :data:`stsimdiff.video.BACKENDS`.
         new_tokens: tokens to generate, whatever the model says.
     """
 

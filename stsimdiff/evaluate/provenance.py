@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("stsimdiff", "torch", "transformers", "lmms_eval", "numpy", "decord", "av")
+PACKAGES = ("stsimdiff", "torch", "transformers", "lmms_eval", "numpy", "decord", "av", "torchcodec")
 
 
 def provenance(model: dict[str, str], seed: int, data: str | None) -> dict[str, Any]:

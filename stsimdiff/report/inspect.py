@@ -140,7 +140,8 @@ def prepare(asked: Asked) -> list[Pass]:
         UserError: for a wrong setting, or a video that cannot be decoded.
     """
     composed = [(cfg, settings_from_config(cfg)) for cfg in configurations(asked.words)]
-    video.probe(asked.file)
+    for decoder in sorted({settings.benchmark["decoder"] for _, settings in composed}):
+        video.probe(asked.file, decoder)
 
     from stsimdiff.evaluate.arms import arms_from_config  # imports torch
 

@@ -11,6 +11,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from stsimdiff.data import cache_folder, clips
 from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
+from stsimdiff.data.videos import VideoFolder
 from stsimdiff.evaluate.parsing import parse_letter
 
 METRIC = "clips_accuracy"
@@ -37,8 +38,11 @@ class ClipsTask(ConfigurableMessagesTask):
         else:
             root = clips.build(cache_folder() / folder)
         found = rows.read(root)
+        videos = VideoFolder(root / "videos")
         for row in found:
-            row["path"] = str((root / "videos" / row["video"]).resolve())
+            # A user's row may leave out the suffix, or name another one than the file has.
+            path = root / "videos" / row["video"]
+            row["path"] = str((path if path.exists() else videos.path(row["video"])).resolve())
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(found)})
         self.dataset_no_image = self.dataset
 
