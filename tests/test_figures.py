@@ -1,12 +1,15 @@
 """What is plotted: the Pareto front, retention by layer and the grids of thresholds, against numbers made by hand."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from synthetic_run import answers, write_arm
 
 from stsimdiff.report import figures, palette
+from stsimdiff.report.page import report_page
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
 from stsimdiff.report.series import by_layer, pareto, threshold_maps
@@ -92,3 +95,67 @@ def test_looks_are_the_same_in_every_run() -> None:
     assert alone["mine"] == among["mine"] != among["zeta"]
     looks = [(style.colour, style.marker) for style in (*palette.KNOWN.values(), *palette.OTHERS)]
     assert len(set(looks)) == len(looks)
+
+
+def test_no_two_methods_share_colour_and_marker() -> None:
+    methods = [*palette.KNOWN, *(f"mine{number:03d}" for number in range(300))]
+    found = palette.styles(methods)
+    assert len({(style.colour, style.marker) for style in found.values()}) == len(methods)
+    assert len({(style.colour, style.symbol) for style in found.values()}) == len(methods)
+    assert not {style.marker for name, style in found.items() if name not in palette.KNOWN} & {
+        style.marker for style in palette.KNOWN.values()
+    }
+
+
+def test_no_two_labels_of_a_run_look_the_same() -> None:
+    rows = [
+        SimpleNamespace(method=method, label=f"{method} x={number}")
+        for method in ("st_simdiff", "none", "mine", "yours")
+        for number in range(60)
+    ]
+    found = palette.looks(rows)
+    assert len(found) == len(rows)
+    # A label with one retention is a point without a line: colour and marker alone must tell.
+    for told in ("colour", "marker"), ("colour", "symbol"):
+        assert len({tuple(getattr(look, name) for name in told) for look in found.values()}) == len(rows)
+    base = palette.KNOWN["st_simdiff"]
+    first = found["st_simdiff", "st_simdiff x=0"]
+    assert (first.colour, first.marker, first.line) == (base.colour, base.marker, "-")
+
+
+def test_a_legend_names_every_label_and_the_page_draws_them_alike(tmp_path: Path) -> None:
+    for number in range(45):
+        label = f"mine a_parameter_with_a_long_name={number} and_another={number}"
+        write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3, seed=number), label=label)
+    stored = read(tmp_path)
+    table = build(stored)
+    styles = palette.looks(table.sections[0].rows)
+    figure = figures.accuracy(table.sections[0], ("flops",), styles)
+    named = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert named == [*(row.label for row in table.sections[0].rows), "Pareto front"]
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width
+    assert figure.axes[0].get_window_extent().width > 250
+    drawn = {line.get_color() for line in figure.axes[0].get_lines() if line.get_marker() == "p"}
+    assert len(drawn) == 45
+    page = report_page(tmp_path, table, stored, [])
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    shown = {row["label"]: row["look"] for row in data["plots"][0]["rows"]}
+    assert shown == {label: look.plotly() for (_, label), look in styles.items()}
+
+
+def test_a_dollar_is_drawn_as_one(tmp_path: Path) -> None:
+    write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3), label="mine $x^2$ $\\frac{")
+    stored = read(tmp_path)
+    for name, draw in figures.figures(build(stored), stored):
+        assert draw() or name == "thresholds"
+    assert publish(tmp_path, None).unmade == []
+
+
+def test_sections_whose_names_differ_in_signs_alone_have_figures_of_their_own(tmp_path: Path) -> None:
+    for name in ("a b", "a_b", "a-b"):
+        write_arm(tmp_path, "fastv", 0.5, answers(0.6, 0.5), benchmark={"name": name})
+    publish(tmp_path, None)
+    names = {path.stem for path in (tmp_path / "figures").iterdir() if path.stem.startswith("accuracy_flops")}
+    assert len(names) == 3

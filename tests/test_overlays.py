@@ -252,7 +252,7 @@ class TestFigures:
     def test_a_run_whose_figures_fail_ends_with_exit_code_1(self, run: Path, data: Path, monkeypatch) -> None:
         settings, arms = prepared(run.parent, data, "limit=10", "overlays=3")
         monkeypatch.setattr(session, "_report", lambda settings: ["NOT DRAWN: x"])
-        with pytest.raises(RunFailed, match="NOT DRAWN: x\nAll answers and the table are stored"):
+        with pytest.raises(RunFailed, match="NOT DRAWN: x\nAll answers are stored"):
             session.run_arms(settings, arms)
 
 

@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, Page
 from synthetic_run import QUESTIONS, answers, failed, write_arm
 
 from stsimdiff.evaluate.overlays import jpegs
-from stsimdiff.report.page import NAME
 from stsimdiff.report.palette import REASONS
+from stsimdiff.report.publish import PAGE as NAME
 from stsimdiff.report.publish import publish
 
 NASTY = "</script><img src=x onerror=window.hacked=1>&amp;\"'%41"

@@ -294,7 +294,7 @@ def conclude(
             "these again."
         )
     if unmade:
-        problems += [*unmade, "All answers and the table are stored; the same command makes the rest again."]
+        problems += [*unmade, "All answers are stored; the same command makes the rest again."]
     if problems:
         raise RunFailed("\n".join(problems))
 

@@ -22,7 +22,9 @@ import pandas as pd
 
 from stsimdiff.errors import RunFailed
 from stsimdiff.evaluate.wandb_mode import wandb_mode
+from stsimdiff.files import write_whole
 from stsimdiff.report.comparison import Row
+from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, Arm, read
 from stsimdiff.report.table import build
 from stsimdiff.terminal import say
@@ -37,6 +39,9 @@ RETRIES = 4
 """Of each request, with growing pauses: some seconds. W&B's own numbers would hold a finished run for hours."""
 COPIES, OVERHEAD = 4, 200_000
 """Room that an arm needs: copies of its samples as text, and bytes of everything else, W&B's logs included."""
+
+MOST_CHARACTERS = 128
+"""Of a W&B run's name."""
 
 SAMPLES = (
     "id",
@@ -91,6 +96,19 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     if mode is None:
         say("W&B: off, as WANDB_MODE=disabled says")
         return []
+    with alone(run_dir, WANDB):
+        places = _log_pages(run_dir, project, mode)
+    if mode == "online":
+        return list(places.values())
+    folder = run_dir / "wandb"
+    if places:
+        upload = f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
+        say(f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}")
+    return [str(folder / name) for name in places.values()]
+
+
+def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
+    """Log what has changed; the place of every arm, by its id. Two commands at once would write into one W&B run."""
     pages = _pages(run_dir)
     places = {page.arm.id: _logged(page, run_dir, project, mode) for page in pages}
     changed = [page for page in pages if places[page.arm.id] is None]
@@ -104,13 +122,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
                     _check_file(run_dir / "wandb" / written[page.arm.id])
                 _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
         places |= written
-    if mode == "online":
-        return list(places.values())
-    folder = run_dir / "wandb"
-    if places:
-        upload = f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
-        say(f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}")
-    return [str(folder / name) for name in places.values()]
+    return places
 
 
 def _pages(run_dir: Path) -> list[_Page]:
@@ -125,7 +137,11 @@ def _pages(run_dir: Path) -> list[_Page]:
 
 
 def _name(row: Row) -> str:
-    return row.label if row.reference else f"{row.label} {100 * row.retention:.4g} % {row.budget}"
+    """A name that W&B takes: it allows 128 characters, and the end tells variants apart."""
+    place = "" if row.reference else f" {100 * row.retention:.4g} % {row.budget}"
+    room = MOST_CHARACTERS - len(place)
+    label = row.label if len(row.label) <= room else f"{row.label[: room // 2 - 1]}…{row.label[-room // 2 :]}"
+    return label + place
 
 
 def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int]:
@@ -172,7 +188,7 @@ def _mark(page: _Page, run_dir: Path, place: str, target: Mapping[str, str]) -> 
         if folder.name != place:
             shutil.rmtree(folder, ignore_errors=True)
     told = {"content": page.content(), **target, "place": place}
-    (page.arm.folder / MARKER).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_whole(page.arm.folder / MARKER, json.dumps(told, indent=1) + "\n")
 
 
 @contextmanager

@@ -12,11 +12,15 @@ from stsimdiff.terminal import Console, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 when samples of the run failed or a figure could not be made, 2 for a folder that is no run."""
+    """Exit code: 0, 1 when samples of the run failed or a file could not be made, 2 for a folder that is no run."""
     parser = argparse.ArgumentParser(prog="python -m stsimdiff.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="results/<run>", help="the folder of a run")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where the files go, instead of the folder of the run"
+    )
+    given = parser.parse_args(arguments)
     try:
-        published = publish(parser.parse_args(arguments).run_dir, Console())
+        published = publish(given.run_dir, Console(), given.output)
     except UserError as error:
         say(error, error=True)
         return 2

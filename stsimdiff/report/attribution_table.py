@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 
 from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Answered, Attribution
 from stsimdiff.report.render import EMPTY, escaped, grid_line, pair_line
+from stsimdiff.report.text import csv
 
 NAME = "attribution"
 PAGE = "report.html"
@@ -25,21 +25,21 @@ where none does. *Unchanged, but ...* says how often an answer turns without the
 nothing: a part that undoes no more than that explains nothing."""
 
 
-def write(run_dir: Path, attributions: Sequence[Attribution], anchors: Mapping[tuple[str, str], str]) -> None:
-    """Write both files into a run's folder; those of an earlier report go where there is nothing to attribute.
+def files(
+    attributions: Sequence[Attribution], anchors: Mapping[tuple[str, str], str]
+) -> dict[str, str | None]:
+    """Both files by name; None where there is nothing to attribute.
 
     Args:
-        run_dir: ``results/<run>``.
         attributions: of the run.
         anchors: places on the page of the questions whose overlay is stored, by benchmark and question.
     """
-    files = run_dir / f"{NAME}.md", run_dir / f"{NAME}.csv"
     if not attributions:
-        for file in files:
-            file.unlink(missing_ok=True)
-        return
-    files[0].write_text(markdown(attributions, anchors), encoding="utf-8")
-    frame(attributions, anchors).to_csv(files[1], index=False)
+        return {f"{NAME}.md": None, f"{NAME}.csv": None}
+    return {
+        f"{NAME}.md": markdown(attributions, anchors),
+        f"{NAME}.csv": csv(frame(attributions, anchors)),
+    }
 
 
 def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str], str]) -> pd.DataFrame:

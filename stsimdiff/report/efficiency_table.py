@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from rich.table import Table
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.latency import TIMES
 from stsimdiff.evaluate.profile import read_measurements
+from stsimdiff.files import write_whole
 from stsimdiff.report.efficiency import IDENTITY, RATIOS, Line, Spread, beside_the_paper, summarise
+from stsimdiff.report.render import escaped
+from stsimdiff.report.text import cell
 from stsimdiff.terminal import Console
 
 GIGA = 1e9
@@ -45,11 +49,9 @@ def make(run: Path, console: Console | None) -> list[Line]:
         return []
     lines = summarise(rows)
     try:
-        _write_csv(run / "efficiency.csv", lines)
-        (run / "efficiency.md").write_text(markdown(lines, rows), encoding="utf-8")
-        (run / "efficiency.json").write_text(
-            json.dumps(_jsonable(lines, rows), indent=1) + "\n", encoding="utf-8"
-        )
+        write_whole(run / "efficiency.csv", _csv(lines))
+        write_whole(run / "efficiency.md", markdown(lines, rows))
+        write_whole(run / "efficiency.json", json.dumps(_jsonable(lines, rows), indent=1) + "\n")
     except OSError as error:
         raise DataError(f"cannot write the tables into {run}: {error.strerror}") from error
     if console is not None:
@@ -212,7 +214,7 @@ def markdown(lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -> str:
 
 def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -233,12 +235,13 @@ def _flat(line: Line) -> dict[str, Any]:
     return flat | {"flops_ratio": line.flops_ratio, "kv_bytes": line.kv_bytes}
 
 
-def _write_csv(file: Path, lines: Sequence[Line]) -> None:
-    rows = [{key: _blank(value) for key, value in _flat(line).items()} for line in lines]
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _csv(lines: Sequence[Line]) -> str:
+    rows = [{key: cell(_blank(value)) for key, value in _flat(line).items()} for line in lines]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def _blank(value: Any) -> Any:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stsimdiff.report.comparison import Row, Section
-from stsimdiff.report.palette import Style, styles
+from stsimdiff.report.palette import Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.series import COSTS, THRESHOLDS, by_layer, front, threshold_maps
 
@@ -28,33 +30,48 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")
-MOST_LABELS = 18
-"""Labels that a legend can hold; with more of them it names the methods alone."""
-DASHES = ("-", "--", ":", "-.")
+LEGEND = (26, 40)
+"""Lines that a column of a legend holds, and characters of a line."""
+LINE = 0.17
+"""Height of a legend's line, in inches."""
 GREY = "#707070"
 DPI = 130
 
-Draw = Callable[[], "Figure | None"]
+PLAIN = {"text.parse_math": False}
+"""A dollar sign in a label is one."""
+Draw = Callable[[], "dict[str, bytes]"]
+Looks = Mapping[tuple[str, str], Look]
 
 
 def figures(table: Table, stored: Stored) -> Iterator[tuple[str, Draw]]:
-    """Name and drawing of each figure of a run; a drawing gives ``None`` where there is nothing to show."""
+    """Name and drawing of each figure of a run; a drawing gives its files by format, none where there is nothing to
+    show."""
     layers = by_layer(stored.samples)
-    looks = styles(arm.method for arm in stored.arms)
+    styles = looks(row for section in table.sections for row in section.rows)
+    slugs: list[str] = []
     for section in table.sections:
-        suffix = "" if len(table.sections) == 1 else f"_{slug(section)}"
+        slugs.append(slug(section))
+        again = slugs.count(slugs[-1])
+        suffix = "" if len(table.sections) == 1 else f"_{slugs[-1]}{f'_{again}' if again > 1 else ''}"
 
-        def against(*costs: str, section: Section = section) -> Draw:
-            return lambda: accuracy(section, costs, looks)
+        def against(*costs: str, section: Section = section) -> Callable[[], Figure | None]:
+            return lambda: accuracy(section, costs, styles)
 
         def layered(section: Section = section) -> Figure | None:
-            return retention_by_layer(section, layers, looks)
+            return retention_by_layer(section, layers, styles)
 
         def mapped(section: Section = section) -> Figure | None:
             return thresholds(section, stored)
 
         drawings = (against("flops"), against("tokens", "compute"), against("latency"), layered, mapped)
-        yield from ((f"{name}{suffix}", draw) for name, draw in zip(NAMES, drawings, strict=True))
+        for name, draw in zip(NAMES, drawings, strict=True):
+            yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}")
+
+
+def _drawn(draw: Callable[[], Figure | None], name: str) -> dict[str, bytes]:
+    with rc_context(PLAIN):
+        figure = draw()
+    return {} if figure is None else save(figure, name)
 
 
 def slug(section: Section) -> str:
@@ -63,25 +80,20 @@ def slug(section: Section) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure in every format."""
-    folder.mkdir(exist_ok=True)
+def save(figure: Figure, name: str) -> dict[str, bytes]:
+    """A figure in every format, by the format's name."""
+    found = {}
     for kind in FORMATS:
         # Without a date and random names inside, equal rows give equal files.
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with rc_context({"svg.hashsalt": name}):
-            figure.savefig(folder / f"{name}.{kind}", dpi=DPI, metadata=metadata)
+        stream = BytesIO()
+        with rc_context({"svg.hashsalt": name, **PLAIN}):
+            figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
+        found[kind] = stream.getvalue()
+    return found
 
 
-def clear(folder: Path) -> None:
-    """Remove the figures of an earlier report, which may be of arms that are no more; no other files."""
-    ours = re.compile(rf"({'|'.join(NAMES)})(_\w+)?\.({'|'.join(FORMATS)})")
-    for path in folder.glob("*"):
-        if ours.fullmatch(path.name):
-            path.unlink()
-
-
-def accuracy(section: Section, costs: tuple[str, ...], looks: dict[str, Style]) -> Figure | None:
+def accuracy(section: Section, costs: tuple[str, ...], styles: Looks) -> Figure | None:
     """Accuracy with its interval against one or more costs, a panel each, with the Pareto front."""
     rows = [row for row in section.rows if not math.isnan(row.overall)]
     shown = [row for row in rows if row.method != "no_video"]
@@ -89,12 +101,12 @@ def accuracy(section: Section, costs: tuple[str, ...], looks: dict[str, Style]) 
         return None
     figure = Figure(figsize=(3.0 + 4.4 * len(costs), 4.4), layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    dashes = _dashes(rows)
     for axes, cost in zip(panels, costs, strict=True):
         name, x = COSTS[cost]
         for label, members in _by_label(shown).items():
             members = sorted((row for row in members if not math.isnan(x(row))), key=x)
-            _series(axes, [x(row) for row in members], members, looks[members[0].method], dashes[label])
+            if members:
+                _series(axes, [x(row) for row in members], members, styles[members[0].method, label])
         best = np.array(front(section, cost)).reshape(-1, 2)
         axes.step(best[:, 0], best[:, 1], where="post", color=GREY, lw=1.0, ls=(0, (1, 1.5)), zorder=1)
         axes.set_xlabel(name)
@@ -115,18 +127,18 @@ def accuracy(section: Section, costs: tuple[str, ...], looks: dict[str, Style]) 
         f"{max(row.n for row in rows)} questions{floor}",
         size=9,
     )
-    _legend(figure, shown, looks, dashes, pareto=True)
+    _legend(figure, shown, styles, pareto=True)
     return figure
 
 
-def _series(axes: Axes, x: list[float], rows: list[Row], look: Style, dash: str) -> None:
+def _series(axes: Axes, x: list[float], rows: list[Row], look: Look) -> None:
     y = [row.overall for row in rows]
     below = [_distance(row.overall, row.ci_low) for row in rows]
     above = [_distance(row.ci_high, row.overall) for row in rows]
     size = 11 if look.marker in "*_" else 6.5
     axes.errorbar(
         x, y, yerr=[below, above], color=look.colour, marker=look.marker, ms=size, mec=look.colour,
-        mew=1.6 if look.marker == "_" else 0.4, lw=1.1, ls=dash, elinewidth=0.8, capsize=2, alpha=0.95,
+        mew=1.6 if look.thin else 0.4, lw=1.1, ls=look.line, elinewidth=0.8, capsize=2, alpha=0.95,
     )  # fmt: skip
 
 
@@ -135,9 +147,7 @@ def _distance(high: float, low: float) -> float:
     return 0.0 if math.isnan(apart) else max(0.0, apart)
 
 
-def retention_by_layer(
-    section: Section, layers: dict[str, np.ndarray], looks: dict[str, Style]
-) -> Figure | None:
+def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: Looks) -> Figure | None:
     """The share of the video tokens that enters each layer, a panel for each retention."""
     blocks = {
         retention: [row for row in rows if row.arm in layers and not row.reference]
@@ -151,14 +161,13 @@ def retention_by_layer(
     figure = Figure(figsize=(2.6 + 3.0 * columns, 0.9 + 2.9 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
     every = [row for rows in blocks.values() for row in rows]
-    dashes = _dashes(every)
     for axes, (retention, rows) in zip(panels, blocks.items(), strict=False):
         for row in rows:
             share = 100 * layers[row.arm]
-            look = looks[row.method]
+            look = styles[row.method, row.label]
             axes.plot(
                 range(len(share)), share, color=look.colour, marker=look.marker, ms=5, lw=1.1,
-                ls=dashes[row.label], markevery=max(1, len(share) // 8), alpha=0.9,
+                ls=look.line, mew=1.6 if look.thin else 0.4, markevery=max(1, len(share) // 8), alpha=0.9,
             )  # fmt: skip
         axes.set_title(f"budget {100 * retention:.4g} % ({section.budget})", size=9)
         axes.set_ylim(bottom=0)
@@ -168,7 +177,7 @@ def retention_by_layer(
         axes.remove()
     figure.supxlabel("decoder layer", size=9)
     figure.supylabel("video tokens entering, %", size=9)
-    _legend(figure, every, looks, dashes, pareto=False)
+    _legend(figure, every, styles, pareto=False)
     return figure
 
 
@@ -211,32 +220,26 @@ def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _dashes(rows: list[Row]) -> dict[str, str]:
-    """The labels of one method have its colour, and are told apart by their lines."""
-    seen: dict[str, list[str]] = {}
-    for row in rows:
-        labels = seen.setdefault(row.method, [])
-        if row.label not in labels:
-            labels.append(row.label)
-    return {label: DASHES[i % len(DASHES)] for labels in seen.values() for i, label in enumerate(labels)}
-
-
-def _legend(
-    figure: Figure, rows: list[Row], looks: dict[str, Style], dashes: dict[str, str], *, pareto: bool
-) -> None:
-    named = {row.label: row.method for row in rows}
-    if len(named) > MOST_LABELS:
-        named = {row.method: row.method for row in rows}
-    handles = [
-        Line2D(
-            [], [], color=looks[method].colour, marker=looks[method].marker, ms=6, lw=1.1,
-            ls=dashes.get(label, "-"), label=label,
-        )
-        for label, method in named.items()
-    ]  # fmt: skip
+def _legend(figure: Figure, rows: list[Row], styles: Looks, *, pareto: bool) -> None:
+    """Every label with its look; the figure grows with them."""
+    handles = []
+    for method, label in dict.fromkeys((row.method, row.label) for row in rows):
+        look = styles[method, label]
+        handles.append(
+            Line2D(
+                [], [], color=look.colour, marker=look.marker, ms=6, lw=1.1, ls=look.line,
+                mew=1.6 if look.thin else 0.4, label=textwrap.fill(label, LEGEND[1]),
+            )
+        )  # fmt: skip
     if pareto:
         handles.append(Line2D([], [], color=GREY, lw=1.0, ls=(0, (1, 1.5)), label="Pareto front"))
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    lines = sum(handle.get_label().count("\n") + 1 for handle in handles)
+    columns = -(-lines // LEGEND[0])
+    width, height = figure.get_size_inches()
+    longest = max(map(len, "\n".join(handle.get_label() for handle in handles).split("\n")))
+    room = (columns - 1) * (0.6 + 0.07 * longest) + max(0.0, 0.07 * (longest - 16))
+    figure.set_size_inches(width + room, max(height, 0.6 + LINE * -(-lines // columns)))
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False, ncols=columns)
 
 
 def _tidy(axes: Axes) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from stsimdiff import video
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.settings import Settings, settings_from_config
+from stsimdiff.files import write_whole
 from stsimdiff.launcher import configurations
 from stsimdiff.report import film
 from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *(asked.question, None, taken),
     )
     page = output / "inspect.html"
-    page.write_text(overlay_page(asked.file.name, [overlay], films), encoding="utf-8")
+    write_whole(page, overlay_page(asked.file.name, [overlay], films))
     say(f"\nPage: {page}")
     return 0
 

@@ -19,58 +19,56 @@ import jinja2
 from stsimdiff.report import render
 from stsimdiff.report.comparison import Section
 from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
-from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, styles
+from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Arm, Stored
 from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
 
-NAME = "report.html"
 SCRIPTS = ("table.js", "plots.js", "overlay.js")
 MOST_FAILURES = 50
 """Kinds of failure that the page lists; the stored rows hold them all."""
 NUMBER = re.compile(r"[+<]?(-?\d+(?:\.\d+)?)")
 
 
-def write_report(run_dir: Path, table: Table, stored: Stored) -> Path:
-    """Write ``report.html`` into the run's folder and return its path.
+def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[str]) -> str:
+    """The text of ``report.html``.
 
     Args:
         run_dir: ``results/<run>``.
         table: the run's table.
         stored: its rows.
+        figures: names of the files in ``figures/``.
 
     Raises:
         DataError: for stored overlays that are damaged.
     """
     overlays = read_overlays(run_dir, stored, table.sections)
     films, lost = read_films(run_dir, overlays)
+    labels = {row.arm: row.label for section in table.sections for row in section.rows}
     layers = {arm: (100 * share).tolist() for arm, share in by_layer(stored.samples).items()}
-    plots = [_plot(section, stored, layers) for section in table.sections]
-    page = _render(
+    styles = looks(row for section in table.sections for row in section.rows)
+    plots = [_plot(section, stored, layers, styles) for section in table.sections]
+    return _render(
         title=table.run,
         report={
             "sections": [_section(section) for section in table.sections],
             "retentions": sorted({row.retention for s in table.sections for row in s.rows}, reverse=True),
-            "figures": sorted(path.name for path in (run_dir / "figures").glob("*.svg")),
+            "figures": sorted(name for name in figures if name.endswith(".svg")),
             "notes": table.notes,
             "failures": _failures(stored, table),
-            "arms": [_arm(arm) for arm in stored.arms],
+            "arms": [_arm(arm, labels.get(arm.id, arm.label)) for arm in stored.arms],
             "costs": {name: label for name, (label, _) in COSTS.items()},
         },
         overlays=overlays,
         films=films,
         notes=[*notes_on(overlays), *lost],
         plots=plots,
-        looks={name: vars(look) for name, look in styles(arm.method for arm in stored.arms).items()},
     )
-    path = run_dir / NAME
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def overlay_page(title: str, overlays: Sequence[Overlay], films: Mapping[str, Film]) -> str:
     """A page of overlays alone."""
-    return _render(title, None, overlays, films, notes=[], plots=[], looks={})
+    return _render(title, None, overlays, films, notes=[], plots=[])
 
 
 def _render(
@@ -81,7 +79,6 @@ def _render(
     *,
     notes: list[str],
     plots: list[dict[str, Any]],
-    looks: dict[str, Any],
 ) -> str:
     loader = jinja2.PackageLoader("stsimdiff.report", "web")
     environment = jinja2.Environment(
@@ -93,7 +90,6 @@ def _render(
         "colours": REASONS,
         "unknown": UNKNOWN_REASON,
         "plots": plots,
-        "looks": looks,
     }
     scripts = [_source(environment, name) for name in (SCRIPTS if report else ("overlay.js",))]
     if report:
@@ -168,7 +164,9 @@ def _cell(text: str) -> dict[str, Any]:
     return {"text": text, "number": found[1] if found else ""}
 
 
-def _plot(section: Section, stored: Stored, layers: dict[str, list[float]]) -> dict[str, Any]:
+def _plot(
+    section: Section, stored: Stored, layers: dict[str, list[float]], styles: Mapping[tuple[str, str], Look]
+) -> dict[str, Any]:
     return {
         "title": f"{section.model} on {section.benchmark}, budget of kind {section.budget}",
         "rows": [
@@ -182,6 +180,7 @@ def _plot(section: Section, stored: Stored, layers: dict[str, list[float]]) -> d
                 "high": row.ci_high,
                 "cost": {name: x(row) for name, (_, x) in COSTS.items()},
                 "layers": layers.get(row.arm),
+                "look": styles[row.method, row.label].plotly(),
             }
             for row in section.rows
         ],
@@ -214,9 +213,9 @@ def _failures(stored: Stored, table: Table) -> list[dict[str, Any]]:
     return sorted(found, key=lambda kind: -kind["count"])
 
 
-def _arm(arm: Arm) -> dict[str, str]:
+def _arm(arm: Arm, label: str) -> dict[str, str]:
     record = {name: value for name, value in arm.record.items() if name not in ("method", "label")}
-    name = arm.label if arm.reference else f"{arm.label} at {100 * arm.retention:.4g} % ({arm.kind})"
+    name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     return {"name": name, "record": json.dumps(record, indent=2, ensure_ascii=False)}
 
 

@@ -6,8 +6,14 @@ Ito and after Tol for colour-blind readers; methods differ in their markers too.
 
 from __future__ import annotations
 
+import colorsys
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stsimdiff.report.comparison import Row
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,49 @@ KNOWN = {
     "visionzip": Style("#CC6677", "<", "triangle-left"),
     "st_simdiff": Style("#D55E00", "*", "star"),
 }
-OTHERS = (
-    *(Style("#A0522D", "p", "pentagon"), Style("#5B8C1F", "h", "hexagon")),
-    *(Style("#D0508F", "H", "hexagon2"), Style("#4F7F8C", "d", "diamond-tall")),
+OWN = (
+    *(("p", "pentagon"), ("h", "hexagon"), ("H", "hexagon2"), ("d", "diamond-tall"), ("8", "octagon")),
+    *(
+        ("1", "y-down-open"),
+        ("2", "y-up-open"),
+        ("3", "y-left-open"),
+        ("4", "y-right-open"),
+        ("+", "cross-thin-open"),
+    ),
 )
-"""For methods of users, by turns in the order of their names."""
+"""Markers for methods of users, by turns in the order of their names; no known method has one of them."""
+OTHERS = (
+    *(Style("#A0522D", *OWN[0]), Style("#5B8C1F", *OWN[1]), Style("#D0508F", *OWN[2])),
+    Style("#4F7F8C", *OWN[3]),
+)
+"""The first of them; the colours of further ones go round the circle of hues."""
+LINES: tuple[tuple[str | tuple[int, tuple[int, ...]], str], ...] = (
+    *(("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot")),
+    *(((0, (9, 3)), "longdash"), ((0, (9, 3, 2, 3)), "longdashdot")),
+)
+"""Lines for matplotlib and for Plotly: those of a method's labels, by turns."""
+LIGHTER = 0.27
+"""How far in lightness, of 1, the shades of a method's labels go from its colour."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm is drawn: the colour, marker and line of its label, for matplotlib and for Plotly."""
+
+    colour: str
+    marker: str
+    symbol: str
+    line: str | tuple[int, tuple[int, ...]]
+    dash: str
+
+    def plotly(self) -> dict[str, str]:
+        return {"colour": self.colour, "symbol": self.symbol, "dash": self.dash}
+
+    @property
+    def thin(self) -> bool:
+        """Whether the marker is made of strokes, and cannot be seen without an edge."""
+        return self.marker in "_x+1234"
+
 
 REASONS = {
     "dropped": "#000000",
@@ -55,7 +99,48 @@ UNKNOWN_REASON = "#FF00FF"
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """The style of each method; one of a user's own has the same style in all figures of a run."""
+    """The style of each method, no two alike; one of a user's own has the same style in all figures of a run."""
     named = sorted(set(methods))
     own = [method for method in named if method not in KNOWN]
-    return {method: KNOWN.get(method) or OTHERS[own.index(method) % len(OTHERS)] for method in named}
+    return {method: KNOWN.get(method) or _own(own.index(method)) for method in named}
+
+
+def _own(number: int) -> Style:
+    if number < len(OTHERS):
+        return OTHERS[number]
+    marker, symbol = OWN[number % len(OWN)]
+    # The golden ratio keeps neighbours apart, and comes back to no hue.
+    hue = (number * (math.sqrt(5) - 1) / 2) % 1
+    return Style(_hex(hue, 0.42 + 0.04 * (number // len(OWN) % 3), 0.5), marker, symbol)
+
+
+def looks(rows: Iterable[Row]) -> dict[tuple[str, str], Look]:
+    """The look of every method and label: the method's colour and marker, in a shade and with a line of its own."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        known = labels.setdefault(row.method, [])
+        if row.label not in known:
+            known.append(row.label)
+    found = {}
+    for method, style in styles(labels).items():
+        for number, label in enumerate(labels[method]):
+            line, dash = LINES[number % len(LINES)]
+            colour = _shade(style.colour, number, len(labels[method]))
+            found[method, label] = Look(colour, style.marker, style.symbol, line, dash)
+    return found
+
+
+def _shade(colour: str, number: int, of: int) -> str:
+    """The colour itself, and for further labels by turns darker and lighter, the more of them the closer together."""
+    if not number:
+        return colour
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, light, saturation = colorsys.rgb_to_hls(red, green, blue)
+    steps = math.ceil((of - 1) / 2)
+    away = LIGHTER * math.ceil(number / 2) / steps
+    return _hex(hue, light - away if number % 2 else light + away, saturation)
+
+
+def _hex(hue: float, light: float, saturation: float) -> str:
+    parts = colorsys.hls_to_rgb(hue, min(max(light, 0.0), 1.0), saturation)
+    return "#" + "".join(f"{round(255 * part):02X}" for part in parts)

@@ -1,21 +1,29 @@
 """All that a run leaves to be looked at: the table's files, the figures and the page.
 
-A figure or a page that cannot be made does not take the table with it, and is said: the command then fails.
+Each file is put in place whole, while no other command makes the report of the same run. What cannot be made does not
+take the rest with it, and is said: the command then fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stsimdiff.errors import DataError
+from stsimdiff.files import write_whole
+from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
-from stsimdiff.report.table import Table, build, show, write
+from stsimdiff.report.table import Table, build, files, show
 from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
 
 FIGURES = "figures"
+PAGE = "report.html"
 
 
 @dataclass
@@ -25,7 +33,7 @@ class Published:
     Attributes:
         table: its table.
         page: ``report.html``; None when it could not be made.
-        unmade: the figures and pages that could not be made, with the reason.
+        unmade: the files that could not be made, with the reason.
     """
 
     table: Table
@@ -33,7 +41,7 @@ class Published:
     unmade: list[str] = field(default_factory=list)
 
 
-def publish(run_dir: Path | str, console: Console | None) -> Published:
+def publish(run_dir: Path | str, console: Console | None, output: Path | str | None = None) -> Published:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
     Printing comes last: whatever becomes of the terminal, the files are there.
@@ -41,20 +49,30 @@ def publish(run_dir: Path | str, console: Console | None) -> Published:
     Args:
         run_dir: ``results/<run>``.
         console: where the table and the page's path are printed; None prints nothing.
+        output: the folder for the files; the run's own if not given.
 
     Raises:
-        DataError: as ``rows.load`` does, before anything is written.
+        DataError: as ``rows.load`` does, or for an output that cannot be made, before anything is written.
     """
     run_dir = Path(run_dir)
-    stored = read(run_dir)
-    table = build(stored)
-    write(table, run_dir)
-    published = Published(table)
-    _draw(published, stored, run_dir / FIGURES)
-    _write_page(published, stored, run_dir)
+    output = Path(output) if output else run_dir
+    if output != run_dir:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
+    with alone(output) if output.is_dir() else contextlib.nullcontext():
+        stored = read(run_dir)
+        published = Published(build(stored))
+        folder = _Folder(output)
+        for name, content in files(published.table).items():
+            folder.put(name, content)
+        figures = list(_draw(published, stored, folder))
+        _write_page(published, stored, run_dir, folder, figures)
+        published.unmade += folder.refused(run_dir)
     if console is None:
         return published
-    show(table, console)
+    show(published.table, console)
     for problem in published.unmade:
         console.print(problem, style="bold red", highlight=False, soft_wrap=True)
     if published.page:
@@ -62,28 +80,76 @@ def publish(run_dir: Path | str, console: Console | None) -> Published:
     return published
 
 
-def _draw(published: Published, stored: Stored, folder: Path) -> None:
-    """Every figure for itself: the reasons for which one may fail (disk, data, fonts) are many."""
+class _Folder:
+    """Where the files go. What the disk refuses is kept, to be said once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._refused: dict[str, list[str]] = {}
+
+    def put(self, name: str, content: bytes | str | None) -> bool:
+        """Write a file whole, or remove it for None; whether the disk let it.
+
+        A file that cannot be written is removed where it can be: that of an earlier report must not pass for this
+        one's.
+        """
+        path = self.path / name
+        try:
+            if content is not None:
+                path.parent.mkdir(exist_ok=True)
+                write_whole(path, content)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            self._refused.setdefault(error.strerror or str(error), []).append(name)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return False
+        return True
+
+    def refused(self, run_dir: Path) -> list[str]:
+        """A sentence for each reason for which files are not there."""
+        return [
+            f"NOT WRITTEN into {self.path}: {', '.join(names)}: {why}. Mend that, or have them elsewhere: "
+            f"python -m stsimdiff report {run_dir} --output FOLDER"
+            for why, names in self._refused.items()
+        ]
+
+
+def _draw(published: Published, stored: Stored, folder: _Folder) -> Iterator[str]:
+    """Names of the figures that were written. Every figure for itself: the reasons for which one may fail are many."""
     from stsimdiff.report import figures
 
-    figures.clear(folder)
+    made = set()
     for name, draw in figures.figures(published.table, stored):
         try:
-            figure = draw()
-            if figure is not None:
-                figures.save(figure, folder, name)
+            drawn = draw()
         except Exception as error:
             log.debug("figure %s", name, exc_info=True)
-            published.unmade.append(f"NOT DRAWN: {folder / name}: {type(error).__name__}: {error}")
+            place = folder.path / FIGURES / name
+            published.unmade.append(f"NOT DRAWN: {place}: {type(error).__name__}: {error}")
+            continue
+        for kind, content in drawn.items():
+            made.add(f"{name}.{kind}")
+            if folder.put(f"{FIGURES}/{name}.{kind}", content):
+                yield f"{name}.{kind}"
+    # Those of an earlier report may be of arms that are no more; no other files.
+    ours = re.compile(rf"({'|'.join(figures.NAMES)})(_\w+)?\.({'|'.join(figures.FORMATS)})")
+    for path in sorted((folder.path / FIGURES).glob("*")):
+        if ours.fullmatch(path.name) and path.name not in made:
+            folder.put(f"{FIGURES}/{path.name}", None)
 
 
-def _write_page(published: Published, stored: Stored, run_dir: Path) -> None:
-    from stsimdiff.report.page import NAME, write_report
+def _write_page(
+    published: Published, stored: Stored, run_dir: Path, folder: _Folder, figures: list[str]
+) -> None:
+    from stsimdiff.report.page import report_page
 
-    # The page of an earlier report must not pass for this one's.
-    (run_dir / NAME).unlink(missing_ok=True)
+    content = None
     try:
-        published.page = write_report(run_dir, published.table, stored)
+        content = report_page(run_dir, published.table, stored, figures)
     except Exception as error:
         log.debug("page", exc_info=True)
-        published.unmade.append(f"NOT WRITTEN: {run_dir / NAME}: {type(error).__name__}: {error}")
+        published.unmade.append(f"NOT WRITTEN: {folder.path / PAGE}: {type(error).__name__}: {error}")
+    if folder.put(PAGE, content) and content is not None:
+        published.page = folder.path / PAGE

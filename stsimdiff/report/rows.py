@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff.budget import KINDS
@@ -39,6 +39,15 @@ TIMES = ("prefill", "compressor", "answer")
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should not be blank")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_not_blank)]
 
 
 class _Error(TypedDict):
@@ -85,7 +94,7 @@ class _Budgeted(TypedDict):
 
 class _Named(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")
-    name: Annotated[str, Field(pattern=r"\S")]
+    name: Name
 
 
 class _Benchmark(_Named):
@@ -98,8 +107,8 @@ class _Record(TypedDict):
     """What ``arm.json`` must hold, and of what kind what it may hold is."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")
-    arm: Annotated[str, Field(pattern=r"\S")]
-    method: Annotated[str, Field(pattern=r"\S")]
+    arm: Name
+    method: Name
     label: str
     budget: dict[str, Any] | None
     model: _Named

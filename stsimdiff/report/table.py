@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stsimdiff.files import write_whole
 from stsimdiff.report import attribution_table, latex, render
 from stsimdiff.report.attribution import Attribution, attributions
 from stsimdiff.report.comparison import NAN, Group, Section
@@ -19,6 +20,7 @@ from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Arm, Stored, read
+from stsimdiff.report.text import csv
 from stsimdiff.terminal import Console
 
 
@@ -87,19 +89,25 @@ def make(run_dir: Path | str, console: Console | None) -> Table:
         DataError: as ``rows.load`` does.
     """
     table = build(read(run_dir))
-    write(table, Path(run_dir))
+    for name, content in files(table).items():
+        if content is None:
+            (Path(run_dir) / name).unlink(missing_ok=True)
+        else:
+            write_whole(Path(run_dir) / name, content)
     if console is not None:
         show(table, console)
     return table
 
 
-def write(table: Table, run_dir: Path) -> None:
-    """Write a table's files into the run's folder."""
-    table.frame().to_csv(run_dir / "table.csv", index=False)
-    table.pairs().to_csv(run_dir / "pairs.csv", index=False)
-    (run_dir / "table.md").write_text(render.markdown(table), encoding="utf-8")
-    (run_dir / "table.tex").write_text(latex.latex(table), encoding="utf-8")
-    attribution_table.write(run_dir, table.attributions, table.anchors)
+def files(table: Table) -> dict[str, str | None]:
+    """The files of a table by name; None for one that a run like this has not."""
+    return {
+        "table.csv": csv(table.frame()),
+        "pairs.csv": csv(table.pairs()),
+        "table.md": render.markdown(table),
+        "table.tex": latex.latex(table),
+        **attribution_table.files(table.attributions, table.anchors),
+    }
 
 
 def show(table: Table, console: Console) -> None:

@@ -1,10 +1,9 @@
 // The interactive plots, of the rows that the filter leaves.
 "use strict";
 {
-  const { plots, looks } = JSON.parse(document.getElementById("data").textContent);
+  const { plots } = JSON.parse(document.getElementById("data").textContent);
   const places = [...document.querySelectorAll(".plot")];
   const kind = document.getElementById("plot-kind");
-  const dashes = ["solid", "dash", "dot", "dashdot"];
   const narrow = matchMedia("(max-width: 50rem)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -18,11 +17,10 @@
     return found;
   }
 
-  function look(row, labels) {
-    const same = [...labels.values()].filter((rows) => rows[0].method === row.method).map((rows) => rows[0].label);
-    const { colour: paint, symbol } = looks[row.method];
+  function look(row) {
+    const { colour: paint, symbol, dash } = row.look;
     return {
-      line: { color: paint, width: 1.5, dash: dashes[same.indexOf(row.label) % dashes.length] },
+      line: { color: paint, width: 1.5, dash },
       marker: { color: paint, symbol, size: symbol === "star" ? 12 : 9, line: { color: paint, width: 2 } },
     };
   }
@@ -32,7 +30,7 @@
     const traces = [...labels].map(([label, members]) => {
       members = [...members].sort((a, b) => a.cost[cost] - b.cost[cost]);
       return {
-        type: "scatter", mode: "lines+markers", name: plain(label), ...look(members[0], labels),
+        type: "scatter", mode: "lines+markers", name: plain(label), ...look(members[0]),
         x: members.map((row) => row.cost[cost]), y: members.map((row) => row.overall),
         text: members.map((row) => `${(100 * row.retention).toPrecision(3)} % budget`),
         hovertemplate: "%{y:.1f} % at %{x:.1f}<br>%{text}<extra>%{fullData.name}</extra>",
@@ -54,10 +52,8 @@
   }
 
   function layerTraces(rows) {
-    const measured = rows.filter((row) => row.layers);
-    const labels = byLabel(measured);
-    return measured.map((row) => ({
-      type: "scatter", mode: "lines+markers", ...look(row, labels),
+    return rows.filter((row) => row.layers).map((row) => ({
+      type: "scatter", mode: "lines+markers", ...look(row),
       name: plain(`${row.label} ${(100 * row.retention).toPrecision(3)} %`),
       x: row.layers.map((_, layer) => layer), y: row.layers,
       hovertemplate: "layer %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",

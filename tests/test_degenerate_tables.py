@@ -1,0 +1,194 @@
+"""Runs with next to nothing in them, and with text that is markup somewhere, have a table, a page and no traceback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from synthetic_run import QUESTIONS, answers, failed, write_arm
+
+from stsimdiff.report import figures
+from stsimdiff.report.publish import publish
+from stsimdiff.report.table import make, show
+from stsimdiff.terminal import Console
+
+EMPTY = dict.fromkeys(
+    ("video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all")
+)
+
+
+def one_video(rows: list[dict]) -> list[dict]:
+    return [row | {"video": "v"} for row in rows]
+
+
+def all_are(right: bool, rows: list[dict]) -> list[dict]:
+    return [row | {"correct": right, "parsed": "B"} for row in rows]
+
+
+def without_numbers(rows: list[dict]) -> list[dict]:
+    return [
+        row | EMPTY | {"times": None, "tokens_per_layer": None, "target": None, "answer": None}
+        for row in rows
+    ]
+
+
+BARE = {"name": "clips", "families": None}
+ARMS = {
+    "only over budget": [("fastv", 0.1, answers(0.6, 0.3)), ("visionzip", 0.1, answers(0.5, 0.2))],
+    "one over budget": [("fastv", 0.1, answers(0.6, 0.3))],
+    "only references": [("none", 1.0, answers(0.9, 1.0)), ("no_video", 1.0, answers(0.3, 0.0))],
+    "only the question": [("no_video", 1.0, answers(0.3, 0.0))],
+    "only failed": [(name, 0.3, [failed(q) for q in QUESTIONS]) for name in ("fastv", "random")],
+    "nothing stored": [("fastv", 0.3, None), ("none", 1.0, None)],
+    "one answer": [("fastv", 0.3, answers(0.6, 0.3)[:1])],
+    "one question": [("fastv", 0.3, answers(0.6, 0.3)[:1]), ("none", 1.0, answers(0.9, 1.0)[:1])],
+    "one video": [("fastv", 0.3, one_video(answers(0.6, 0.3))), ("none", 1.0, one_video(answers(0.9, 1.0)))],
+    "all right": [(name, 0.3, all_are(True, answers(0.6, 0.3))) for name in ("fastv", "random")],
+    "all wrong": [(name, 0.3, all_are(False, answers(0.6, 0.3))) for name in ("fastv", "random")],
+    "no common question": [("fastv", 0.3, answers(0.6, 0.3)[:5]), ("random", 0.3, answers(0.6, 0.3)[5:9])],
+    "no numbers": [
+        (name, kept, without_numbers(answers(0.6, 0.3))) for name, kept in (("fastv", 0.3), ("none", 1.0))
+    ],
+    "no families": [("fastv", 0.3, [row | {"family": None} for row in answers(0.6, 0.3)])],
+    "nothing computed": [("fastv", 0.3, [row | dict.fromkeys(EMPTY, 0) for row in answers(0.6, 0.3)])],
+    "a proposed method over budget": [
+        ("st_simdiff", 0.1, answers(0.6, 0.3)),
+        ("fastv", 0.1, answers(0.5, 0.3)),
+    ],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ARMS)
+def test_degenerate_runs_have_every_output(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method, retention, stored in ARMS[name]:
+        write_arm(tmp_path, method, retention, stored, benchmark=BARE)
+    monkeypatch.setattr(figures, "FORMATS", ("svg",))
+    published = publish(tmp_path, None)
+    assert published.unmade == []
+    for width in (40, 200):
+        console = Console(file=io.StringIO(), width=width)
+        show(published.table, console)
+        assert "None" not in console.file.getvalue().replace("None of the", "")
+    (section,) = published.table.sections
+    assert len(section.rows) == len(ARMS[name])
+    for file in ("table.md", "table.tex", "table.csv", "pairs.csv", "report.html"):
+        text = (tmp_path / file).read_text()
+        assert text and not re.search(r"\bnan\b", text if file != "report.html" else ""), file
+        assert "inf," not in text or file != "table.csv"
+    if name == "only over budget":
+        assert "no method that keeps to its budget has answers" in section.verdicts[0]
+        assert "None of the 1 differences in pairs is shown" in (tmp_path / "table.md").read_text()
+
+
+WORDS = (
+    *(
+        "$",
+        "$x",
+        "$x$ $\\frac{",
+        "   ",
+        "a\nb",
+        "_",
+        "50 %",
+        "a&b",
+        "a|b|c",
+        "<b>",
+        "#",
+        "🙂",
+        "שלום",
+        "\\",
+        "{",
+    ),
+    *(
+        "x" * 300,
+        "=1+1",
+        "-2",
+        "@cmd",
+        "[red]",
+        "\x1b[31m",
+        "\u202e",
+        "a\tb",
+        "^~",
+        "%d",
+        "{{ 7 }}",
+        "\ud800",
+    ),
+)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FORMATS", ("svg",))
+    run = tmp_path / "results $ _ # [b]"
+    every = " ".join(WORDS)
+    about = {"name": f"clips {every}", "families": list(WORDS), "note": every}
+    for word in WORDS:
+        rows = [row | {"family": word, "id": f"{word}{i}"} for i, row in enumerate(answers(0.6, 0.3)[:4])]
+        rows[0] = failed((word, rows[0]["id"], word))
+        rows[0]["error"]["message"] = word
+        model = {"name": f"m {every}", "frames": 8}
+        write_arm(run, "mine", 0.3, rows, label=word, benchmark=about, model=model)
+    console = Console(file=io.StringIO(), width=100)
+    published = publish(run, console)
+    assert published.unmade == []
+    (section,) = published.table.sections
+    assert len(section.rows) == len(WORDS)
+    text = console.file.getvalue()
+    assert "[red]" in text and "\x1b" not in text and "\u202e" not in text
+    with (run / "table.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == len(WORDS)
+    for cell in itertools.chain.from_iterable(line.values() for line in lines):
+        assert not re.match(r"[=@\t\r\n]|[+-](?!\d)", cell or ""), cell
+    assert {line["method"] for line in lines} >= {
+        "$x",
+        "mine",
+        "'=1+1",
+        "'-2",
+        "\\u001b[31m",
+        "\\ud800",
+    }
+    body = (run / "table.tex").read_text()
+    depth = 0
+    for character in re.sub(r"\\[{}\\]", "", body):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0 and not re.search(r"(?<!\\)[#_$^~]", body)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("label", ["$a$", "$\\frac{1", " "])
+def test_labels_break_neither_table_nor_figure(tmp_path: Path, label: str) -> None:
+    for name in (label, f"{label} 2"):
+        write_arm(tmp_path, "mine", 0.3, answers(0.6, 0.3), label=name)
+    assert publish(tmp_path, None).unmade == []
+    shown = " ".join(label.split()) or "mine"
+    assert f"| {shown} |".replace("\\", "\\\\") in (tmp_path / "table.md").read_text().replace("**", "")
+
+
+def test_ids_are_no_formulas_and_no_lines_in_the_attribution(tmp_path: Path) -> None:
+    rename = {0: "=HYPERLINK(1)", 1: "a\nb", 2: "@x", 3: "+1", 4: "-1", 5: "\tx", 6: "|x|", 7: "plain"}
+    settings = {"_target_": "x.STSimDiff", "similarity": True, "difference": True, "pruning": True}
+
+    def rows(right: bool) -> list[dict]:
+        stored = all_are(right, answers(0.6, 0.3)[:8])
+        return [row | {"id": rename[i], "video": rename[i], "family": "f"} for i, row in enumerate(stored)]
+
+    write_arm(tmp_path, "none", 1.0, rows(True))
+    write_arm(tmp_path, "st_simdiff", 0.3, rows(False), compressor=settings)
+    for part in ("similarity", "difference", "pruning"):
+        label = f"st_simdiff {part}=False"
+        write_arm(tmp_path, "st_simdiff", 0.3, rows(True), label=label, compressor=settings | {part: False})
+    make(tmp_path, None)
+    with (tmp_path / "attribution.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert {line["id"] for line in lines} == {
+        *("'=HYPERLINK(1)", "a b", "'@x", "'+1", "'-1", "'x", "|x|", "plain"),
+    }
+    assert len((tmp_path / "attribution.csv").read_text().splitlines()) == 1 + len(rename)
