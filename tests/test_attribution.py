@@ -1,6 +1,7 @@
 """Which part turned an answer: every line and count again from the stored lines, by code of its own."""
 
 import csv
+import io
 import random
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ import recomputed
 from synthetic_run import QUESTIONS, answer, failed, write_arm
 
 from stsimdiff.report.table import make
+from stsimdiff.terminal import Console
 
 PARTS = ("similarity", "difference", "pruning")
 STORED = range(10, 50)
@@ -169,3 +171,59 @@ def test_runs_from_before_a_part_could_be_switched_off_have_it_on(tmp_path: Path
     for path in folder.glob("*/arm.json"):
         path.write_text(path.read_text().replace(', "pruning": true', ""))
     assert len(make(folder, None).attributions) == 1
+
+
+def test_whole_minus_part_off_stands_in_every_output(run: Path, arms) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    table = make(run, console)
+    (one,) = [one for one in table.attributions if one.retention == 0.3]
+    assert list(one.differences) == list(PARTS)
+    text, printed = (run / "attribution.md").read_text(), console.file.getvalue()
+    ids = recomputed.common(recomputed.stored(run))
+    for part, pair in one.differences.items():
+        whole, off = (
+            [arms[name][id_]["correct"] for id_ in ids] for name in ("compressed", f"without_{part}")
+        )
+        points = 100 * (sum(whole) - sum(off)) / len(ids)
+        assert (pair.method, pair.against) == ("st_simdiff", f"st_simdiff {part}=False")
+        assert pair.difference == pytest.approx(points) and pair.ci_low < points < pair.ci_high
+        assert f"| {part} off | {points + 0.0:+.1f} |" in text
+        assert f"st_simdiff minus st_simdiff {part}=False: {points + 0.0:+.1f} points" in printed
+        assert (
+            f"| st_simdiff | st_simdiff {part}=False | {points + 0.0:+.1f} |"
+            in (run / "table.md").read_text()
+        )
+
+
+def test_a_part_off_under_other_settings_is_no_counterpart(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, [])
+    model = {"name": "embedded", "path": "/models/embedded", "frames": 8}
+    for pooling in ("max", "average"):
+        about = {"model": model | {"pooling": pooling}}
+        dice = random.Random(pooling)
+        rows = {
+            name: [answer(q, 0.7, 0.3, 0.3, dice) for q in QUESTIONS] for name in ("none", "whole", *PARTS)
+        }
+        write_arm(tmp_path, "none", 1.0, rows["none"], **about)
+        write_arm(tmp_path, "st_simdiff", 0.3, rows["whole"], compressor=setting(), **about)
+        for part in PARTS:
+            off = setting(**{part: False})
+            write_arm(
+                tmp_path,
+                "st_simdiff",
+                0.3,
+                rows[part],
+                label=f"st_simdiff {part}=False",
+                compressor=off,
+                **about,
+            )
+    found = make(tmp_path, None).attributions
+    assert [one.label for one in found] == [
+        "st_simdiff model.pooling=max",
+        "st_simdiff model.pooling=average",
+    ]
+    for one in found:
+        pooling = one.label.rpartition("=")[2]
+        assert {pair.against for pair in one.differences.values()} == {
+            f"st_simdiff {part}=False model.pooling={pooling}" for part in PARTS
+        }
