@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stsimdiff.errors import RunFailed, UserError, VideoError
 from stsimdiff.evaluate.arms import Arm, Settings
+from stsimdiff.evaluate.changed import UNKNOWN, video_digest
 from stsimdiff.evaluate.failures import failure, once_more
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
@@ -88,10 +89,13 @@ class _Loop:
     def __init__(self, session: Session, task: Any, work: Work, progress: Progress) -> None:
         self.session, self.task, self.work, self.progress = session, task, work, progress
         self.written = self.failures = 0
+        self.digest = UNKNOWN
+        """Of the video whose questions are being answered, as it was before it was read."""
 
     def video(self, path: str, questions: Iterable[Question]) -> None:
         """Encode a video and have all its open questions answered."""
         self.progress.video()
+        self.digest = video_digest(path)
         encoded: EncodedVideo | Exception | SystemExit
         try:
             if path in self.work.unusable:
@@ -130,18 +134,18 @@ class _Loop:
         """Have one question answered by one arm, and store the answer or the reason why there is none."""
         self.progress.arm(arm.label, arm.budget.retention)
         if isinstance(asked, BaseException):
-            self._store(arm, failure(question, asked))
+            self._store(arm, question, failure(question, asked))
             return
         try:
             row = once_more(lambda: self.session.row(self.task, arm, question, asked), self.session.free)
         except (Exception, SystemExit) as error:
-            self._store(arm, failure(question, error))
+            self._store(arm, question, failure(question, error))
             self._went_wrong(error)
         else:
-            self._store(arm, row)
+            self._store(arm, question, row)
 
-    def _store(self, arm: Arm, row: dict[str, Any]) -> None:
-        self.work.stores[arm.id].append(row)
+    def _store(self, arm: Arm, question: Question, row: dict[str, Any]) -> None:
+        self.work.stores[arm.id].append({**row, "of": f"{question.digest}-{self.digest}"})
         self.written += 1
         self.progress.step(failed=row["error"] is not None)
 

@@ -114,12 +114,18 @@ def _data_revision(root: Path) -> str | None:
     if not (root / rows.FILE).is_file():
         return None
     asked = sorted(rows.read(root), key=lambda row: row["id"])
-    videos = sorted({row["video"] for row in asked})
-    say_what_takes_long([root / "videos" / name for name in videos], f"the videos in {root}")
+    videos = {name: root / "videos" / name for name in sorted({row["video"] for row in asked})}
+    if not all(path.exists() for path in videos.values()):
+        from stsimdiff.data.videos import VideoFolder
+
+        # A row may leave out the suffix, or name another one than the file has.
+        found = VideoFolder(root / "videos")
+        videos = {name: path if path.exists() else found.path(name) for name, path in videos.items()}
+    say_what_takes_long(videos.values(), f"the videos in {root}")
     contents = []
-    for name in videos:
+    for name, path in videos.items():
         try:
-            contents.append([name, file_digest(root / "videos" / name)])
+            contents.append([name, file_digest(path)])
         except OSError:
             contents.append([name, None])  # a missing video is said where the videos are looked at
     return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]

@@ -10,7 +10,6 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +26,7 @@ SAID_BY_ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memo
 
 def identity(question: Question) -> dict[str, Any]:
     """The first fields of a stored line: whose sample it is."""
-    return {"id": question.id, "video": Path(question.video).name, "family": question.family}
+    return {"id": question.id, "video": question.video_name, "family": question.family}
 
 
 def failure(question: Question, error: BaseException) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Overlays:
     def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
         self._settings = settings
         self._chosen = chosen(questions, settings.overlays)
-        self._videos = {question.video for question in questions if question.id in self._chosen}
+        self._videos = {q.video: q.video_name for q in questions if q.id in self._chosen}
 
     def lack_frames(self, path: str) -> bool:
         """Whether a question needs the frames of this video and they are not stored yet."""
@@ -90,7 +90,7 @@ class Overlays:
             unfinished.mkdir(parents=True, exist_ok=True)
             for number, jpeg in enumerate(jpegs(frames.pixels)):
                 (unfinished / f"{number:03d}.jpg").write_bytes(jpeg)
-            about = {"video": Path(path).name, "indices": frames.indices, "fps": frames.fps}
+            about = {"video": self._videos[path], "indices": frames.indices, "fps": frames.fps}
             (unfinished / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
             # Another process may have been faster: its folder holds the same.
             with contextlib.suppress(FileExistsError):
@@ -110,7 +110,7 @@ class Overlays:
         """Folder of a video's frames; models that are given other frames of it have another one."""
         settings = self._settings
         shown = [settings.benchmark["name"], settings.benchmark["revision"], settings.benchmark["decoder"]]
-        key = json.dumps([Path(path).name, settings.model["frames"], *shown])
+        key = json.dumps([self._videos[path], settings.model["frames"], *shown])
         stem = re.sub(r"[^\w-]", "_", Path(path).stem)
         return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 

@@ -5,9 +5,13 @@ Everything about a task goes through its own functions: the prompt, the video's 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from stsimdiff.data.benchmarks import by_task
@@ -26,6 +30,8 @@ class Question:
         text: what the user's message says after the video.
         max_new_tokens: as the task's generation settings say.
         document: the task's row, for scoring.
+        named: the video as its row names it, in the folders that the row says; its file's name if not given.
+        content: what of the row decides what is asked and what is right; nothing if not given.
     """
 
     id: str
@@ -34,6 +40,20 @@ class Question:
     text: str
     max_new_tokens: int
     document: Mapping[str, Any]
+    named: str = ""
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def video_name(self) -> str:
+        """The video as stored lines name it: the same wherever the data lies, and another for another video."""
+        return self.named or Path(self.video).name
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hex digits of the question as it is put to a model, and of its right answer."""
+        said = [self.text, self.family, self.content]
+        text = json.dumps(said, sort_keys=True, default=str, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,23 @@ def question_from(
         text=text,
         max_new_tokens=int(settings.get("max_new_tokens", 16)),
         document=document,
+        named=str(document.get("named") or ""),
+        content=_content(task, document),
     )
+
+
+def _content(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row decides what is asked and what is right: nothing that depends on where its files lie."""
+    public = by_task(task.config.task)
+    if public:
+        return {name: document[name] for name in public.columns if name in document}
+    return {name: value for name, value in document.items() if name != "path" and _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def all_questions(task: Any, limit: int | None, families: Iterable[str] | None) -> list[Question]:

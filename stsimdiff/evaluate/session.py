@@ -24,6 +24,7 @@ from stsimdiff.engine import Compression, Trace
 from stsimdiff.errors import DataError, RunFailed, Stopped
 from stsimdiff.evaluate.answering import Work, answer_all, share
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
+from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.features import FeatureCache
 from stsimdiff.evaluate.limits import TimeLimit, sigterm_raises
@@ -361,6 +362,7 @@ def answer_missing(
             record = arm_record(arm, settings, {})
             store = ArmStore(settings.folder / arm.folder, record, processes.shard, processes.launch)
             stores[arm.id] = stack.enter_context(store)
+        withdraw_changed(stores, questions, partial(_not_asked, settings, task, questions, processes))
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
@@ -372,6 +374,19 @@ def answer_missing(
             if work.missing[arm.id]:
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
         return answer_all(session, task, work, processes)
+
+
+def _not_asked(
+    settings: Settings, task: Any, questions: Sequence[Question], processes: Processes
+) -> list[Question]:
+    """The questions of the data that this run does not ask, for the first of its processes; none for the others."""
+    if processes.rank > 0:
+        return []
+    asked = questions
+    if processes.world > 1:
+        asked = all_questions(task, settings.limit, settings.benchmark.get("families"))
+    ids = {question.id for question in asked}
+    return [question for question in all_questions(task, None, None) if question.id not in ids]
 
 
 def _report(settings: Settings) -> list[str]:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import lock
@@ -25,10 +25,26 @@ log = logging.getLogger(__name__)
 RECORD = "arm.json"
 SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
 BEGIN, END = b'{"id": "', b', "error": null}'
+TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})", "error": null\}$')
 """How the line of an answer begins and ends as it is written here. Opening a store reads no more than that of it, so
 that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
 Row = dict[str, Any]
+
+
+class State(NamedTuple):
+    """What the lines of a sample say.
+
+    Attributes:
+        answered: whether one of them is an answer.
+        of: digests of the question and the video that it is of; ``None`` where the line says none.
+        asking: how often earlier lines were withdrawn.
+    """
+
+    answered: bool
+    of: str | None = None
+    asking: int = 0
+
 
 sync = getattr(os, "fdatasync", os.fsync)
 """Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
@@ -64,7 +80,9 @@ class ArmStore:
         self._path = self.folder / ("answers.jsonl" if world == 1 else f"answers.{rank}-of-{world}.jsonl")
         self._lock = Lock(self.folder / f".lock.{rank}-of-{world}", launch)
         self._descriptor = -1
-        self._answered: dict[str, bool] = {}
+        self.states: dict[str, State] = {}
+        """Of each sample that has a line that counts."""
+        self._asking: dict[str, int] = {}
 
     def __enter__(self) -> ArmStore:
         try:
@@ -76,7 +94,7 @@ class ArmStore:
             self._refuse_other_splits()
             write_record(self.folder, self.record)
             self._open()
-            self._answered = _read_states(self.folder)
+            self.states, self._asking = _read_states(self.folder)
         except BaseException:
             self.close()
             raise
@@ -104,10 +122,27 @@ class ArmStore:
         """
         if self._descriptor < 0:
             raise ValueError(f"{self._path} is not open")
-        if self._answered.get(row["id"]):
+        if row["id"] in self.states and self.states[row["id"]].answered:
             raise ValueError(f"{self._path}: sample {row['id']!r} has an answer already")
-        between = {name: value for name, value in row.items() if name not in ("id", "error")}
-        line = _json({"id": row["id"], **between, "error": row.get("error")}, allow_nan=False) + b"\n"
+        asking = self._asking.get(row["id"], 0)
+        ends = {"asking": asking} if asking else {}
+        ends |= {"of": row["of"]} if "of" in row else {}
+        between = {name: value for name, value in row.items() if name not in ("id", "error", *ends)}
+        line = _json({"id": row["id"], **between, **ends, "error": row.get("error")}, allow_nan=False) + b"\n"
+        self._write(line)
+        self.states[row["id"]] = State(_succeeded(row), row.get("of"), asking)
+
+    def withdraw(self, sample: str, why: str) -> None:
+        """Have a sample asked again, though it has a line: none of its lines so far counts any more.
+
+        Raises:
+            DataError: as :meth:`append` does.
+        """
+        asking = self.states.pop(sample).asking
+        self._write(_json({"withdrawn": asking, "id": sample, "why": why}) + b"\n")
+        self._asking[sample] = asking + 1
+
+    def _write(self, line: bytes) -> None:
         before = None
         try:
             state = os.fstat(self._descriptor)
@@ -121,10 +156,9 @@ class ArmStore:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, before)
             raise DataError(
-                f"cannot write {self._path}: {error.strerror}; the {len(self._answered)} answers before it are kept, "
+                f"cannot write {self._path}: {error.strerror}; the {len(self.states)} answers before it are kept, "
                 "start the same run again to go on"
             ) from error
-        self._answered[row["id"]] = _succeeded(row)
 
     def set_record(self, record: Row) -> None:
         """Write ``arm.json`` again, now that the provenance is known; see :func:`write_record`."""
@@ -133,7 +167,7 @@ class ArmStore:
 
     def done(self, retry_failed: bool = False) -> set[str]:
         """Ids that need no answer: answered in any shard, and failed ones too unless ``retry_failed``."""
-        return {sample for sample, succeeded in self._answered.items() if succeeded or not retry_failed}
+        return {sample for sample, state in self.states.items() if state.answered or not retry_failed}
 
     def _open(self) -> None:
         try:
@@ -178,9 +212,15 @@ def write_record(folder: Path, record: Row) -> None:
                 f"{path} is of arm {known.get('arm')}, not {record['arm']}; choose another run=NAME"
             )
         origin, resumed = known.get("provenance"), known.get("resumed", [])
+        # Whose answers do not fit the data as it is now are withdrawn: those that count are of this revision.
+        moved = "benchmark" in record and _revision(known) != _revision(record)
+        if moved:
+            known = {**known, "benchmark": record["benchmark"]}
         if not record["provenance"] or record["provenance"] in (origin, *resumed):
-            return
-        if origin:
+            if not moved:
+                return
+            record = known
+        elif origin:
             record = {**known, "resumed": [*resumed, record["provenance"]]}
     temporary = folder / f".{RECORD}.{os.getpid()}"
     try:
@@ -194,6 +234,10 @@ def write_record(folder: Path, record: Row) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _revision(record: Row) -> Any:
+    return (record.get("benchmark") or {}).get("revision")
 
 
 def read_record(folder: Path) -> Row:
@@ -222,8 +266,9 @@ def read_answers(folder: Path) -> list[Row]:
 def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:
     """The line that counts for each sample of an arm, and its place, in the order they were first given.
 
-    An answer supersedes the failures of the same sample, a later failure an earlier one, nothing an answer. A torn
-    last line of a shard is left out: its writer was stopped, or is still at it.
+    An answer supersedes the failures of the same sample, a later failure an earlier one, nothing an answer. A line
+    ``withdrawn`` takes back those of its sample up to that asking, in whichever shard they are. A torn last line of a
+    shard is left out: its writer was stopped, or is still at it.
 
     Args:
         folder: of the arm.
@@ -233,23 +278,43 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
     counted: dict[str, tuple[str, Row]] = {}
+    withdrawn: dict[str, int] = {}
     said = [] if notes is None else notes
     for path in shards(folder):
         for number, line in _lines(path, said):
             row, place = _parsed(path, number, line), f"{path}:{number}"
+            if "withdrawn" in row:
+                withdrawn[row["id"]] = max(_asking(row, place), withdrawn.get(row["id"], -1))
+                continue
             earlier = counted.get(row["id"])
-            if earlier is None or not _succeeded(earlier[1]):
+            later = 1 if earlier is None else _asking(row, place) - _asking(earlier[1], earlier[0])
+            if later > 0 or (later == 0 and not _succeeded(earlier[1])):
                 counted[row["id"]] = (place, row)
-            elif _succeeded(row):
+            elif later == 0 and _succeeded(row):
                 said.append(
                     f"{place}: question {row['id']!r} is answered in {earlier[0]} already; that one counts"
                 )
-    return counted
+    return {
+        sample: (place, row)
+        for sample, (place, row) in counted.items()
+        if _asking(row, place) > withdrawn.get(sample, -1)
+    }
+
+
+def _asking(row: Row, place: str) -> int:
+    """Number of the asking that a line answers, or withdraws."""
+    name = "withdrawn" if "withdrawn" in row else "asking"
+    number = row.get(name, 0)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise DataError(
+            f"{place}: {name}={number!r:.100}; allowed: a whole number from 0; remove the line to go on"
+        )
+    return number
 
 
 def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
     """Ids that need no answer in an arm's folder, as :meth:`ArmStore.done`, without opening it for writing."""
-    return {sample for sample, succeeded in _read_states(folder).items() if succeeded or not retry_failed}
+    return {sample for sample, state in _read_states(folder)[0].items() if state.answered or not retry_failed}
 
 
 def arm_folders(run: Path) -> list[Path]:
@@ -262,28 +327,41 @@ def shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("answers*.jsonl") if SHARD.fullmatch(path.name))
 
 
-def _read_states(folder: Path) -> dict[str, bool]:
-    """Of each sample that has a line whether one of its lines is an answer."""
-    states: dict[str, bool] = {}
+def _read_states(folder: Path) -> tuple[dict[str, State], dict[str, int]]:
+    """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
+    states: dict[str, State] = {}
+    withdrawn: dict[str, int] = {}
     for path in shards(folder):
         for number, line in _lines(path):
-            answered = _answered_id(line)
-            if answered is not None:
-                states[answered] = True
-            else:
-                row = _parsed(path, number, line)
-                states[row["id"]] = states.get(row["id"], False) or _succeeded(row)
-    return states
+            sample, state = _answered(line) or (None, None)
+            if state is None:
+                row, place = _parsed(path, number, line), f"{path}:{number}"
+                sample = row["id"]
+                if "withdrawn" in row:
+                    withdrawn[sample] = max(_asking(row, place), withdrawn.get(sample, -1))
+                    continue
+                state = State(_succeeded(row), row.get("of"), _asking(row, place))
+            earlier = states.get(sample)
+            later = 1 if earlier is None else state.asking - earlier.asking
+            if later > 0 or (later == 0 and not earlier.answered):
+                states[sample] = state
+    counting = {sample: state for sample, state in states.items() if state.asking > withdrawn.get(sample, -1)}
+    return counting, {sample: number + 1 for sample, number in withdrawn.items()}
 
 
-def _answered_id(line: bytes) -> str | None:
-    """The id in the line of an answer, or ``None`` where the line has to be parsed to know."""
+def _answered(line: bytes) -> tuple[str, State] | None:
+    """The sample of an answer's line and its state, or ``None`` where the line has to be parsed to know."""
     if not (line.startswith(BEGIN) and line.endswith(END)):
         return None
     end = line.find(b'", ', len(BEGIN))
     name = line[len(BEGIN) : end]
-    plain = end > 0 and name.isascii() and b'"' not in name and b"\\" not in name
-    return name.decode() if plain else None
+    if not (end > 0 and name.isascii() and b'"' not in name and b"\\" not in name):
+        return None
+    tail = TAIL.search(line[-120:])
+    if tail is None:
+        # A line without digests says nothing of an asking either.
+        return (name.decode(), State(True)) if b'"asking": ' not in line[-120:] else None
+    return name.decode(), State(True, tail[2].decode(), int(tail[1] or 0))
 
 
 def _lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, bytes]]:

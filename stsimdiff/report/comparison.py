@@ -260,7 +260,7 @@ class Group:
         if unscored:
             names = "all arms" if len(unscored) == len(begun) else ", ".join(unscored)
             notes.append(f"No metrics.json, so lmms-eval's own aggregation has not run yet: {names}.")
-        return [*notes, *self._stock(members), *self._by_name(members)]
+        return [*notes, *self._stock(members), *self._by_name(members), *self._of_other_data(members)]
 
     def _stock(self, members: list[Arm]) -> list[str]:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
@@ -288,6 +288,21 @@ class Group:
         return [
             "Stored by an earlier version, which knows a video by the name of its file alone, so that two of one name "
             f"in different folders count as one: {names}."
+        ]
+
+    def _of_other_data(self, members: list[Arm]) -> list[str]:
+        """A warning where a question or its video was not the same for all arms that answered it."""
+        rows = pd.concat([self.stored[arm.id] for arm in members])
+        rows = rows[~rows["failed"] & rows["of"].notna()]
+        kinds = rows.groupby("id")["of"].nunique()
+        changed = list(kinds.index[kinds > 1])
+        if not changed:
+            return []
+        named = ", ".join(map(printable, changed[:3]))
+        named += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return [
+            f"ROWS DIFFER in what was asked: the question or the video of {named} changed between the arms; the same "
+            "run started again asks it anew."
         ]
 
     def _place(self, arm: Arm) -> tuple:

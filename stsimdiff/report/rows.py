@@ -306,6 +306,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_per_layer": row.get("tokens_per_layer"),
         "reasons": row.get("reasons"),
         "overlay": row.get("overlay"),
+        "of": row.get("of"),
         **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
         "failed": error is not None,
         "error_type": _printable(error.get("type")) if error else None,

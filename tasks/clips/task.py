@@ -42,7 +42,9 @@ class ClipsTask(ConfigurableMessagesTask):
         for row in found:
             # A user's row may leave out the suffix, or name another one than the file has.
             path = root / "videos" / row["video"]
-            row["path"] = str((path if path.exists() else videos.path(row["video"])).resolve())
+            path = path if path.exists() else videos.path(row["video"])
+            row["path"] = str(path.resolve())
+            row["named"] = path.relative_to(root / "videos").as_posix()
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(found)})
         self.dataset_no_image = self.dataset
 

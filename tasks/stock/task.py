@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import PurePosixPath
 from typing import Any
 
 import datasets
@@ -11,7 +12,7 @@ from lmms_eval.utils import load_yaml_config
 
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.rows import place_of, read_rows
-from stsimdiff.data.videos import VideoFolder
+from stsimdiff.data.videos import SUFFIXES, VideoFolder
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.parsing import LETTERS, parse_letter
 
@@ -54,7 +55,10 @@ class StockTask(ConfigurableMessagesTask):
             name, family = self.benchmark.video(row), self.benchmark.family(row)
             asked[name] += 1
             id_ = row[self.benchmark.id] if self.benchmark.id else f"{name}-{asked[name]}"
-            row |= {"id": str(id_), "family": family, "path": str(videos.path(name))}
+            path = videos.path(name)
+            named = name if PurePosixPath(name).suffix.lower() in SUFFIXES else f"{name}{path.suffix}"
+            row |= {"id": str(id_), "family": family, "path": str(path)}
+            row["named"] = PurePosixPath(named).as_posix()
         # The files are small: read as they are, they need no copy in a cache.
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
