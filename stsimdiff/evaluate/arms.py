@@ -24,7 +24,7 @@ from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, settings_from_config
-from stsimdiff.evaluate.values import suggestion
+from stsimdiff.evaluate.values import suggestion, told
 from stsimdiff.source import version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
@@ -60,6 +60,8 @@ class Arm:
         id: 12 hex digits: hash of everything that can change an answer, the code of the method and of what lies
             under it included.
         code: version of the method's code, as ``stsimdiff.compressors.code_version`` gives it.
+        told: the parameters as they may be stored and shown, where that differs: see
+            :func:`stsimdiff.evaluate.values.told`.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Arm:
     budget: Budget
     id: str
     code: str
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -103,14 +106,17 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
     method, code = _method_name(cls), compressors.code_version(cls)
+    shown = told(cfg, "compressor")
+    safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
     return [
         Arm(
             method=method,
-            label=_label(method, compressor, settings.seed),
+            label=_label(method, compressor, settings.seed, safe),
             compressor=config,
             budget=budget,
             id=_identity(config, budget, code, settings),
             code=code,
+            told=safe,
         )
     ]
 
@@ -122,7 +128,7 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "arm": arm.id,
         "method": arm.method,
         "label": arm.label,
-        "compressor": arm.compressor,
+        "compressor": {**arm.compressor, **arm.told},
         "budget": dataclasses.asdict(arm.budget),
         "model": settings.model,
         "benchmark": settings.benchmark,
@@ -144,11 +150,12 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _label(method: str, compressor: Compressor, seed: int) -> str:
+def _label(method: str, compressor: Compressor, seed: int, safe: Mapping[str, Any]) -> str:
     parts = [method]
     for field in dataclasses.fields(compressor):
         value = getattr(compressor, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
+            value = safe.get(field.name, value)
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{field.name}={shown}")
     if seed and not any(part.startswith("seed=") for part in parts):

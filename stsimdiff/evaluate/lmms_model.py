@@ -5,6 +5,8 @@ It is one arm of the same session that ``python -m stsimdiff`` runs, with the sa
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -17,6 +19,7 @@ from stsimdiff.evaluate.model_settings import MODEL
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.session import Session, answer_missing
 from stsimdiff.evaluate.store import read_answers
+from stsimdiff.evaluate.task_files import asked_generation
 from stsimdiff.resources import folder
 
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
@@ -74,7 +77,10 @@ class StSimDiff(lmms):
         self._check(overrides)
         self.session: Session | None = None
 
-    def _check(self, overrides: list[str]) -> tuple[Settings, Arm]:
+    def _check(
+        self, overrides: list[str], task: Any = None, generation: Mapping[str, Any] | None = None
+    ) -> tuple[Settings, Arm]:
+        """Settings and arm of these overrides, and of the generation settings that lmms-eval gives with questions."""
         from hydra import compose, initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
@@ -85,6 +91,10 @@ class StSimDiff(lmms):
         with errors_as_messages(overrides), initialize_config_dir(str(folder("configs")), version_base="1.3"):
             config = compose("config", overrides)
             settings = settings_from_config(config)
+            if generation is not None:
+                asked = _asked(generation, settings.benchmark["generation"], task)
+                benchmark = {**settings.benchmark, "generation": asked}
+                settings = dataclasses.replace(settings, benchmark=benchmark)
             return settings, arms_from_config(config, settings)[0]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -95,16 +105,19 @@ class StSimDiff(lmms):
                 failed sample must not be scored.
         """
         by_task: dict[str, list[tuple[Any, Question]]] = {}
+        generations: dict[str, Mapping[str, Any]] = {}
         for request in requests:
             _, doc_to_messages, generation, number, task_name, split = request.args
             task = doc_to_messages.__self__
             document = self.task_dict[task_name][split][number]
+            generations.setdefault(task_name, generation)
             by_task.setdefault(task_name, []).append(
                 (task, question_from(task, document, number, generation))
             )
         answers: dict[tuple[str, str], str] = {}
         for task_name, asked in by_task.items():
-            answers.update(self._answer(task_name, asked[0][0], [question for _, question in asked]))
+            questions = [question for _, question in asked]
+            answers.update(self._answer(task_name, asked[0][0], questions, generations[task_name]))
         keys = [(name, question.id) for name, asked in by_task.items() for _, question in asked]
         missing = [key for key in keys if key not in answers]
         if missing:
@@ -114,14 +127,18 @@ class StSimDiff(lmms):
             )
         return [answers[key] for key in keys]
 
-    def _answer(self, name: str, task: Any, questions: list[Question]) -> dict[tuple[str, str], str]:
+    def _answer(
+        self, name: str, task: Any, questions: list[Question], generation: Mapping[str, Any]
+    ) -> dict[tuple[str, str], str]:
         # lmms-eval has built the task, and so chosen the prompt, before it asks this model anything.
         settings, arm = self._check(
             [
                 *self.overrides,
                 f"benchmark={_benchmark_of(name)}",
                 f"benchmark.prompt={getattr(task, 'prompt', 'default')}",
-            ]
+            ],
+            task,
+            generation,
         )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         rows = read_answers(settings.folder / arm.folder)
@@ -129,7 +146,10 @@ class StSimDiff(lmms):
 
     def _open(self, settings: Settings) -> Session:
         # Loaded once, for all tasks of an evaluation and for the evaluations after it.
-        self.session = self.session or Session(settings)
+        if self.session is None:
+            self.session = Session(settings)
+        # Another task has its own decoder, and its own end of an answer.
+        self.session.settings = self.session.features.settings = settings
         return self.session
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -146,6 +166,15 @@ class StSimDiff(lmms):
 
     def clean(self) -> None:
         """Keep the model: lmms-eval calls this after each evaluation, and a second one must still find it."""
+
+
+def _asked(given: Mapping[str, Any], own: Mapping[str, Any], task: Any) -> dict[str, Any]:
+    """How long answers may be, as a task says it or ``--gen_kwargs``; raises as :func:`asked_generation`."""
+    said = dict(given)
+    # Where a task's file says no text that ends an answer, lmms-eval fills in the one between its examples.
+    if not own["until"] and said.get("until") in (None, [task.config.fewshot_delimiter]):
+        said.pop("until", None)
+    return asked_generation(said, "--gen_kwargs")
 
 
 def _benchmark_of(task: str) -> str:

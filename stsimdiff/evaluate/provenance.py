@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,18 @@ from typing import Any
 PACKAGES = ("stsimdiff", "torch", "transformers", "lmms_eval", "numpy", "decord", "av", "torchcodec")
 
 
-def provenance(model: dict[str, str], seed: int, data: str | None) -> dict[str, Any]:
-    """Versions, device and revisions. ``model`` is what the family says of itself after loading."""
+def provenance(
+    model: dict[str, str], seed: int, data: str | None, generation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Versions, device and revisions.
+
+    Args:
+        model: what the family says of itself after loading.
+        seed: of everything random.
+        data: revision of the data.
+        generation: what of the checkpoint and of the task decides greedy answers and their length.
+    """
+    said = ", ".join(f"{name}={value}" for name, value in (generation or {}).items() if value)
     return {
         "versions": versions(PACKAGES) | {"python": platform.python_version()},
         "device": model["device"],
@@ -23,6 +33,7 @@ def provenance(model: dict[str, str], seed: int, data: str | None) -> dict[str, 
         "git": git_revision(),
         "seed": seed,
         "data": data,
+        "generation": said or None,
     }
 
 

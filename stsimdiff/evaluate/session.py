@@ -369,7 +369,12 @@ def answer_missing(
         session = open_session(settings)
         session.check(arms)
         session.overlays = overlays or Overlays(settings, questions)
-        origin = provenance(session.family.describe(), settings.seed, settings.benchmark.get("revision"))
+        generation = {
+            **(settings.model.get("generation") or {}),
+            **settings.benchmark.get("generation", {}),
+        }
+        described, revision = session.family.describe(), settings.benchmark.get("revision")
+        origin = provenance(described, settings.seed, revision, generation)
         for arm in arms:
             if work.missing[arm.id]:
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))

@@ -15,7 +15,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.evaluate.benchmark_settings import benchmark_settings, choose_data, choose_prompt
 from stsimdiff.evaluate.model_settings import model_settings
-from stsimdiff.evaluate.values import number_above, one_of, only, whole
+from stsimdiff.evaluate.values import number_above, one_of, only, told, whole
 from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
@@ -113,6 +113,10 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     given, asked = plain(cfg.model), plain(cfg.benchmark)
     choose_prompt(given.pop("prompts", None), asked)
     choose_data(cfg.data, asked)
+    for group, names in ((given, ("name",)), (asked, ("name", "note"))):
+        # Free text that is stored and shown.
+        safe = told(cfg, "model" if group is given else "benchmark")
+        group |= {name: safe[name] for name in names if name in group}
     model, benchmark = _together(
         lambda: model_settings(given, needs_weights=not cfg.plan),
         lambda: benchmark_settings(asked, needs_data=not cfg.plan),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.errors import ConfigError
+
+ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)")
+"""A variable of the environment in a value of the configuration."""
 
 
 def suggestion(wrong: str, right: Iterable[str]) -> str:
@@ -50,6 +55,32 @@ def whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: i
     if wrong or (most is not None and value > most):
         also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
         raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
+    return value
+
+
+def told(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """A group's values as they may be stored: a text taken from the environment stands there as it was written.
+
+    It may be a password or a token. ``"x${oc.env:KEY}"`` stays that, whatever else it refers to is filled in.
+    """
+    written = OmegaConf.to_container(cfg, resolve=False)
+    names = set(ENVIRONMENT.findall(str(written)))
+    values = {os.environ[name]: f"${{oc.env:{name}}}" for name in names if os.environ.get(name)}
+    found = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+    return {
+        key: _hidden(value, values) if "${" in str(written[group][key]) else value
+        for key, value in found.items()
+    }
+
+
+def _hidden(value: Any, values: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hidden(item, values) for item in value]
+    if isinstance(value, str):
+        for said in sorted(values, key=len, reverse=True):
+            value = value.replace(said, values[said])
     return value
 
 

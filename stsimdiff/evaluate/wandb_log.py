@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ from stsimdiff.terminal import say
 
 MARKER = "wandb.json"
 """In an arm's folder: what was logged last, so that a second call logs only what has changed."""
+
+UID = ".run.json"
+"""In a run's folder: what tells it from other folders of the same name."""
 
 DATA_FOLDER = "WANDB_DATA_DIR"
 """Names where sample tables wait for their upload; W&B would put them into the home directory."""
@@ -242,7 +246,39 @@ def _check_file(folder: Path) -> None:
 
 
 def _run_id(page: _Page, run_dir: Path) -> str:
-    return hashlib.sha256(f"{run_dir.resolve().name}/{page.arm.id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_uid(run_dir)}/{page.arm.id}".encode()).hexdigest()[:16]
+
+
+def _uid(run_dir: Path) -> str:
+    """What tells this run's folder from every other, made once: it goes with the folder, and a copy gets its own.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    file, here = run_dir / UID, str(run_dir.resolve())
+    told = _told(file)
+    if told is not None and told["folder"] == here:
+        return told["uid"]
+    origin = Path(told["folder"]) / UID if told else None
+    moved = origin is not None and _told(origin) != told
+    found = {"uid": told["uid"] if moved else secrets.token_hex(16), "folder": here}
+    unfinished = file.with_name(f"{UID}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    # Of several processes the last one decides for all.
+    return (_told(file) or found)["uid"]
+
+
+def _told(file: Path) -> dict[str, str] | None:
+    """What a folder's file says of it; ``None`` where it is absent or broken."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return {"uid": str(told["uid"]), "folder": str(told["folder"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
