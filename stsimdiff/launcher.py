@@ -13,6 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
@@ -28,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff import compressors
 from stsimdiff.errors import ConfigError, Missing, RunFailed, Stopped, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
-from stsimdiff.evaluate.values import suggestion
-from stsimdiff.models.presence import absent
+from stsimdiff.evaluate.values import obstacle, suggestion
+from stsimdiff.models.presence import absent, unready
 from stsimdiff.ranks import ranks
 from stsimdiff.resources import folder
 from stsimdiff.words import arm_words, settled
@@ -226,7 +227,7 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
                 missing += error.parts
         found.append(known[key])
     if missing:
-        raise Missing(missing + _absent_weights(configurations))
+        raise Missing(missing + _absent_weights(configurations) + _unwritable(filter(None, found)))
     return found
 
 
@@ -246,8 +247,9 @@ def planned(passes: Sequence[Pass]) -> bool:
 
 
 def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
-    """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack."""
-    if lacking := _absent_weights(configurations):
+    """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack, or a
+    folder cannot be made."""
+    if lacking := _absent_weights(configurations) + _unwritable(one.settings for one in passes):
         raise Missing(lacking)
     if len(passes) > 1:
         from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
@@ -260,7 +262,25 @@ def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     asked = dict.fromkeys(
         (cfg.model.family, cfg.model.path) for cfg in configurations if cfg.plan is not True
     )
-    return [said for family, path in asked for said in absent(family, path)]
+    return [said for family, path in asked for said in (*absent(family, path), *unready(family, path))]
+
+
+def _unwritable(asked: Iterable[Settings]) -> list[str]:
+    """The folders that a run could not write, a sentence each; nothing is made."""
+    found: dict[str, None] = {}
+    for settings in asked:
+        if settings.plan:
+            continue
+        place, cache = settings.folder, settings.cache["folder"]
+        if why := obstacle(place):
+            found[
+                f"results={place.parent} cannot hold the run {place.name}: {why}; name another results=FOLDER"
+            ] = None
+        if cache and (why := obstacle(Path(cache))):
+            found[
+                f"cache.folder={cache} cannot be used: {why}; name a folder that can be written, or null"
+            ] = None
+    return list(found)
 
 
 class BatchLauncher(Launcher):

@@ -18,6 +18,7 @@ import pytest
 
 from stsimdiff.data import __main__ as command
 from stsimdiff.data import archives
+from stsimdiff.data.benchmarks import VIDEOMME
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.lock import Lock
@@ -341,3 +342,37 @@ def test_a_pointer_in_place_of_a_video(tmp_path: Path, capsys) -> None:
     assert command.main(["videomme", "--data", str(root)]) == 2
     said = capsys.readouterr().err
     assert "mini0.mp4 is a Git LFS pointer" in said and "git lfs pull" in said
+
+
+def shards(root: Path, count: int) -> list[Path]:
+    """The miniature's questions in several files."""
+    import pyarrow.parquet
+
+    whole = root / "videomme" / "test-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(whole)
+    whole.unlink()
+    size, files = -(-len(table) // count), []
+    for number in range(count):
+        files.append(whole.with_name(f"test-{number:05d}-of-{count:05d}.parquet"))
+        pyarrow.parquet.write_table(table.slice(number * size, size), files[-1])
+    return files
+
+
+def test_a_lost_file_of_the_questions_is_named(tmp_path: Path) -> None:
+    root = shutil.copytree(MINIATURES / "videomme", tmp_path / "videomme")
+    first, second = shards(root, 2)
+    assert VIDEOMME.question_files(root) == [first, second]
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(
+        DataError,
+        match="one of 2 files .*, and test-00001-of-00002.parquet beside it is missing",
+    ):
+        VIDEOMME.question_files(root)
+    second.write_bytes(LFS)
+    with pytest.raises(DataError, match=f"{second} is a Git LFS pointer"):
+        VIDEOMME.question_files(root)
+    second.write_bytes(content)
+    first.unlink()
+    with pytest.raises(DataError, match="test-00000-of-00002.parquet beside it is missing"):
+        VIDEOMME.question_files(root)

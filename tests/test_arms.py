@@ -212,7 +212,9 @@ def composed_by_command_line(monkeypatch, *arguments: str, failure=None) -> list
     """The passes that a command line would run, without running them; each raises ``failure`` if there is one."""
     passes: list[tuple[Settings, list[Arm]]] = []
 
-    def run_arms(settings: Settings, arms: list[Arm], shared: object, *, report: bool) -> None:
+    def run_arms(
+        settings: Settings, arms: list[Arm], shared: object, *, report: bool, processes: object
+    ) -> None:
         passes.append((settings, arms))
         if failure is not None:
             raise failure
@@ -220,6 +222,8 @@ def composed_by_command_line(monkeypatch, *arguments: str, failure=None) -> list
     session = types.ModuleType("stsimdiff.evaluate.session")
     session.run_arms = run_arms
     monkeypatch.setitem(sys.modules, session.__name__, session)
+    # The checkpoint of these tests has a fingerprint, and no weights.
+    monkeypatch.setattr("stsimdiff.launcher.check_presence", lambda *rest: None)
     monkeypatch.setattr(sys, "argv", ["stsimdiff", *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
     cli.main()

@@ -113,9 +113,12 @@ def test_what_a_checkpoint_lacks(tmp_path: Path, monkeypatch) -> None:
     for file in model.glob("*.safetensors*"):
         file.unlink()
     assert "holds no safetensors weights" in absent("llava_video", model)[0]
-    (model / "llm").mkdir()
-    shutil.copy(GOLDEN / "config.json", model / "llm")
-    (model / "llm" / "model.safetensors").touch()
+    # NVILA's weights lie in folders of their own.
+    (model / "config.json").write_text('{"model_type": "llava_llama"}')
+    for part in ("llm", "vision_tower", "mm_projector"):
+        (model / part).mkdir()
+        shutil.copy(GOLDEN / "config.json", model / part)
+        shutil.copy(embedded_checkpoint() / "model.safetensors", model / part)
     assert absent("nvila", model) == []
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data import cache_folder
+from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.parsing import LETTERS
 
@@ -130,7 +131,8 @@ class Benchmark:
             try:
                 schema = pyarrow.parquet.read_schema(file)
             except (OSError, pyarrow.ArrowException) as error:
-                raise DataError(f"{file} is no readable parquet file: {error}") from error
+                said = stand_in(file) or f"no readable parquet file: {error}"
+                raise DataError(f"{file} is {said}") from error
             seen.append(f"{file.relative_to(root)} ({', '.join(schema.names)})")
             if set(self.columns) <= set(schema.names) and self._offered(file, root):
                 fitting.append(file)
@@ -138,6 +140,7 @@ class Benchmark:
         # MLVU's two splits have the same columns; below one folder, their kinds of questions tell them apart.
         chosen = _once([file for file in fitting if self._kinds(file) <= set(self.families)] or fitting)
         if chosen:
+            _refuse_lost_shards(chosen, fitting)
             return chosen
         what = "its public subset" if self.name == "egoschema" else f"split {self.split}"
         raise DataError(
@@ -172,6 +175,23 @@ class Benchmark:
 
 OTHER_CONFIGS = {"generation", "mc", "mc_ppl"}
 """EgoSchema's folders of the full set."""
+
+
+def _refuse_lost_shards(chosen: list[Path], fitting: list[Path]) -> None:
+    """Raise :class:`DataError` where a file's name says that there are others, and one of them holds no questions."""
+    for file in chosen:
+        shard = re.fullmatch(r"(.*-)(\d+)-of-(\d+)(\.\w+)", file.name)
+        if shard is None:
+            continue
+        names = [f"{shard[1]}{n:0{len(shard[2])}}-of-{shard[3]}{shard[4]}" for n in range(int(shard[3]))]
+        lost = [name for name in names if file.with_name(name) not in fitting]
+        if lost:
+            there = [name for name in lost if file.with_name(name).exists()]
+            what = "holds no such questions" if there else "is missing"
+            raise DataError(
+                f"{file} is one of {int(shard[3])} files with the questions, and {', '.join(there or lost)} beside it "
+                f"{what}: fetch it again, or give a file that is whole another name"
+            )
 
 
 def _once(files: list[Path]) -> list[Path]:

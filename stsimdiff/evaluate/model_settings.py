@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.checkpoint_files import fingerprint, generation
 from stsimdiff.evaluate.values import one_of, only
@@ -32,7 +33,7 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
         DataError: for a checkpoint that is not there, unless a plan can do without it.
     """
     from stsimdiff import models
-    from stsimdiff.models.presence import fetching
+    from stsimdiff.models.presence import fetching, instead
 
     own = "family" in model and models.is_own(model["family"])
     if own:
@@ -77,7 +78,7 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
             if model["path"]
             else "make train-embedded makes it"
         )
-        raise DataError(f"no checkpoint at model.path={path}; {hint}")
+        raise DataError(f"no checkpoint at model.path={path}; {instead(path) or hint}")
     found = {
         **model,
         "path": str(path.resolve()),
@@ -167,6 +168,11 @@ def _layers(checkpoint: Path) -> int | None:
     try:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{checkpoint / 'config.json'} is broken: {error}") from error
+        said = stand_in(checkpoint / "config.json") or f"broken: {error}"
+        raise DataError(f"{checkpoint / 'config.json'} is {said}") from error
+    if not isinstance(config, dict):
+        raise DataError(
+            f"{checkpoint / 'config.json'} is broken: a {type(config).__name__} where an object belongs"
+        )
     # NVILA's text_config may be null.
     return (config.get("text_config") or config).get("num_hidden_layers")

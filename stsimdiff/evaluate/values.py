@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -92,3 +93,20 @@ def number_above(name: str, value: Any, zero: bool = False) -> float:
             f"{name}={value!r} is out of range; allowed: a number {'from' if zero else 'above'} 0"
         )
     return float(value)
+
+
+def obstacle(folder: Path) -> str | None:
+    """Why files cannot be written into a folder that may not be there yet; ``None``: nothing is in the way.
+
+    Nothing is made; a disk that is full, or forbids what it says to allow, shows only when it is written.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        return (
+            f"{place} is {'a link to nothing' if place.is_symlink() and not place.exists() else 'no folder'}"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} cannot be written"
+    return None

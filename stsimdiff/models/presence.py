@@ -1,20 +1,59 @@
-"""What a checkpoint's folder lacks, said before anything is loaded: weights, shards, the vision tower's configuration.
+"""What a checkpoint's folder lacks, said before anything is loaded: weights, shards, the vision tower's configuration,
+what makes a prompt, and whether it is a checkpoint of the family at all.
 
-Looks at names only and imports no torch. Whether every weight is there is checked when the model is loaded.
+Looks at names, configurations and the heads of files, and imports no torch. Whether every weight is there is checked
+when the model is loaded.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from stsimdiff.models import RELEASED
+from stsimdiff.data.stand_ins import stand_in
+from stsimdiff.models import OWN_READERS, RELEASED
 
 SHOWN = 4
 """Missing files that a message lists by name."""
 TOWERS = {"llava_video": "google/siglip-so400m-patch14-384"}
 """Where a family's released checkpoint does not hold its vision tower's configuration: whose that is."""
+TYPES = {
+    "internvl": ("internvl",),
+    "llava_onevision": ("llava_onevision",),
+    "llava_video": ("llava_qwen", "llava"),
+    "nvila": ("llava_llama", "vila"),
+    "qwen2_5_vl": ("qwen2_5_vl",),
+    "qwen2_vl": ("qwen2_vl",),
+    "qwen3_vl": ("qwen3_vl",),
+}
+"""``model_type`` of the checkpoints that a family reads."""
+ARCHITECTURES = {"llava_video": "LlavaQwenForCausalLM"}
+"""What ``architectures`` must name besides, where the type alone does not tell."""
+PARTS = {"nvila": ("llm", "vision_tower", "mm_projector")}
+"""Folders in a family's checkpoint that are checkpoints of their own."""
+NEEDED = {
+    "internvl": ("tokenizer_config.json", "processor_config.json"),
+    "llava_onevision": ("tokenizer_config.json", "processor_config.json"),
+}
+"""Files that a family reads besides those that all do."""
+TOKENIZERS = ("tokenizer.json", "vocab.json")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+QUANTIZERS = {
+    "awq": ("gptqmodel", "awq"),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed_tensors",),
+    "gptq": ("gptqmodel", "auto_gptq"),
+    "hqq": ("hqq",),
+    "torchao": ("torchao",),
+}
+"""Packages of which one must be installed for a kind of quantised weights."""
+MOST_HEADER = 100_000_000
+"""Bytes of a safetensors file's header, by the format's own limit."""
 
 
 def fetching(family: str, folder: str = "DIR") -> str:
@@ -35,29 +74,194 @@ def absent(family: str, path: str | Path | None) -> list[str]:
     folder = Path(path).expanduser() if path else None
     if folder is None or not (folder / "config.json").is_file():
         return []
-    found = []
     # NVILA's checkpoint is three checkpoints in folders of their own.
     parts = [folder, *sorted(file.parent for file in folder.glob("*/config.json"))]
-    if not any(list(part.glob("*.safetensors*")) for part in parts):
-        found.append(f"{folder} holds no safetensors weights: {fetching(family, str(folder))}")
+    found = [f"{file} is {said}" for part in parts for file in _texts(part) if (said := stand_in(file))]
+    config = _read(folder / "config.json")
+    if found or config is None:
+        return found or [f"{folder / 'config.json'} holds no configuration: {fetching(family, str(folder))}"]
+    if adapter := _adapter(folder):
+        return [adapter]
+    if other := _mismatch(family, folder, config):
+        return [other]
+    found += _quantised(family, folder, parts)
+    lost = [name for name in PARTS.get(family, ()) if not (folder / name / "config.json").is_file()]
+    if lost:
+        found.append(f"{folder} lacks the folder {', '.join(lost)}: {fetching(family, str(folder))}")
+    holding = [folder / name for name in PARTS[family] if name not in lost] if family in PARTS else parts
+    bare = [part for part in holding if not list(part.glob("*.safetensors*"))]
+    if bare and (family in PARTS or len(bare) == len(holding)):
+        named = ", ".join(map(str, bare)) if family in PARTS else str(folder)
+        others = next((file.name for file in bare[0].glob("*.bin")), None)
+        why = f" ({others} is not read: it may run code)" if others else ""
+        found.append(f"{named} holds no safetensors weights{why}: {fetching(family, str(folder))}")
     for part in parts:
-        lost = _lost_shards(part)
-        if lost:
-            shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if lost[SHOWN:] else "")
-            found.append(
-                f"{part} lacks {shown}, which its index names; again: {fetching(family, str(folder))}"
-            )
+        found += _damaged(part, f"again: {fetching(family, str(folder))}")
     return found + _tower(family, folder)
 
 
-def _lost_shards(folder: Path) -> list[str]:
-    lost = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        # A broken index is an error of its own, when it is read for the weights.
-        with suppress(OSError, ValueError, AttributeError):
-            named = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
-            lost |= {str(name) for name in named if not (folder / str(name)).is_file()}
-    return sorted(lost)
+def unready(family: str, path: str | Path | None) -> list[str]:
+    """What a checkpoint lacks to make prompts and frames, a sentence each; nothing for a user's own family.
+
+    Weights alone can be loaded and compared, so :func:`absent` does not ask for these files.
+    """
+    folder = Path(path).expanduser() if path else None
+    if folder is None or family not in TYPES or not (folder / "config.json").is_file():
+        return []
+    texts = folder / "llm" if family == "nvila" else folder
+    found = []
+    if not any((texts / name).is_file() for name in TOKENIZERS):
+        found.append(f"{texts} has no tokenizer ({' or '.join(TOKENIZERS)})")
+    found += [f"{folder} has no {name}" for name in NEEDED.get(family, ()) if not (folder / name).is_file()]
+    if family not in OWN_READERS and not any((folder / name).is_file() for name in PROCESSORS):
+        found.append(f"{folder} has no preprocessor ({' or '.join(PROCESSORS)})")
+    # LLaVA-Video's conversation stands in its family's code.
+    if family != "llava_video" and not _template(texts, processor=family not in OWN_READERS):
+        found.append(
+            f"{texts} has no chat template (chat_template.jinja), without which no question can be put to the model"
+        )
+    return [f"{said}: {fetching(family, str(folder))}" for said in found]
+
+
+def instead(folder: Path) -> str | None:
+    """What a folder without ``config.json`` is, where that can be told, with what to do."""
+    if adapter := _adapter(folder):
+        return adapter
+    if snapshots := sorted(folder.glob("snapshots/*/config.json")):
+        return f"{folder} is the hub's cache of a checkpoint: model.path={snapshots[-1].parent}"
+    inner = sorted(file.parent for file in folder.glob("*/config.json"))
+    if len(inner) == 1:
+        return f"{folder} holds the checkpoint in a folder: model.path={inner[0]}"
+    return None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _texts(folder: Path) -> list[Path]:
+    """The files beside the weights that loading may read."""
+    return sorted(
+        file for kind in ("*.json", "*.jinja", "*.model", "merges.txt") for file in folder.glob(kind)
+    )
+
+
+def _adapter(folder: Path) -> str | None:
+    config = _read(folder / "adapter_config.json")
+    if config is None:
+        return None
+    return (
+        f"{folder} holds an adapter (adapter_config.json) of {config.get('base_model_name_or_path')}, no model of its "
+        "own: merge it first (peft: model.merge_and_unload().save_pretrained(FOLDER)) and name that folder; beside "
+        "merged weights, remove adapter_config.json"
+    )
+
+
+def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint is none of a built-in family; ``None`` where it is one."""
+    if family not in TYPES:
+        return None
+    kind, named = config.get("model_type"), config.get("architectures") or []
+    named = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    wanted = ARCHITECTURES.get(family)
+    fits = kind in TYPES[family] and (not wanted or wanted in named or not (named or kind == "llava"))
+    if fits:
+        return None
+    original = kind == "internvl_chat" or "mm_vision_tower" in config or "vision_tower_cfg" in config
+    converted = not original and "vision_config" in config
+    alone = not original and not converted and any(name.endswith("ForCausalLM") for name in named)
+    what = f"{folder} holds a {kind!r} checkpoint{f' ({named[0]})' if named else ''}"
+    if alone:
+        said = f"{what}, a language model alone, without a vision tower"
+    elif converted and family in OWN_READERS:
+        said = f"{what} in the converted form (-hf); model.family={family} reads the original one"
+    elif original and family not in OWN_READERS:
+        said = f"{what} in its original form; model.family={family} reads the converted one"
+    else:
+        said = f"{what}; model.family={family} reads {' or '.join(TYPES[family])}"
+    others = [name for name, types in TYPES.items() if kind in types and name != family and kind != "llava"]
+    hint = f"model={others[0]} reads this one, or " if others and not alone else ""
+    return f"{said}: {hint}{fetching(family)}"
+
+
+def _quantised(family: str, folder: Path, parts: list[Path]) -> list[str]:
+    for part in parts:
+        settings = (_read(part / "config.json") or {}).get("quantization_config")
+        if not isinstance(settings, dict):
+            continue
+        method = str(settings.get("quant_method") or "bitsandbytes")
+        if family in OWN_READERS:
+            return [
+                f"{part} is quantised ({method}); model.family={family} reads unquantised weights: {fetching(family)}"
+            ]
+        packages = QUANTIZERS.get(method, ())
+        if packages and not any(importlib.util.find_spec(name) for name in packages):
+            return [
+                f"{folder} is quantised ({method}), and the package for it is not installed: pip install "
+                f"{packages[0]}, or take unquantised weights: {fetching(family)}"
+            ]
+    return []
+
+
+def _damaged(folder: Path, again: str) -> list[str]:
+    """Shards that are not there, weights that are cut off or no weights, indices that cannot be read."""
+    found, named = [], set()
+    for file in sorted(folder.glob("*.safetensors.index.json")):
+        index = _read(file)
+        weights = index.get("weight_map") if index else None
+        if isinstance(weights, dict):
+            named |= {str(name) for name in weights.values()}
+        else:
+            found.append(f"{file} names no weights; {again}")
+    files = {file.name for file in folder.glob("*.safetensors")}
+    numbers = [re.fullmatch(r"(.*-)(\d+)-of-(\d+)\.safetensors", name) for name in sorted(files)]
+    if not named and "model.safetensors" not in files and any(numbers):
+        found.append(f"{folder} lacks the index of its shards, model.safetensors.index.json; {again}")
+        for part in filter(None, numbers):
+            width = len(part[2])
+            named |= {f"{part[1]}{n:0{width}}-of-{part[3]}.safetensors" for n in range(1, int(part[3]) + 1)}
+    lost = sorted(name for name in named if not (folder / name).is_file())
+    if lost:
+        shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if lost[SHOWN:] else "")
+        found.append(f"{folder} lacks {shown}, which its index names; {again}")
+    whole = {"model.safetensors"} & files or files
+    for name in sorted((named or whole) - set(lost)):
+        if said := _cut(folder / name):
+            found.append(f"{folder / name} {said}; {again}")
+    return found
+
+
+def _cut(file: Path) -> str | None:
+    """What is wrong with a safetensors file by its head and size; ``None``: nothing."""
+    if said := stand_in(file):
+        return f"is {said}"
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MOST_HEADER, size):
+                return f"is no whole safetensors file ({size} bytes): it is cut off, or another kind of file"
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"is no whole safetensors file ({size} bytes): its head is damaged"
+    whole = 8 + length + max(ends, default=0)
+    return None if whole == size else f"has {size} bytes, and its head says {whole}: it is cut off or damaged"
+
+
+def _template(folder: Path, processor: bool) -> bool:
+    """Whether a folder has a chat template: a processor does not take its tokenizer's."""
+    places = ["chat_template.jinja", "additional_chat_templates/default.jinja"]
+    if any((folder / name).is_file() for name in places):
+        return True
+    files = ("chat_template.json", "processor_config.json") if processor else ("tokenizer_config.json",)
+    return any((_read(folder / name) or {}).get("chat_template") for name in files)
 
 
 def tower_file(folder: Path, name: str) -> Path | None:
