@@ -18,8 +18,9 @@ from stsimdiff.resources import folder
 
 BENCHMARK = (
     *("name", "task", "families", "chance", "macro", "note"),
-    *("data", "prompt", "decoder", "video_seconds", "allow_missing"),
+    *("data", "prompt", "decoder", "video_seconds", "allow_missing", "max_new_tokens"),
 )
+MOST_NEW_TOKENS = 32768
 
 
 def choose_prompt(prompts: Any, benchmark: dict[str, Any]) -> None:
@@ -68,6 +69,12 @@ def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> di
     if not isinstance(benchmark["macro"], bool):
         raise ConfigError(f"benchmark.macro={benchmark['macro']!r} is out of range; allowed: true, false")
     check_video_seconds(benchmark["video_seconds"])
+    tokens = benchmark["max_new_tokens"]
+    if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MOST_NEW_TOKENS):
+        raise ConfigError(
+            f"benchmark.max_new_tokens={tokens!r} is out of range; allowed: a whole number from 1 to "
+            f"{MOST_NEW_TOKENS}, or null"
+        )
     public = benchmarks.by_task(benchmark["task"])
     revision, root, families = None, None, None
     if public:

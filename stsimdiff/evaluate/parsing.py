@@ -166,6 +166,11 @@ def parse_letter(answer: str, options: int | Sequence[str] = 4) -> str | None:
     return found.pop() if len(found) == 1 and found <= set(letters) else None
 
 
+def mostly_unread(unread: int, answers: int) -> bool:
+    """Whether so many answers give no letter that their score says nothing: more than half, and at least three."""
+    return unread >= 3 and 2 * unread > answers
+
+
 def without_letters(options: Sequence[str]) -> list[str]:
     """The options' texts without the letters before them, where each has its own: ``A. red`` and ``(B) blue``."""
     found = [_LABELLED.match(text) for text in options]

@@ -28,7 +28,7 @@ class Question:
         video: path of the video file.
         family: the question's kind, a column of the table.
         text: what the user's message says after the video.
-        max_new_tokens: as the task's generation settings say.
+        max_new_tokens: as the benchmark or else the task's generation settings say.
         document: the task's row, for scoring.
         named: the video as its row names it, in the folders that the row says; its file's name if not given.
         content: what of the row decides what is asked and what is right; nothing if not given.
@@ -58,11 +58,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How the task scored one answer; ``parsed`` is ``None`` where the answer could not be read."""
+    """How one answer was scored.
+
+    Attributes:
+        parsed: the letter that was read, ``None`` where the answer could not be read.
+        target: the right letter.
+        correct: whether they are the same.
+        stock_parsed: the letter that lmms-eval's own function reads from the same text; ours where the task has none.
+        stock_correct: whether that function counts it as right; ``None`` where it drew lots or raised.
+        stock_error: which of both, ``None`` elsewhere.
+    """
 
     parsed: str | None
     target: str
     correct: bool
+    stock_parsed: str | None
+    stock_correct: bool | None
+    stock_error: str | None = None
 
 
 def load_task(benchmark: Mapping[str, Any]) -> Any:
@@ -84,7 +96,11 @@ def load_task(benchmark: Mapping[str, Any]) -> Any:
         config["dataset_kwargs"] = {"root": str(benchmark["data"])}
     if by_task(name):
         config["prompt"] = benchmark["prompt"]
-    return config.pop("class", ConfigurableMessagesTask)(config=config)
+    task = config.pop("class", ConfigurableMessagesTask)(config=config)
+    if benchmark.get("max_new_tokens") is not None:
+        generation = task.config.generation_kwargs or {}
+        task.config.generation_kwargs = {**generation, "max_new_tokens": benchmark["max_new_tokens"]}
+    return task
 
 
 def question_from(
@@ -104,9 +120,11 @@ def question_from(
     if len(videos) != 1:
         raise DataError(f"question {number} of {task.config.task} has {len(videos)} videos; one is needed")
     return Question(
-        id=str(document.get("id", document.get("question_id", number))),
+        id=str(
+            next((document[key] for key in ("id", "question_id") if document.get(key) is not None), number)
+        ),
         video=str(videos[0]),
-        family=str(document.get("family", "all")),
+        family="all" if document.get("family") is None else str(document["family"]),
         text=text,
         max_new_tokens=int(settings.get("max_new_tokens", 16)),
         document=document,
@@ -164,7 +182,9 @@ def judge(task: Any, question: Question, answer: str) -> Judgement:
         raise DataError(
             f"task {task.config.task} gives no parsed, target and correct for an answer, but {result!r}"
         )
-    return Judgement(result["parsed"], result["target"], bool(result["correct"]))
+    parsed, target, correct = result["parsed"], result["target"], bool(result["correct"])
+    stock = [result.get(f"stock_{key}", ours) for key, ours in (("parsed", parsed), ("correct", correct))]
+    return Judgement(parsed, target, correct, *stock, result.get("stock_error"))
 
 
 def replay(task: Any, answers: Iterable[tuple[Question, str]]) -> dict[str, float]:

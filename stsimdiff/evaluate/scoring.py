@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +19,26 @@ from stsimdiff.evaluate.questions import Question, replay
 from stsimdiff.evaluate.store import read_answers, shards
 
 METRICS = "metrics.json"
+SHOWN = 80
+"""Characters of an answer that a message shows."""
 
 
-def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Question]) -> int:
-    """Score every arm whose answers, questions or task have changed; returns the samples without an answer.
+@dataclass(frozen=True)
+class Scores:
+    """What stands in the way of a run's success.
+
+    Attributes:
+        failed: samples without an answer.
+        unread: a message for every arm of which most answers give no letter; the text-only control, which may well
+            refuse to answer, is left out.
+    """
+
+    failed: int
+    unread: list[str]
+
+
+def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Question]) -> Scores:
+    """Score every arm whose answers, questions or task have changed; returns what is wrong with them.
 
     Args:
         settings: what the arms share.
@@ -34,7 +52,7 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
     """
     by_id = {question.id: question for question in asked}
     names = hashlib.sha256("\0".join(by_id).encode(errors="surrogatepass")).hexdigest()
-    failed = 0
+    failed, unread = 0, []
     for arm in arms:
         folder = settings.folder / arm.folder
         of = _state(folder, names, settings)
@@ -43,20 +61,62 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
             known = _scored(folder, task, by_id, settings) | {"of": of}
             _write(folder / METRICS, known)
         failed += known["n_failed"]
-    return failed
+        if arm.method != "no_video" and parsing.mostly_unread(known["n_unread"], known["n"]):
+            unread.append(_unread(arm, known, asked))
+    return Scores(failed, unread)
+
+
+def _unread(arm: Arm, known: Mapping[str, Any], asked: Sequence[Question]) -> str:
+    name, tokens = (
+        f"{arm.label} at {100 * arm.budget.retention:.4g} %",
+        max(one.max_new_tokens for one in asked),
+    )
+    return (
+        f"{known['n_unread']} of {known['n']} answers of {name} give no letter, such as {', '.join(known['unread'])}: "
+        "its accuracy says nothing about the method. Look at the weights, model.dtype and benchmark.prompt; a model "
+        f"that thinks aloud needs more than benchmark.max_new_tokens={tokens}. "
+        "All answers are stored."
+    )
 
 
 def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Settings) -> dict[str, Any]:
     rows = [row for row in read_answers(folder) if row["id"] in by_id]
-    answered = [(by_id[row["id"]], row["answer"]) for row in rows if row["error"] is None]
-    correct = [row["correct"] for row in rows if row["error"] is None]
+    rows = [row for row in rows if row["error"] is None]
+    answered = [(by_id[row["id"]], row["answer"]) for row in rows]
+    unread = [row["answer"] for row in rows if row["parsed"] is None]
     return {
         "task": settings.benchmark["task"],
         "n": len(answered),
         "n_failed": len(by_id) - len(answered),
-        "accuracy": 100 * sum(map(bool, correct)) / len(correct) if correct else None,
+        "n_unread": len(unread),
+        "unread": [repr(text if len(text) <= SHOWN else f"{text[:SHOWN]} ...") for text in _three(unread)],
+        "accuracy": _percent([row["correct"] for row in rows]),
+        "stock": _stock(rows),
         "metrics": replay(task, answered) if answered else {},
     }
+
+
+def _stock(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How lmms-eval's own function reads the same texts; ``None`` for answers that an earlier version stored.
+
+    What it drew lots for, or raised on, counts as wrong.
+    """
+    if not rows or any("stock_correct" not in row for row in rows):
+        return None
+    return {
+        "accuracy": _percent([row["stock_correct"] for row in rows]),
+        "n_differing": sum(row["stock_parsed"] != row["parsed"] for row in rows),
+        "errors": dict(Counter(row["stock_error"] for row in rows if row.get("stock_error"))),
+    }
+
+
+def _percent(right: Sequence[bool | None]) -> float | None:
+    return 100 * sum(map(bool, right)) / len(right) if right else None
+
+
+def _three(texts: Sequence[str]) -> list[str]:
+    """The three most frequent texts, or fewer where there are no more."""
+    return [text for text, _ in Counter(texts).most_common(3)]
 
 
 def _state(folder: Path, names: str, settings: Settings) -> str:

@@ -163,6 +163,9 @@ class Session:
             "parsed": judgement.parsed,
             "target": judgement.target,
             "correct": judgement.correct,
+            "stock_parsed": judgement.stock_parsed,
+            "stock_correct": judgement.stock_correct,
+            "stock_error": judgement.stock_error,
             "video_tokens": trace.video,
             "text_tokens": trace.text,
             "tokens_per_layer": trace.entering,
@@ -225,7 +228,7 @@ def run_arms(
     Raises:
         UserError: before a model is loaded, for data that is missing or wrong; later when the run's folder can no
             longer be written.
-        RunFailed: at the end, when a sample of these arms has no answer.
+        RunFailed: at the end, when a sample of these arms has no answer, or most answers of one cannot be read.
     """
     processes = processes or Processes()
     if processes.rank > 0:
@@ -282,18 +285,20 @@ def conclude(
         report: whether the table of the run's folder is made too.
 
     Raises:
-        RunFailed: when a sample of these arms has no answer; the table is written.
+        RunFailed: when a sample of these arms has no answer, or most answers of an arm cannot be read; the table is
+            written.
     """
     with _written_or_said(settings.folder):
-        failed = score(settings, task, arms, questions)
+        scores = score(settings, task, arms, questions)
         unmade = _report(settings) if report else []
     problems = []
-    if failed:
+    if scores.failed:
         problems.append(
-            f"{failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
+            f"{scores.failed} samples have no answer{_reasons(settings, arms)}\nAll reasons are in "
             f'{settings.folder}/*/answers*.jsonl under "error". Everything else is stored: retry_failed=true asks only '
             "these again."
         )
+    problems += scores.unread
     if unmade:
         problems += [*unmade, "All answers are stored; the same command makes the rest again."]
     if problems:

@@ -40,10 +40,10 @@ class Settings:
             set (the packaged one if none was given). Added: ``checkpoint``, the fingerprint of the files there,
             ``layers``, the decoder layers that its ``config.json`` names (``None`` if it does not), ``generation``,
             what it says of generation that changes greedy answers, and ``code``, the version of the family's source.
-        benchmark: ``name, task, families, chance, macro, note, data, prompt, decoder, video_seconds, allow_missing``;
-            ``prompt`` is always set. Added: ``revision`` of the data by its content, ``root``, the folder of a public
-            benchmark, ``code``, the version of the task that makes the prompt and scores, and ``generation``:
-            ``max_new_tokens`` of an answer and ``until``, texts that end it.
+        benchmark: ``name, task, families, chance, macro, note, data, prompt, decoder, video_seconds, allow_missing,
+            max_new_tokens``; ``prompt`` is always set. Added: ``revision`` of the data by its content, ``root``, the
+            folder of a public benchmark, ``code``, the version of the task that makes the prompt and scores, and
+            ``generation``: ``max_new_tokens`` of an answer and ``until``, texts that end it.
         logger: ``name`` and the logger's own keys.
         run: name of the run.
         folder: ``<results>/<run>``; every arm has a folder in it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder, synchronise
@@ -266,6 +267,7 @@ class Family(ABC):
 
         Raises:
             ConfigError: when nothing says where an answer ends.
+            FloatingPointError: when the model's logits are NaN or infinite: what it says then is no answer.
         """
         settings = copy.deepcopy(self.model.generation_config)
         if settings.eos_token_id is None:
@@ -273,7 +275,23 @@ class Family(ABC):
         if settings.stop_strings is not None:
             options = {"tokenizer": self.tokenizer, **options}
         others = settings.update(max_new_tokens=max_new_tokens, **options)
-        return self.model.generate(**prompt.inputs, generation_config=settings, **others)
+        watch = _FiniteLogits()
+        processors = LogitsProcessorList([*others.pop("logits_processor", ()), watch])
+        ids = self.model.generate(
+            **prompt.inputs, generation_config=settings, logits_processor=processors, **others
+        )
+        self._check_finite(watch)
+        return ids
+
+    def _check_finite(self, watch: _FiniteLogits) -> None:
+        wrong = [number for number, top in enumerate(watch.tops, start=1) if not math.isfinite(top)]
+        if wrong:
+            advice = "try model.dtype=float32; if that changes nothing, look at the weights and the method"
+            if self.dtype_name == "float16":
+                advice = "float16 overflows in many models: try model.dtype=bfloat16 or float32"
+            raise FloatingPointError(
+                f"the model's logits are NaN or Inf at new token {wrong[0]} (model.dtype={self.dtype_name}); {advice}"
+            )
 
     @cached_property
     def _ends(self) -> list[int] | None:
@@ -323,6 +341,17 @@ class Family(ABC):
             "layers": str(len(self.decoder)),
             "device_map": json.dumps({name: str(device) for name, device in placed.items()}),
         }
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Keeps the highest logit of every step: NaN and Inf show in it. Read at the end, it costs no wait in between."""
+
+    def __init__(self) -> None:
+        self.tops: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.tops.append(scores.amax())
+        return scores
 
 
 def greedy(settings: GenerationConfig) -> GenerationConfig:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.errors import VideoError
+from stsimdiff.evaluate.parsing import mostly_unread
 from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import Pair, all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number
@@ -260,14 +261,23 @@ class Group:
         if unscored:
             names = "all arms" if len(unscored) == len(begun) else ", ".join(unscored)
             notes.append(f"No metrics.json, so lmms-eval's own aggregation has not run yet: {names}.")
+        unread = [
+            self._name(arm)
+            for arm in members
+            if mostly_unread(int(self.answered[arm.id]["parsed"].isna().sum()), len(self.answered[arm.id]))
+        ]
+        if unread:
+            notes.append(f"MOSTLY UNREAD: {', '.join(unread)}: more than half of the answers give no letter.")
         return [*notes, *self._stock(members), *self._by_name(members), *self._of_other_data(members)]
 
     def _stock(self, members: list[Arm]) -> list[str]:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
-        told = []
+        told, lots = [], []
         for arm in members:
             answered = self.answered[arm.id]
             rows = answered.loc[self.common] if len(answered) else answered
+            if without := int(rows["stock_error"].notna().sum()):
+                lots.append(f"{self._name(arm)} {without}")
             stock = rows["stock_correct"].dropna().astype(bool)
             ours = rows.loc[stock.index, "correct"].astype(bool)
             if differing := int((stock != ours).sum()):
@@ -275,9 +285,14 @@ class Group:
                     f"{self._name(arm)} {differing} of {len(stock)} ({100 * stock.mean():.1f} % instead of "
                     f"{100 * ours.mean():.1f} %)"
                 )
-        return (
-            [f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(told)}."] if told else []
-        )
+        notes = []
+        if told:
+            notes.append(f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(told)}.")
+        if lots:
+            notes.append(
+                f"Answers that lmms-eval's own function draws lots for, or fails on: {'; '.join(lots)}."
+            )
+        return notes
 
     def _by_name(self, members: list[Arm]) -> list[str]:
         """A warning where videos are known by the names of their files alone."""

@@ -70,6 +70,7 @@ class _Line(TypedDict):
     target: NotRequired[str | None]
     stock_parsed: NotRequired[str | None]
     stock_correct: NotRequired[bool | None]
+    stock_error: NotRequired[str | None]
     video_tokens: NotRequired[Count | None]
     text_tokens: NotRequired[Count | None]
     tokens_per_layer: NotRequired[list[Count] | None]
@@ -297,7 +298,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     correct = row.get("correct")
     if error is None and row.get("parsed") is None and correct:
         correct = False  # what nobody could parse is never right, whatever the scorer made of it
-    kept = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed")
+    kept = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed", "stock_error")
     return {
         **{name: _printable(row.get(name)) for name in kept},
         "stock_correct": row.get("stock_correct"),

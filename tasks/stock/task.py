@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
+from unittest import mock
 
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
@@ -24,6 +26,7 @@ class StockTask(ConfigurableMessagesTask):
     functions build both from ``HF_HOME``. The prompt is the one that ``prompt`` names, never one chosen by the
     model's name. And an answer that gives no letter is wrong: the stock functions of two benchmarks draw lots then,
     and those of the others read "A man walks" as A. A letter that the stock parser does not know is kept as it is.
+    What the stock function reads from the whole text stands beside it, as ``stock_parsed`` and ``stock_correct``.
     """
 
     def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
@@ -66,7 +69,7 @@ class StockTask(ConfigurableMessagesTask):
     def process_results(
         self, doc: dict[str, Any], results: list[str], full_docs: Any = None
     ) -> dict[str, Any]:
-        """The stock record of one answer, with ``parsed``, ``target`` and ``correct`` beside its own keys."""
+        """The stock record of one answer, with what :class:`~stsimdiff.evaluate.questions.Judgement` holds."""
         options = self.benchmark.options(doc)
         letter = parse_letter(results[0], options)
         place = place_of(doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted)
@@ -83,8 +86,48 @@ class StockTask(ConfigurableMessagesTask):
                 elif not letter:
                     record = {**record, **self.benchmark.wrong}
                 correct = str(record[self.benchmark.prediction]) == str(record[self.benchmark.truth])
-                scored[metric] = {**record, "parsed": letter, "target": LETTERS[place], "correct": correct}
+                ours = {"parsed": letter, "target": LETTERS[place], "correct": correct}
+                scored[metric] = {**record, **ours, **self.stock_reading(doc, results[0])}
         return scored
+
+    def stock_reading(self, doc: dict[str, Any], text: str) -> dict[str, Any]:
+        """What lmms-eval's own function makes of the whole text; nothing where it draws lots or raises."""
+        process, lots = self.config.process_results, Lots()
+        try:
+            with mock.patch.dict(process.__globals__, {"random": lots}):
+                records = process(doc, [text])
+        except Exception as error:
+            return unknown(f"{type(error).__name__}: {error}")
+        if lots.drawn:
+            return unknown("drew lots")
+        record = next(record for metric, record in records.items() if metric in self.aggregation())
+        said, right = record[self.benchmark.prediction], record[self.benchmark.truth]
+        # A letter, "" for none; or of EgoSchema a place, -1 for none.
+        letter = said if isinstance(said, str) else LETTERS[said] if said >= 0 else None
+        return {
+            "stock_parsed": letter or None,
+            "stock_correct": str(said) == str(right),
+            "stock_error": None,
+        }
+
+
+class Lots:
+    """Stands for the module ``random`` in a stock task's code, and tells whether it was used."""
+
+    drawn = False
+
+    def choice(self, choices: Sequence[Any]) -> Any:
+        """The first; it is thrown away."""
+        self.drawn = True
+        return choices[0]
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(f"lmms-eval's task uses random.{name}, which is not watched")
+
+
+def unknown(why: str) -> dict[str, Any]:
+    """The keys of a text of which the stock function says nothing that would be the same the next time."""
+    return {"stock_parsed": None, "stock_correct": None, "stock_error": why}
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[dict[str, str]]:
