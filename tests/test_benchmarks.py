@@ -39,7 +39,7 @@ ID = {
 INSTRUCTION = {
     "videomme": "\nAnswer with the option's letter from the given choices directly.",
     "mlvu": "\nOnly give the best option.\nBest option: (",
-    "mlvu_test": "",
+    "mlvu_test": "\nOnly give the best option.\nBest option: (",
     "longvideobench": "\nAnswer with the option's letter from the given choices directly.\n",
     "egoschema": "\nAnswer with the option's letter from the given choices directly.",
 }  # fmt: skip
@@ -197,6 +197,8 @@ def test_every_letter_is_scored_by_the_stock_functions(name: str, data: Path) ->
 def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
     task, questions = task_of(name, data)
     text = questions[0].text
+    letters = [letter for letter in "ABCDEF" if f"({letter})" in text or f"{letter}. " in text]
+    assert len(letters) == len(BENCHMARKS[name].options(questions[0].document))
     assert text.endswith(INSTRUCTION[name])
     for option in ("red", "green", "blue", "white"):
         assert option in text
@@ -210,6 +212,8 @@ def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
         ("videomme", "llava_vid", "\nThe best answer is:"),
         ("videomme", "qwen3_vl", "\nAnswer with the option letter only."),
         ("mlvu", "plm", "\nOnly give the best option."),
+        ("mlvu_test", "plm", "\nOnly give the best option."),
+        ("mlvu_test", "stock", "(F) yellow\n"),
     ],
 )
 def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data: Path) -> None:

@@ -211,6 +211,27 @@ def test_egoschemas_full_set_is_refused_with_answers_too(root: Path, folder: str
         ("longvideobench", {"correct_choice": 9}, "correct_choice=9 is none of its"),
         ("egoschema", {"answer": "7"}, "answer='7' is none of its 5 options"),
         ("mlvu_test", {"question": "What?"}, r"no list of 2 to 10 options, but \[\]"),
+        ("mlvu_test", {"question": "What?\n(B) red\n(A) blue"}, r"no list of 2 to 10 options, but \[\]"),
+        ("mlvu", {"question": "red\ngreen\nblue\nwhite"}, "shows no letter A, B, C, D before an option"),
+        ("mlvu", {"question": "(A) red\n(B) green\nblue\nwhite"}, "shows no letter C, D before an option"),
+        ("mlvu", {"candidates": ["red", "green"]}, r"has 2 options and shows \(C\) too"),
+        ("mlvu", {"answer": "2", "candidates": ["4", "3", "2", "1"]}, "shows none of its options"),
+        (
+            "videomme",
+            {"options": ["A. a", "b", "C. c", "D. d"]},
+            "not each begins with its own letter, such as 'A. a'",
+        ),
+        (
+            "videomme",
+            {"options": ["B. a", "A. b", "D. c", "C. d"]},
+            "put A., B., C., D. before all of them or before",
+        ),
+        (
+            "longvideobench",
+            {f"option{i}": f"{'BADCE'[i]}. x{i}" for i in range(5)},
+            "not each begins with its own",
+        ),
+        ("egoschema", {"option": ["a", "b", "C. c", "d", "e"]}, "not each begins with its own letter"),
     ],
 )
 def test_a_row_that_would_be_scored_wrongly_is_an_error(
@@ -248,6 +269,52 @@ def test_shards_that_do_not_fit_together(root: Path) -> None:
 )  # fmt: skip
 def test_place_of(value: Any, counted: bool, place: int | None) -> None:
     assert place_of(value, ["red", "twice", "twice", "blue"], counted=counted) == place
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "texts", "place"),
+    [
+        # A letter that is the text of another option, and a number that may be a place or a text.
+        ("A", ["B", "A", "C"], None, None), ("A", ["B", "A", "C"], False, 0), ("A", ["B", "A", "C"], True, 1),
+        ("A", ["A", "B", "C"], None, 0), ("C", ["B", "A", "x"], None, 2), ("C", ["B", "A", "x"], True, 2),
+        ("2", ["3", "2", "1"], None, None), ("2", ["3", "2", "1"], False, None), ("2", ["3", "2", "1"], True, 1),
+        ("blue", ["A. red", "B. blue"], None, 1), ("B. blue", ["A. red", "B. blue"], None, 1),
+    ],
+)  # fmt: skip
+def test_what_may_be_two_options_is_none(
+    value: str, options: list[str], texts: bool | None, place: int | None
+) -> None:
+    assert place_of(value, options, counted=False, texts=texts) == place
+
+
+def test_numbers_are_texts_where_the_column_holds_texts(root: Path) -> None:
+    rows = rows_of("mlvu")
+    counts = {"candidates": ["4", "3", "2", "1"], "question": "How many?\n(A) 4\n(B) 3\n(C) 2\n(D) 1"}
+    put(root / "x/test.parquet", [row | counts | {"answer": "2"} for row in rows])
+    with pytest.raises(DataError, match="answer='2' is none of its 4 options"):
+        read_rows(BENCHMARKS["mlvu"], root / "x")
+    by_text = [row | {"answer": row["candidates"]["ABCD".index(row["answer"])]} for row in rows]
+    put(root / "y/test.parquet", [*by_text[:5], by_text[5] | counts | {"answer": "2"}])
+    assert [row["answer"] for row in read_rows(BENCHMARKS["mlvu"], root / "y")][5] == "C"
+
+
+@pytest.mark.parametrize(("name", "column"), [("videomme", "options"), ("egoschema", "option")])
+def test_options_without_letters_get_them(root: Path, name: str, column: str) -> None:
+    rows = rows_of(name)
+    bare = [row | {column: [text.split(". ", 1)[1] for text in row[column]]} for row in rows]
+    put(root / f"{BENCHMARKS[name].split}.parquet", bare)
+    assert read_rows(BENCHMARKS[name], root) == rows
+
+
+def test_options_that_the_stock_prompt_letters_lose_their_own(root: Path) -> None:
+    rows = rows_of("longvideobench")
+    lettered = [
+        row
+        | {f"option{i}": f"{'ABCDE'[i]}. {row[f'option{i}']}" for i in range(5) if row[f"option{i}"] != "N/A"}
+        for row in rows
+    ]
+    put(root / "validation.parquet", lettered)
+    assert read_rows(BENCHMARKS["longvideobench"], root) == rows
 
 
 def test_the_folder_of_a_benchmark_in_that_of_all(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ class Benchmark:
         truth: key of the task's record that holds the right answer.
         wrong: what the record says of an answer that could not be read.
         reads: letters that the stock parser knows; for any other one the record gets the letter itself.
+        lettered: who writes the letters before the options of a prompt: the ``row``'s options, its ``question``, or the
+            ``task``'s own function.
+        prompts_of: the YAML that offers the prompts, where the stock one asks for no letter.
         config: folder of the hub's repository that holds these rows, where other folders hold rows that are not
             offered; ``None`` where there is no such choice.
     """
@@ -67,6 +70,8 @@ class Benchmark:
     truth: str
     wrong: Mapping[str, Any]
     reads: str = LETTERS
+    lettered: str = "row"
+    prompts_of: str | None = None
     config: str | None = None
 
     @property
@@ -82,21 +87,26 @@ class Benchmark:
     @property
     def stock_file(self) -> Path:
         """lmms-eval's YAML of this benchmark, wherever it is installed; found without importing it."""
+        return self._stock_file(self.stock)
+
+    def _stock_file(self, name: str) -> Path:
         package = importlib.util.find_spec("lmms_eval")
         if package is None or not package.submodule_search_locations:
             raise DataError("lmms_eval is not installed; install the project again (make install)")
-        return Path(package.submodule_search_locations[0]) / "tasks" / self.stock
+        return Path(package.submodule_search_locations[0]) / "tasks" / name
 
     def prompts(self) -> dict[str, Any]:
-        """The prompts that the stock YAML offers, by name."""
+        """The prompts that the stock YAML offers, by name; where another's are used, its own is called ``stock``."""
         import yaml
 
         class Loader(yaml.SafeLoader):
             """Reads past ``!function``."""
 
         Loader.add_constructor("!function", lambda loader, node: None)
-        config = yaml.load(self.stock_file.read_text(encoding="utf-8"), Loader)
-        return config.get("lmms_eval_specific_kwargs") or {"default": {}}
+        file = self._stock_file(self.prompts_of or self.stock)
+        config = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        prompts = config.get("lmms_eval_specific_kwargs") or {"default": {}}
+        return {**prompts, "stock": {}} if self.prompts_of else prompts
 
     def root(self, data: str | Path | None) -> Path:
         """Folder of the data: the one given, or the one that ``make data`` fills.
@@ -238,7 +248,11 @@ def _longvideobench_options(row: Row) -> list[str]:
 
 def _mlvu_options(row: Row) -> list[str]:
     # The candidates, or where the split has no such column, what the question's lines say: "(A) red".
-    return row.get("candidates") or re.findall(r"^\s*\([A-J]\)\s*(.+?)\s*$", row["question"], re.MULTILINE)
+    if row.get("candidates"):
+        return row["candidates"]
+    lines = re.findall(r"^[^\S\n]*[(\[]?([A-J])[).:\]]+[^\S\n]*(\S.*?)\s*$", row["question"], re.MULTILINE)
+    in_order = "".join(letter for letter, _ in lines) == LETTERS[: len(lines)]
+    return [text for _, text in lines] if in_order else []
 
 
 VIDEOMME = Benchmark(
@@ -275,6 +289,7 @@ MLVU = Benchmark(
     prediction="pred_answer",
     truth="answer",
     wrong={"pred_answer": ""},
+    lettered="question",
 )
 
 MLVU_TEST = dataclasses.replace(
@@ -289,6 +304,8 @@ MLVU_TEST = dataclasses.replace(
     ),
     # It has six options.
     reads="ABCD",
+    # Its own YAML has no prompt at all: a model is asked a question, and for no letter.
+    prompts_of=MLVU.stock,
 )  # fmt: skip
 
 LONGVIDEOBENCH = Benchmark(
@@ -309,6 +326,7 @@ LONGVIDEOBENCH = Benchmark(
     prediction="parsed_pred",
     truth="answer",
     wrong={"parsed_pred": ""},
+    lettered="task",
 )  # fmt: skip
 
 EGOSCHEMA = Benchmark(

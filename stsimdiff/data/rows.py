@@ -13,7 +13,7 @@ from typing import Any
 
 from stsimdiff.data.benchmarks import PAD, Benchmark, Row
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.parsing import LETTERS
+from stsimdiff.evaluate.parsing import LETTERS, labelled, without_letters
 
 SHOWN = 200
 """Characters of a row that a message shows."""
@@ -35,31 +35,56 @@ def read_rows(benchmark: Benchmark, root: Path) -> list[dict[str, Any]]:
     except (OSError, pyarrow.ArrowException) as error:
         listed = ", ".join(str(file) for file in files)
         raise DataError(f"the question files {listed} cannot be read together: {error}") from error
-    return [_checked(benchmark, row, f"question {number} of {root}") for number, row in enumerate(rows)]
+    checked = [_options(benchmark, row, f"question {number} of {root}") for number, row in enumerate(rows)]
+    column = benchmark.columns[-1]
+    texts = _says_texts([(row[column], options) for row, options in checked], benchmark.counted)
+    return [
+        row | {column: _answer(benchmark, row, options, texts, f"question {number} of {root}")}
+        for number, (row, options) in enumerate(checked)
+    ]
 
 
-def place_of(value: Any, options: list[str], *, counted: bool) -> int | None:
+def place_of(value: Any, options: list[str], *, counted: bool, texts: bool | None = None) -> int | None:
     """Which option an answer's column means, from 0; ``None`` where it is not plainly one of them.
 
     Args:
         value: a letter in either case, bare or as ``(B)`` or ``B.``; or the text of one option; or, where the
             column counts, a number from 0.
-        options: the texts of the options.
+        options: the texts of the options, with their letters or without.
         counted: whether the column holds a number. Where it holds a letter, nobody knows whether a number counts
             from 0 or from 1.
+        texts: whether the column holds the options' texts; ``None`` where that is not known, so that what is both a
+            letter and the text of another option, or a number, is neither.
     """
-    text = str(value).strip()
+    text, bare = str(value).strip(), without_letters(options)
+    said = [place for place, option in enumerate(options) if text in (option.strip(), bare[place])]
+    by_text = said[0] if len(said) == 1 else None
     if counted and re.fullmatch(r"\d+(\.0)?", text):
         place = int(float(text))
-        return place if place < len(options) else None
-    if letter := re.fullmatch(r"\(?([A-Ja-j])[).:]?", text):
-        place = LETTERS.index(letter[1].upper())
-        return place if place < len(options) else None
-    return options.index(text) if options.count(text) == 1 else None
+        other = texts and said not in ([], [place])
+        return place if place < len(options) and not other else None
+    letter = re.fullmatch(r"\(?([A-Ja-j])[).:]?", text)
+    if letter is None:
+        return by_text if texts or not re.fullmatch(r"\d+", text) else None
+    place = LETTERS.index(letter[1].upper())
+    if texts and said:
+        return by_text
+    certain = texts is not None or said in ([], [place])
+    return place if place < len(options) and certain else None
 
 
-def _checked(benchmark: Benchmark, row: dict[str, Any], name: str) -> dict[str, Any]:
-    """The row with its pads and its answer in the stock form."""
+def _says_texts(answers: list[tuple[Any, list[str]]], counted: bool) -> bool | None:
+    """Whether a column holds the options' texts rather than letters or numbers; ``None`` where no row decides."""
+    for value, options in answers:
+        text = str(value).strip()
+        if not re.fullmatch(r"\(?[A-Ja-j][).:]?|\d+(\.0)?", text):
+            return place_of(value, options, counted=counted, texts=True) is not None
+    places = [place_of(value, options, counted=counted, texts=False) for value, options in answers]
+    return False if None not in places else None
+
+
+def _options(benchmark: Benchmark, row: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    """The row with its pads and its options in the stock form, and the options."""
     absent = [
         column for column in benchmark.columns if row[column] is None and not column.startswith("option")
     ]
@@ -76,23 +101,60 @@ def _checked(benchmark: Benchmark, row: dict[str, Any], name: str) -> dict[str, 
         )
     if not all(isinstance(text, str) and text.strip() for text in options) or PAD in options:
         raise DataError(f"{name} has an empty option before its last one: {_shown(row)}")
-    _in_the_question(benchmark, row, options, name)
-    place = place_of(row[benchmark.columns[-1]], options, counted=benchmark.counted)
-    if place is None:
+    return _lettered(benchmark, row, options, name)
+
+
+def _lettered(
+    benchmark: Benchmark, row: dict[str, Any], options: list[str], name: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The row with options that the prompt shows with their letters, each once, and the options."""
+    bare, letters = without_letters(options), LETTERS[: len(options)]
+    own = bare != [text.strip() for text in options]
+    strange = [text for text in options if (found := labelled(text)) and found in letters]
+    if strange and not own and (benchmark.lettered == "row" or len(strange) == len(options)):
         raise DataError(
-            f"{name}: {benchmark.columns[-1]}={row[benchmark.columns[-1]]!r} is none of its {len(options)} options; "
-            f"the stock form is {benchmark.answer(0)!r} for the first one: {_shown(row)}"
+            f"{name} has options of which not each begins with its own letter, such as {strange[0]!r:.60}; put "
+            f"{', '.join(f'{letter}.' for letter in letters)} before all of them or before none: {_shown(row)}"
         )
-    return row | {benchmark.columns[-1]: benchmark.answer(place)}
+    if benchmark.lettered == "question":
+        _in_the_question(benchmark, row, bare, name)
+    elif benchmark.lettered == "row" and not own:
+        options = [f"{letter}. {text}" for letter, text in zip(letters, bare, strict=True)]
+        row = row | {"options" if "options" in row else "option": options}
+    elif benchmark.lettered == "task" and own:
+        options, row = bare, row | {f"option{place}": text for place, text in enumerate(bare)}
+    return row, options
 
 
 def _in_the_question(benchmark: Benchmark, row: Row, options: list[str], name: str) -> None:
     # lmms-eval's prompt of MLVU is the question's text alone: options that it does not show are never asked.
-    if "candidates" in row and not any(text.strip() in row["question"] for text in options):
+    asked = row["question"]
+    what = f"in the column question, which is all that {benchmark.stock} asks: {_shown(row)}"
+    if "candidates" in row and not any(text in asked for text in options):
+        raise DataError(f"{name} shows none of its options {what}")
+    shown = [letter for letter in LETTERS if re.search(rf"(?<![a-z]){letter}[).:\]]", asked, re.IGNORECASE)]
+    absent = [letter for letter in LETTERS[: len(options)] if letter not in shown]
+    if absent:
+        raise DataError(f"{name} shows no letter {', '.join(absent)} before an option {what}")
+    more = (
+        re.findall(rf"^\s*\(([{LETTERS[len(options)]}-J])\)", asked, re.MULTILINE)
+        if len(options) < 10
+        else []
+    )
+    if more:
+        raise DataError(f"{name} has {len(options)} options and shows ({more[0]}) too {what}")
+
+
+def _answer(benchmark: Benchmark, row: Row, options: list[str], texts: bool | None, name: str) -> str | int:
+    """The right answer in the stock form."""
+    column = benchmark.columns[-1]
+    place = place_of(row[column], options, counted=benchmark.counted, texts=texts)
+    if place is None:
         raise DataError(
-            f"{name} shows none of its options in the column question, which is all that {benchmark.stock} asks: "
-            f"{_shown(row)}"
+            f"{name}: {column}={row[column]!r} is none of its {len(options)} options; "
+            f"the stock form is {benchmark.answer(0)!r} for the first one: {_shown(row)}"
         )
+    return benchmark.answer(place)
 
 
 def _shown(row: Row) -> str:

@@ -110,7 +110,9 @@ _HEAD = re.compile(
 
 _ENDS_WITH_IS = re.compile(rf"\b{_IS}\s*$", re.IGNORECASE)
 _ALONE = re.compile(rf"\W*[A-Za-z]{_CLOSE}*[\s.,;:!?]*")
-_LABELLED = re.compile(r"\s*[(\[]?(?P<letter>[A-Ja-j])[).:\]]+\s*(?P<text>\S.*?)\s*$", re.DOTALL)
+_LABELLED = re.compile(
+    r"\s*[(\[]?(?P<letter>[A-Ja-j])[).:\]]+(?:\s+|(?=[^\W\d_]{2}))(?P<text>\S.*?)\s*$", re.DOTALL
+)
 """An option's text with a letter before it."""
 
 _NAMES = "think|thinking|thought|reasoning|analysis"
@@ -169,6 +171,12 @@ def parse_letter(answer: str, options: int | Sequence[str] = 4) -> str | None:
 def mostly_unread(unread: int, answers: int) -> bool:
     """Whether so many answers give no letter that their score says nothing: more than half, and at least three."""
     return unread >= 3 and 2 * unread > answers
+
+
+def labelled(text: str) -> str | None:
+    """The letter before an option's text, as in ``B. blue`` and ``(b) blue``, or ``None``."""
+    found = _LABELLED.match(text)
+    return found["letter"].upper() if found else None
 
 
 def without_letters(options: Sequence[str]) -> list[str]:

@@ -42,6 +42,8 @@ class StockTask(ConfigurableMessagesTask):
             stock.pop(key, None)
         given = {key: value for key, value in config.items() if key not in ("class", "prompt")}
         stock |= given | {"doc_to_visual": doc_to_visual}
+        if self.benchmark.prompts_of:
+            stock["lmms_eval_specific_kwargs"] = self.benchmark.prompts()
         # lmms-eval takes a model's name for a prompt's.
         super().__init__(config=stock, model_name=self.prompt)
 
@@ -72,7 +74,9 @@ class StockTask(ConfigurableMessagesTask):
         """The stock record of one answer, with what :class:`~stsimdiff.evaluate.questions.Judgement` holds."""
         options = self.benchmark.options(doc)
         letter = parse_letter(results[0], options)
-        place = place_of(doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted)
+        place = place_of(
+            doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted, texts=False
+        )
         # Of an answer without a letter the stock function never sees a word. It fills in what its aggregation
         # needs, such as the category; what it read is then overwritten by a prediction that equals no option.
         # MLVU's parser knows four of the test split's six options: of another letter it sees as little.
