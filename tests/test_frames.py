@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from numbered_clips import BACKENDS, numbers, picture, remuxed, with_edits, writ
 
 from stsimdiff import video, video_decoders
 from stsimdiff.data.headers import read_header
+from stsimdiff.data.videos import Index, VideoFolder, unusable_videos
 from stsimdiff.errors import VideoError
 
 H264, HEVC, MPEG4, MPEG2 = "libx264", "libx265", "mpeg4", "mpeg2video"
@@ -339,3 +341,43 @@ def test_the_whole_list_equals_full_decoding(clips) -> None:
     rng = np.random.default_rng(0)
     for count in rng.integers(1, 60, 8):
         assert numbers(video.read(path, int(count)).pixels) == list(video.uniform_indices(60, int(count)))
+
+
+@pytest.mark.parametrize("suffix", ["webm", "ts", "wmv", "nut"])
+def test_a_video_of_a_user_may_have_any_suffix(tmp_path: Path, suffix: str) -> None:
+    codec = {"webm": "libvpx-vp9", "wmv": "wmv2"}.get(suffix, H264)
+    path = write(tmp_path / f"one.{suffix}", codec)
+    folder = VideoFolder(tmp_path)
+    assert folder.path("one") == folder.path("one.mp4") == folder.path(path.name) == path
+    other = path.rename(tmp_path / "one.odd")
+    assert VideoFolder(tmp_path).path("one.odd") == other
+    assert (
+        unusable_videos({"data": str(tmp_path), "video_seconds": 60, "decoder": "pyav"}, [str(other)]) == {}
+    )
+
+
+def test_a_look_is_by_what_reads_later(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", MPEG4, bframes=2)
+    assert Index(tmp_path).check([path]) == {}
+    assert "decord" in Index(tmp_path).check([path], decoder="decord")[path]
+
+
+def test_what_an_earlier_check_let_pass_is_looked_at_again(clips, tmp_path: Path) -> None:
+    data = clips("earlier.mp4", muxer={"movflags": "faststart"}).read_bytes()
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data[: len(data) // 2])
+    state = path.stat()
+    entry = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "frames": 60, "seconds": 6.0}
+    (tmp_path / Index.NAME).write_text(json.dumps({"videos": {"a.mp4": entry}}))
+    assert "cannot be decoded whole" in Index(tmp_path).check([path])[path]
+
+
+def test_a_stream_without_a_picture_holds_no_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+    for look in (video.probe, lambda path: video.read(path, 2)):
+        with pytest.raises(VideoError, match=r"a\.avi holds no frames"):
+            look(path)
