@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff import compressors
+from stsimdiff.data import cache_folder
 from stsimdiff.errors import ConfigError, Missing, RunFailed, Stopped, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.evaluate.values import obstacle, suggestion
@@ -271,7 +272,11 @@ def _unwritable(asked: Iterable[Settings]) -> list[str]:
     for settings in asked:
         if settings.plan:
             continue
-        place, cache = settings.folder, settings.cache["folder"]
+        place, cache, own = settings.folder, settings.cache["folder"], cache_folder()
+        # The packaged benchmarks are drawn into it.
+        drawn = not settings.benchmark["root"] and not settings.benchmark["data"] and not own.is_dir()
+        if drawn and (why := obstacle(own)):
+            found[f"the cache folder {own} cannot be made: {why}; set XDG_CACHE_HOME to one that can"] = None
         if why := obstacle(place):
             found[
                 f"results={place.parent} cannot hold the run {place.name}: {why}; name another results=FOLDER"

@@ -239,6 +239,15 @@ def test_folders_that_cannot_be_made_are_said_with_the_rest(tmp_path: Path, monk
         run_configurations(configurations(["logger=none", f"cache.folder={tmp_path}/new"]))
 
 
+def test_a_cache_of_ones_own_that_cannot_be_made(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        Missing, match=f"the cache folder .* cannot be made: {tmp_path}/file is no folder; set XDG"
+    ):
+        run_configurations(configurations(["logger=none", f"results={tmp_path}"]))
+
+
 def test_it_is_said_before_torch_is_imported(model: Path) -> None:
     code = f"""
 import sys
