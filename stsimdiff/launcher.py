@@ -30,7 +30,7 @@ from stsimdiff import compressors
 from stsimdiff.data import cache_folder
 from stsimdiff.errors import ConfigError, Missing, RunFailed, Stopped, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
-from stsimdiff.evaluate.values import obstacle, suggestion
+from stsimdiff.evaluate.values import expanded, obstacle, path, suggestion
 from stsimdiff.models.presence import absent, unready
 from stsimdiff.ranks import ranks
 from stsimdiff.resources import folder
@@ -261,9 +261,11 @@ def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass])
 def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
     asked = dict.fromkeys(
-        (cfg.model.family, cfg.model.path) for cfg in configurations if cfg.plan is not True
+        (cfg.model.family, path("model.path", cfg.model.path, nullable=True))
+        for cfg in configurations
+        if cfg.plan is not True
     )
-    return [said for family, path in asked for said in (*absent(family, path), *unready(family, path))]
+    return [said for family, place in asked for said in (*absent(family, place), *unready(family, place))]
 
 
 def _unwritable(asked: Iterable[Settings]) -> list[str]:
@@ -337,6 +339,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 def register() -> None:
     """Make the launchers known to Hydra, and compressors of other packages known as options of ``compressor=``."""
+    # For Hydra's own folder of a sweep, which it makes from the words as they are.
+    OmegaConf.register_new_resolver("expanded", lambda given: expanded("results", str(given)), replace=True)
     _register_launcher(ArmsLauncher)
     for name, (plugin, module, cls) in CLUSTERS.items():
         if _is_installed(plugin):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stsimdiff import terminal
+from stsimdiff.errors import UserError
 from stsimdiff.evaluate.values import suggestion
 from stsimdiff.words import groups
 
@@ -40,6 +41,11 @@ def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> s
         arguments: the overrides as the user wrote them.
         top: names of all groups and top-level keys, for suggestions.
     """
+    inner = error.__cause__
+    while inner is not None and not isinstance(inner, UserError):
+        inner = inner.__cause__
+    if inner is not None:
+        return str(inner)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {_unreadable(str(error.override))}; {EXAMPLE}"
     if isinstance(error, MissingConfigException):
@@ -90,7 +96,10 @@ def _bad_key(
     if not re.search(r"is not in struct|^Key '.*' not in ", reason):
         if type(cause).__name__ == "MissingMandatoryValue":
             return f"{key} must be given; write {key}=VALUE"
-        return f"{key}: {reason[0].lower()}{reason[1:]}"
+        said = f"{key}: {reason[0].lower()}{reason[1:]}"
+        # ${NAME} is another key of the configuration; whoever writes capitals means the environment.
+        variable = re.match(r"Interpolation key '([A-Z_0-9]+)' not found", reason)
+        return f"{said}; an environment variable is written ${variable[1]}" if variable else said
     if key in top:
         return f"{key} is missing from the configuration; leave out ~{key}"
     if not parent:

@@ -7,6 +7,7 @@ words are refused with what to write instead, or written so that Hydra reads wha
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -57,6 +58,7 @@ def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
     """
     parser, known, found = OverridesParser.create(), {}, []
     for word in with_own_class(words):
+        word = _with_home(word)
         (override,) = parser.parse_overrides([word])
         key = override.key_or_group
         if not key:
@@ -127,6 +129,15 @@ def _settled(override: Override, sweep: str) -> str:
         if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not set(written) & set("'\"[{("):
             return f"{said}={','.join(_quoted(part.strip()) for part in written.split(','))}"
     return word
+
+
+def _with_home(word: str) -> str:
+    """The word with paths from home quoted, which Hydra's grammar does not know: ``results=~/runs``."""
+    key, equals, value = word.partition("=")
+    if not re.search(r"(^|,)~", value) or set(value) & set("'\"[]{}()"):
+        return word
+    parts = [_quoted(part) if part.startswith("~") else part for part in value.split(",")]
+    return f"{key}{equals}{','.join(parts)}"
 
 
 def _quoted(text: str) -> str:

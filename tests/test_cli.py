@@ -289,6 +289,8 @@ def test_a_command_line_can_be_composed_without_hydras_entry_point():
         ("run=1_0,2_0", 'run="1_0","2_0"'),
         ("run=1e5", 'run="1e5"'),
         ("data=null", "data=null"),
+        ("results=~/x", 'results="~/x"'),
+        ("model.path=/a,~b/c", 'model.path=/a,"~b/c"'),
     ],
 )
 def test_a_word_is_read_as_it_is_written(word, read):

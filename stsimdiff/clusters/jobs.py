@@ -28,6 +28,7 @@ from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
 from stsimdiff.evaluate import lock
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.evaluate.store import done_ids
+from stsimdiff.evaluate.values import expanded
 from stsimdiff.launcher import BatchLauncher, Pass, check_presence, last_of_folders, passes_of, planned
 from stsimdiff.ranks import world_size
 
@@ -263,7 +264,7 @@ def _absolute(settings: Settings) -> Settings:
     """Settings whose paths mean the same in another working folder."""
 
     def absolute(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-        paths = {key: str(Path(group[key]).expanduser().absolute()) for key in keys if group.get(key)}
+        paths = {key: str(Path(expanded(key, str(group[key]))).absolute()) for key in keys if group.get(key)}
         return {**group, **paths}
 
     return dataclasses.replace(

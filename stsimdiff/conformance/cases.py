@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.values import expanded
 
 INPUT = "input.npz"
 
@@ -88,7 +89,7 @@ def locate(path: str | Path, run: str | None = None) -> Case:
         DataError: when there is no such case.
         ConfigError: when a folder is given without a run, or a file with one.
     """
-    place = Path(path).expanduser()
+    place = Path(expanded("the case", str(path)))
     if place.is_dir():
         if not is_folder_case(place):
             raise DataError(f"{place} holds no end-to-end case: {INPUT} and checkpoint/ are needed")
@@ -116,7 +117,7 @@ def find(path: str | Path) -> list[Case]:
     Raises:
         DataError: when there is none.
     """
-    place = Path(path).expanduser()
+    place = Path(expanded("the case", str(path)))
     if place.is_file():
         return [Case(place)]
     found: list[Case] = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from stsimdiff.data.benchmarks import BENCHMARKS, by_name, by_task, folder_in
 from stsimdiff.data.fetch import prepare
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.evaluate.values import path
 from stsimdiff.terminal import say
 from stsimdiff.video_process import SECONDS
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a folder that holds the data already; nothing is fetched then")
     given = parser.parse_args(arguments)
     try:
-        prepare(by_name(given.benchmark), given.data, say, SECONDS)
+        prepare(by_name(given.benchmark), path("--data", given.data, True), say, SECONDS)
     except UserError as error:
         say(error, error=True)
         return 2
@@ -56,9 +57,8 @@ def _composed(words: Sequence[str]) -> int:
                 raise ConfigError(
                     f"benchmark={cfg.benchmark.name} is no public benchmark; allowed: {', '.join(BENCHMARKS)}"
                 )
-            data = cfg.benchmark.data or (
-                cfg.data and str(folder_in(Path(cfg.data).expanduser(), benchmark.name))
-            )
+            data, every = path("benchmark.data", cfg.benchmark.data, True), path("data", cfg.data, True)
+            data = data or (every and str(folder_in(Path(every), benchmark.name)))
             try:
                 prepare(benchmark, data, say, cfg.benchmark.video_seconds, cfg.benchmark.decoder)
             except UserError as error:

@@ -23,8 +23,8 @@ from stsimdiff.compressors.base import Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate.settings import Settings, budget_from_config, plain, settings_from_config
-from stsimdiff.evaluate.values import suggestion, told
+from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.evaluate.values import MOST_WHOLE, group, suggestion, told
 from stsimdiff.source import version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
@@ -95,7 +95,7 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
         BudgetError: for a budget that the method can never meet.
     """
     settings = settings or settings_from_config(cfg)
-    given = plain(cfg.compressor)
+    given = group(cfg, "compressor")
     cls = _compressor_class(given.get("_target_"))
     compressor = _build(cls, {key: value for key, value in given.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
@@ -248,6 +248,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     accepted = set(get_args(hint) or (hint,))
     if not accepted <= SAID.keys():
         return value
+    if type(value) is int and abs(value) > MOST_WHOLE:
+        raise ConfigError(f"{name}={value} is out of range; allowed: at most {MOST_WHOLE}")
     if type(value) is int and int not in accepted and float in accepted:
         # 1 and 1.0 are the same setting and must give the same id.
         return float(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.digests import file_digest, say_what_takes_long
 from stsimdiff.evaluate.task_files import asked_generation, read_task, task_version
-from stsimdiff.evaluate.values import one_of, only
+from stsimdiff.evaluate.values import MOST_NUMBER, one_of, only
 from stsimdiff.resources import folder
 
 BENCHMARK = (
@@ -27,7 +26,7 @@ def choose_prompt(prompts: Any, benchmark: dict[str, Any]) -> None:
     """Set the benchmark's prompt to the one that the model's file names, unless one is given."""
     from stsimdiff.data.benchmarks import BENCHMARKS, by_task
 
-    if not isinstance(prompts or {}, dict):
+    if prompts is not None and not isinstance(prompts, dict):
         raise ConfigError(f"model.prompts={prompts!r} is out of range; allowed: {{benchmark: prompt, ...}}")
     for name in prompts or {}:
         one_of("model.prompts", name, BENCHMARKS)
@@ -105,7 +104,7 @@ def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> di
 def check_video_seconds(seconds: Any) -> None:
     """Raise :class:`ConfigError` unless the time for a video is a number above 0, or ``None``."""
     number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (number and 0 < seconds < math.inf):
+    if seconds is not None and not (number and 0 < seconds <= MOST_NUMBER):
         raise ConfigError(
             f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
         )

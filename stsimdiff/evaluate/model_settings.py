@@ -23,6 +23,7 @@ MODEL = (
     "trust_remote_code",
 )
 MOST_THREADS = 1024
+MOST_FRAMES = 1_000_000
 
 
 def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[str, Any]:
@@ -58,8 +59,10 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
             "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
         )
     frames = model["frames"]
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-        raise ConfigError(f"model.frames={frames!r} is out of range; allowed: a whole number from 1")
+    if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
+        raise ConfigError(
+            f"model.frames={frames!r} is out of range; allowed: a whole number from 1 to {MOST_FRAMES}"
+        )
     threads = model["threads"]
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):

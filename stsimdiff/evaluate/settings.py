@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.evaluate.benchmark_settings import benchmark_settings, choose_data, choose_prompt
 from stsimdiff.evaluate.model_settings import model_settings
-from stsimdiff.evaluate.values import number_above, one_of, only, told, whole
+from stsimdiff.evaluate.values import group, number_above, one_of, only, path, text, told, whole
 from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
@@ -25,6 +25,11 @@ TOP = (
     *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
     *("sample_seconds", "cache", "overlays", "plan", "plan_tflops", "shards", "arms"),
 )
+MOST_RUN = 128
+"""W&B takes no longer name of a group."""
+MOST_PROJECT = 128
+PROJECT = rf"(?=.*\S)[^/\\#?%:\x00-\x1f\ud800-\udfff]{{1,{MOST_PROJECT}}}"
+"""What W&B takes for a project's name."""
 MOST_SEED = 2**63 - 1
 MOST_SHARDS = 10_000
 MOST_OVERLAYS = 100
@@ -89,12 +94,11 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     only("", {key: cfg[key] for key in cfg if key != "hydra"}, TOP)
     # A run named by a date reads as a number.
     run = str(cfg.run) if type(cfg.run) is int else cfg.run
-    if not isinstance(cfg.results, str) or not cfg.results.strip():
-        raise ConfigError(
-            f"results={cfg.results!r} is out of range; allowed: the path of a folder, such as results"
-        )
+    results = path("results", cfg.results)
     if not isinstance(run, str) or not re.fullmatch(r"\w[\w.+-]*", run):
         raise ConfigError(f"run={run!r} is no name for a run; allowed: letters, digits, and . _ + - within")
+    if len(run.encode()) > MOST_RUN:
+        raise ConfigError(f"run={run} is too long for a name; allowed: {MOST_RUN} letters")
     limit = whole(cfg, "limit", least=1, nullable=True)
     seed = whole(cfg, "seed", least=0, most=MOST_SEED)
     most = whole(cfg, "max_failures", least=0)
@@ -103,20 +107,29 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     for name in ("retry_failed", "plan"):
         if not isinstance(cfg[name], bool):
             raise ConfigError(f"{name}={cfg[name]!r} is out of range; allowed: true, false")
-    logger = plain(cfg.logger)
+    logger = group(cfg, "logger")
     one_of("logger.name", logger.get("name"), LOGGERS)
     only("logger", logger, LOGGERS[logger["name"]])
     if logger.get("mode") is not None:
         one_of("logger.mode", logger["mode"], MODES)
     if logger["name"] == "wandb":
+        text(
+            "logger.project", logger["project"], PROJECT, f"1 to {MOST_PROJECT} letters, none of / \\ # ? % :"
+        )
         wandb_mode(logger["mode"])
-    given, asked = plain(cfg.model), plain(cfg.benchmark)
+    given, asked = group(cfg, "model"), group(cfg, "benchmark")
+    for key, form in (("name", r"(?s).*\S.*"), ("family", r"[\w.]+")):
+        if key in given:
+            text(f"model.{key}", given[key], form, "a name")
+    given |= {"path": path("model.path", given["path"], nullable=True)} if "path" in given else {}
+    asked |= {"data": path("benchmark.data", asked["data"], nullable=True)} if "data" in asked else {}
+    _check_benchmark(asked)
     choose_prompt(given.pop("prompts", None), asked)
-    choose_data(cfg.data, asked)
-    for group, names in ((given, ("name",)), (asked, ("name", "note"))):
+    choose_data(path("data", cfg.data, nullable=True), asked)
+    for node, names in ((given, ("name",)), (asked, ("name", "note"))):
         # Free text that is stored and shown.
-        safe = told(cfg, "model" if group is given else "benchmark")
-        group |= {name: safe[name] for name in names if name in group}
+        safe = told(cfg, "model" if node is given else "benchmark")
+        node |= {name: safe[name] for name in names if name in node}
     model, benchmark = _together(
         lambda: model_settings(given, needs_weights=not cfg.plan),
         lambda: benchmark_settings(asked, needs_data=not cfg.plan),
@@ -126,7 +139,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         benchmark=benchmark,
         logger=logger,
         run=run,
-        folder=Path(cfg.results) / run,
+        folder=Path(results) / run,
         limit=limit,
         seed=seed,
         retry_failed=cfg.retry_failed,
@@ -134,7 +147,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         sample_seconds=None
         if cfg.sample_seconds is None
         else number_above("sample_seconds", cfg.sample_seconds),
-        cache=_cache(plain(cfg.cache)),
+        cache=_cache(group(cfg, "cache")),
         overlays=overlays,
         shards=shards,
         plan=cfg.plan,
@@ -148,19 +161,38 @@ def budget_from_config(cfg: DictConfig) -> Budget:
     Raises:
         ConfigError: for an unknown kind or key, or a retention out of range.
     """
-    given = plain(cfg.budget)
+    given = group(cfg, "budget")
     only("budget", given, [field.name for field in dataclasses.fields(Budget)])
     budget = Budget(**given)
     return dataclasses.replace(budget, retention=float(budget.retention))
 
 
-def plain(node: Any) -> dict[str, Any]:
-    """A node of the configuration as plain values.
-
-    Raises:
-        omegaconf.errors.OmegaConfBaseException: for a value that is missing or refers to one that is.
-    """
-    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+def _check_benchmark(benchmark: dict[str, Any]) -> None:
+    """Check what is said of the questions; what the rest means is checked where it is used."""
+    for key in ("name", "task"):
+        if key in benchmark:
+            text(
+                f"benchmark.{key}",
+                benchmark[key],
+                r"\w[\w.-]{0,127}",
+                "a name of letters, digits, and . _ - within",
+            )
+    if benchmark.get("note") is not None:
+        text("benchmark.note", benchmark["note"], r"(?s).*", "text, or null")
+    chance, families = benchmark.get("chance"), benchmark.get("families")
+    if chance is not None and number_above("benchmark.chance", chance, zero=True) > 100:
+        raise ConfigError(
+            f"benchmark.chance={chance} is out of range; allowed: a number from 0 to 100, or null"
+        )
+    if families is None:
+        return
+    listed = isinstance(families, list) and all(isinstance(family, str) for family in families)
+    if not listed or not families or len(set(families)) < len(families):
+        hint = f"; one family is written benchmark.families=[{families}]" if isinstance(families, str) else ""
+        raise ConfigError(
+            f"benchmark.families={families!r} is out of range; allowed: a list of families, each once, or null for all"
+            + hint
+        )
 
 
 def _together(*parts: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,11 +212,9 @@ def _together(*parts: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _cache(cache: dict[str, Any]) -> dict[str, Any]:
     only("cache", cache, CACHE)
-    folder = cache["folder"]
-    if folder is not None and not (isinstance(folder, str) and folder.strip()):
-        raise ConfigError(f"cache.folder={folder!r} is out of range; allowed: the path of a folder, or null")
+    folder = path("cache.folder", cache["folder"], nullable=True)
     return {
         "max_gb": number_above("cache.max_gb", cache["max_gb"], zero=True),
-        "folder": folder and str(Path(folder).expanduser().resolve()),
+        "folder": folder and str(Path(folder).resolve()),
         "disk_gb": number_above("cache.disk_gb", cache["disk_gb"]),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.terminal import UNPRINTABLE
+
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+MOST_NAME, MOST_PATH = 255, 4000
+"""Bytes that file systems allow for a name, and Linux for a path, what is added below it left room for."""
+MOST_WHOLE, MOST_NUMBER = 2**63 - 1, 1e300
+"""Whole numbers and others that fit into what they are counted with."""
 
 ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)")
 """A variable of the environment in a value of the configuration."""
@@ -47,12 +53,74 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         )
 
 
+def group(cfg: DictConfig, key: str) -> dict[str, Any]:
+    """A group of the configuration as plain values.
+
+    Raises:
+        ConfigError: where it is no group.
+        omegaconf.errors.OmegaConfBaseException: for a value that is missing or refers to one that is.
+    """
+    if not isinstance(cfg[key], DictConfig):
+        raise ConfigError(
+            f"{key}={cfg[key]!r} is out of range; allowed: keys with values, such as {key}.KEY=VALUE"
+        )
+    return OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
+
+
+def text(name: str, value: Any, form: str = r"(?s).*\S.*", allowed: str = "text") -> str:
+    """A text of a form.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        form: a pattern that all of it must match; by default any text but blanks.
+        allowed: the form in words.
+    """
+    if not isinstance(value, str) or not re.fullmatch(form, value):
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
+    return value
+
+
+def path(name: str, value: Any, nullable: bool = False) -> str | None:
+    """The path of a folder, ``~`` and environment variables filled in; ``None`` where that is allowed."""
+    if value is None and nullable:
+        return None
+    return expanded(name, text(name, value, allowed=f"the path of a folder{', or null' if nullable else ''}"))
+
+
+def expanded(name: str, given: str) -> str:
+    """A path with ``~`` and ``$VARIABLES`` filled in.
+
+    Raises:
+        ConfigError: for an unknown user or variable, and for what can be no path.
+    """
+    for found in VARIABLE.finditer(given):
+        variable = found[1] or found[2]
+        if not os.environ.get(variable):
+            raise ConfigError(f"{name}={given}: the environment variable {variable} is not set, or empty")
+    place = os.path.expanduser(os.path.expandvars(given))
+    if place.startswith("~"):
+        raise ConfigError(
+            f"{name}={given}: there is no user {place.partition('/')[0][1:]}; write the whole path"
+        )
+    if UNPRINTABLE.search(place):
+        raise ConfigError(
+            f"{name}={given}: the path holds characters that cannot be shown or stored; use another"
+        )
+    longest = max(len(os.fsencode(part)) for part in place.split("/"))
+    if longest > MOST_NAME or len(os.fsencode(place)) > MOST_PATH:
+        raise ConfigError(
+            f"{name}={given}: the path is too long; allowed: {MOST_PATH} bytes, {MOST_NAME} for each folder"
+        )
+    return place
+
+
 def whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: int | None = None) -> Any:
     """A whole number within its bounds, or ``None`` where that is allowed."""
     value = cfg[key]
     if value is None and nullable:
         return None
-    wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
+    wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_WHOLE
     if wrong or (most is not None and value > most):
         also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
         raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
@@ -87,7 +155,7 @@ def _hidden(value: Any, values: Mapping[str, str]) -> Any:
 
 def number_above(name: str, value: Any, zero: bool = False) -> float:
     """A finite number above 0, or 0 where that is allowed."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
     if not number or value < 0 or (value == 0 and not zero):
         raise ConfigError(
             f"{name}={value!r} is out of range; allowed: a number {'from' if zero else 'above'} 0"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from stsimdiff import video
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.settings import Settings, settings_from_config
+from stsimdiff.evaluate.values import expanded
 from stsimdiff.files import write_whole
 from stsimdiff.launcher import configurations
 from stsimdiff.report import film
@@ -130,8 +131,8 @@ def read_words(words: Sequence[str]) -> Asked:
         )
     if not own["question"].strip():
         raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
-    output = Path(own["output"]).expanduser() if own["output"] else None
-    return Asked(video.check_file(Path(files[0]).expanduser()), own["question"], output, settings)
+    output = Path(expanded("output", own["output"])) if own["output"] else None
+    return Asked(video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings)
 
 
 def prepare(asked: Asked) -> list[Pass]:
