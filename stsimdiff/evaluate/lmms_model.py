@@ -15,9 +15,11 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
+from stsimdiff.evaluate.lmms_command import ending, tell
 from stsimdiff.evaluate.model_settings import MODEL
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.session import Session, answer_missing
+from stsimdiff.evaluate.settings import budget_from_config
 from stsimdiff.evaluate.store import read_answers
 from stsimdiff.evaluate.task_files import asked_generation
 from stsimdiff.resources import folder
@@ -25,7 +27,7 @@ from stsimdiff.resources import folder
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.evaluate.lmms_model.StSimDiff")
 
 MODEL_KEYS = tuple(key for key in MODEL if key != "name")
-RUN_KEYS = ("run", "results", "seed", "retry_failed", "max_failures", "sample_seconds")
+RUN_KEYS = ("run", "results", "data", "seed", "retry_failed", "max_failures", "sample_seconds")
 
 
 class StSimDiff(lmms):
@@ -38,10 +40,11 @@ class StSimDiff(lmms):
         model: name of a file of ``configs/model``.
         batch_size: must be 1; a sample's answer never depends on another.
         others: ``path, family, device, dtype, attn_implementation, frames, threads ...`` of the model; ``run, results,
-            seed, retry_failed, max_failures, sample_seconds``; and every parameter of the compressor.
+            data, seed, retry_failed, max_failures, sample_seconds``; every parameter of the compressor; and any other
+            setting by its whole name, such as ``benchmark.data``.
 
     Raises:
-        ConfigError: for an unknown name or a value out of range, before anything is loaded.
+        SystemExit: with code 2 and a message for an unknown name or a value out of range, before anything is loaded.
     """
 
     is_simple = False
@@ -58,8 +61,10 @@ class StSimDiff(lmms):
         **others: Any,
     ) -> None:
         super().__init__()
-        if str(batch_size) not in ("1", "auto") or max_batch_size not in (None, 1):
-            raise ConfigError(f"batch_size={batch_size} is not supported; allowed: 1")
+        with ending():
+            if str(batch_size) not in ("1", "auto") or str(max_batch_size) not in ("None", "1"):
+                raise ConfigError(f"batch_size={batch_size} is not supported; allowed: 1")
+            tell(others.get("data"), others.get("benchmark.data"))
         overrides = [
             f"compressor={compressor}",
             f"budget={budget}",
@@ -70,26 +75,46 @@ class StSimDiff(lmms):
         others = {**others, **({"device": device} if device else {})}
         for key, value in others.items():
             if key != "run":
-                prefix = "model." if key in MODEL_KEYS else "" if key in RUN_KEYS else "compressor."
+                known = key in RUN_KEYS or "." in key
+                prefix = "model." if key in MODEL_KEYS else "" if known else "compressor."
                 overrides.append(f"{prefix}{key}={value}")
         self.overrides = overrides
         # The benchmark, and with it the arm's id, is known only once lmms-eval brings questions.
         self._check(overrides)
         self.session: Session | None = None
 
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> StSimDiff:
+        """As lmms-eval's own, for arguments that are ``key=value`` and given once."""
+        with ending():
+            flags = {key: value for key, value in (additional_config or {}).items() if value is not None}
+            words = [word for word in arg_string.split(",") if word.strip()]
+            keys = [word.partition("=")[0].strip() for word in words]
+            for word, key in zip(words, keys, strict=True):
+                if not key or "=" not in word:
+                    raise ConfigError(f"--model_args: {word!r} is no key=value; several are joined by commas")
+                if keys.count(key) > 1 or key in flags:
+                    raise ConfigError(f"--model_args: {key} is given twice; write it once, here or as a flag")
+            # As text: lmms-eval's parser would turn a run named 2024_11_25 into a number, and -1 into -1.0.
+            values = [word.partition("=")[2].strip() for word in words]
+            return cls(**dict(zip(keys, values, strict=True)), **flags)
+
     def _check(
         self, overrides: list[str], task: Any = None, generation: Mapping[str, Any] | None = None
     ) -> tuple[Settings, Arm]:
         """Settings and arm of these overrides, and of the generation settings that lmms-eval gives with questions."""
-        from hydra import compose, initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
-        from stsimdiff.cli import errors_as_messages
+        from stsimdiff.launcher import configurations
 
         GlobalHydra.instance().clear()
-        # lmms-eval turns an exception into exit code 0; this prints the message and stops with 2.
-        with errors_as_messages(overrides), initialize_config_dir(str(folder("configs")), version_base="1.3"):
-            config = compose("config", overrides)
+        with ending(overrides):
+            config, *more = configurations(overrides)
+            if more:
+                raise ConfigError("--model_args names one arm; sweep with python -m stsimdiff -m instead")
+            budget_from_config(config)  # also where the method has no budget
             settings = settings_from_config(config)
             if generation is not None:
                 asked = _asked(generation, settings.benchmark["generation"], task)
@@ -101,9 +126,13 @@ class StSimDiff(lmms):
         """Answer all requests; each answer is stored at once, and what is stored already is not asked again.
 
         Raises:
-            SystemExit: with code 1 when a sample failed. lmms-eval would turn an exception into exit code 0, and a
-                failed sample must not be scored.
+            SystemExit: with code 1 when a sample failed, 2 for what is refused. lmms-eval would turn an exception into
+                exit code 0, and a failed sample must not be scored.
         """
+        with ending(self.overrides):
+            return self._generated(requests)
+
+    def _generated(self, requests: list[Instance]) -> list[str]:
         by_task: dict[str, list[tuple[Any, Question]]] = {}
         generations: dict[str, Mapping[str, Any]] = {}
         for request in requests:
@@ -154,15 +183,17 @@ class StSimDiff(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the harness compares generated answers."""
-        raise UserError(
-            "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
-        )
+        with ending():
+            raise UserError(
+                "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
+            )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered, as :meth:`loglikelihood`."""
-        raise UserError(
-            "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
-        )
+        with ending():
+            raise UserError(
+                "stsimdiff answers generate_until tasks only; choose a task whose output_type is that"
+            )
 
     def clean(self) -> None:
         """Keep the model: lmms-eval calls this after each evaluation, and a second one must still find it."""

@@ -12,6 +12,7 @@ from stsimdiff.data import cache_folder, clips
 from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.videos import VideoFolder
+from stsimdiff.evaluate import lmms_command
 from stsimdiff.evaluate.parsing import parse_letter
 
 METRIC = "clips_accuracy"
@@ -29,9 +30,13 @@ class ClipsTask(ConfigurableMessagesTask):
         super().__init__(config={k: v for k, v in config.items() if k != "class"}, model_name=model_name)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        given, folder = dataset_kwargs or {}, f"clips-{clips.GENERATOR_VERSION}"
-        if given.get("root"):
-            root = Path(given["root"]).expanduser()
+        with lmms_command.ending_here():
+            self._read(dataset_kwargs or {})
+
+    def _read(self, given: dict[str, Any]) -> None:
+        folder = f"clips-{clips.GENERATOR_VERSION}"
+        if own := given.get("root") or lmms_command.root(None):
+            root = Path(own).expanduser()
         elif given.get("joined"):
             joined = int(given["joined"])
             root = clips.build_long(cache_folder() / f"{folder}-joined-{joined}", joined=joined)

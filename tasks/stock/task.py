@@ -16,6 +16,7 @@ from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.data.videos import SUFFIXES, VideoFolder
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate import lmms_command
 from stsimdiff.evaluate.parsing import LETTERS, parse_letter
 
 
@@ -48,7 +49,11 @@ class StockTask(ConfigurableMessagesTask):
         super().__init__(config=stock, model_name=self.prompt)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        root = self.benchmark.root((dataset_kwargs or {}).get("root"))
+        with lmms_command.ending_here():
+            self._read((dataset_kwargs or {}).get("root") or lmms_command.root(self.benchmark.name))
+
+    def _read(self, data: str | None) -> None:
+        root = self.benchmark.root(data)
         rows, videos, asked = read_rows(self.benchmark, root), VideoFolder(root), Counter()
         other = {self.benchmark.family(row) for row in rows} - set(self.benchmark.families)
         if other:

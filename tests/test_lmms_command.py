@@ -1,0 +1,103 @@
+"""The model of lmms-eval's own command: every refusal is a message and exit code 2, and its data can be named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from lmms_eval.tasks import TaskManager, get_task_dict
+
+from stsimdiff.data import clips
+from stsimdiff.evaluate import lmms_command
+from stsimdiff.evaluate.lmms_model import StSimDiff
+from stsimdiff.resources import folder
+
+MINIATURES = Path(__file__).resolve().parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def own_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(lmms_command, "_told", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def built(name: str):
+    """The task as lmms-eval's command builds it, after the model."""
+    return get_task_dict([name], TaskManager(include_path=str(folder("tasks")), include_defaults=False))[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "said"),
+    [
+        ("compressor=rnadom", {}, "compressor=rnadom is unknown; allowed: "),
+        ("retention=30", {}, "budget.retention=30 is out of range"),
+        ("compressor=fastv,tau_simm=0.7", {}, "compressor.tau_simm is unknown to compressor=fastv"),
+        ("frames=x", {}, "model.frames='x' is out of range"),
+        ("seed=-1", {}, "seed=-1 is out of range"),
+        ("run=a/b", {}, "run='a/b' is no name for a run"),
+        ("batch_size=4", {}, "batch_size=4 is not supported; allowed: 1"),
+        ("compressor=fastv", {"batch_size": 4}, "batch_size=4 is not supported; allowed: 1"),
+        ("batch_size=1", {"batch_size": 1}, "--model_args: batch_size is given twice"),
+        ("seed=1,seed=2", {}, "--model_args: seed is given twice"),
+        ("compressor", {}, "--model_args: 'compressor' is no key=value"),
+        ("compressor=glob(*)", {}, "--model_args names one arm"),
+        ("benchmark.video_seconds=-1", {}, "benchmark.video_seconds=-1 is out of range"),
+        ("data=$NO_SUCH_VARIABLE", {}, "the environment variable NO_SUCH_VARIABLE is not set"),
+        ("benchmark.data=/nowhere", {}, "benchmark.data=/nowhere is no folder"),
+    ],
+)
+def test_what_is_refused_ends_the_command(arguments, flags, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        StSimDiff.create_from_arg_string(arguments, flags)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+
+
+def test_tasks_that_it_cannot_answer_end_the_command(monkeypatch, capsys):
+    model = StSimDiff()
+    for refused in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(SystemExit) as stop:
+            refused([])
+        assert stop.value.code == 2 and "generate_until tasks only" in capsys.readouterr().err
+    monkeypatch.setattr(model, "_generated", lambda requests: model._answer("mmmu_val", None, [], {}))
+    with pytest.raises(SystemExit) as stop:
+        model.generate_until([])
+    assert stop.value.code == 2
+    assert "no file of configs/benchmark has task: mmmu_val" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_exit_code_1_and_not_0(monkeypatch, capsys):
+    model = StSimDiff()
+    monkeypatch.setattr(model, "_generated", lambda requests: 1 / 0)
+    with pytest.raises(SystemExit) as stop:
+        model.generate_until([])
+    assert stop.value.code == 1 and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_folder_of_all_benchmarks_can_be_named(tmp_path, monkeypatch):
+    shutil.copytree(MINIATURES / "videomme", tmp_path / "data" / "Video-MME")
+    shutil.copytree(MINIATURES / "egoschema", tmp_path / "data" / "egoschema")
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    StSimDiff.create_from_arg_string("data=$DATA,run=named")
+    for name, place, questions in (("videomme", "Video-MME", 9), ("egoschema", "egoschema", 8)):
+        rows = built(f"stsimdiff_{name}").dataset["test"]
+        assert len(rows) == questions
+        assert all(row["path"].startswith(f"{tmp_path}/data/{place}/") for row in rows)
+
+
+def test_the_folder_of_one_benchmark_can_be_named(tmp_path):
+    clips.build(tmp_path / "mine", videos=1)
+    StSimDiff.create_from_arg_string(f"benchmark.data={tmp_path / 'mine'}")
+    rows = built("clips").dataset["test"]
+    assert len(rows) == 7 and rows[0]["path"].startswith(str(tmp_path / "mine"))
+
+
+def test_data_that_is_not_there_is_a_message_and_exit_code_2(tmp_path, capsys):
+    StSimDiff.create_from_arg_string(f"data={tmp_path}/nowhere")
+    with pytest.raises(SystemExit) as stop:
+        built("stsimdiff_mlvu")
+    assert stop.value.code == 2
+    assert f"mlvu: benchmark.data={tmp_path}/nowhere/mlvu is no folder" in capsys.readouterr().err
