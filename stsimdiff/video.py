@@ -1,12 +1,13 @@
-"""Frames from video files: uniform sampling as lmms-eval does it, read exactly.
+"""Frames from video files: sampled as lmms-eval and LLaVA-NeXT do it, read exactly.
 
 Which frames, in lmms-eval 0.7.3: its readers (``models/model_utils/load_video.py``) and the wrapper ``llava_vid`` with
-``force_sample=True``, as LLaVA-Video's authors ran it, take ``numpy.linspace(0, total - 1, count, dtype=int)``: equal
-distances, rounded down, the first and the last frame always among them. So does :func:`uniform_indices`. Differences:
+``force_sample=True`` take ``numpy.linspace(0, total - 1, count, dtype=int)``: equal distances, rounded down, the first
+and the last frame always among them. So does :func:`uniform_indices`. ``llava_vid`` without ``force_sample``, as
+LLaVA-Video's authors ran it, takes so many frames a second where these are no more than ``count``:
+:func:`fps_indices`. Differences:
 
 - A file of at most ``count`` frames gives each of them once; lmms-eval's decord readers repeat frames to ``count``
   (its PyAV reader does not).
-- ``llava_vid`` without ``force_sample`` takes a frame each second where these are no more than ``count``.
 - ``qwen2_5_vl`` and ``qwen2_vl`` first let ``qwen_vl_utils`` take frames at its own rate, and then take ``count`` of
   those by the same ``linspace``: here they are taken from all frames of the file.
 
@@ -18,8 +19,8 @@ take in :mod:`stsimdiff.video_process`.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,50 @@ def uniform_indices(total: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, total - 1, count, dtype=int))
 
 
+def fps_indices(total: int, rate: float, fps: float, most: int) -> tuple[int, ...]:
+    """Every ``round(rate / fps)``-th frame from the first on; where these are more than ``most``, evenly spaced ones.
+
+    As LLaVA-NeXT (``process_video_with_decord``) and lmms-eval (``llava_vid.load_video``) do it, Python's rounding of
+    halves to the even number included.
+
+    Args:
+        total: frames in the file.
+        rate: its frames per second.
+        fps: frames wanted of each second.
+        most: how many at most.
+    """
+    if not (fps > 0 and np.isfinite(rate) and rate > 0):
+        raise ValueError(
+            f"cannot take {fps} frames a second of a file with {rate} a second; both must be above 0"
+        )
+    found = tuple(range(0, total, max(1, round(rate / fps))))
+    return found if len(found) <= most else uniform_indices(total, most)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are taken.
+
+    Attributes:
+        frames: how many; the most where ``fps`` is set.
+        fps: frames a second, see :func:`fps_indices`; ``None``: at equal distance, see :func:`uniform_indices`.
+    """
+
+    frames: int
+    fps: float | None = None
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any]) -> Sampling:
+        """That of a model's settings."""
+        return cls(model["frames"], model["fps"])
+
+    def indices(self, total: int, rate: float) -> tuple[int, ...]:
+        """Frame numbers, ascending, in a file of ``total`` frames with ``rate`` a second."""
+        if self.fps is None:
+            return uniform_indices(total, self.frames)
+        return fps_indices(total, rate, self.fps, self.frames)
+
+
 def check_file(path: str | Path) -> Path:
     """The file as a path, or a :class:`VideoError` that names what is wrong with it, without decoding anything."""
     file = Path(path)
@@ -84,15 +129,15 @@ def check_file(path: str | Path) -> Path:
     return file
 
 
-def read(path: str | Path, count: int, backend: str = "pyav") -> Frames:
-    """Read ``count`` uniformly sampled frames, upright as the file's rotation says.
+def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> Frames:
+    """Read some frames, upright as the file's rotation says.
 
     Frames are counted as they are shown, also where their rate varies. Memory is that of the frames asked for. A file
     that begins without a keyframe is read from its first one; a line of the log says so.
 
     Args:
         path: the file.
-        count: how many frames.
+        sampling: which frames; a number: so many at equal distance.
         backend: ``pyav``; ``torchcodec`` and ``decord`` are checked, and refuse a file that they count otherwise.
 
     Raises:
@@ -103,9 +148,10 @@ def read(path: str | Path, count: int, backend: str = "pyav") -> Frames:
     from stsimdiff.video_decoders import READERS
 
     check_backend(backend)
+    sampling = Sampling(sampling) if isinstance(sampling, int) else sampling
     file = check_file(path)
     started = time.perf_counter()
-    pixels, indices, total, fps, note = READERS[backend](file, partial(uniform_indices, count=count))
+    pixels, indices, total, fps, note = READERS[backend](file, sampling.indices)
     if not np.isfinite(fps) or fps <= 0:
         raise VideoError(f"video {file} has no frame rate (got {fps})")
     frames = Frames(pixels, indices, total, fps, time.perf_counter() - started, note)

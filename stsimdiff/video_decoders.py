@@ -23,8 +23,8 @@ BEHIND = 0.002
 REORDERED = {"h264", "hevc", "av1", "vp8", "vp9"}
 """Codecs of which decord counts pictures rightly that are stored in another order than shown."""
 
-Choose = Callable[[int], tuple[int, ...]]
-"""Which frames are wanted of so many, ascending."""
+Choose = Callable[[int, float], tuple[int, ...]]
+"""Which frames are wanted of so many, with so many a second; ascending."""
 Decoded = tuple[np.ndarray, tuple[int, ...], int, float, str]
 """Pixels, frame numbers, frames in the file, frames per second, what has to be said of the file."""
 
@@ -53,7 +53,7 @@ def _by_groups(file: Path, packets: Packets, choose: Choose) -> Decoded:
     import av
 
     times, pts = packets.times, packets.pts
-    indices = choose(len(times))
+    indices = choose(len(times), packets.fps(len(times)))
     wanted = deque(zip(indices, _keys(packets, indices), strict=True))
     taken, start, expected = _Taken(file), None, 0
     with opened(file) as (container, stream):
@@ -113,7 +113,7 @@ def _in_order(file: Path, packets: Packets, choose: Choose) -> Decoded:
     """Decode the whole file and count; once more where it held another number of pictures than expected."""
     total = max(1, int(packets.shown[packets.first :].sum()))
     while True:
-        indices, taken, found = choose(total), _Taken(file), 0
+        indices, taken, found = choose(total, packets.fps(total)), _Taken(file), 0
         wanted = set(indices)
         for number, frame in enumerate(_decoded(file, packets)):
             if number in wanted:
@@ -183,7 +183,7 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
         ) from error
     packets = packets_of(file)
     stream, *_ = _checkable(file, packets, "torchcodec")
-    indices = choose(len(packets.order))
+    indices = choose(len(packets.order), packets.fps(len(packets.order)))
     try:
         decoder = VideoDecoder(str(file), stream_index=stream, dimension_order="NHWC", seek_mode="exact")
         found = len(decoder)
@@ -213,7 +213,7 @@ def with_decord(file: Path, choose: Choose) -> Decoded:
     packets = packets_of(file)
     _, codec, split = _checkable(file, packets, "decord")
     times, pts, keys = packets.times, packets.pts, np.flatnonzero(packets.keys)
-    indices = choose(len(times))
+    indices = choose(len(times), packets.fps(len(times)))
     if split:
         raise _refused(file, "decord", "it loses the first frames of some transport streams")
     if packets.first or not packets.shown.all():
@@ -226,7 +226,7 @@ def with_decord(file: Path, choose: Choose) -> Decoded:
     try:
         # Whether a decoder that jumps to a keyframe really shows it first.
         used = np.unique(np.searchsorted(times, pts[_keys(packets, indices)]))
-        _by_groups(file, packets, lambda total: tuple(used.tolist()))
+        _by_groups(file, packets, lambda total, rate: tuple(used.tolist()))
     except _DoubtError:
         raise _refused(file, "decord", "its keyframes cannot be decoded alone") from None
     try:

@@ -29,7 +29,7 @@ from loguru import logger
 from stsimdiff import errors, video
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.ranks import end_with
-from stsimdiff.video import Frames, Probe
+from stsimdiff.video import Frames, Probe, Sampling
 
 SECONDS = 600.0
 """Time that one video has, unless ``benchmark.video_seconds`` says otherwise."""
@@ -53,13 +53,17 @@ class VideoProcess:
         self._lock = threading.Lock()
 
     def read(
-        self, path: str | Path, count: int, backend: str = "pyav", seconds: float | None = SECONDS
+        self,
+        path: str | Path,
+        sampling: Sampling | int,
+        backend: str = "pyav",
+        seconds: float | None = SECONDS,
     ) -> Frames:
         """As :func:`stsimdiff.video.read`, within a time.
 
         Args:
             path: the file.
-            count: how many frames.
+            sampling: which frames, as :func:`stsimdiff.video.read` takes it.
             backend: one of :data:`stsimdiff.video.BACKENDS`.
             seconds: time for this video; ``None``: no limit.
 
@@ -68,7 +72,7 @@ class VideoProcess:
                 video gets a new one.
             ConfigError: as :func:`stsimdiff.video.read` does.
         """
-        return self._ask("read", (str(path), count, backend), seconds, f"by {backend} ")
+        return self._ask("read", (str(path), sampling, backend), seconds, f"by {backend} ")
 
     def probe(self, path: str | Path, seconds: float | None = SECONDS, backend: str = "pyav") -> Probe:
         """As :func:`stsimdiff.video.probe`, within a time; raises as :meth:`read` does."""

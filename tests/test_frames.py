@@ -11,7 +11,7 @@ import pytest
 from loguru import logger
 from numbered_clips import BACKENDS, numbers, picture, remuxed, with_edits, write
 
-from stsimdiff import video, video_decoders
+from stsimdiff import video, video_decoders, video_process
 from stsimdiff.data.headers import read_header
 from stsimdiff.data.videos import Index, VideoFolder, unusable_videos
 from stsimdiff.errors import VideoError
@@ -381,3 +381,21 @@ def test_a_stream_without_a_picture_holds_no_frames(tmp_path: Path) -> None:
     for look in (video.probe, lambda path: video.read(path, 2)):
         with pytest.raises(VideoError, match=r"a\.avi holds no frames"):
             look(path)
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (video.Sampling(64, 1), range(0, 60, 10)),
+        (video.Sampling(64, 3), range(0, 60, 3)),
+        (video.Sampling(64, 4), range(0, 60, 2)),  # 10 / 4 is no whole number, and rounds down to 2
+        (video.Sampling(6, 1), range(0, 60, 10)),
+        (video.Sampling(5, 1), (0, 14, 29, 44, 59)),
+    ],
+)
+def test_frames_by_the_second(clips, backend: str, sampling: video.Sampling, expected) -> None:
+    path = matrix_clip(clips, "mp4", H264, 2, 0)
+    frames = video.read(path, sampling, backend)
+    assert numbers(frames.pixels) == list(frames.indices) == list(expected)
+    assert video_process.shared().read(path, sampling, backend).indices == frames.indices

@@ -210,3 +210,42 @@ def test_they_are_found_by_a_look(broken, name: str, reason: str) -> None:
         video.probe(broken / name)
     assert str(broken / name) in str(caught.value)
     assert video.probe(broken / "whole.mp4").frames == 60
+
+
+def of_the_public_reader(total: int, rate: float, fps: float, most: int) -> list[int]:
+    """The rule of LLaVA-NeXT's and lmms-eval's readers, written out once more as they compute it."""
+    step = round(rate / fps)
+    taken, place = [], 0
+    while place < total:
+        taken.append(place)
+        place += step
+    return taken if len(taken) <= most else np.linspace(0, total - 1, most, dtype=int).tolist()
+
+
+@pytest.mark.parametrize("rate", [24.0, 25.0, 30000 / 1001, 60.0])
+@pytest.mark.parametrize("seconds", [8, 63, 64, 600])
+def test_frames_by_the_second_are_those_of_the_public_readers(seconds: int, rate: float) -> None:
+    total = round(seconds * rate)
+    found = video.fps_indices(total, rate, 1, 64)
+    assert list(found) == of_the_public_reader(total, rate, 1, 64)
+    assert len(found) == min(seconds, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((10, 5.0, 2, 64), (0, 2, 4, 6, 8)),  # round(2.5) is 2 in Python
+        ((10, 7.0, 2, 64), (0, 4, 8)),  # and round(3.5) is 4
+        ((4, 1.0, 2, 64), (0, 1, 2, 3)),  # more a second than there are: every frame
+        ((60, 10.0, 1, 6), (0, 10, 20, 30, 40, 50)),
+        ((61, 10.0, 1, 6), (0, 12, 24, 36, 48, 60)),  # a seventh frame: evenly spaced
+    ],
+)
+def test_frames_by_the_second(arguments, expected) -> None:
+    assert video.fps_indices(*arguments) == expected
+
+
+@pytest.mark.parametrize(("rate", "fps"), [(0.0, 1), (float("nan"), 1), (5.0, 0)])
+def test_frames_by_the_second_need_a_rate(rate: float, fps: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        video.fps_indices(10, rate, fps, 4)

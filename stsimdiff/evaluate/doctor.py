@@ -265,9 +265,11 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
 
 def _by_model(passes: Sequence[launcher.Pass]) -> list[list[launcher.Pass]]:
     """The passes of each model, whatever their frames."""
+    from stsimdiff.evaluate.shared import FRAMES
+
     groups: dict[str, list[launcher.Pass]] = {}
     for one in passes:
-        model = {key: value for key, value in one.settings.model.items() if key != "frames"}
+        model = {key: value for key, value in one.settings.model.items() if key not in FRAMES}
         groups.setdefault(repr(model), []).append(one)
     return list(groups.values())
 

@@ -24,6 +24,7 @@ from stsimdiff.cost.counting import CountedRun
 from stsimdiff.engine import Compression, Trace, synchronise
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.models.base import EncodedVideo, Family
+from stsimdiff.video import Sampling
 
 TIMES = {
     "decode": "reading the frames from the file",
@@ -166,7 +167,7 @@ class Subject:
     family: Family
     compressor: Compressor
     budget: Budget
-    frames: int
+    sampling: Sampling
     decoder: str
     new_tokens: int
 
@@ -177,7 +178,7 @@ def measure(subject: Subject, question: Question) -> Sample:
     tokens = _TokenClock(clock)
     with PeakMemory(family.device) as memory:
         start = clock.mark()
-        frames = video.read(question.video, subject.frames, subject.decoder)
+        frames = video.read(question.video, subject.sampling, subject.decoder)
         read = clock.mark()
         encoded = family.encode(frames, signals=subject.compressor.needs_vision)
         prompt = family.prompt(encoded, question.text, sample=question.id)
@@ -207,7 +208,7 @@ def measure(subject: Subject, question: Question) -> Sample:
 def counted(subject: Subject, question: Question) -> int | None:
     """FLOPs of a method without a formula on one question, counted as it runs; the run is not timed."""
     family = subject.family
-    frames = video.read(question.video, subject.frames, subject.decoder)
+    frames = video.read(question.video, subject.sampling, subject.decoder)
     encoded = family.encode(frames, signals=subject.compressor.needs_vision)
     prompt = family.prompt(encoded, question.text, sample=question.id)
     run: Run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))

@@ -11,7 +11,7 @@ from typing import Any
 from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.checkpoint_files import fingerprint, generation
-from stsimdiff.evaluate.values import one_of, only
+from stsimdiff.evaluate.values import number_above, one_of, only
 from stsimdiff.resources import embedded_checkpoint
 from stsimdiff.source import version_of
 
@@ -19,9 +19,22 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MODEL = (
-    *("name", "family", "path", "frames", "device", "device_map", "dtype", "attn_implementation", "threads"),
+    *(
+        "name",
+        "family",
+        "path",
+        "frames",
+        "sampling",
+        "fps",
+        "device",
+        "device_map",
+        "dtype",
+        "attn_implementation",
+        "threads",
+    ),
     "trust_remote_code",
 )
+SAMPLING = ("uniform", "fps")
 MOST_THREADS = 1024
 MOST_FRAMES = 1_000_000
 
@@ -63,6 +76,10 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
         raise ConfigError(
             f"model.frames={frames!r} is out of range; allowed: a whole number from 1 to {MOST_FRAMES}"
         )
+    one_of("model.sampling", model["sampling"], SAMPLING)
+    fps = number_above("model.fps", model["fps"])
+    # Evenly spaced frames do not depend on it.
+    model = {**model, "fps": fps if model["sampling"] == "fps" else None}
     threads = model["threads"]
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):

@@ -34,6 +34,7 @@ from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
 from stsimdiff.terminal import Console
 from stsimdiff.tokens import Grid
+from stsimdiff.video import Sampling
 
 PROMPT_TOKENS = 30
 """Tokens of a chat template, about."""
@@ -152,7 +153,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         notes.append("the weights are not here: which questions are answered already cannot be told")
     elif settings.benchmark["revision"] is None:
         notes.append("the data is not here: which questions are answered already cannot be told")
-    grids = {path: _grid(shape, header, model["frames"]) for path, header in headers.items()}
+    grids = {path: _grid(shape, header, Sampling.of(model)) for path, header in headers.items()}
     of_question = {question.id: grids[question.video] for question in questions}
     typical = Counter(of_question.values()).most_common(1)[0][0]
     largest = max(of_question.values(), key=lambda grid: grid.tokens)
@@ -250,8 +251,12 @@ def _published(name: str, limit: int | None) -> tuple[list[Question], dict[str, 
     return questions, {question.video: header for question in questions}, [note]
 
 
-def _grid(shape: ModelShape, header: Header, frames: int) -> Grid:
-    return shape.grid(min(frames, header.frames or frames), header.height, header.width)
+def _grid(shape: ModelShape, header: Header, sampling: Sampling) -> Grid:
+    count = sampling.frames
+    if header.frames:
+        rate = header.frames / header.seconds if header.seconds else float(published.FPS)
+        count = len(sampling.indices(header.frames, rate))
+    return shape.grid(count, header.height, header.width)
 
 
 def _tower(shape: ModelShape, grid: Grid, signals: bool) -> int:

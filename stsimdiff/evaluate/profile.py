@@ -34,6 +34,7 @@ from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import Family
 from stsimdiff.ranks import ranks
 from stsimdiff.terminal import Console
+from stsimdiff.video import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Measuring:
                 self.family,
                 self.compressors[arm.id],
                 arm.budget,
-                self.settings.model["frames"],
+                Sampling.of(self.settings.model),
                 self.settings.benchmark["decoder"],
                 self.protocol.new_tokens,
             )

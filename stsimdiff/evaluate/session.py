@@ -37,7 +37,7 @@ from stsimdiff.evaluate.shared import Shared
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
 from stsimdiff.models import options_of, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
-from stsimdiff.video import Frames
+from stsimdiff.video import Frames, Sampling
 
 
 @dataclass
@@ -118,8 +118,8 @@ class Session:
 
     def _frames(self, path: str) -> Frames:
         benchmark = self.settings.benchmark
-        count, seconds = self.settings.model["frames"], benchmark["video_seconds"]
-        return video_process.shared().read(path, count, benchmark["decoder"], seconds)
+        sampling, seconds = Sampling.of(self.settings.model), benchmark["video_seconds"]
+        return video_process.shared().read(path, sampling, benchmark["decoder"], seconds)
 
     def free(self) -> None:
         """Give back the memory that answers can do without: features of other videos."""

@@ -10,6 +10,9 @@ from stsimdiff.evaluate.features import FeatureMemory
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import Family
 
+FRAMES = ("frames", "sampling", "fps")
+"""Settings of the model that say which frames it is given."""
+
 
 class Shared:
     """Benchmarks after one another answer with one loaded model; another model takes its place.
@@ -25,8 +28,8 @@ class Shared:
 
     def family(self, settings: Settings, load: Callable[[Settings], Family]) -> Family:
         """The model of these settings; it is loaded unless the pass before had the same."""
-        # How many frames it is given does not change the model.
-        model = {key: value for key, value in settings.model.items() if key != "frames"}
+        # Which frames it is given does not change the model.
+        model = {key: value for key, value in settings.model.items() if key not in FRAMES}
         key = json.dumps([model, settings.seed], sort_keys=True)
         if self._family is None or key != self._key:
             # The one before is let go first: two may not fit.

@@ -152,7 +152,7 @@ def prepare(asked: Asked) -> list[Pass]:
         arms = arms_from_config(cfg, settings)
         one = next((one for one in passes if one.settings == settings), None)
         if one is None:
-            frames = video.read(asked.file, settings.model["frames"], settings.benchmark["decoder"])
+            frames = video.read(asked.file, video.Sampling.of(settings.model), settings.benchmark["decoder"])
             one = Pass(settings, {}, frames)
             passes.append(one)
         for arm in arms:

@@ -26,6 +26,8 @@ UNTOLD = {
         "path",
         "checkpoint",
         "frames",
+        "sampling",
+        "fps",
         "device",
         "device_map",
         "threads",

@@ -172,13 +172,16 @@ class Arm:
 
     @cached_property
     def model(self) -> tuple[str, str, str]:
-        """Name, checkpoint and number of frames: two arms that differ here are never put into one table.
+        """Name, checkpoint and frames: two arms that differ here are never put into one table.
 
         The checkpoint is its fingerprint, or its path where none is stored: paths differ between machines.
         """
         model = self.record["model"]
         checkpoint = model.get("checkpoint") or model.get("path") or "default"
-        return one_line(model["name"]), str(checkpoint), f"{model.get('frames', 'default')} frames"
+        frames = f"{model.get('frames', 'default')} frames"
+        if model.get("fps") is not None:
+            frames += f" at most, {model['fps']:g} a second"
+        return one_line(model["name"]), str(checkpoint), frames
 
     @property
     def by_name(self) -> bool:
