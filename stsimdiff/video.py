@@ -91,28 +91,41 @@ def fps_indices(total: int, rate: float, fps: float, most: int) -> tuple[int, ..
     return found if len(found) <= most else uniform_indices(total, most)
 
 
+def rounded_indices(total: int, count: int) -> tuple[int, ...]:
+    """``numpy.round(numpy.linspace(0, total - 1, count))``: frames are repeated where there are fewer than ``count``.
+
+    As VILA's reader (``llava/utils/media.py``) does it for NVILA.
+    """
+    if total < 1 or count < 1:
+        raise ValueError(f"cannot choose {count} of {total} frames; both must be at least 1")
+    return tuple(int(i) for i in np.round(np.linspace(0, total - 1, count)))
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are taken.
 
     Attributes:
-        frames: how many; the most where ``fps`` is set.
-        fps: frames a second, see :func:`fps_indices`; ``None``: at equal distance, see :func:`uniform_indices`.
+        frames: how many; the most for ``fps``.
+        kind: ``uniform`` (:func:`uniform_indices`), ``round`` (:func:`rounded_indices`) or ``fps``
+            (:func:`fps_indices`).
+        fps: frames a second, for ``fps``.
     """
 
     frames: int
+    kind: str = "uniform"
     fps: float | None = None
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> Sampling:
         """That of a model's settings."""
-        return cls(model["frames"], model["fps"])
+        return cls(model["frames"], model["sampling"], model["fps"])
 
     def indices(self, total: int, rate: float) -> tuple[int, ...]:
         """Frame numbers, ascending, in a file of ``total`` frames with ``rate`` a second."""
-        if self.fps is None:
-            return uniform_indices(total, self.frames)
-        return fps_indices(total, rate, self.fps, self.frames)
+        if self.kind == "fps":
+            return fps_indices(total, rate, self.fps or 1.0, self.frames)
+        return {"uniform": uniform_indices, "round": rounded_indices}[self.kind](total, self.frames)
 
 
 def check_file(path: str | Path) -> Path:
@@ -151,7 +164,15 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
     sampling = Sampling(sampling) if isinstance(sampling, int) else sampling
     file = check_file(path)
     started = time.perf_counter()
-    pixels, indices, total, fps, note = READERS[backend](file, sampling.indices)
+
+    def choose(total: int, rate: float) -> tuple[int, ...]:
+        return tuple(sorted(set(sampling.indices(total, rate))))
+
+    pixels, indices, total, fps, note = READERS[backend](file, choose)
+    wanted = sampling.indices(total, fps)
+    if wanted != indices:
+        # A short video repeats some: each was decoded once.
+        pixels, indices = pixels[np.searchsorted(indices, wanted)], wanted
     if not np.isfinite(fps) or fps <= 0:
         raise VideoError(f"video {file} has no frame rate (got {fps})")
     frames = Frames(pixels, indices, total, fps, time.perf_counter() - started, note)

@@ -387,14 +387,16 @@ def test_a_stream_without_a_picture_holds_no_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (video.Sampling(64, 1), range(0, 60, 10)),
-        (video.Sampling(64, 3), range(0, 60, 3)),
-        (video.Sampling(64, 4), range(0, 60, 2)),  # 10 / 4 is no whole number, and rounds down to 2
-        (video.Sampling(6, 1), range(0, 60, 10)),
-        (video.Sampling(5, 1), (0, 14, 29, 44, 59)),
+        (video.Sampling(64, "fps", 1), range(0, 60, 10)),
+        (video.Sampling(64, "fps", 3), range(0, 60, 3)),
+        (video.Sampling(64, "fps", 4), range(0, 60, 2)),  # 10 / 4 is no whole number, and rounds down to 2
+        (video.Sampling(6, "fps", 1), range(0, 60, 10)),
+        (video.Sampling(5, "fps", 1), (0, 14, 29, 44, 59)),
+        (video.Sampling(5, "round"), (0, 15, 30, 44, 59)),
+        (video.Sampling(64, "round"), np.round(np.linspace(0, 59, 64)).astype(int)),
     ],
 )
-def test_frames_by_the_second(clips, backend: str, sampling: video.Sampling, expected) -> None:
+def test_other_samplings(clips, backend: str, sampling: video.Sampling, expected) -> None:
     path = matrix_clip(clips, "mp4", H264, 2, 0)
     frames = video.read(path, sampling, backend)
     assert numbers(frames.pixels) == list(frames.indices) == list(expected)

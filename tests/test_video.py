@@ -249,3 +249,16 @@ def test_frames_by_the_second(arguments, expected) -> None:
 def test_frames_by_the_second_need_a_rate(rate: float, fps: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         video.fps_indices(10, rate, fps, 4)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(10, 4, (0, 3, 6, 9)), (100, 5, (0, 25, 50, 74, 99)), (2, 4, (0, 0, 1, 1)), (1, 3, (0, 0, 0))],
+)
+def test_rounded_indices(total: int, count: int, expected: tuple[int, ...]) -> None:
+    assert video.rounded_indices(total, count) == expected
+
+
+def test_rounded_indices_refuses() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        video.rounded_indices(4, 0)

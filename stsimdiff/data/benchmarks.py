@@ -51,6 +51,7 @@ class Benchmark:
         lettered: who writes the letters before the options of a prompt: the ``row``'s options, its ``question``, or the
             ``task``'s own function.
         prompts_of: the YAML that offers the prompts, where the stock one asks for no letter.
+        ours: prompts that model authors ask instead of lmms-eval's, by name: they make a row's question.
         config: folder of the hub's repository that holds these rows, where other folders hold rows that are not
             offered; ``None`` where there is no such choice.
     """
@@ -72,6 +73,7 @@ class Benchmark:
     reads: str = LETTERS
     lettered: str = "row"
     prompts_of: str | None = None
+    ours: Mapping[str, Callable[[Row], str]] = dataclasses.field(default_factory=dict)
     config: str | None = None
 
     @property
@@ -96,7 +98,7 @@ class Benchmark:
         return Path(package.submodule_search_locations[0]) / "tasks" / name
 
     def prompts(self) -> dict[str, Any]:
-        """The prompts that the stock YAML offers, by name; where another's are used, its own is called ``stock``."""
+        """The prompts that the stock YAML offers and ours, by name; where another's are used, its own is ``stock``."""
         import yaml
 
         class Loader(yaml.SafeLoader):
@@ -106,7 +108,8 @@ class Benchmark:
         file = self._stock_file(self.prompts_of or self.stock)
         config = yaml.load(file.read_text(encoding="utf-8"), Loader)
         prompts = config.get("lmms_eval_specific_kwargs") or {"default": {}}
-        return {**prompts, "stock": {}} if self.prompts_of else prompts
+        own = {"stock": {}} if self.prompts_of else {}
+        return {**prompts, **own, **dict.fromkeys(self.ours, {})}
 
     def root(self, data: str | Path | None) -> Path:
         """Folder of the data: the one given, or the one that ``make data`` fills.
@@ -255,6 +258,19 @@ def _mlvu_options(row: Row) -> list[str]:
     return [text for _, text in lines] if in_order else []
 
 
+def _vila_prompt(row: Row) -> str:
+    """VideoMME as VILA's authors ask it (``llava/eval/lmms/tasks/videomme.py``): it speaks of no subtitles."""
+    return "\n".join(
+        [
+            "Select the best answer to the following multiple-choice question based on the video. Respond with only "
+            "the letter (A, B, C, or D) of the correct option.",
+            row["question"],
+            *row["options"],
+            "The best answer is:",
+        ]
+    )
+
+
 VIDEOMME = Benchmark(
     name="videomme",
     stock="videomme/videomme.yaml",
@@ -272,6 +288,7 @@ VIDEOMME = Benchmark(
     prediction="pred_answer",
     truth="answer",
     wrong={"pred_answer": "", "score": 0.0},
+    ours={"vila": _vila_prompt},
 )  # fmt: skip
 
 MLVU = Benchmark(

@@ -132,6 +132,7 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "budget": dataclasses.asdict(arm.budget),
         "model": settings.model,
         "benchmark": settings.benchmark,
+        "protocol": settings.protocol,
         "seed": settings.seed,
         "code": arm.code,
         "beneath": version_of(*BENEATH),
@@ -146,7 +147,18 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
     asked = ASKED if by_task(settings.benchmark.get("task")) else (*ASKED, "revision")
     benchmark = {key: settings.benchmark.get(key) for key in asked}
     codes = [code, version_of(*BENEATH)]
-    everything = [FORMAT, config, dataclasses.asdict(budget), codes, model, benchmark, settings.seed]
+    # Its values are in the model's settings; its name, too, tells two tables apart.
+    protocol = settings.protocol.get("name")
+    everything = [
+        FORMAT,
+        config,
+        dataclasses.asdict(budget),
+        codes,
+        model,
+        benchmark,
+        protocol,
+        settings.seed,
+    ]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 

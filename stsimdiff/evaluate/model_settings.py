@@ -34,7 +34,7 @@ MODEL = (
     ),
     "trust_remote_code",
 )
-SAMPLING = ("uniform", "fps")
+SAMPLING = ("uniform", "round", "fps")
 MOST_THREADS = 1024
 MOST_FRAMES = 1_000_000
 

@@ -15,13 +15,14 @@ from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.evaluate.benchmark_settings import benchmark_settings, choose_data, choose_prompt
 from stsimdiff.evaluate.model_settings import model_settings
+from stsimdiff.evaluate.protocol import check_protocol, protocol_settings
 from stsimdiff.evaluate.values import group, number_above, one_of, only, path, text, told, whole
 from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 CACHE = ("max_gb", "folder", "disk_gb")
 TOP = (
-    *("model", "benchmark", "compressor", "budget", "logger"),
+    *("model", "benchmark", "protocol", "compressor", "budget", "logger"),
     *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
     *("sample_seconds", "cache", "overlays", "plan", "plan_tflops", "shards", "arms"),
 )
@@ -49,6 +50,7 @@ class Settings:
             max_new_tokens``; ``prompt`` is always set. Added: ``revision`` of the data by its content, ``root``, the
             folder of a public benchmark, ``code``, the version of the task that makes the prompt and scores, and
             ``generation``: ``max_new_tokens`` of an answer and ``until``, texts that end it.
+        protocol: what :func:`stsimdiff.evaluate.protocol.protocol_settings` returns.
         logger: ``name`` and the logger's own keys.
         run: name of the run.
         folder: ``<results>/<run>``; every arm has a folder in it.
@@ -70,6 +72,7 @@ class Settings:
     logger: dict[str, Any]
     run: str
     folder: Path
+    protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
     retry_failed: bool = False
@@ -124,6 +127,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     given |= {"path": path("model.path", given["path"], nullable=True)} if "path" in given else {}
     asked |= {"data": path("benchmark.data", asked["data"], nullable=True)} if "data" in asked else {}
     _check_benchmark(asked)
+    check_protocol(cfg)
     choose_prompt(given.pop("prompts", None), asked)
     choose_data(path("data", cfg.data, nullable=True), asked)
     for node, names in ((given, ("name",)), (asked, ("name", "note"))):
@@ -139,6 +143,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         benchmark=benchmark,
         logger=logger,
         run=run,
+        protocol=protocol_settings(cfg, benchmark),
         folder=Path(results) / run,
         limit=limit,
         seed=seed,

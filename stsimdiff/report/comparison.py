@@ -16,7 +16,7 @@ from stsimdiff.errors import VideoError
 from stsimdiff.evaluate.parsing import mostly_unread
 from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import Pair, all_pairs
-from stsimdiff.report.paper import baseline_gate, paper_number
+from stsimdiff.report.paper import baseline_gate, paper_number, retained
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.rows import REFERENCES, Arm
 from stsimdiff.report.statistics import Answers, Interval
@@ -159,10 +159,18 @@ class Group:
         full = {arm.id: self.everything(arm) for arm in answering}
         pairs = all_pairs(answering, self.labels, answers, kind, full) if answering else []
         records = [arm.record for arm in members]
-        about = [_benchmark_line(members[0], self.benchmark), *_prompt_line(members)]
-        gate = baseline_gate(self.model, members[0].benchmark, members[0].model[2], _all_tokens(rows))
+        about = [
+            _benchmark_line(members[0], self.benchmark),
+            *_prompt_line(members),
+            _protocol_line(members[0]),
+        ]
+        # All arms of a group have one protocol, and so the name of one model.
+        first = members[0]
+        gate = baseline_gate(first.protocol, first.model[0], first.benchmark, _all_tokens(rows))
+        beside = retained(rows, first.benchmark)
         about.append(provenance(records))
-        notes = ([gate.said] if gate else []) + self._coverage(members) + _warnings(rows, kind)
+        said = [text for text in (gate and gate.said, beside) if text]
+        notes = [*said, *self._coverage(members), *_warnings(rows, kind)]
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
@@ -217,7 +225,7 @@ class Group:
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
             missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
-            paper=paper_number(self.model, arm.benchmark, arm.label, arm.retention),
+            paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.label, arm.retention),
         )
 
     def _coverage(self, members: list[Arm]) -> list[str]:
@@ -410,6 +418,12 @@ def _benchmark_line(arm: Arm, name: str) -> str:
     chance = benchmark.get("chance")
     said = f"Benchmark {name}: {one_line(benchmark.get('note') or 'no note stored')}"
     return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."
+
+
+def _protocol_line(arm: Arm) -> str:
+    """In whose protocol the numbers were measured."""
+    source = arm.protocol.get("source")
+    return f"Protocol: {arm.protocol_name}{f' ({one_line(source)})' if source else ''}."
 
 
 def _prompt_line(members: list[Arm]) -> list[str]:

@@ -51,7 +51,10 @@ UNTOLD = {
     ),
 }
 """Settings that change no answer, or are said elsewhere."""
-RECORD = ("format", "arm", "method", "label", "compressor", "budget", "code", "seed", "provenance", "resumed")
+RECORD = (
+    *("format", "arm", "method", "label", "compressor", "budget", "protocol", "code", "seed"),
+    *("provenance", "resumed"),
+)
 """Keys of a record that are no settings, or that a label says in its own words."""
 SHORTEST = 4
 """Digits that a fingerprint is cut to, unless more are needed."""
@@ -59,7 +62,7 @@ SHORTEST = 4
 
 def model_names(arms: Sequence[Arm]) -> dict[str, str]:
     """Name of each arm's model, with checkpoint and frames where the name alone would mean two models."""
-    heads = ("", "checkpoint ", "")
+    heads = ("", "checkpoint ", "", "protocol ")
     parts = {arm.id: [head + part for head, part in zip(heads, arm.model, strict=True)] for arm in arms}
     return _named({id_: (own[0], tuple(own[1:])) for id_, own in parts.items()})
 

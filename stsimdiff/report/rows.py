@@ -171,17 +171,29 @@ class Arm:
         return one_line(self.record["benchmark"]["name"])
 
     @cached_property
-    def model(self) -> tuple[str, str, str]:
-        """Name, checkpoint and frames: two arms that differ here are never put into one table.
+    def model(self) -> tuple[str, str, str, str]:
+        """Name, checkpoint, frames and protocol: two arms that differ here are never put into one table.
 
         The checkpoint is its fingerprint, or its path where none is stored: paths differ between machines.
         """
         model = self.record["model"]
         checkpoint = model.get("checkpoint") or model.get("path") or "default"
         frames = f"{model.get('frames', 'default')} frames"
-        if model.get("fps") is not None:
-            frames += f" at most, {model['fps']:g} a second"
-        return one_line(model["name"]), str(checkpoint), frames
+        if model.get("sampling", "uniform") != "uniform":
+            rate = f", {model['fps']:g} a second" if model.get("fps") is not None else ""
+            frames += f" ({model['sampling']}{rate})"
+        return one_line(model["name"]), str(checkpoint), frames, self.protocol_name
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """What the record says of its protocol; nothing in those of earlier versions."""
+        return self.record.get("protocol") or {}
+
+    @property
+    def protocol_name(self) -> str:
+        """The protocol's name, with what was changed of it."""
+        name, changed = self.protocol.get("name", "unnamed"), self.protocol.get("changed")
+        return one_line(f"{name} with {' '.join(changed)}" if changed else name)
 
     @property
     def by_name(self) -> bool:

@@ -45,6 +45,8 @@ class StockTask(ConfigurableMessagesTask):
         stock |= given | {"doc_to_visual": doc_to_visual}
         if self.benchmark.prompts_of:
             stock["lmms_eval_specific_kwargs"] = self.benchmark.prompts()
+        if own := self.benchmark.ours.get(self.prompt):
+            stock["doc_to_text"] = lambda row, lmms_eval_specific_kwargs=None: own(row)
         # lmms-eval takes a model's name for a prompt's.
         super().__init__(config=stock, model_name=self.prompt)
 
