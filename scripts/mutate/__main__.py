@@ -221,7 +221,9 @@ def _equivalent(
 ) -> dict[tuple[str, str, str], str]:
     """Why changes change nothing that a test could see, by module, line before and line after."""
     listed = yaml.safe_load(path.read_text()) if path.is_file() else []
-    reasons = {(one["module"], one["line"], new): one["why"] for one in listed or [] for new in one["becomes"]}
+    reasons = {
+        (one["module"], one["line"], new): one["why"] for one in listed or [] for new in one["becomes"]
+    }
     here, keys = {change.module for change in found}, {_key(change) for change in found}
     for key in reasons:
         if key[0] in here and key not in keys:
