@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.values import group, number_above, one_of, only
+from stsimdiff.evaluate.values import group, number_above, one_of, only, text
 from stsimdiff.resources import folder
 
 DEFAULTS: dict[str, Any] = {
@@ -42,7 +42,17 @@ def check_protocol(cfg: DictConfig) -> dict[str, Any]:
     protocol = {**DEFAULTS, **group(cfg, "protocol")}
     only("protocol", protocol, DEFAULTS)
     one_of("protocol", protocol["name"], names())
+    for key in ("source", "unknown"):
+        if protocol[key] is not None:
+            text(f"protocol.{key}", protocol[key])
     number_above("protocol.tolerance", protocol["tolerance"])
+    for key in ("all_tokens", "remeasured"):
+        if not isinstance(protocol[key], dict):
+            raise ConfigError(
+                f"protocol.{key}={protocol[key]!r} is out of range; allowed: {{benchmark: percent, ...}}"
+            )
+        for name, value in protocol[key].items():
+            number_above(f"protocol.{key}.{name}", value)
     family = cfg.model.family
     if protocol["family"] not in (None, family):
         fitting = [name for name in names() if _file(name).protocol.get("family") in (None, family)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.evaluate.benchmark_settings import benchmark_settings, choose_data, choose_prompt
+from stsimdiff.evaluate.digests import unwritten
 from stsimdiff.evaluate.model_settings import model_settings
 from stsimdiff.evaluate.protocol import check_protocol, protocol_settings
 from stsimdiff.evaluate.values import group, number_above, one_of, only, path, text, told, whole
@@ -134,10 +136,11 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         # Free text that is stored and shown.
         safe = told(cfg, "model" if node is given else "benchmark")
         node |= {name: safe[name] for name in names if name in node}
-    model, benchmark = _together(
-        lambda: model_settings(given, needs_weights=not cfg.plan),
-        lambda: benchmark_settings(asked, needs_data=not cfg.plan),
-    )
+    with unwritten() if cfg.plan is True else nullcontext():
+        model, benchmark = _together(
+            lambda: model_settings(given, needs_weights=not cfg.plan),
+            lambda: benchmark_settings(asked, needs_data=not cfg.plan),
+        )
     return Settings(
         model=model,
         benchmark=benchmark,
