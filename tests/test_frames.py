@@ -352,7 +352,7 @@ def test_a_video_of_a_user_may_have_any_suffix(tmp_path: Path, suffix: str) -> N
     other = path.rename(tmp_path / "one.odd")
     assert VideoFolder(tmp_path).path("one.odd") == other
     assert (
-        unusable_videos({"data": str(tmp_path), "video_seconds": 60, "decoder": "pyav"}, [str(other)]) == {}
+        unusable_videos({"root": str(tmp_path), "video_seconds": 60, "decoder": "pyav"}, [str(other)]) == {}
     )
 
 

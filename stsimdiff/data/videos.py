@@ -189,16 +189,16 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str
     """The videos of a benchmark's questions that are missing or broken, with the reason, before a model is loaded.
 
     Args:
-        benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, or ``data``, that of
-            a user, every video is opened unless the index there knows it; generated ones are looked for only.
+        benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, every video is
+            opened unless the index there knows it; generated ones, and a user's own, are looked for only.
         paths: of the videos.
 
     Raises:
         DataError: listing them, unless ``allow_missing``.
     """
     paths = sorted(set(paths))
-    if benchmark.get("root") or benchmark.get("data"):
-        index = Index(Path(benchmark.get("root") or benchmark["data"]).expanduser())
+    if benchmark.get("root"):
+        index = Index(Path(benchmark["root"]))
         found = index.check(
             map(Path, paths), seconds=benchmark["video_seconds"], decoder=benchmark["decoder"]
         )
