@@ -87,11 +87,16 @@ def test_prumerge_adds_neighbours_and_sums_up_the_rest() -> None:
 
 
 def test_prumerge_plus_samples_half() -> None:
-    _, _, selection = selected(PruMerge(plus=True), 0.25)
+    _, vision, selection = selected(PruMerge(plus=True), 0.25)
     for frame in range(4):
         codes = selection.reason.view(4, 48)[frame]
         counts = [int((codes == r).sum()) for r in (Reason.IMPORTANT, Reason.UNIFORM, Reason.MERGED)]
         assert counts == [6, 5, 1]
+        # Of the 42 tokens not kept for their attention, those a sixth of the way from the first to the last, and so on.
+        received = vision.received.view(4, 48)[frame]
+        left = sorted(received.argsort(descending=True)[6:].tolist())
+        sampled = (codes == Reason.UNIFORM).nonzero().flatten().tolist()
+        assert sampled == [left[41 * i // 6] for i in range(1, 6)]
 
 
 def test_a_family_without_signals_is_named() -> None:
