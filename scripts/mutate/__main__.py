@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import signal
@@ -143,7 +144,13 @@ def _run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
             trying.copy_tree(root, tree)
         _preload(options.preload, packages)
         lines = Map(options.out / "map.json", packages)
-        lines.update(trees[0], tests, say)
+        outdated = lines.outdated(trees[0], tests)
+        for name, ran in zip(
+            outdated, _each(trees, trying.observe, [(n, packages) for n in outdated]), strict=True
+        ):
+            lines.add(name, ran)
+            failing = f", {len(ran.failed)} fail without a change and are left out" if ran.failed else ""
+            say(f"{name}: {len(ran.seconds)} tests, {sum(ran.seconds.values()):.0f} s{failing}")
         said = {
             "revision": _revision(root),
             "seed": None if options.at else options.seed,
@@ -156,7 +163,8 @@ def _run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
             ],
         }
         tried: list[Tried] = []
-        for one in _try_all(trees, to_try, lines, options.most):
+        jobs = [(change, lines.tests(change), options.most) for change in to_try]
+        for one in _each(trees, trying.attempt, jobs):
             tried.append(one)
             say(f"{len(tried)} of {len(to_try)}: {_line(one)}")
             # What was tried stays, whatever ends the command.
@@ -240,23 +248,21 @@ def _begin(trees: Any) -> None:
     _tree = trees.get()
 
 
-def _attempt(change: Change, tests: dict[str, float], most: float) -> Tried:
-    return trying.attempt(_tree, change, tests, most)
+def _in_tree(work: Callable[..., Any], job: tuple) -> Any:
+    return work(_tree, *job)
 
 
-def _try_all(trees: list[Path], to_try: list[Change], lines: Map, most: float) -> Iterable[Tried]:
+def _each(trees: list[Path], work: Callable[..., Any], jobs: list[tuple]) -> Iterable[Any]:
+    """``work(tree, *job)`` of each job, in order; as many side by side as there are trees."""
     if len(trees) == 1:
-        for change in to_try:
-            yield trying.attempt(trees[0], change, lines.tests(change), most)
+        yield from (work(trees[0], *job) for job in jobs)
         return
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     for tree in trees:
         queue.put(tree)
     with ProcessPoolExecutor(len(trees), context, initializer=_begin, initargs=(queue,)) as pool:
-        waiting = [pool.submit(_attempt, change, lines.tests(change), most) for change in to_try]
-        for future in waiting:
-            yield future.result()
+        yield from pool.map(_in_tree, itertools.repeat(work), jobs)
 
 
 def _line(one: Tried) -> str:

@@ -241,6 +241,24 @@ def watch(tree: Path, test_file: str, packages: Sequence[str], result: Path) -> 
     return code
 
 
+def observe(tree: Path, test_file: str, packages: Sequence[str]) -> Ran:
+    """Run one test file unchanged in a process of its own.
+
+    Raises:
+        RuntimeError: when it cannot be run at all.
+    """
+    result, log = tree.parent / "ran.json", tree.parent / "log"
+    result.unlink(missing_ok=True)
+    code = fork(lambda: watch(tree, test_file, packages, result), log, LONGEST)
+    if code not in (0, 1, 5):
+        why = f"it takes more than {LONGEST:.0f} s" if code is None else f"exit code {code}"
+        raise RuntimeError(
+            f"{test_file} cannot be watched: {why}; leave it out with --without, or see what it says:\n"
+            + log.read_text()[-2000:]
+        )
+    return Ran(**json.loads(result.read_text()))
+
+
 def digest(path: Path) -> str:
     """Of a file's content; empty for one that is gone."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
@@ -260,36 +278,21 @@ class Map:
         same = kept.get("packages") == self.packages
         self.ran = {name: Ran(**fields) for name, fields in kept["ran"].items()} if same else {}
 
-    def update(self, tree: Path, test_files: Sequence[str], say: Callable[[str], None]) -> None:
-        """Run every test file that is not known as it is now.
+    def outdated(self, tree: Path, test_files: Sequence[str]) -> list[str]:
+        """The test files that are not known as they are now; what is known of any other but these is forgotten."""
+        self.ran = {
+            name: ran
+            for name, ran in self.ran.items()
+            if name in test_files and all(digest(tree / path) == was for path, was in ran.digests.items())
+        }
+        return [name for name in test_files if name not in self.ran]
 
-        Raises:
-            RuntimeError: when one cannot be run at all.
-        """
-        self.ran = {name: ran for name, ran in self.ran.items() if name in test_files}
-        result, log = tree.parent / "ran.json", tree.parent / "log"
-        for number, name in enumerate(test_files, 1):
-            known = self.ran.get(name)
-            if known and all(digest(tree / path) == was for path, was in known.digests.items()):
-                continue
-            start = time.monotonic()
-            result.unlink(missing_ok=True)
-            code = fork(lambda name=name: watch(tree, name, self.packages, result), log, LONGEST)
-            if code not in (0, 1, 5):
-                raise RuntimeError(
-                    f"{name} cannot be watched: "
-                    + (f"it takes more than {LONGEST:.0f} s" if code is None else f"exit code {code}")
-                    + f"; leave it out with --without, or see what it says:\n{log.read_text()[-2000:]}"
-                )
-            self.ran[name] = Ran(**json.loads(result.read_text()))
-            passed, failed = len(self.ran[name].seconds), len(self.ran[name].failed)
-            say(
-                f"{number} of {len(test_files)}: {name}: {passed} tests, {time.monotonic() - start:.0f} s"
-                + (f", {failed} fail without a change and are left out" if failed else "")
-            )
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            ran = {name: asdict(ran) for name, ran in self.ran.items()}
-            self.file.write_text(json.dumps({"packages": self.packages, "ran": ran}))
+    def add(self, name: str, ran: Ran) -> None:
+        """Note what a test file ran."""
+        self.ran[name] = ran
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        fields = {name: asdict(ran) for name, ran in self.ran.items()}
+        self.file.write_text(json.dumps({"packages": self.packages, "ran": fields}))
 
     @property
     def failed(self) -> list[str]:
