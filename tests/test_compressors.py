@@ -326,3 +326,10 @@ def test_framefusion_merges_up_to_the_layer_before_the_one_that_prunes():
 def test_methods_of_the_vision_place_ask_for_its_signals():
     asking = {name for name in METHODS if compressors.resolve(name).needs_vision}
     assert asking == {"fastervlm", "visionzip", "prumerge"}
+
+
+def test_fastv_needs_attention():
+    grid = Grid(2, 2, 2)
+    run = FastV(layer=2).start(layout_for(grid), Budget("tokens", 0.5))
+    with pytest.raises(ValueError, match="FastV needs the attention of layer 1"):
+        run.before_layer(2, VideoTokens.full(video("different", grid), grid), None)

@@ -271,3 +271,19 @@ def test_a_reason_for_every_token_of_stage_one():
     assert [Reason(code).name for code in reason] == [
         *("REPRESENTATIVE", "EVENT", "DROPPED", "ALL", "ALL", "UNGROUPED")
     ]
+
+
+def test_features_without_a_norm_are_refused():
+    """Finite each, but their squares are not: no similarity could be computed."""
+    grid = Grid(1, 1, 2)
+    with pytest.raises(ValueError, match="features are too large for a float32 norm"):
+        st_simdiff.select(VideoTokens.full(torch.full((2, 4), 1e30), grid), 0.5, STSimDiff())
+
+
+def test_stage_two_needs_attention():
+    grid = Grid(2, 2, 2)
+    run = STSimDiff().start(layout_for(grid), Budget("tokens", 0.5))
+    tokens = VideoTokens.full(video("different", grid), grid)
+    run.at_input(tokens)
+    with pytest.raises(ValueError, match="ST-SimDiff needs the attention of layer 1"):
+        run.between(1, tokens, None)

@@ -147,6 +147,9 @@ def test_all_right_is_wilsons_interval_and_never_of_no_width() -> None:
     for sizes in (np.ones(40, int), np.full(40, 5)):
         interval = accuracy(np.ones(sizes.sum(), bool), videos_of(sizes))
         assert (interval.low, interval.high) == (pytest.approx(low), 1.0)
+    _, high = proportion_confint(0, 40, alpha=2 * stats.norm.sf(stats.t.ppf(0.975, 39)), method="wilson")
+    wrong = accuracy(np.zeros(200, bool), videos_of(np.full(40, 5)))
+    assert (wrong.low, wrong.high) == (0.0, pytest.approx(high))
     # Whatever an arm beside it shows of how the answers of a video go together.
     beside = np.tile([True, True, False, True, True], 40)
     beside[:: 7 * 5] = False

@@ -362,3 +362,27 @@ def test_an_answer_counts_whatever_lines_stand_around_it(tmp_path):
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert done_ids(tmp_path) == {"only failed", "answered later", "failed later"}
     assert done_ids(tmp_path, retry_failed=True) == {"answered later", "failed later"}
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    for name, read in (("arm.json", read_record), ("answers.jsonl", read_answers)):
+        (tmp_path / name).mkdir()
+        with pytest.raises(DataError, match=rf"cannot read .*/{name}: Is a directory"):
+            read(tmp_path)
+        (tmp_path / name).rmdir()
+    with pytest.raises(DataError, match=r"cannot read .*/arm.json: No such file"):
+        read_record(tmp_path)
+
+
+def test_every_line_is_asked_to_be_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """What a machine that loses its power would keep: each line is synced once, whole."""
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((tmp_path / "answers.jsonl").read_bytes().count(b"\n"))
+
+    with open_store(tmp_path) as store:
+        monkeypatch.setattr("stsimdiff.evaluate.store.sync", sync)
+        store.append(answer("q1"))
+        store.append(answer("q2"))
+    assert synced == [1, 2]

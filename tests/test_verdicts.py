@@ -15,6 +15,7 @@ from synthetic_run import QUESTIONS, answer, answers, failed, write_arm
 from stsimdiff.report.paper import baseline_gate, paper_number
 from stsimdiff.report.render import shown_pairs
 from stsimdiff.report.table import make
+from stsimdiff.report.verdict import median_compute
 
 METHODS = (
     "random",
@@ -501,3 +502,13 @@ def test_benchmarks_of_one_model_stand_side_by_side_in_latex(tmp_path: Path) -> 
     assert r"\cmidrule(lr){2-5}\cmidrule(lr){6-9}" in layout
     (line,) = [line for line in layout.splitlines() if line.startswith("random &")]
     assert line.endswith(r"& -- & -- & -- & -- \\")
+
+
+def test_the_usual_compute_is_the_lower_median() -> None:
+    def usual(*spent: float) -> float:
+        return median_compute([SimpleNamespace(retention_compute=one) for one in spent])
+
+    assert usual(0.5, 0.1, 0.4, 0.3, 0.2) == 0.3
+    assert usual(0.4, 0.1, 0.3, 0.2) == 0.2
+    assert usual(0.4, math.nan, 0.0, 0.3) == 0.3
+    assert math.isnan(usual(math.nan, 0.0)) and math.isnan(usual())
