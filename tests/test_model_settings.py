@@ -66,7 +66,7 @@ def test_every_family_has_a_file(configure, name) -> None:
         ("model=nvila model.trust_remote_code=true", "has no meaning for model.family=nvila"),
         ("model=llava_video model.trust_remote_code=true", "has no meaning for model.family=llava_video"),
         ("model.family=qwen33_vl", "model.family=qwen33_vl is unknown; .*my_module.MyFamily; did you mean qwen3_vl"),
-        ("model.family=7", "model.family=7 is unknown"),
+        ("model.family=7", "model.family=7 is out of range; allowed: a name"),
         ("model.family=nowhere.Mine", "cannot be imported: ModuleNotFoundError"),
         ("model.family=mine.Nothing", "cannot be imported: AttributeError"),
         ("model.family=json.JSONDecoder", "is no model family; it must be a class derived from"),
