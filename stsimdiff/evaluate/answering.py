@@ -14,6 +14,7 @@ from stsimdiff.errors import RunFailed, UserError, VideoError
 from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.changed import UNKNOWN, video_digest
 from stsimdiff.evaluate.failures import failure, once_more
+from stsimdiff.evaluate.guard import WeightsChanged
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.questions import Question
@@ -140,6 +141,8 @@ class _Loop:
             row = once_more(lambda: self.session.row(self.task, arm, question, asked), self.session.free)
         except (Exception, SystemExit) as error:
             self._store(arm, question, failure(question, error))
+            if isinstance(error, WeightsChanged):
+                raise RunFailed(str(error)) from error
             self._went_wrong(error)
         else:
             self._store(arm, question, row)

@@ -25,6 +25,7 @@ from stsimdiff.compressors.base import Compressor
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.arms import Arm, Settings
+from stsimdiff.evaluate.guard import Guard, WeightsChanged
 from stsimdiff.evaluate.latency import Sample, Subject, counted, measure
 from stsimdiff.evaluate.lock import Lock
 from stsimdiff.evaluate.provenance import provenance
@@ -186,6 +187,7 @@ class Measuring:
         self.protocol, self.family = protocol, family
         self.file = settings.folder / MEASUREMENTS
         self.compressors: dict[str, Compressor] = {arm.id: arm.build() for arm in arms}
+        self.guard = Guard(family)
         self.failed: dict[str, str] = {}
         self.own_flops: dict[tuple[str, str], int | None] = {}
         described = family.describe()
@@ -235,9 +237,12 @@ class Measuring:
                 self.protocol.new_tokens,
             )
             try:
-                sample = measure(subject, question)
+                with self.guard.sample(subject.compressor):
+                    sample = measure(subject, question)
                 if sample.cost["flops"]["compressor"] is None:
                     self._count(subject, arm, question, sample)
+            except WeightsChanged as error:
+                raise RunFailed(str(error)) from error
             except (Exception, SystemExit) as error:
                 # An arm that runs out of memory at 128 frames must not cost the others their measurements.
                 self.failed[arm.id] = f"{type(error).__name__}: {error}"

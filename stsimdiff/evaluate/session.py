@@ -27,6 +27,7 @@ from stsimdiff.evaluate.arms import Arm, Settings, arm_record
 from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.features import FeatureCache
+from stsimdiff.evaluate.guard import Guard
 from stsimdiff.evaluate.limits import TimeLimit, sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
@@ -84,6 +85,7 @@ class Session:
         self.features = FeatureCache(settings, shared.memory)
         self.family = family or shared.family(settings, load_model)
         self.shape = DecoderShape.from_config(self.family.text_config)
+        self.guard = Guard(self.family)
         self._built: dict[str, Compressor] = {}
         self.overlays = Overlays(settings, ())
 
@@ -134,13 +136,15 @@ class Session:
 
         Raises:
             SampleTimeout: when it takes longer than ``sample_seconds``.
+            MethodFault: when the method changes what is not its own.
         """
         prompt = asked.prompt
-        run = lent.start(self.compressor(arm), prompt.layout, arm.budget)
-        watch = Stopwatch(self.family.device)
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
-        with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
-            text = self.family.answer(prompt, question.max_new_tokens)
+        with self.guard.sample(self.compressor(arm)):
+            run = lent.start(self.compressor(arm), prompt.layout, arm.budget)
+            watch = Stopwatch(self.family.device)
+            with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
+                text = self.family.answer(prompt, question.max_new_tokens)
         for stop in self.settings.benchmark.get("generation", {}).get("until", ()):
             text = text.partition(stop)[0]
         times = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stsimdiff import video
-from stsimdiff.errors import ConfigError, DataError, RunFailed
+from stsimdiff.errors import ConfigError, DataError, MethodFault, RunFailed
 from stsimdiff.evaluate.settings import Settings, settings_from_config
 from stsimdiff.evaluate.values import expanded
 from stsimdiff.files import write_whole
@@ -192,7 +192,7 @@ def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
     for arm in one.arms.values():
         try:
             text, trace, _ = session.answer(arm, question, put)
-        except SampleTimeout as error:
+        except (MethodFault, SampleTimeout) as error:
             raise RunFailed(f"{arm.label}: {error}") from error
         packed = overlay(question, trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"

@@ -1,0 +1,282 @@
+"""After each sample the model and the process are as they were before; what a method left is put back and named.
+
+The engine's own hooks are gone by then. The weights of a model cannot be put back: a run that finds them changed ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import sys
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from enum import Enum
+from itertools import chain
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from stsimdiff import lent, process_state
+from stsimdiff.compressors.base import Compressor
+from stsimdiff.errors import MethodFault
+from stsimdiff.models.base import Family
+
+OF_A_SAMPLE = ("rope_deltas", "inv_freq", "max_seq_len_cached")
+"""Attributes that stock modules change as they run: each prefill sets them anew."""
+SAMPLED = 16
+"""Values of each weight that are compared, evenly spaced: writes through ``.data`` count no version."""
+PATIENCE = 0.2
+"""Seconds that a thread gets to end by itself once the sample has its answer."""
+
+
+class WeightsChanged(MethodFault):
+    """A method changed weights, which nothing can put back: no answer of this model would be right any more."""
+
+
+class Guard:
+    """``with guard.sample(compressor): ...`` around one sample.
+
+    Args:
+        family: the loaded model, whose modules are listed once.
+    """
+
+    def __init__(self, family: Family) -> None:
+        roots = {"model": family.model}
+        roots |= {name: value for name, value in vars(family).items() if isinstance(value, nn.Module)}
+        self.modules: dict[int, tuple[str, nn.Module]] = {}
+        for root, value in roots.items():
+            for path, module in value.named_modules(prefix=root):
+                self.modules.setdefault(id(module), (path, module))
+        self._list()
+
+    def _list(self) -> None:
+        """What is watched: namespaces by label, and the weights."""
+        self.spaces: list[tuple[str, Any, Any]] = []
+        seen: set[int] = set()
+
+        def add(label: str, space: Any, owner: Any = None) -> None:
+            if id(owner if owner is not None else space) not in seen:
+                seen.add(id(owner if owner is not None else space))
+                self.spaces.append((label, space, owner))
+
+        classes: dict[type, None] = {}
+        for path, module in self.modules.values():
+            add(path, module.__dict__)
+            for name, value in module.__dict__.items():
+                if isinstance(value, MutableMapping):
+                    add(f"{path}.{name}", value)
+            for name in ("config", "generation_config"):
+                if hasattr(module.__dict__.get(name), "__dict__"):
+                    add(f"{path}.{name}", module.__dict__[name].__dict__)
+            classes.update(dict.fromkeys(type(module).__mro__[:-1]))
+        for cls in classes:
+            add(cls.__name__, cls.__dict__, cls)
+        for name in {cls.__module__ for cls in classes} | {"torch", "torch.nn.functional", "torch._tensor"}:
+            if name in sys.modules:
+                add(name, vars(sys.modules[name]), sys.modules[name])
+        for name, value in vars(torch_module).items():
+            if name.startswith("_global") and isinstance(value, MutableMapping):
+                add(f"torch.nn.modules.module.{name}", value)
+        for name in ("_local_mapping", "_global_mapping"):
+            add(f"ALL_ATTENTION_FUNCTIONS.{name}", getattr(ALL_ATTENTION_FUNCTIONS, name))
+        self._maps = [space for _, space, _ in self.spaces]
+        self._weights = [
+            (f"{path}.{name}", weight)
+            for path, module in self.modules.values()
+            for name, weight in chain(module._parameters.items(), module._buffers.items())
+            if weight is not None and weight.device.type != "meta" and name not in OF_A_SAMPLE
+        ]
+        self._counted = [weight for _, weight in self._weights if not weight.is_inference()]
+        # Views, made once: what is written into a weight is seen in them.
+        self._views: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for _, weight in self._weights:
+            detached = weight.detach()
+            flat = detached.view(-1) if weight.is_contiguous() else detached[:1].reshape(-1)
+            view = flat[:: max(1, len(flat) // SAMPLED)]
+            self._views.setdefault((weight.device, weight.dtype), []).append(view)
+
+    # Namespaces ------------------------------------------------------------------------------------------------
+
+    def _marks(self) -> tuple[list[int], list[int]]:
+        values = chain.from_iterable(map(methodcaller("values"), self._maps))
+        return list(map(len, self._maps)), list(map(id, values))
+
+    def _remember(self) -> None:
+        """Take what is there now for what belongs there."""
+        marks = self._marks()
+        if getattr(self, "_marked", None) != marks:
+            self._list()
+            self._held = [dict(space) for space in self._maps]
+            self._marked = self._marks()
+
+    def _put_back(self) -> list[str]:
+        if self._marks() == self._marked:
+            return []
+        changed = []
+        for (label, space, owner), held in zip(self.spaces, self._held, strict=True):
+            names = [name for name in held if name not in space or space[name] is not held[name]]
+            # Modules of Python gain names as they load their parts.
+            more = [] if isinstance(owner, type(sys)) else [name for name in space if name not in held]
+            for name in dict.fromkeys([*names, *more]):
+                if name in OF_A_SAMPLE:
+                    continue
+                changed.append(_phrase(label, name, added=name not in held))
+                if owner is not None:
+                    setattr(owner, name, held[name]) if name in held else delattr(owner, name)
+                elif name in held:
+                    space[name] = held[name]
+                else:
+                    del space[name]
+        self._held = [dict(space) for space in self._maps]
+        self._marked = self._marks()
+        return changed
+
+    # Weights ---------------------------------------------------------------------------------------------------
+
+    def _weigh(self) -> tuple[list[int], list[int], list[Tensor]]:
+        """Versions and addresses of the weights, and some of their values."""
+        versions = [weight._version for weight in self._counted]
+        addresses = [weight.data_ptr() for _, weight in self._weights]
+        return versions, addresses, [torch.cat(views) for views in self._views.values()]
+
+    def _weights_changed(self, before: tuple[list[int], list[int], list[Tensor]]) -> bool:
+        *marks, values = self._weigh()
+        return marks != list(before[:2]) or not all(map(lent.same, values, before[2]))
+
+    @contextmanager
+    def sample(self, compressor: Compressor) -> Iterator[None]:
+        """Watch over one sample of a method.
+
+        Raises:
+            WeightsChanged: when the method changed weights; the model is of no use any more.
+            MethodFault: when it changed anything else; that is put back.
+        """
+        name = type(compressor).__name__
+        self._remember()
+        weights = self._weigh()
+        process = process_state.read(process_state.EVERYTHING)
+        threads, kept = set(threading.enumerate()), state_of(compressor)
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+            raise
+        finally:
+            faults = [f"changed {what}" for what in process_state.put_back(process_state.EVERYTHING, process)]
+            faults += self._put_back()
+            faults += [f"left the thread {thread.name!r} running; end it" for thread in _left(threads)]
+            now = state_of(compressor)
+            differ = [what for what in kept if now.get(what) != kept[what]]
+            differ += [what for what in now if what not in kept]
+            faults += [
+                f"changed {what}: what one video needs lies in its run, and a table that is the same for all in "
+                "functools.cache"
+                for what in differ
+            ]
+            if self._weights_changed(weights):
+                raise WeightsChanged(
+                    f"{name} changed weights of the model, which cannot be put back: the run ends here, and what it "
+                    "stored before this sample is right; leave this method out and start the same command again"
+                ) from failed
+            if faults and (failed is None or not isinstance(failed, MethodFault)):
+                said = f"{name} {'; '.join(faults)}. The model and the process were put back as they were"
+                raise MethodFault(f"{said}; it had failed: {failed}" if failed else said) from failed
+
+
+def _phrase(label: str, name: Any, *, added: bool) -> str:
+    if "hooks" in label:
+        what = "left a hook on" if added else "took a hook off"
+        path, _, kind = label.rpartition(".")
+        return f"{what} {path} ({kind.lstrip('_')})"
+    return f"{'added' if added else 'replaced'} {label}.{name}"
+
+
+# What a compressor keeps ---------------------------------------------------------------------------------------
+
+
+def state_of(compressor: Compressor) -> dict[str, Any]:
+    """What an instance, its classes and their modules hold, by name, comparable: parameters, and nothing that grows."""
+    held = {f"self.{name}": _mark(value) for name, value in vars(compressor).items()}
+    for cls in type(compressor).__mro__[:-1]:
+        if cls.__module__.partition(".")[0] in ("stsimdiff", "abc"):
+            continue
+        own = {f"{cls.__name__}.{name}": value for name, value in vars(cls).items()}
+        own |= {
+            f"{cls.__module__}.{name}": value for name, value in vars(sys.modules[cls.__module__]).items()
+        }
+        held |= {
+            name: _mark(value) for name, value in own.items() if _is_data(name.rpartition(".")[2], value)
+        }
+    return held
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Whether a value can be what an earlier sample left. A flag may say that a warning was given."""
+    data = (int, float, str, bytes, dict, list, set, tuple, Tensor, np.ndarray, *_GENERATORS)
+    return not name.startswith("__") and isinstance(value, data) and not isinstance(value, (bool, Enum))
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _mark(value: Any, depth: int = 3) -> Any:
+    if isinstance(value, Tensor):
+        return ("tensor", id(value), None if value.is_inference() else value._version)
+    if isinstance(value, np.ndarray):
+        return ("array", value.shape, value.tobytes() if value.nbytes < 2**16 else id(value))
+    if isinstance(value, torch.Generator):
+        return value.get_state().cpu().numpy().tobytes()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return repr(value.get_state())
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, dict) and depth:
+        return [(repr(key), _mark(inner, depth - 1)) for key, inner in value.items()]
+    if isinstance(value, (list, tuple)) and depth:
+        return [_mark(inner, depth - 1) for inner in value]
+    if isinstance(value, (int, float, str, bytes, bool, type(None), Enum)):
+        return value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    return id(value)
+
+
+# Threads -------------------------------------------------------------------------------------------------------
+
+_LEFT: list[threading.Thread] = []
+
+
+def _left(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Threads that were started since and that the end of the process would wait for."""
+    new = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    for thread in new:
+        thread.join(PATIENCE)
+    alive = [thread for thread in new if thread.is_alive()]
+    _LEFT.extend(alive)
+    return alive
+
+
+def _end() -> None:
+    """End the process where a thread that a method left would keep it from ending; its sample is a failure."""
+    alive = [thread.name for thread in _LEFT if thread.is_alive()]
+    if not alive:
+        return
+    print(f"ended with the threads {alive} still running, which a method left", file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+# Before the interpreter waits for its threads; functions of ``atexit`` come after that.
+threading._register_atexit(_end)
