@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from stsimdiff.data import clips
 from stsimdiff.data.benchmarks import BENCHMARKS
+from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import scoring, session
 from stsimdiff.evaluate.arms import arms_from_config
@@ -212,6 +213,42 @@ def test_a_length_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None:
         ConfigError, match=r"benchmark.max_new_tokens=.* is out of range; allowed: a whole number from 1"
     ):
         prepared(tmp_path, f"compressor=none benchmark.max_new_tokens={value}")
+
+
+ROW = {
+    "id": "q",
+    "video": "a.mp4",
+    "family": "x",
+    "question": "What?",
+    "options": ["red", "blue"],
+    "answer": "A",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(ROW)[:-1] + ', "answer": "B"}', "line 1: not JSON: the key 'answer' stands there twice"),
+        ("[" * 100_000, "line 1: not JSON"),
+        (json.dumps(ROW | {"question": "\ud800"}), "holds half a character"),
+        (json.dumps(ROW | {"video": "a\0.mp4"}), "holds half a character or a null"),
+        (json.dumps(ROW | {"id": 1}), "id=1; expected a text"),
+        (json.dumps(ROW | {"id": float("nan")}), "id=nan; expected a text"),
+        (json.dumps([ROW]), "a list where an object was expected"),
+        (json.dumps(ROW | {"options": ["red", 2]}), "expected a list of 2 to 10 different texts"),
+    ],
+)
+def test_odd_rows_of_a_users_folder_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "questions.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        questions_file.read(tmp_path)
+
+
+def test_rows_with_odd_line_ends_are_read(tmp_path: Path) -> None:
+    row = ROW | {"question": "one\u2028two\x85three", "options": ["red", "blue\u2029"]}
+    text = "\ufeff\r\n" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n"
+    (tmp_path / "questions.jsonl").write_text(text, encoding="utf-8", newline="")
+    assert questions_file.read(tmp_path) == [row]
 
 
 def rows_task(rows: list[dict], generation: dict | None = None):

@@ -6,6 +6,7 @@ Everything is checked here, with file and line in each message, before a model i
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read(root: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise DataError(f"{file} does not exist; it must hold a JSON object a line with {wanted}")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error}") from error
     rows, seen = [], {}
@@ -52,10 +53,18 @@ def read(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that says a key twice says two things."""
+    for number, (key, _) in enumerate(pairs):
+        if key in dict(pairs[:number]):
+            raise ValueError(f"the key {key!r} stands there twice")
+    return dict(pairs)
+
+
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: a {type(row).__name__} where an object was expected")
@@ -68,6 +77,11 @@ def _row(line: str, place: str) -> dict[str, Any]:
     )
     if not texts or not 2 <= len(set(options)) == len(options) <= len(LETTERS):
         raise DataError(f"{place}: options={options!r}; expected {KEYS['options']}")
+    texts = [*(row[key] for key in ("id", "video", "family", "question")), *options]
+    if broken := [text for text in texts if re.search("[\ud800-\udfff\0]", text)]:
+        raise DataError(
+            f"{place}: {broken[0]!r} holds half a character or a null, which no model can be asked"
+        )
     letters = LETTERS[: len(options)]
     if row["answer"] not in letters:
         raise DataError(f"{place}: answer={row['answer']!r}; expected one of {', '.join(letters)}")
