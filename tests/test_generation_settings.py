@@ -86,7 +86,7 @@ def edited(folder: Path, to: Path, model: dict[str, Any], generation: dict[str, 
         config = json.loads(file.read_text())
         config.update(model)
         for part in ("text_config", "llm_config"):
-            if part in config:
+            if config.get(part):
                 config[part].update(model)
         file.write_text(json.dumps(config))
     language = copy / "llm" if (copy / "llm").is_dir() else copy

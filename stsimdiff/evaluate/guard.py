@@ -55,6 +55,7 @@ class Guard:
             for path, module in value.named_modules(prefix=root):
                 self.modules.setdefault(id(module), (path, module))
         self._list()
+        self._marked: tuple[list[int], list[int]] | None = None
 
     def _list(self) -> None:
         """What is watched: namespaces by label, and the weights."""
@@ -93,6 +94,7 @@ class Guard:
             for name, weight in chain(module._parameters.items(), module._buffers.items())
             if weight is not None and weight.device.type != "meta" and name not in OF_A_SAMPLE
         ]
+        self._addresses = self._where()
         self._counted = [weight for _, weight in self._weights if not weight.is_inference()]
         # Views, made once: what is written into a weight is seen in them.
         self._views: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -111,7 +113,7 @@ class Guard:
     def _remember(self) -> None:
         """Take what is there now for what belongs there."""
         marks = self._marks()
-        if getattr(self, "_marked", None) != marks:
+        if self._marked != marks or self._addresses != self._where():
             self._list()
             self._held = [dict(space) for space in self._maps]
             self._marked = self._marks()
@@ -143,8 +145,10 @@ class Guard:
     def _weigh(self) -> tuple[list[int], list[int], list[Tensor]]:
         """Versions and addresses of the weights, and some of their values."""
         versions = [weight._version for weight in self._counted]
-        addresses = [weight.data_ptr() for _, weight in self._weights]
-        return versions, addresses, [torch.cat(views) for views in self._views.values()]
+        return versions, self._where(), [torch.cat(views) for views in self._views.values()]
+
+    def _where(self) -> list[int]:
+        return [weight.data_ptr() for _, weight in self._weights]
 
     def _weights_changed(self, before: tuple[list[int], list[int], list[Tensor]]) -> bool:
         *marks, values = self._weigh()
