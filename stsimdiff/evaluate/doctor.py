@@ -24,6 +24,7 @@ from stsimdiff import launcher, video_process
 from stsimdiff.errors import ConfigError, DataError, Missing, UserError
 from stsimdiff.evaluate.settings import Settings
 from stsimdiff.evaluate.wandb_mode import wandb_mode
+from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
@@ -104,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(words)
     if known.help:
-        print(USAGE, end="")
+        say(USAGE.rstrip())
         return 0
     if flags := [word for word in rest if word.startswith("-")]:
         raise ConfigError(f"{flags[0]} is no flag of doctor; allowed: --help, and settings key=value")
     # A plan's settings need neither weights nor data, whose lack is a finding here.
     configurations = launcher.configurations([*rest, "plan=true"])
-    doctor = Doctor(lambda line: print(line, flush=True))
+    doctor = Doctor(say)
     try:
         passes = launcher.passes_of(configurations)
     except Missing as error:

@@ -27,6 +27,7 @@ from stsimdiff import lent, process_state
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.errors import MethodFault
 from stsimdiff.models.base import Family
+from stsimdiff.terminal import say
 
 OF_A_SAMPLE = ("rope_deltas", "inv_freq", "max_seq_len_cached")
 """Attributes that stock modules change as they run: each prefill sets them anew."""
@@ -275,7 +276,7 @@ def _end() -> None:
     alive = [thread.name for thread in _LEFT if thread.is_alive()]
     if not alive:
         return
-    print(f"ended with the threads {alive} still running, which a method left", file=sys.stderr)
+    say(f"ended with the threads {alive} still running, which a method left", error=True)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
