@@ -213,7 +213,7 @@ def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
         ("videomme", "qwen3_vl", "\nAnswer with the option letter only."),
         ("mlvu", "plm", "\nOnly give the best option."),
         ("mlvu_test", "plm", "\nOnly give the best option."),
-        ("mlvu_test", "stock", "(F) yellow\n"),
+        ("mlvu_test", "stock", "(F) white\n"),
     ],
 )
 def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data: Path) -> None:

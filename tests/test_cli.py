@@ -22,7 +22,7 @@ from stsimdiff.words import settled
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = folder("configs")
-GROUPS = ("model", "compressor", "benchmark", "budget", "logger", "experiment")
+GROUPS = ("model", "compressor", "benchmark", "protocol", "budget", "logger", "experiment")
 
 
 def run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

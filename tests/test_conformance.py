@@ -206,9 +206,7 @@ class TestRefusals:
 
     def test_checkpoints(self, tmp_path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-        with pytest.raises(
-            ConfigError, match="has model_type 'llama'; can be replayed for LLaVA-Video, llava_llama"
-        ):
+        with pytest.raises(ConfigError, match="'llama'; runs can be replayed for LLaVA-Video, llava_llama"):
             load_family(tmp_path)
 
     def test_a_missing_input_is_named(self, tmp_path) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.model_settings import model_settings
-from stsimdiff.evaluate.settings import plain
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.nvila import NVILA, Projector
@@ -266,7 +266,8 @@ class TestNVILA:
         edit(nvila / "config.json", **values)
         assert NVILA.load(str(nvila), OPTIONS).pool_size[0] == pool
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = plain(compose("config", overrides=["model=nvila", f"model.path={nvila}"]).model)
+            cfg = compose("config", overrides=["model=nvila", f"model.path={nvila}"])
+        composed = OmegaConf.to_container(cfg.model)
         composed.pop("prompts")
         assert model_settings(composed)["layers"] is None, "said by llm/config.json, and checked when loaded"
 

@@ -29,7 +29,8 @@ def data(tmp_path_factory) -> Path:
 
 def words(tmp_path: Path, data: Path, *more: str) -> list[str]:
     common = ["--repeats=3", "--new-tokens=3", f"results={tmp_path}", "run=t", "logger=none"]
-    return [*common, f"benchmark.data={data}", "model.frames=4", "budget.retention=0.3", *more]
+    frames = [] if any(word.startswith("model.frames=") for word in more) else ["model.frames=4"]
+    return [*common, f"benchmark.data={data}", *frames, "budget.retention=0.3", *more]
 
 
 def stored(tmp_path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.values import group, number_above, one_of, only, text
+from stsimdiff.evaluate.values import group, one_of
 from stsimdiff.resources import folder
 
 DEFAULTS: dict[str, Any] = {
@@ -37,22 +37,18 @@ def check_protocol(cfg: DictConfig) -> dict[str, Any]:
     """The node ``protocol``, complete; first of all, since a protocol of another family sets what that one lacks.
 
     Raises:
-        ConfigError: for a protocol that is unknown or of another family.
+        ConfigError: for a protocol that is unknown, changed, or of another family.
     """
-    protocol = {**DEFAULTS, **group(cfg, "protocol")}
-    only("protocol", protocol, DEFAULTS)
-    one_of("protocol", protocol["name"], names())
-    for key in ("source", "unknown"):
-        if protocol[key] is not None:
-            text(f"protocol.{key}", protocol[key])
-    number_above("protocol.tolerance", protocol["tolerance"])
-    for key in ("all_tokens", "remeasured"):
-        if not isinstance(protocol[key], dict):
+    given = group(cfg, "protocol")
+    one_of("protocol", given.get("name"), names())
+    own = OmegaConf.to_container(_file(given["name"]).protocol)
+    for key in {**own, **given}:
+        if key not in given or key not in own or given[key] != own[key]:
             raise ConfigError(
-                f"protocol.{key}={protocol[key]!r} is out of range; allowed: {{benchmark: percent, ...}}"
+                f"protocol.{key}={given.get(key)!r} is not what protocol={given['name']} says; choose another "
+                "protocol=NAME, or change the model's settings: the table names what differs from the protocol"
             )
-        for name, value in protocol[key].items():
-            number_above(f"protocol.{key}.{name}", value)
+    protocol = {**DEFAULTS, **given}
     family = cfg.model.family
     if protocol["family"] not in (None, family):
         fitting = [name for name in names() if _file(name).protocol.get("family") in (None, family)]

@@ -404,11 +404,21 @@ def _not_asked(
 
 
 def _report(settings: Settings) -> list[str]:
-    """Table, figures and page, and what W&B shows; returns what of it could not be made."""
+    """Table, figures and page, and what W&B shows; returns what of it could not be made.
+
+    Raises:
+        DataError: when the disk refuses a file.
+    """
     from stsimdiff.report.publish import publish
     from stsimdiff.terminal import Console
 
     published = publish(settings.folder, Console())
+    if published.refused:
+        said = "\n".join(published.refused)
+        raise DataError(
+            f"{said}\nall answers are stored in {settings.folder}: free or repair the disk and start the same command "
+            "again"
+        )
     if settings.logger["name"] == "wandb":
         from stsimdiff.evaluate.wandb_log import log_run
 

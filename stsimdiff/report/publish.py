@@ -34,11 +34,13 @@ class Published:
         table: its table.
         page: ``report.html``; None when it could not be made.
         unmade: the files that could not be made, with the reason.
+        refused: those of them that the disk refused.
     """
 
     table: Table
     page: Path | None = None
     unmade: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def publish(run_dir: Path | str, console: Console | None, output: Path | str | None = None) -> Published:
@@ -69,7 +71,8 @@ def publish(run_dir: Path | str, console: Console | None, output: Path | str | N
             folder.put(name, content)
         figures = list(_draw(published, stored, folder))
         _write_page(published, stored, run_dir, folder, figures)
-        published.unmade += folder.refused(run_dir)
+        published.refused = folder.refused(run_dir)
+        published.unmade += published.refused
     if console is None:
         return published
     show(published.table, console)
