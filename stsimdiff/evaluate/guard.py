@@ -14,7 +14,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
-from operator import methodcaller
+from operator import is_, methodcaller
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,7 @@ class Guard:
         for root, value in roots.items():
             for path, module in value.named_modules(prefix=root):
                 self.modules.setdefault(id(module), (path, module))
-        self._list()
-        self._marked: tuple[list[int], list[int]] | None = None
+        self.refresh()
 
     def _list(self) -> None:
         """What is watched: namespaces by label, and the weights."""
@@ -72,7 +71,9 @@ class Guard:
         for path, module in self.modules.values():
             add(path, module.__dict__)
             for name, value in module.__dict__.items():
-                if isinstance(value, MutableMapping):
+                # Where accelerate brings a module's weights and takes them away again, they are others each time.
+                brought = "_hf_hook" in module.__dict__ and name in ("_parameters", "_buffers")
+                if isinstance(value, MutableMapping) and not brought:
                     add(f"{path}.{name}", value)
             for name in ("config", "generation_config"):
                 if hasattr(module.__dict__.get(name), "__dict__"):
@@ -90,37 +91,40 @@ class Guard:
             add(f"ALL_ATTENTION_FUNCTIONS.{name}", getattr(ALL_ATTENTION_FUNCTIONS, name))
         self._maps = [space for _, space, _ in self.spaces]
         self._weights = [
-            (f"{path}.{name}", weight)
-            for path, module in self.modules.values()
+            weight
+            for _, module in self.modules.values()
+            if "_hf_hook" not in module.__dict__
             for name, weight in chain(module._parameters.items(), module._buffers.items())
             if weight is not None and weight.device.type != "meta" and name not in OF_A_SAMPLE
         ]
-        self._addresses = self._where()
-        self._counted = [weight for _, weight in self._weights if not weight.is_inference()]
+        self._counted = [weight for weight in self._weights if not weight.is_inference()]
         # Views, made once: what is written into a weight is seen in them.
         self._views: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for _, weight in self._weights:
+        for weight in self._weights:
             detached = weight.detach()
             flat = detached.view(-1) if weight.is_contiguous() else detached[:1].reshape(-1)
             view = flat[:: max(1, len(flat) // SAMPLED)]
             self._views.setdefault((weight.device, weight.dtype), []).append(view)
 
+    def refresh(self) -> None:
+        """Take what is there now for what belongs there: after code that is no method's has run."""
+        self._list()
+        self._held = [dict(space) for space in self._maps]
+        self._flat = list(self._values())
+        self._passing = [
+            (space, name, space[name]) for space in self._maps for name in OF_A_SAMPLE if name in space
+        ]
+        self._weighed = self._weigh()
+
     # Namespaces ------------------------------------------------------------------------------------------------
 
-    def _marks(self) -> tuple[list[int], list[int]]:
-        values = chain.from_iterable(map(methodcaller("values"), self._maps))
-        return list(map(len, self._maps)), list(map(id, values))
-
-    def _remember(self) -> None:
-        """Take what is there now for what belongs there."""
-        marks = self._marks()
-        if self._marked != marks or self._addresses != self._where():
-            self._list()
-            self._held = [dict(space) for space in self._maps]
-            self._marked = self._marks()
+    def _values(self) -> Iterator[Any]:
+        return chain.from_iterable(map(methodcaller("values"), self._maps))
 
     def _put_back(self) -> list[str]:
-        if self._marks() == self._marked:
+        for space, name, value in self._passing:
+            space[name] = value
+        if sum(map(len, self._maps)) == len(self._flat) and all(map(is_, self._values(), self._flat)):
             return []
         changed = []
         for (label, space, owner), held in zip(self.spaces, self._held, strict=True):
@@ -128,17 +132,15 @@ class Guard:
             # Modules of Python gain names as they load their parts.
             more = [] if isinstance(owner, type(sys)) else [name for name in space if name not in held]
             for name in dict.fromkeys([*names, *more]):
-                if name in OF_A_SAMPLE:
-                    continue
-                changed.append(_phrase(label, name, added=name not in held))
+                if name not in OF_A_SAMPLE:
+                    changed.append(_phrase(label, name, added=name not in held))
                 if owner is not None:
                     setattr(owner, name, held[name]) if name in held else delattr(owner, name)
                 elif name in held:
                     space[name] = held[name]
                 else:
                     del space[name]
-        self._held = [dict(space) for space in self._maps]
-        self._marked = self._marks()
+        self.refresh()
         return changed
 
     # Weights ---------------------------------------------------------------------------------------------------
@@ -146,14 +148,13 @@ class Guard:
     def _weigh(self) -> tuple[list[int], list[int], list[Tensor]]:
         """Versions and addresses of the weights, and some of their values."""
         versions = [weight._version for weight in self._counted]
-        return versions, self._where(), [torch.cat(views) for views in self._views.values()]
+        addresses = [weight.data_ptr() for weight in self._weights]
+        return versions, addresses, [torch.cat(views) for views in self._views.values()]
 
-    def _where(self) -> list[int]:
-        return [weight.data_ptr() for _, weight in self._weights]
-
-    def _weights_changed(self, before: tuple[list[int], list[int], list[Tensor]]) -> bool:
-        *marks, values = self._weigh()
-        return marks != list(before[:2]) or not all(map(lent.same, values, before[2]))
+    def _weights_changed(self) -> bool:
+        versions, addresses, values = self._weigh()
+        before = self._weighed
+        return [versions, addresses] != [*before[:2]] or not all(map(lent.same, values, before[2]))
 
     @contextmanager
     def sample(self, compressor: Compressor) -> Iterator[None]:
@@ -164,18 +165,18 @@ class Guard:
             MethodFault: when it changed anything else; that is put back.
         """
         name = type(compressor).__name__
-        self._remember()
-        weights = self._weigh()
         process = process_state.read(process_state.EVERYTHING)
         threads, kept = set(threading.enumerate()), state_of(compressor)
-        failed: Exception | None = None
+        failed: BaseException | None = None
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             failed = error
             raise
         finally:
             faults = [f"changed {what}" for what in process_state.put_back(process_state.EVERYTHING, process)]
+            # Before the namespaces, which refresh what is known of the weights.
+            spoiled = self._weights_changed()
             faults += self._put_back()
             faults += [f"left the thread {thread.name!r} running; end it" for thread in _left(threads)]
             now = state_of(compressor)
@@ -186,7 +187,9 @@ class Guard:
                 "functools.cache"
                 for what in differ
             ]
-            if self._weights_changed(weights):
+            if isinstance(failed, KeyboardInterrupt):
+                faults, spoiled = [], False  # the run ends anyway
+            if spoiled:
                 raise WeightsChanged(
                     f"{name} changed weights of the model, which cannot be put back: the run ends here, and what it "
                     "stored before this sample is right; leave this method out and start the same command again"
