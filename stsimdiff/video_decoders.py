@@ -178,7 +178,7 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
     except (ImportError, RuntimeError, OSError) as error:
         # It is imported without FFmpeg's libraries too, and then says so at length.
         raise ConfigError(
-            "torchcodec cannot be imported; it needs `pip install stsimdiff[torchcodec]` and FFmpeg's shared libraries "
+            "torchcodec cannot be imported; it needs `pip install torchcodec` and FFmpeg's shared libraries "
             f"(`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: {_last(error)}"
         ) from error
     packets = packets_of(file)

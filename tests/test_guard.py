@@ -198,6 +198,7 @@ def test_changed_weights_end_the_run(asked, write) -> None:
     with pytest.raises(WeightsChanged, match="Does changed weights of the model, which cannot be put back"):
         answer(asked, Does(lambda self: write(weight)))
     weight.data = stock
+    asked[2].refresh()  # a run would have ended
 
 
 def test_an_error_of_the_method_is_told_with_what_it_left(asked) -> None:
