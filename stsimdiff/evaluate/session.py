@@ -410,16 +410,17 @@ def _report(settings: Settings) -> list[str]:
     Raises:
         DataError: when the disk refuses a file.
     """
-    from stsimdiff.report.publish import publish
+    from stsimdiff.report.publish import publish, tell
     from stsimdiff.terminal import Console
 
-    published = publish(settings.folder, Console())
+    published = publish(settings.folder, None)
     if published.refused:
         said = "\n".join(published.refused)
         raise DataError(
             f"{said}\nall answers are stored in {settings.folder}: free or repair the disk and start the same command "
             "again"
         )
+    tell(published, Console())
     if settings.logger["name"] == "wandb":
         from stsimdiff.evaluate.wandb_log import log_run
 

@@ -73,14 +73,18 @@ def publish(run_dir: Path | str, console: Console | None, output: Path | str | N
         _write_page(published, stored, run_dir, folder, figures)
         published.refused = folder.refused(run_dir)
         published.unmade += published.refused
-    if console is None:
-        return published
+    if console is not None:
+        tell(published, console)
+    return published
+
+
+def tell(published: Published, console: Console) -> None:
+    """Print the table, what could not be made, and where the page is."""
     show(published.table, console)
     for problem in published.unmade:
         console.print(problem, style="bold red", highlight=False, soft_wrap=True)
     if published.page:
         console.print(f"\nPage: {published.page}", highlight=False, soft_wrap=True)
-    return published
 
 
 class _Folder:
