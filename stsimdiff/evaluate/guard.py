@@ -106,10 +106,18 @@ class Guard:
             view = flat[:: max(1, len(flat) // SAMPLED)]
             self._views.setdefault((weight.device, weight.dtype), []).append(view)
 
+    def catch_up(self) -> None:
+        """Take for right what code that is no method's has changed, such as encoding; quick where that is nothing."""
+        if not self._as_held() or self._weights_changed():
+            self.refresh()
+
     def refresh(self) -> None:
-        """Take what is there now for what belongs there: after code that is no method's has run."""
+        """Take what is there now for what belongs there."""
         self._list()
         self._held = [dict(space) for space in self._maps]
+        # Most are the empty tables of hooks.
+        self._empty = [space for space in self._maps if not space]
+        self._full = [space for space in self._maps if space]
         self._flat = list(self._values())
         self._passing = [
             (space, name, space[name]) for space in self._maps for name in OF_A_SAMPLE if name in space
@@ -119,12 +127,18 @@ class Guard:
     # Namespaces ------------------------------------------------------------------------------------------------
 
     def _values(self) -> Iterator[Any]:
-        return chain.from_iterable(map(methodcaller("values"), self._maps))
+        return chain.from_iterable(map(methodcaller("values"), self._full))
 
-    def _put_back(self) -> list[str]:
+    def _as_held(self) -> bool:
+        """Whether all namespaces are as they were, once what passes with a sample is put back."""
         for space, name, value in self._passing:
             space[name] = value
-        if sum(map(len, self._maps)) == len(self._flat) and all(map(is_, self._values(), self._flat)):
+        if any(self._empty) or sum(map(len, self._full)) != len(self._flat):
+            return False
+        return all(map(is_, self._values(), self._flat))
+
+    def _put_back(self) -> list[str]:
+        if self._as_held():
             return []
         changed = []
         for (label, space, owner), held in zip(self.spaces, self._held, strict=True):

@@ -113,7 +113,7 @@ class Session:
             return kept
         frames = self._frames(path)
         encoded = self.family.encode(frames, signals=signals)
-        self.guard.refresh()
+        self.guard.catch_up()
         encoded.seconds["decode"] = frames.seconds
         self.features.put(self.family, path, encoded)
         self.overlays.keep_frames(path, frames)
