@@ -13,12 +13,13 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
 from stsimdiff.models.checkpoint import read_config
-from stsimdiff.models.llava_video import LlavaVideo, is_llava_video
-from stsimdiff.models.nvila import MODEL_TYPES, NVILA, VIDEO_TOKEN
+from stsimdiff.models.llava_video import LlavaVideo
+from stsimdiff.models.nvila import NVILA, VIDEO_TOKEN
+from stsimdiff.models.presence import TYPES, is_of
 
 Arrays = dict[str, np.ndarray]
-FAMILIES = {**dict.fromkeys(MODEL_TYPES, "nvila"), "qwen2_vl": "qwen2_vl"}
-"""Our family for the ``model_type`` of a checkpoint; LLaVA-Video's says too little. Qwen2.5-VL has no recordings."""
+FAMILIES = ("llava_video", "nvila", "qwen2_vl")
+"""Families that have recordings."""
 IMAGE_TOKEN_INDEX = -200
 """Stands for the whole video in the token ids of LLaVA."""
 
@@ -33,11 +34,13 @@ def load_family(checkpoint: Path) -> Family:
     if not config.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: config.json is missing")
     given = read_config(config)
-    kind = given.get("model_type")
-    name = "llava_video" if is_llava_video(given) else FAMILIES.get(kind)
+    name = next((name for name in FAMILIES if is_of(name, given)), None)
     if name is None:
+        # LLaVA-Video's type says too little.
+        others = sorted(TYPES["nvila"] + TYPES["qwen2_vl"])
         raise ConfigError(
-            f"{config} has model_type {kind!r}; runs can be replayed for LLaVA-Video, {', '.join(sorted(FAMILIES))}"
+            f"{config} has model_type {given.get('model_type')!r}; runs can be replayed for LLaVA-Video, "
+            f"{', '.join(others)}"
         )
     family = resolve(name)
     return family.load(str(checkpoint), LoadOptions(device="cpu", dtype="float32"))

@@ -28,13 +28,12 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
-from stsimdiff.models.presence import tower_file
+from stsimdiff.models.presence import ARCHITECTURES, is_of, tower_file
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
-ARCHITECTURE = "LlavaQwenForCausalLM"
 POOLINGS = ("bilinear", "average")
 KEYS = {
     r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
@@ -237,23 +236,12 @@ def _shape(config: LlavaOnevisionConfig, pooling: str, stride: int, dtype: str) 
     )
 
 
-def is_llava_video(given: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of this family.
-
-    The released file says ``model_type: llava``, as LLaVA-1.5 does, and files saved by the authors' code say
-    ``llava_qwen``: so the architecture decides.
-    """
-    named = given.get("architectures")
-    if named:
-        return ARCHITECTURE in named and given.get("model_type") in ("llava", "llava_qwen")
-    return given.get("model_type") == "llava_qwen"
-
-
 def _check(path: str, given: dict[str, Any]) -> None:
-    if not is_llava_video(given):
+    if not is_of("llava_video", given):
         raise ConfigError(
             f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint with architectures="
-            f"{given.get('architectures')!r}; this family loads {ARCHITECTURE} (lmms-lab/LLaVA-Video-7B-Qwen2)"
+            f"{given.get('architectures')!r}; this family loads {ARCHITECTURES['llava_video']} "
+            "(lmms-lab/LLaVA-Video-7B-Qwen2)"
         )
     for name, value in FIXED.items():
         found = given.get(name, ABSENT.get(name, value))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from stsimdiff import models
 from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
@@ -32,16 +33,16 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, dtype_of, siglip_tower
+from stsimdiff.models.presence import is_of
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
-PARTS = ("llm", "vision_tower", "mm_projector")
+PARTS = models.PARTS["nvila"]
 PROJECTORS = ("mlp_downsample", "mlp_downsample_2x2_fix")
 """Two names of one projector: the same weights and, in the code that NVILA was released with, the same arithmetic."""
 VIDEO_TOKEN = "<vila/video>"
-MODEL_TYPES = ("llava_llama", "vila")
 FIXED = {"mm_vision_select_feature": "cls_patch", "s2": False, "dynamic_s2": False}
 """Values of the original configuration that this family implements; any other is refused, not ignored. ``null`` is a
 value that the configuration's class leaves unset."""
@@ -228,7 +229,7 @@ class NVILA(SiglipQwen2):
 
 def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:
     """``pool_size`` (frames, rows, columns) and ``end_tokens`` of the original configuration, checked."""
-    if given.get("model_type") not in MODEL_TYPES:
+    if not is_of("nvila", given):
         raise ConfigError(
             f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads NVILA "
             "('llava_llama' or 'vila' with the folders llm, vision_tower and mm_projector)"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data.stand_ins import stand_in
-from stsimdiff.models import OWN_READERS, RELEASED
+from stsimdiff.models import OWN_READERS, PARTS, RELEASED
 
 SHOWN = 4
 """Missing files that a message lists by name."""
@@ -33,9 +33,8 @@ TYPES = {
 }
 """``model_type`` of the checkpoints that a family reads."""
 ARCHITECTURES = {"llava_video": "LlavaQwenForCausalLM"}
-"""What ``architectures`` must name besides, where the type alone does not tell."""
-PARTS = {"nvila": ("llm", "vision_tower", "mm_projector")}
-"""Folders in a family's checkpoint that are checkpoints of their own."""
+"""What ``architectures`` must name besides, where the type alone does not tell: the released LLaVA-Video says
+``llava``, as LLaVA-1.5 does, and files saved by its authors' code say ``llava_qwen``."""
 NEEDED = {
     "internvl": ("tokenizer_config.json", "processor_config.json"),
     "llava_onevision": ("tokenizer_config.json", "processor_config.json"),
@@ -161,16 +160,23 @@ def _adapter(folder: Path) -> str | None:
     )
 
 
+def is_of(family: str, config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is that of a built-in family's checkpoint."""
+    kind, named, wanted = config.get("model_type"), architectures(config), ARCHITECTURES.get(family)
+    return kind in TYPES[family] and (not wanted or wanted in named or not (named or kind == "llava"))
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a ``config.json`` names."""
+    named = config.get("architectures") or []
+    return [str(name) for name in named] if isinstance(named, list) else [str(named)]
+
+
 def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint is none of a built-in family; ``None`` where it is one."""
-    if family not in TYPES:
+    if family not in TYPES or is_of(family, config):
         return None
-    kind, named = config.get("model_type"), config.get("architectures") or []
-    named = [str(name) for name in named] if isinstance(named, list) else [str(named)]
-    wanted = ARCHITECTURES.get(family)
-    fits = kind in TYPES[family] and (not wanted or wanted in named or not (named or kind == "llava"))
-    if fits:
-        return None
+    kind, named = config.get("model_type"), architectures(config)
     original = kind == "internvl_chat" or "mm_vision_tower" in config or "vision_tower_cfg" in config
     converted = not original and "vision_config" in config
     alone = not original and not converted and any(name.endswith("ForCausalLM") for name in named)
