@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and digests of whole files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
+
+BLOCK = 2**20
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -29,3 +32,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a whole file, 64 hex digits, read in blocks. Raises :class:`OSError`."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()

@@ -16,10 +16,11 @@ from stsimdiff.data import clips
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import scoring, session
+from stsimdiff.evaluate import session
 from stsimdiff.evaluate.arms import arms_from_config
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
 from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.files import write_whole
 from stsimdiff.models.base import Family
 from stsimdiff.resources import folder
 
@@ -303,9 +304,10 @@ def test_metrics_are_kept_whole_where_they_cannot_be_written(tmp_path: Path) -> 
     path = tmp_path / "metrics.json"
     path.write_text("{}")
     with pytest.raises(TypeError):
-        scoring._write(path, {"n": object()})
+        write_whole(path, object())
+    assert path.read_text() == "{}"
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError):
-        scoring._write(path, {"n": 1})
+        write_whole(path, "{}")
     assert list(tmp_path.iterdir()) == [path]

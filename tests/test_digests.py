@@ -25,8 +25,8 @@ def memory(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def readings(monkeypatch) -> list[str]:
-    found, read = [], digests._sha256
-    monkeypatch.setattr(digests, "_sha256", lambda path: found.append(path) or read(path))
+    found, read = [], digests.sha256
+    monkeypatch.setattr(digests, "sha256", lambda path: found.append(path) or read(path))
     return found
 
 

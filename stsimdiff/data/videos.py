@@ -18,6 +18,7 @@ from stsimdiff.data import cache_folder
 from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
+from stsimdiff.files import sha256, write_whole
 from stsimdiff.video_process import SECONDS
 
 SUFFIXES = (
@@ -133,11 +134,7 @@ class Index:
         """Write the index in one move; a folder that forbids it keeps none, and files are opened again next time."""
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-            unfinished.write_text(
-                json.dumps({"videos": self.entries}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-            )
-            unfinished.replace(self.file)
+            write_whole(self.file, json.dumps({"videos": self.entries}, indent=1, sort_keys=True) + "\n")
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
@@ -174,15 +171,7 @@ def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) ->
         "frames": found.frames,
         "seconds": round(found.seconds, 3),
     }
-    return {**entry, "sha256": _sha256(path)} if checksum else entry
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {**entry, "sha256": sha256(path)} if checksum else entry
 
 
 def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str, str]:

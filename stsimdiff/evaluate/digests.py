@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stsimdiff.data import cache_folder
+from stsimdiff.files import sha256
 
 log = logging.getLogger(__name__)
 
-BLOCK = 2**20
 LARGE = 4e9
 """Bytes to read from which a message says that it takes a while."""
 SETTLED = 2_000_000_000
@@ -58,14 +58,14 @@ def file_digest(path: str | Path) -> str:
     if known is not None and known[0] == state:
         return known[1]
     if not _writes:
-        found = _peek(path, state) or _sha256(path)
+        found = _peek(path, state) or sha256(path)
         if _state(path) == state:
             _known[path] = (state, found)
         return found
     with _entry(path) as entry:
         found = _remembered(entry, state)
         if found is None:
-            found = _sha256(path)
+            found = sha256(path)
             # A file that changed while it was read, or a moment before, is read again next time.
             if _state(path) != state or time.time_ns() - max(state[2:]) < SETTLED:
                 return found
@@ -153,11 +153,3 @@ def _remember(entry: int | None, state: State, digest: str) -> None:
     with contextlib.suppress(OSError):
         os.ftruncate(entry, 0)
         os.pwrite(entry, json.dumps({"state": state, "sha256": digest}).encode(), 0)
-
-
-def _sha256(path: str) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-    with open(path, "rb", buffering=0) as stream:
-        while read := stream.readinto(block):
-            digest.update(block[:read])
-    return digest.hexdigest()

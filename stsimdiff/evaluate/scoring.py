@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from stsimdiff.evaluate import parsing, questions
 from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.questions import Question, replay
 from stsimdiff.evaluate.store import read_answers, shards
+from stsimdiff.files import write_whole
 
 METRICS = "metrics.json"
 SHOWN = 80
@@ -59,7 +59,7 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
         known = _known(folder / METRICS)
         if known.get("of") != of:
             known = _scored(folder, task, by_id, settings) | {"of": of}
-            _write(folder / METRICS, known)
+            write_whole(folder / METRICS, json.dumps(known, indent=1) + "\n")
         failed += known["n_failed"]
         if arm.method != "no_video" and parsing.mostly_unread(known["n_unread"], known["n"]):
             unread.append(_unread(arm, known, asked))
@@ -142,12 +142,3 @@ def _known(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def _write(path: Path, metrics: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

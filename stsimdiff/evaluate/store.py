@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import lock
 from stsimdiff.evaluate.lock import Lock
+from stsimdiff.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -222,17 +223,10 @@ def write_record(folder: Path, record: Row) -> None:
             record = known
         elif origin:
             record = {**known, "resumed": [*resumed, record["provenance"]]}
-    temporary = folder / f".{RECORD}.{os.getpid()}"
     try:
-        with temporary.open("wb") as stream:
-            stream.write(_json(record, indent=2) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        write_whole(path, _json(record, indent=2) + b"\n")
         _sync_folder(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise DataError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -262,12 +262,7 @@ def _uid(run_dir: Path) -> str:
     origin = Path(told["folder"]) / UID if told else None
     moved = origin is not None and _told(origin) != told
     found = {"uid": told["uid"] if moved else secrets.token_hex(16), "folder": here}
-    unfinished = file.with_name(f"{UID}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(file, json.dumps(found) + "\n")
     # Of several processes the last one decides for all.
     return (_told(file) or found)["uid"]
 
