@@ -46,6 +46,10 @@ class State(NamedTuple):
     of: str | None = None
     asking: int = 0
 
+    def gives_way_to(self, other: State) -> bool:
+        """Whether a line read after this one counts instead: of a later asking, or of the same if this is no answer."""
+        return other.asking > self.asking or (other.asking == self.asking and not self.answered)
+
 
 sync = getattr(os, "fdatasync", os.fsync)
 """Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
@@ -272,6 +276,7 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
     counted: dict[str, tuple[str, Row]] = {}
+    states: dict[str, State] = {}
     withdrawn: dict[str, int] = {}
     said = [] if notes is None else notes
     for path in shards(folder):
@@ -280,19 +285,21 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
             if "withdrawn" in row:
                 withdrawn[row["id"]] = max(_asking(row, place), withdrawn.get(row["id"], -1))
                 continue
-            earlier = counted.get(row["id"])
-            later = 1 if earlier is None else _asking(row, place) - _asking(earlier[1], earlier[0])
-            if later > 0 or (later == 0 and not _succeeded(earlier[1])):
-                counted[row["id"]] = (place, row)
-            elif later == 0 and _succeeded(row):
+            earlier, state = states.get(row["id"]), _state(row, place)
+            if earlier is None or earlier.gives_way_to(state):
+                counted[row["id"]], states[row["id"]] = (place, row), state
+            elif state.answered and state.asking == earlier.asking:
+                there = counted[row["id"]][0]
                 said.append(
-                    f"{place}: question {row['id']!r} is answered in {earlier[0]} already; that one counts"
+                    f"{place}: question {row['id']!r} is answered in {there} already; that one counts"
                 )
     return {
-        sample: (place, row)
-        for sample, (place, row) in counted.items()
-        if _asking(row, place) > withdrawn.get(sample, -1)
+        sample: line for sample, line in counted.items() if states[sample].asking > withdrawn.get(sample, -1)
     }
+
+
+def _state(row: Row, place: str) -> State:
+    return State(_succeeded(row), row.get("of"), _asking(row, place))
 
 
 def _asking(row: Row, place: str) -> int:
@@ -334,10 +341,9 @@ def _read_states(folder: Path) -> tuple[dict[str, State], dict[str, int]]:
                 if "withdrawn" in row:
                     withdrawn[sample] = max(_asking(row, place), withdrawn.get(sample, -1))
                     continue
-                state = State(_succeeded(row), row.get("of"), _asking(row, place))
+                state = _state(row, place)
             earlier = states.get(sample)
-            later = 1 if earlier is None else state.asking - earlier.asking
-            if later > 0 or (later == 0 and not earlier.answered):
+            if earlier is None or earlier.gives_way_to(state):
                 states[sample] = state
     counting = {sample: state for sample, state in states.items() if state.asking > withdrawn.get(sample, -1)}
     return counting, {sample: number + 1 for sample, number in withdrawn.items()}
