@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import platform
 import shutil
 import sys
@@ -16,21 +15,22 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stsimdiff import launcher, video_process
 from stsimdiff.errors import ConfigError, DataError, Missing, UserError
 from stsimdiff.evaluate.settings import Settings
+from stsimdiff.evaluate.values import obstacle
 from stsimdiff.evaluate.wandb_mode import wandb_mode
 from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.arms import Arm
     from stsimdiff.evaluate.questions import Question
-    from stsimdiff.evaluate.session import Session
-    from stsimdiff.models.base import EncodedVideo, Family
+    from stsimdiff.evaluate.session import Asked, Session
+    from stsimdiff.models.base import Family
     from stsimdiff.models.kit.running import Case
     from stsimdiff.video import Frames
 
@@ -145,11 +145,11 @@ def _where(error: BaseException) -> str:
 def _machine(doctor: Doctor, settings: Sequence[Settings]) -> None:
     doctor.check("versions", _versions)
     for folder in dict.fromkeys(one.folder.parent for one in settings):
-        doctor.check("disk for answers", lambda folder=folder: _disk(folder))
+        doctor.check("disk for answers", partial(_disk, folder))
     for decoder in dict.fromkeys(one.benchmark["decoder"] for one in settings):
-        doctor.check(f"decoder {decoder}", lambda decoder=decoder: _decoder(decoder))
+        doctor.check(f"decoder {decoder}", partial(_decoder, decoder))
     for logger in {str(one.logger): one.logger for one in settings}.values():
-        doctor.check("W&B", lambda logger=logger: _wandb(logger))
+        doctor.check("W&B", partial(_wandb, logger))
 
 
 def _versions() -> str:
@@ -160,9 +160,9 @@ def _versions() -> str:
 
 
 def _disk(folder: Path) -> str:
+    if why := obstacle(folder):
+        raise DataError(f"{why}; choose another folder: results=FOLDER")
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise DataError(f"{there} cannot be written; choose another folder: results=FOLDER")
     free = shutil.disk_usage(there).free
     said = f"{free / 1e9:.1f} GB free below {there}"
     if free < LEAST_FREE:
@@ -226,7 +226,7 @@ def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for one in {one.benchmark["name"]: one for one in settings}.values():
         name = one.benchmark["name"]
-        doctor.check(f"data {name}", lambda one=one, name=name: _benchmark(one, found, name))
+        doctor.check(f"data {name}", partial(_benchmark, one, found, name))
     return found
 
 
@@ -266,12 +266,11 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
 
 def _by_model(passes: Sequence[launcher.Pass]) -> list[list[launcher.Pass]]:
     """The passes of each model, whatever their frames."""
-    from stsimdiff.evaluate.shared import FRAMES
+    from stsimdiff.evaluate.shared import model_key
 
     groups: dict[str, list[launcher.Pass]] = {}
     for one in passes:
-        model = {key: value for key, value in one.settings.model.items() if key not in FRAMES}
-        groups.setdefault(repr(model), []).append(one)
+        groups.setdefault(model_key(one.settings), []).append(one)
     return list(groups.values())
 
 
@@ -287,13 +286,7 @@ def _model(doctor: Doctor, passes: Sequence[launcher.Pass], samples: dict[str, S
     if not doctor.check("checkpoint", lambda: _load(settings, loaded)):
         return
     family = loaded[0]
-    cases: list[Case] = []
-
-    def case() -> Case:
-        if not cases:
-            cases.append(Case.of(family))
-        return cases[0]
-
+    case = cache(partial(Case.of, family))
     doctor.check("prompt", lambda: _prompt(case()))
     doctor.check("keep-all equals stock", lambda: _keep_all(case()))
     doctor.check("dropping equals masking", lambda: _masking(case()))
@@ -304,12 +297,12 @@ def _model(doctor: Doctor, passes: Sequence[launcher.Pass], samples: dict[str, S
 
 
 def _files(settings: Settings) -> str:
-    from stsimdiff.models.presence import absent, fetching
+    from stsimdiff.models.presence import absent, fetching, unready
 
     model = settings.model
     if model["checkpoint"] is None:
         raise DataError(f"no checkpoint at model.path={model['path']}; get one: {fetching(model['family'])}")
-    if lacking := absent(model["family"], model["path"]):
+    if lacking := absent(model["family"], model["path"]) + unready(model["family"], model["path"]):
         raise DataError("\n".join(lacking))
     weights = list(Path(model["path"]).rglob("*.safetensors"))
     size = sum(file.stat().st_size for file in weights)
@@ -399,26 +392,18 @@ def _keep_all(case: Case) -> str:
 
 def _masking(case: Case) -> str:
     """Dropping against masking, beside what the stock model with and without an explicit mask differs by."""
-    import torch
-
-    from stsimdiff.models.kit.checks import DROPS
+    from stsimdiff.models.kit.checks import NotGiven, drops_of
     from stsimdiff.models.kit.running import Scripted, generate, masked
 
     attention = case.family.describe()["attention"]
     if attention not in ("sdpa", "eager"):
         raise Skipped(f"{attention} takes no mask of its own; model.attn_implementation=sdpa checks this")
-    layers, count = len(case.family.decoder), case.video.grid.tokens
-    generator = torch.Generator().manual_seed(0)
     largest, noise, scale = 0.0, 0.0, 0.0
     for name in MASKED:
-        if any(at >= layers for _, at in DROPS[name]):
-            continue
-        drops = {
-            (place, at % layers): set(
-                torch.randperm(count, generator=generator)[: int(count * share)].tolist()
-            )
-            for (place, at), share in DROPS[name].items()
-        }
+        try:
+            drops = drops_of(case, name)
+        except NotGiven:
+            continue  # so many layers it has not
         logits, tokens, _ = generate(case, Scripted(drops))
         largest = max(largest, float((logits - masked(case, drops, tokens)).abs().max()))
         stock = generate(case, forced=tokens)[0]
@@ -460,27 +445,20 @@ def _arms(
         sample = samples.get(one.settings.benchmark["name"])
         settings = dataclasses.replace(sample.settings if sample else one.settings, model=one.settings.model)
         session = Session(dataclasses.replace(settings, plan=False), family)
-        asked: list[Any] = []
+        # Once for all of them, where the first one asks.
+        asked = cache(partial(_asked, session, list(arms.values()), sample))
         for arm in arms.values():
-            name = arm.label if arm.label == arm.method else arm.method
-            doctor.check(
-                name,
-                lambda arm=arm, session=session, sample=sample, asked=asked, arms=arms: _arm(
-                    session, arm, list(arms.values()), sample, asked
-                ),
-            )
+            doctor.check(arm.method, partial(_arm, session, arm, asked))
 
 
-def _arm(session: Session, arm: Arm, arms: Sequence[Arm], sample: Sample | None, asked: list[Any]) -> str:
+def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, Asked]]) -> str:
     from stsimdiff.budget import TOLERANCE
     from stsimdiff.evaluate.arms import UNBUDGETED
 
     session.check([arm])
-    if not asked:
-        question, encoded = _encoded(session, arms, sample)
-        asked += [question, session.ask(question, encoded)]
+    question, put = asked()
     started = time.perf_counter()
-    text, trace, _ = session.answer(arm, asked[0], asked[1])
+    text, trace, _ = session.answer(arm, question, put)
     seconds = time.perf_counter() - started
     achieved = trace.retention()
     shares = {kind: f"{100 * share:.1f}%" for kind, share in achieved.items()}
@@ -499,16 +477,17 @@ def _arm(session: Session, arm: Arm, arms: Sequence[Arm], sample: Sample | None,
     return f"budget {100 * wanted:g}% ({arm.budget.kind}): {said}"
 
 
-def _encoded(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tuple[Question, EncodedVideo]:
-    """A question and its encoded video; a made-up one where there is no data."""
+def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tuple[Question, Asked]:
+    """A question put to the model; about a made-up video where there is no data."""
     from stsimdiff.evaluate.questions import Question
     from stsimdiff.models.kit.running import TEXT
 
     if sample is not None:
-        return sample.question, session.encode(sample.question.video, arms)
+        return sample.question, session.ask(sample.question, session.encode(sample.question.video, arms))
     signals = any(session.compressor(arm).needs_vision for arm in arms)
     frames = _made_up(session.settings.model["frames"], 360, 640)
-    return Question("doctor", "", "all", TEXT, 4, {}), session.family.encode(frames, signals=signals)
+    question = Question("doctor", "", "all", TEXT, 4, {})
+    return question, session.ask(question, session.family.encode(frames, signals=signals))
 
 
 def _made_up(count: int, height: int, width: int) -> Frames:

@@ -11,7 +11,13 @@ from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import Family
 
 FRAMES = ("frames", "sampling", "fps")
-"""Settings of the model that say which frames it is given."""
+"""Settings of the model that say which frames it is given, which do not change it."""
+
+
+def model_key(settings: Settings) -> str:
+    """Equal for settings that load the same model."""
+    model = {key: value for key, value in settings.model.items() if key not in FRAMES}
+    return json.dumps([model, settings.seed], sort_keys=True)
 
 
 class Shared:
@@ -28,9 +34,7 @@ class Shared:
 
     def family(self, settings: Settings, load: Callable[[Settings], Family]) -> Family:
         """The model of these settings; it is loaded unless the pass before had the same."""
-        # Which frames it is given does not change the model.
-        model = {key: value for key, value in settings.model.items() if key not in FRAMES}
-        key = json.dumps([model, settings.seed], sort_keys=True)
+        key = model_key(settings)
         if self._family is None or key != self._key:
             # The one before is let go first: two may not fit.
             self._family = None

@@ -200,17 +200,26 @@ def keep_all_is_bit_identical(case: Case) -> None:
     assert trace.entering == trace.mlp == [case.video.grid.tokens] * layers
 
 
-def dropping_equals_masking(case: Case, name: str) -> None:
-    """Dropped tokens have no influence from their place on, on the prefill and on each generated token."""
+def drops_of(case: Case, name: str) -> dict[tuple[str, int], set[int]]:
+    """The raster indices that one of :data:`DROPS` takes out at each of its places; the same each time.
+
+    Raises:
+        NotGiven: where the decoder has too few layers.
+    """
     layers, count = len(case.family.decoder), case.video.grid.tokens
-    shares = {(place, at % layers): share for (place, at), share in DROPS[name].items()}
     if any(at >= layers for _, at in DROPS[name]):
         raise NotGiven(f"the decoder has {layers} layers")
+    shares = {(place, at % layers): share for (place, at), share in DROPS[name].items()}
     generator = torch.Generator().manual_seed(0)
-    drops = {
+    return {
         place: set(torch.randperm(count, generator=generator)[: int(count * share)].tolist())
         for place, share in shares.items()
     }
+
+
+def dropping_equals_masking(case: Case, name: str) -> None:
+    """Dropped tokens have no influence from their place on, on the prefill and on each generated token."""
+    count, drops = case.video.grid.tokens, drops_of(case, name)
     logits, tokens, trace = generate(case, Scripted(drops))
     expected, scale = masked(case, drops, tokens), float(logits.abs().max())
     off = (logits - expected).abs().amax(1) / scale
