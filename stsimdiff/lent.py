@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stsimdiff import process_state
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor, Places, Run
+from stsimdiff.compressors.base import Compressor, Run, WrappedRun
 from stsimdiff.errors import MethodFault
 from stsimdiff.tokens import Layout, Selection, VideoTokens
 
@@ -42,7 +42,7 @@ def start(compressor: Compressor, layout: Layout, budget: Budget) -> Run:
     return LentRun(run, lent[0], layout, name)
 
 
-class LentRun(Run):
+class LentRun(WrappedRun):
     """A run that gets copies, and is looked after in each of its calls.
 
     Args:
@@ -53,27 +53,14 @@ class LentRun(Run):
     """
 
     def __init__(self, run: Run, lent: Layout, layout: Layout | None = None, name: str | None = None) -> None:
-        self.run, self.lent, self.layout = run, lent, copy(lent) if layout is None else layout
+        super().__init__(run)
+        self.lent, self.layout = lent, copy(lent) if layout is None else layout
         self.name = name or type(run).__name__
 
     @classmethod
     def of(cls, run: Run, layout: Layout) -> LentRun:
         """The run itself where it is looked after already."""
         return run if isinstance(run, LentRun) else cls(run, layout)
-
-    @property
-    def places(self) -> Places:
-        """Where the run acts."""
-        return self.run.places
-
-    @property
-    def may_be_empty(self) -> bool:
-        """As the run says."""
-        return self.run.may_be_empty
-
-    @property
-    def finished(self) -> bool:
-        return self.run.finished
 
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         return self._ask("at its input place", self.run.at_input, tokens)

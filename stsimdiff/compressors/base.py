@@ -78,6 +78,29 @@ class Run(ABC):
         )
 
 
+class WrappedRun(Run):
+    """A run that acts where another one does; its subclass says how it asks it.
+
+    Args:
+        run: the run of one video.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @property
+    def places(self) -> Places:
+        return self.run.places
+
+    @property
+    def may_be_empty(self) -> bool:
+        return self.run.may_be_empty
+
+    @property
+    def finished(self) -> bool:
+        return self.run.finished
+
+
 @dataclass(frozen=True)
 class Compressor(ABC):
     """A method with its parameters. ``repr`` is its whole configuration; Hydra builds it from YAML.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from stsimdiff.compressors.base import Places, Run
+from stsimdiff.compressors.base import Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
 from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
 from stsimdiff.engine import Trace
@@ -87,7 +87,7 @@ class ArithmeticCounter(TorchDispatchMode):
         return found
 
 
-class CountedRun(Run):
+class CountedRun(WrappedRun):
     """A run whose selections are counted as they are made; slower than the run itself, so never used while timing.
 
     Args:
@@ -95,22 +95,8 @@ class CountedRun(Run):
     """
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        super().__init__(run)
         self.counter = ArithmeticCounter()
-
-    @property
-    def places(self) -> Places:
-        """Where the counted run acts."""
-        return self.run.places
-
-    @property
-    def may_be_empty(self) -> bool:
-        """As the counted run says."""
-        return self.run.may_be_empty
-
-    @property
-    def finished(self) -> bool:
-        return self.run.finished
 
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         with self.counter:
