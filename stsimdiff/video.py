@@ -124,7 +124,7 @@ class Sampling:
     def indices(self, total: int, rate: float) -> tuple[int, ...]:
         """Frame numbers, ascending, in a file of ``total`` frames with ``rate`` a second."""
         if self.kind == "fps":
-            return fps_indices(total, rate, self.fps or 1.0, self.frames)
+            return fps_indices(total, rate, self.fps, self.frames)
         return {"uniform": uniform_indices, "round": rounded_indices}[self.kind](total, self.frames)
 
 

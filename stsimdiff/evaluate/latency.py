@@ -159,7 +159,7 @@ class Subject:
     Attributes:
         family: the loaded model.
         compressor, budget: the method.
-        frames: frames asked of a video.
+        sampling: which frames of a video are taken.
         decoder: what reads the file, one of :data:`stsimdiff.video.BACKENDS`.
         new_tokens: tokens to generate, whatever the model says.
     """

@@ -67,10 +67,8 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
 
 
 def _unread(arm: Arm, known: Mapping[str, Any], asked: Sequence[Question]) -> str:
-    name, tokens = (
-        f"{arm.label} at {100 * arm.budget.retention:.4g} %",
-        max(one.max_new_tokens for one in asked),
-    )
+    name = f"{arm.label} at {100 * arm.budget.retention:.4g} %"
+    tokens = max(one.max_new_tokens for one in asked)
     return (
         f"{known['n_unread']} of {known['n']} answers of {name} give no letter, such as {', '.join(known['unread'])}: "
         "its accuracy says nothing about the method. Look at the weights, model.dtype and benchmark.prompt; a model "
