@@ -177,8 +177,9 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
         # It is imported without FFmpeg's libraries too, and then says so at length.
+        package = __name__.partition(".")[0]
         raise ConfigError(
-            "torchcodec cannot be imported; it needs `pip install torchcodec` and FFmpeg's shared libraries "
+            f"torchcodec cannot be imported; it needs `pip install {package}[torchcodec]` and FFmpeg's shared libraries "
             f"(`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: {_last(error)}"
         ) from error
     packets = packets_of(file)
