@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml $(LOCK) scripts/install.sh
 	@bash scripts/install.sh "$(PYTHON)" "$(VENV)" "$(LOCK)"
 	@touch $@
 
-reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; goes on where it was (LIMIT=40: few questions)
+reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; resumes where it stopped (LIMIT=40: few questions)
 	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) \
 		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),"data=$(DATA)") $(ARGS)
 

@@ -140,7 +140,7 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
             raise
         said = messages.one_line(str(error))
         if isinstance(error, OSError):
-            said = f"cannot write the run's folder: {said}; mend the disk, or choose another results=FOLDER"
+            said = f"cannot write the run's folder: {said}; free or repair the disk, or choose another results=FOLDER"
         _stop(error, said, 2)
     except RunFailed as error:
         _stop(error, str(error), 1)

@@ -179,8 +179,8 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
         # It is imported without FFmpeg's libraries too, and then says so at length.
         package = __name__.partition(".")[0]
         raise ConfigError(
-            f"torchcodec cannot be imported; it needs `pip install {package}[torchcodec]` and FFmpeg's shared libraries "
-            f"(`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: {_last(error)}"
+            f"torchcodec cannot be imported; it needs `pip install {package}[torchcodec]` and FFmpeg's shared "
+            f"libraries (`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: {_last(error)}"
         ) from error
     packets = packets_of(file)
     stream, *_ = _checkable(file, packets, "torchcodec")

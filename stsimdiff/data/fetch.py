@@ -1,6 +1,6 @@
 """A public benchmark onto the disk: fetched from the hub, unpacked, and every video of every question checked.
 
-Each step goes on where it was stopped, and a second call finds everything done.
+Each step resumes where it stopped, and a second call finds everything done.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def _published(name: str, limit: int | None) -> tuple[list[Question], dict[str, 
     note = (
         f"the data of {name} is not here: {size.questions} questions, {size.videos} videos and {size.hours:g} hours as "
         f"{size.source} says; frames of {width} x {height} and {published.CHARACTERS} characters a question are "
-        "assumed, and families are not told apart"
+        "assumed, and all questions count as one family"
     )
     return questions, {question.video: header for question in questions}, [note]
 

@@ -318,7 +318,7 @@ def _written_or_said(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"cannot write {error.filename or folder}: {error.strerror or error}; all answers are stored in {folder}: "
-            "mend the disk and start the same command again"
+            "free or repair the disk and start the same command again"
         ) from error
 
 
