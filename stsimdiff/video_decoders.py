@@ -180,7 +180,8 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
         package = __name__.partition(".")[0]
         raise ConfigError(
             f"torchcodec cannot be imported; it needs `pip install {package}[torchcodec]` and FFmpeg's shared "
-            f"libraries (`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: {_last(error)}"
+            "libraries (`apt install ffmpeg` or `conda install ffmpeg`); benchmark.decoder=pyav needs neither: "
+            f"{_last(error)}"
         ) from error
     packets = packets_of(file)
     stream, *_ = _checkable(file, packets, "torchcodec")
