@@ -333,3 +333,17 @@ def test_fastv_needs_attention():
     run = FastV(layer=2).start(layout_for(grid), Budget("tokens", 0.5))
     with pytest.raises(ValueError, match="FastV needs the attention of layer 1"):
         run.before_layer(2, VideoTokens.full(video("different", grid), grid), None)
+
+
+def test_defaults_are_what_was_published():
+    assert vars(STSimDiff()) == {
+        **{"rule": "released", "tau_sim": 0.8, "tau_diff": 0.2, "edges": "both", "similarity": True},
+        **{"difference": True, "pruning": True, "community": "connected", "split_above": "off", "layer": 1},
+        **{"reduction": "mean", "released_layers": "auto"},
+    }
+    assert vars(FastV()) == {"layer": 2, "queries": "last"}
+    assert vars(FrameFusion()) == {
+        **{"tau_sim": 0.6, "ratio_lower_bound": 0.1, "queries": 1, "released_layers": "auto"}
+    }
+    assert vars(VisionZip()) == {"dominant": 54, "contextual": 10} and vars(PruMerge()) == {"plus": False}
+    assert vars(compressors.resolve("random")()) == {"seed": 0}

@@ -302,30 +302,29 @@ class Map:
     def tests(self, change: Change) -> dict[str, float]:
         """Seconds of each test that runs a change's line, by id.
 
-        Of a line that is run by the import alone (a constant, a default) or in another process: the tests that run
-        any line of the module, and where there are none those that start processes.
+        Of a line that is run by the import alone (a constant, a default) or in another process: all tests of the
+        files that run any line of the module, and where there are none the tests that start processes.
         """
         for lines in (
             range(change.line, change.last + 1),
             range(change.statement[0], change.statement[1] + 1),
-            None,
         ):
             found = {
                 test: ran.seconds[test]
                 for ran in self.ran.values()
                 for line, tests in ran.lines.get(change.module, {}).items()
-                if lines is None or int(line) in lines
+                if int(line) in lines
                 for test in tests
                 if test in ran.seconds
             }
             if found:
                 return found
-        return {
-            test: ran.seconds[test]
+        files = [ran for ran in self.ran.values() if any(ran.lines.get(change.module, {}).values())]
+        some = [ran.seconds for ran in files] or [
+            {test: ran.seconds[test] for test in ran.processes if test in ran.seconds}
             for ran in self.ran.values()
-            for test in ran.processes
-            if test in ran.seconds
-        }
+        ]
+        return {test: seconds for tests in some for test, seconds in tests.items()}
 
 
 class _Chosen:
