@@ -140,6 +140,8 @@ def _run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     with tempfile.TemporaryDirectory(prefix="mutate_") as scratch:
         packages = sorted({module.partition("/")[0] for module in modules})
         trees = [Path(scratch) / str(number) / "tree" for number in range(options.workers)]
+        # The tree may move on while its copy is tried.
+        revision = _revision(root)
         for tree in trees:
             trying.copy_tree(root, tree)
         _preload(options.preload, packages)
@@ -152,7 +154,7 @@ def _run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
             failing = f", {len(ran.failed)} fail without a change and are left out" if ran.failed else ""
             say(f"{name}: {len(ran.seconds)} tests, {sum(ran.seconds.values()):.0f} s{failing}")
         said = {
-            "revision": _revision(root),
+            "revision": revision,
             "seed": None if options.at else options.seed,
             "modules": modules,
             "changes": len(found),
