@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 
 import pytest
 import torch
 from tiny_models import TinyCase, qwen2_5_vl
+from transformers.cache_utils import DynamicCache, StaticLayer
 
 from stsimdiff.attention import attention_rows, mean_attention
 from stsimdiff.compressors.base import Places, Run
@@ -177,6 +179,21 @@ def test_counts_of_each_layer() -> None:
         ("before", 3, 18),
     ]
     assert trace.prefill_seconds > trace.compressor_seconds > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("queries", "read"), [("last", [1, 1]), ("all", [54, 42]), ("4", [4, 4])])
+def test_reading_attention_is_counted_by_queries_keys_and_seconds(
+    queries: str, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that ticks once each time it is looked at: each part of the compressor's work takes one second.
+    ticks = itertools.count(1.0)
+    monkeypatch.setattr("stsimdiff.engine._now", lambda device: next(ticks))
+    case = qwen2_5_vl(4)
+    drops = {("input", 0): set(range(8)), ("between", 1): set(range(8, 20)), ("before", 3): set()}
+    _, _, trace = generate(case, Scripted(drops, attention=frozenset({1, 2}), queries=queries))
+    assert trace.reads == list(zip(read, [40 + 14, 28 + 14], strict=True))  # the text counts
+    assert trace.compressor_seconds == len(drops) + len(read)
 
 
 @torch.no_grad()
@@ -351,3 +368,13 @@ class TestRefusals:
             pytest.raises(ValueError, match="DynamicCache"),
         ):
             case.model.generate(**case.inputs, max_new_tokens=2, cache_implementation="static")
+
+    def test_one_layer_of_fixed_length_is_enough(self) -> None:
+        case = qwen2_5_vl(12)
+        cache = DynamicCache(config=case.model.config.text_config)
+        cache.layers[-1] = StaticLayer(max_cache_len=64)
+        with (
+            Compression(case.decoder, Scripted({("input", 0): {1}}), case.layout),
+            pytest.raises(ValueError, match="DynamicCache"),
+        ):
+            case.model.generate(**case.inputs, max_new_tokens=2, past_key_values=cache)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import FAMILIES, QUESTIONS, answers, failed, write_arm
 
+from stsimdiff.report.comparison import MACRO
 from stsimdiff.report.table import make
 
 BENCHMARK = {"name": "mlvu", "families": FAMILIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
@@ -82,3 +83,27 @@ def test_the_prompt_is_said_and_another_prompts_rows_stand_apart(tmp_path: Path)
     sections = make(tmp_path, None).sections
     assert [section.benchmark for section in sections] == ["mlvu (prompt llava_vid)", "mlvu (prompt default)"]
     assert "on mlvu (prompt default), budget" in (tmp_path / "table.md").read_text()
+
+
+def test_a_block_ends_with_the_proposed_method_and_begins_with_what_needs_none(tmp_path: Path) -> None:
+    expected = ["none", "no_video", "random", "uniform_frames", "fastv", "visionzip", "st_simdiff"]
+    for name in (expected[i] for i in (6, 4, 2, 1, 5, 3, 0)):
+        write_arm(tmp_path, name, 1.0 if name in expected[:2] else 0.3, answers(0.6, 0.3))
+    (section,) = make(tmp_path, None).sections
+    assert [row.method for row in section.rows] == expected
+
+
+def test_where_the_mean_over_families_is_explained(tmp_path: Path) -> None:
+    write_arm(tmp_path / "with", "random", 0.3, answers(0.6, 0.3), benchmark=BENCHMARK)
+    write_arm(tmp_path / "without", "random", 0.3, answers(0.6, 0.3), benchmark=BENCHMARK | {"macro": False})
+    with_mean, without = (make(tmp_path / name, None).sections[0].about for name in ("with", "without"))
+    assert with_mean == [without[0], MACRO, *without[1:]]
+
+
+def test_an_arm_without_figures_or_a_reference_misses_no_budget(tmp_path: Path) -> None:
+    unknown = [row | {"retention_tokens": None} for row in answers(0.6, 0.5)]
+    for name, retention, stored in (("random", 0.3, unknown), ("none", 1.0, answers(0.9, 0.8))):
+        write_arm(tmp_path, name, retention, stored)
+    write_arm(tmp_path, "fastv", 0.3, answers(0.6, 0.5))
+    (section,) = make(tmp_path, None).sections
+    assert {row.method: row.missed for row in section.rows} == {"none": False, "random": False, "fastv": True}
