@@ -1,0 +1,83 @@
+"""The files that a repository is judged by before its code is read: licence, credits, citation, workflow, hooks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stsimdiff import compressors
+
+ROOT = Path(__file__).parents[1]
+NOTICE = (ROOT / "NOTICE").read_text()
+APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+"""sha256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
+
+
+def test_the_licence_is_the_apache_licence_to_the_letter():
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == APACHE
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_notice_credits_every_method_and_every_recording():
+    entries = dict(re.findall(r"^(\S[^\n:]*): (\S+/\S+)\n(?:    .*\n)*?    Licence: ", NOTICE, re.MULTILINE))
+    named = {re.sub(r"\W", "", name).lower() for name in entries}
+    controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool", "temporal_difference"}
+    methods = {name.replace("_", "") for name in compressors.BUILTIN if name not in controls}
+    assert methods <= named, f"NOTICE has no entry, or no licence, for {methods - named}"
+    recorded = set(
+        re.findall(r"\| (\S+/\S+) \| `[0-9a-f]{40}`", (ROOT / "tests/golden/README.md").read_text())
+    )
+    assert len(recorded) >= 6 and recorded <= set(entries.values())
+
+
+def test_the_citation_names_the_licence_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
+    assert citation["authors"] == [{"name": "stsimdiff contributors"}]
+    assert citation["references"][0]["url"] == "https://arxiv.org/abs/2605.22158"
+
+
+def test_the_wheel_says_that_it_is_typed_and_licensed():
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / "stsimdiff/py.typed").exists() and '"stsimdiff" = ["py.typed"]' in settings
+    assert 'license-files = ["LICENSE", "NOTICE"]' in settings
+
+
+@pytest.mark.parametrize("given", [None, "python3.13"])
+def test_ci_installs_with_the_python_that_it_is_given(tmp_path, given):
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit 3\n')
+    make.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    env.pop("PYTHON", None)
+    done = subprocess.run(
+        [ROOT / ".ci/run"], env=env | ({"PYTHON": given} if given else {}), capture_output=True
+    )
+    assert done.returncode == 3, done.stderr
+    python = (tmp_path / "asked").read_text().removeprefix("install PYTHON=").strip()
+    assert python == given or (given is None and re.fullmatch(r"(/.*/)?python3(\.11)?", python))
+
+
+def test_the_workflow_runs_the_script_on_the_oldest_and_the_newest_python():
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.13"]
+    (step,) = [step for step in job["steps"] if step.get("run") == ".ci/run"]
+    assert step["env"] == {"PYTHON": "python${{ matrix.python }}"}
+
+
+def test_hooks_run_the_tools_of_the_environment():
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert hooks["repo"] == "local"
+    tools = {hook["entry"].split()[0] for hook in hooks["hooks"]}
+    assert {Path(tool).name for tool in tools} == {
+        *("ruff", "check-yaml", "check-added-large-files", "end-of-file-fixer")
+    }
+    assert all(tool.startswith(".venv/bin/") for tool in tools)
+    assert all(os.access(Path(sys.executable).parent / Path(tool).name, os.X_OK) for tool in tools)
