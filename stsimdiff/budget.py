@@ -15,7 +15,7 @@ from stsimdiff.errors import BudgetError, ConfigError
 
 KINDS = ("tokens", "compute")
 TOLERANCE = 0.02
-"""Relative miss of a cell's mean retention from which the cell is marked (DESIGN, section 6)."""
+"""Relative miss of a cell's mean retention from which the cell is marked (docs/design.md)."""
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,39 @@ def test_the_workflow_runs_the_script_on_the_oldest_and_the_newest_python():
 def test_hooks_run_the_tools_of_the_environment():
     (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert hooks["repo"] == "local"
-    tools = {hook["entry"].split()[0] for hook in hooks["hooks"]}
-    assert {Path(tool).name for tool in tools} == {
-        *("ruff", "check-yaml", "check-added-large-files", "end-of-file-fixer")
-    }
-    assert all(tool.startswith(".venv/bin/") for tool in tools)
-    assert all(os.access(Path(sys.executable).parent / Path(tool).name, os.X_OK) for tool in tools)
+    entries = [hook["entry"] for hook in hooks["hooks"]]
+    tools = {entry.removeprefix(".venv/bin/").split()[0] for entry in entries}
+    assert tools == {"ruff", "check-yaml", "check-added-large-files", "end-of-file-fixer"}
+    assert all(os.access(Path(sys.executable).parent / tool, os.X_OK) for tool in tools)
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md", "docs/README.md"])
+def test_what_the_guides_name_is_there(name):
+    text = (ROOT / name).read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    named = re.findall(r"`([\w.*]+(?:/[\w.*]+)*/?)`", text)
+    paths = [path for path in named if "/" in path and not path.startswith("results/")]
+    assert paths and (links or name == "CONTRIBUTING.md")
+    for path in {path.replace("NAME", "*") for path in paths}:
+        assert any(list(base.glob(path)) for base in (ROOT, ROOT / "stsimdiff")), f"{name}: {path}"
+    for link in links:
+        assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+
+
+def test_the_index_lists_every_page():
+    text = (ROOT / "docs/README.md").read_text()
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(
+        re.findall(r"\((\S+)\)", text)
+    )
+
+
+def test_the_lists_name_what_they_say():
+    """A list of CONTRIBUTING that names a table of the code (`BUILTIN`) beside a file: the file has that table."""
+    rows = re.findall(r"^\| (`\S+\.py`.*?) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    checked = 0
+    for files, what in rows:
+        for table in re.findall(r"`(_?[A-Z][A-Z_]+)`", what):
+            sources = [(ROOT / path).read_text() for path in re.findall(r"`(\S+)`", files)]
+            assert any(re.search(rf"^{table}\b", source, re.MULTILINE) for source in sources), (files, table)
+            checked += 1
+    assert checked >= 12
