@@ -188,7 +188,7 @@ class Compression:
             raise ValueError("a second prompt inside one Compression; open a new one for each prompt")
         if embeds.shape[1] != self.layout.length:
             raise ValueError(f"the prompt has {embeds.shape[1]} tokens, the layout says {self.layout.length}")
-        if cache is not None and any(getattr(layer, "is_compileable", False) for layer in cache.layers):
+        if cache is not None and any(layer.is_compileable for layer in cache.layers):
             raise ValueError(
                 "a cache of fixed length cannot hold layers of different lengths; use a DynamicCache"
             )
