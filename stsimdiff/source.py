@@ -81,6 +81,11 @@ def version_of(*roots: type | str | Path) -> str:
     return _version(roots)
 
 
+def placeless(text: str) -> str:
+    """The text; of a dotted path into this package the last name alone, as where it stands has no meaning."""
+    return text.rpartition(".")[2] if re.fullmatch(rf"{OURS}(\.\w+)+", text) else text
+
+
 @cache
 def _version_of_ours(roots: tuple[str, ...]) -> str:
     """What runs in this process is what was read at its start."""
@@ -316,9 +321,7 @@ class _Spelling:
         return f"{type(node).__name__}({' '.join(parts)})"
 
     def _constant(self, value: Any) -> str:
-        if isinstance(value, str) and re.fullmatch(rf"{OURS}(\.\w+)+", value):
-            value = value.rpartition(".")[2]
-        return repr(value)
+        return repr(placeless(value) if isinstance(value, str) else value)
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> str:
         if not self.whole:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import stsimdiff
-from stsimdiff import compressors, source
+from stsimdiff import compressors, resources, source
 from stsimdiff.errors import ConfigError
 
 PACKAGE = Path(stsimdiff.__file__).parent
@@ -18,24 +19,38 @@ ROOTS = ("engine:Compression", "video:read", "models.nvila:NVILA", "compressors.
 
 
 @pytest.fixture
-def copied(tmp_path, monkeypatch):
-    """Copies of this package under another name, each changed by a function that is given its folder."""
+def package(tmp_path, monkeypatch):
+    """Names of copies of this package, with the folders beside it, each changed by a function given its folder."""
     monkeypatch.syspath_prepend(str(tmp_path))
     made = []
 
-    def version(change=lambda folder: None, roots=ROOTS) -> str:
+    def copy(change=lambda folder: None) -> str:
         name = f"renamed{len(made)}"
         made.append(name)
         folder = tmp_path / name
         shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+        for beside in ("configs", "tasks"):
+            shutil.copytree(resources.folder(beside), folder / beside)
         change(folder)
         for file in folder.rglob("*.py"):
-            file.write_text(re.sub(r"\bstsimdiff\b", name, file.read_text()))
-        return importlib.import_module(f"{name}.source").version_of(*roots)
+            file.write_text(re.sub(r"\bstsimdiff(?=\.| import)", name, file.read_text()))
+        for file in folder.rglob("*.yaml"):
+            file.write_text(file.read_text().replace("_target_: stsimdiff.", f"_target_: {name}."))
+        return name
 
-    yield version
+    yield copy
     for name in [name for name in sys.modules if name.startswith("renamed")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def copied(package):
+    """The version of the roots in a changed copy."""
+
+    def version(change=lambda folder: None, roots=ROOTS) -> str:
+        return importlib.import_module(f"{package(change)}.source").version_of(*roots)
+
+    return version
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -56,6 +71,48 @@ def test_another_name_of_the_package_and_of_its_modules_changes_nothing(copied):
     before = source.version_of(*ROOTS)
     assert copied() == before
     assert copied(move) == before
+
+
+def test_moving_and_renaming_modules_changes_no_arm_s_id(package, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+
+    def ids(name: str) -> dict[tuple[str, str], str]:
+        arms = importlib.import_module(f"{name}.evaluate.arms")
+        configs = importlib.import_module(f"{name}.resources").folder("configs")
+        found = {}
+        families = {"embedded": ["random", "st_simdiff"], "nvila": ["random"]}
+        with initialize_config_dir(str(configs), version_base="1.3"):
+            for model, method in [(model, method) for model, some in families.items() for method in some]:
+                words = [f"model={model}", f"model.path={checkpoint}", f"compressor={method}", "logger=none"]
+                found[model, method] = arms.arms_from_config(compose("config", words))[0].id
+        return found
+
+    def move(folder: Path) -> None:
+        moved = {"graph": "ground.distances", "tokens": "ground.words", "attention": "ground.reads"}
+        for old, new in moved.items():
+            place = folder / f"{new.replace('.', '/')}.py"
+            place.parent.mkdir(exist_ok=True)
+            (folder / f"{old}.py").rename(place)
+        (folder / "ground" / "__init__.py").write_text("")
+        (folder / "compressors" / "controls.py").rename(folder / "ground" / "simple.py")
+        (folder / "models").rename(folder / "families")
+        for file in [*folder.rglob("*.py"), *folder.rglob("*.yaml")]:
+            text = file.read_text()
+            for old, new in {**moved, "compressors.controls": "ground.simple", "models": "families"}.items():
+                text = text.replace(f"stsimdiff.{old}", f"stsimdiff.{new}")
+                if "." not in old:
+                    parent, _, name = f"stsimdiff.{new}".rpartition(".")
+                    text = re.sub(
+                        rf"from stsimdiff import {old}\b", f"from {parent} import {name} as {old}", text
+                    )
+            file.write_text(text)
+
+    before = ids("stsimdiff")
+    assert len(set(before.values())) == len(before)
+    assert ids(package(move)) == before
 
 
 def test_a_function_moved_to_another_module_changes_nothing(copied):

@@ -25,7 +25,7 @@ from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.evaluate.values import MOST_WHOLE, group, suggestion, told
-from stsimdiff.source import version_of
+from stsimdiff.source import placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""
@@ -151,7 +151,7 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
     protocol = settings.protocol.get("name")
     everything = [
         FORMAT,
-        config,
+        {**config, "_target_": placeless(config["_target_"])},
         dataclasses.asdict(budget),
         codes,
         model,
