@@ -64,6 +64,11 @@ INSTALLED = {
 }
 """Packages that never count, also where somebody works on them in a folder of their own."""
 
+FIDELITIES = ("official", "adapted", "variant")
+"""What a method says of itself: ``official``, equal to its authors' released code, as recorded outputs prove;
+``adapted``, the authors' algorithm fitted to another setting than theirs; ``variant``, other than what produced the
+published rows. A table says the reason of a ``variant`` below its rows. To a digest it is no more than a docstring."""
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -297,6 +302,8 @@ class _Spelling:
             and isinstance(node.value.value, str)
         ):
             return ""
+        if _declares_fidelity(node):
+            return ""
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             return self._import(node)
         if isinstance(node, (ast.Name, ast.Attribute)) and (name := self._name(node)):
@@ -492,6 +499,17 @@ def _file_of(name: str) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def _declares_fidelity(node: ast.AST) -> bool:
+    """Whether a statement is a method's ``fidelity``, which says something of its answers and decides none of them."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or not isinstance(node.value, ast.Constant):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [getattr(target, "id", None) for target in targets] == ["fidelity"] and node.value.value in (
+        "",
+        *FIDELITIES,
+    )
 
 
 def _installed(file: str) -> bool:

@@ -105,6 +105,7 @@ def test_the_rate_does_not_matter_where_frames_are_evenly_spaced(settings) -> No
         ("table1_baseline", "llava_video_authors"),
         ("table_nvila", "nvila_authors"),
         ("table_qwen2_5_vl", "qwen2_5_vl_authors"),
+        ("table_qwen2_vl", "qwen2_vl_authors"),
         ("embedded_table", "default"),
     ],
 )

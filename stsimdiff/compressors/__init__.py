@@ -7,12 +7,17 @@ Nothing is imported until a method is asked for. A package adds methods by the e
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import importlib.util
+import inspect
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from stsimdiff import source
 from stsimdiff.errors import ConfigError
+from stsimdiff.source import FIDELITIES
 
 GROUP = "stsimdiff.compressors"
 BUILTIN: dict[str, str] = {
@@ -73,3 +78,42 @@ def code_version(cls: type) -> str:
         ConfigError: when the source of the class cannot be read (typed at a prompt, for example).
     """
     return source.version_of(cls)
+
+
+def fidelity_of(cls: type) -> dict[str, str] | None:
+    """What a method declares of its fidelity, ``word`` and ``reason``; ``None`` where it declares nothing.
+
+    A class that derives from another's is another method: it does not inherit the word.
+
+    Raises:
+        ConfigError: for a word that is none of :data:`FIDELITIES`.
+    """
+    word = vars(cls).get("fidelity") or None
+    if word not in (None, *FIDELITIES):
+        raise ConfigError(
+            f"{cls.__module__}.{cls.__qualname__} has fidelity={word!r}; allowed: {', '.join(FIDELITIES)}, or none"
+        )
+    return _declared(word, cls.__doc__)
+
+
+def declared(name: str) -> dict[str, str] | None:
+    """The same of a built-in method by its name, read from its source: a report imports no torch for it."""
+    if name not in BUILTIN:
+        return None
+    module, _, attribute = BUILTIN[name].rpartition(".")
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
+    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
+    words = [
+        node.value.value
+        for node in cls.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "fidelity"
+    ]
+    return _declared(next(iter(words), None), ast.get_docstring(cls))
+
+
+def _declared(word: str | None, docstring: str | None) -> dict[str, str] | None:
+    if word is None:
+        return None
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    found = next((text for text in paragraphs if text.startswith("Fidelity: ")), "")
+    return {"word": word, "reason": " ".join(found.removeprefix("Fidelity: ").split())}

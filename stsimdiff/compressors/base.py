@@ -108,9 +108,13 @@ class Compressor(ABC):
     Attributes:
         needs_vision: whether its runs read ``layout.vision``; the vision tower's attention is computed only then,
             once for all arms.
+        fidelity: how near it is to its authors' code, one of :data:`stsimdiff.source.FIDELITIES`, with the reason
+            in a paragraph ``Fidelity: ...`` of the class's docstring; empty for a method of the user's own. It decides
+            no answer, so it is no part of an arm's identity.
     """
 
     needs_vision: ClassVar[bool] = False
+    fidelity: ClassVar[str] = ""
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:

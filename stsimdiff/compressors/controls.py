@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,13 @@ from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
 @dataclass(frozen=True)
 class NoCompression(Compressor):
-    """All tokens stay, whatever the budget says: the upper reference."""
+    """All tokens stay, whatever the budget says: the upper reference.
+
+    Fidelity: the stock model. All-token outputs of the authors' code are recorded for LLaVA-Video, NVILA and
+    Qwen2-VL, and equal ours.
+    """
+
+    fidelity: ClassVar[str] = "official"
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return Run()
@@ -23,7 +30,12 @@ class NoCompression(Compressor):
 
 @dataclass(frozen=True)
 class NoVideo(Compressor):
-    """No video token stays, whatever the budget says: what the question alone gives away."""
+    """No video token stays, whatever the budget says: what the question alone gives away.
+
+    Fidelity: a control of this harness, the usual text-only baseline; there is no released code to be equal to.
+    """
+
+    fidelity: ClassVar[str] = "adapted"
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _NoVideoRun()
@@ -41,12 +53,17 @@ class _NoVideoRun(Run):
 class RandomTokens(Compressor):
     """Tokens drawn without replacement; the draw depends on the question id and the seed alone.
 
+    Fidelity: a control of this harness. It follows the usual random baseline, cut to any budget; there is no
+    released code to be equal to.
+
     Attributes:
         seed: any integer from 0.
 
     Raises:
         ConfigError: for another seed.
     """
+
+    fidelity: ClassVar[str] = "adapted"
 
     seed: int = 0
 
@@ -64,7 +81,13 @@ class RandomTokens(Compressor):
 
 @dataclass(frozen=True)
 class UniformFrames(Compressor):
-    """Whole frames at equal distance, as if fewer frames had been sampled (see :func:`uniform_frames`)."""
+    """Whole frames at equal distance, as if fewer frames had been sampled (see :func:`uniform_frames`).
+
+    Fidelity: a control of this harness. It follows the usual baseline of fewer frames, cut to any budget; there is
+    no released code to be equal to.
+    """
+
+    fidelity: ClassVar[str] = "adapted"
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         count = budget.keep(layout.grid.tokens, layout.layers)

@@ -6,6 +6,7 @@ Chen et al., "An Image is Worth 1/2 Tokens After Layer 2" (ECCV 2024), checked a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ QUERIES = ("last", "all")
 class FastV(Compressor):
     """Prune once, by attention.
 
+    Fidelity: selections equal recorded outputs of the authors' code, and whole answers those of its wiring into
+    LLaVA-Video by FrameFusion's authors. The number of tokens follows from the budget.
+
     Attributes:
         layer: the first layer that sees fewer tokens, at least 1; the attention is that of ``layer - 1``.
         queries: whose attention counts: that of the ``last`` prompt token, as published, or the mean over
@@ -29,6 +33,8 @@ class FastV(Compressor):
     Raises:
         ConfigError: for any value that is unknown or out of range.
     """
+
+    fidelity: ClassVar[str] = "official"
 
     layer: int = 2
     queries: str = "last"

@@ -7,6 +7,7 @@ Models" (ICCV 2025), checked against its authors' code, whose ``cost`` is our bu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ class FrameFusion(Compressor):
     Merging ends with the first layer that merges less than ``ratio_lower_bound`` of its tokens, or whose similar
     tokens exceed the budget; then only the most similar are merged and nothing is pruned.
 
+    Fidelity: every step, and whole answers on LLaVA-Video, NVILA and Qwen2-VL, equal recorded outputs of the
+    authors' code. Their settings differ by model: ``tau_sim`` 0.6, 0.7 and 0.5, ``queries`` 1, 1 and 4.
+
     Attributes:
         tau_sim: similarity to the predecessor from which a token is merged into it, in [-1, 1].
         ratio_lower_bound: share of the tokens below which a layer is the last merging one, in [0, 1].
@@ -36,6 +40,8 @@ class FrameFusion(Compressor):
     Raises:
         ConfigError: for any value out of range.
     """
+
+    fidelity: ClassVar[str] = "official"
 
     tau_sim: float = 0.6
     ratio_lower_bound: float = 0.1

@@ -9,6 +9,7 @@ see :class:`~stsimdiff.tokens.VisionSignals`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,12 +31,18 @@ class PruMerge(PerFrameCompressor):
     what was not kept takes the place of the one among them with the most attention; the samples of the plus form are
     evenly spaced among the tokens not kept for their attention. Frames of fewer than 33 tokens merge all others.
 
+    Fidelity: the authors' code reduces a still image by the class token's attention to its patches. Here a patch's
+    score is the attention that it receives from its frame, tokens are reduced after pooling, and the budget
+    replaces the outlier rule. Merging equals recorded outputs of the authors' code.
+
     Attributes:
         plus: PruMerge+: half of a frame's share are evenly spaced samples.
 
     Raises:
         ConfigError: when ``plus`` is neither true nor false.
     """
+
+    fidelity: ClassVar[str] = "adapted"
 
     plus: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +22,12 @@ class SpatialPool(Compressor):
 
     A cell's mean takes the place of the token in its middle. Where the budget is below one token a frame, frames
     at equal distance keep one. A newline column is pooled like any other column of the grid.
+
+    Fidelity: a control of this harness. It follows the usual baseline of a lower resolution, cut to any budget;
+    there is no released code to be equal to.
     """
+
+    fidelity: ClassVar[str] = "adapted"
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(layout.grid, budget.keep(layout.grid.tokens, layout.layers))

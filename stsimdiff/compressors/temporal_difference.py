@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,7 +19,12 @@ class TemporalDifference(Compressor):
     """Keep the first frame and then the tokens that differ most, by cosine, from the one before at their place.
 
     A budget below one frame keeps evenly spaced tokens of the first.
+
+    Fidelity: a control of this harness. It follows the usual baseline of frame differences, cut to any budget;
+    there is no released code to be equal to.
     """
+
+    fidelity: ClassVar[str] = "adapted"
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(budget.keep(layout.grid.tokens, layout.layers))

@@ -62,6 +62,7 @@ class Arm:
         code: version of the method's code, as ``stsimdiff.compressors.code_version`` gives it.
         told: the parameters as they may be stored and shown, where that differs: see
             :func:`stsimdiff.evaluate.values.told`.
+        fidelity: what the method declares of it, as :func:`stsimdiff.compressors.fidelity_of` gives it.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Arm:
     id: str
     code: str
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fidelity: dict[str, str] | None = None
 
     @property
     def folder(self) -> str:
@@ -117,6 +119,7 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
             id=_identity(config, budget, code, settings),
             code=code,
             told=safe,
+            fidelity=compressors.fidelity_of(cls),
         )
     ]
 
@@ -134,6 +137,7 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "benchmark": settings.benchmark,
         "protocol": settings.protocol,
         "seed": settings.seed,
+        "fidelity": arm.fidelity,
         "code": arm.code,
         "beneath": version_of(*BENEATH),
         "provenance": dict(provenance),

@@ -276,7 +276,8 @@ class Group:
         ]
         if unread:
             notes.append(f"MOSTLY UNREAD: {', '.join(unread)}: more than half of the answers give no letter.")
-        return [*notes, *self._stock(members), *self._by_name(members), *self._of_other_data(members)]
+        notes += [*self._stock(members), *self._by_name(members), *self._of_other_data(members)]
+        return [*notes, *_fidelity(members)]
 
     def _stock(self, members: list[Arm]) -> list[str]:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
@@ -343,6 +344,15 @@ class Group:
     def _name(self, arm: Arm) -> str:
         label = self.labels[arm.id]
         return label if arm.reference else f"{label} at {100 * arm.retention:.4g} %"
+
+
+def _fidelity(members: list[Arm]) -> list[str]:
+    """Why a method is another variant than the one whose numbers were published."""
+    found = {arm.method: arm.fidelity for arm in members if arm.fidelity.get("word") == "variant"}
+    return [
+        f"Fidelity of {method}, a variant of what was published: {said.get('reason') or 'it does not say how'}"
+        for method, said in found.items()
+    ]
 
 
 def _all_tokens(rows: list[Row]) -> Row | None:

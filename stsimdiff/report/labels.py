@@ -52,7 +52,7 @@ UNTOLD = {
 }
 """Settings that change no answer, or are said elsewhere."""
 RECORD = (
-    *("format", "arm", "method", "label", "compressor", "budget", "protocol", "code", "seed"),
+    *("format", "arm", "method", "label", "compressor", "budget", "protocol", "fidelity", "code", "seed"),
     *("provenance", "resumed"),
 )
 """Keys of a record that are no settings, or that a label says in its own words."""

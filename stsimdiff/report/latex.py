@@ -88,7 +88,9 @@ def _layout(sections: Sequence[Section]) -> str:
             for lines_of, (_, columns) in zip(marked, blocks, strict=True):
                 cells += lines_of.get(label, [_tex(EMPTY)] * len(columns))
             lines.append(_line(cells))
-    warnings = dict.fromkeys(note for section in sections for note in section.notes if "gate" in note)
+    warnings = dict.fromkeys(
+        note for section in sections for note in section.notes if "gate" in note or "Fidelity" in note
+    )
     notes = [f"{section.benchmark}: {said}" for section in sections for said in section.verdicts]
     return "\n".join([*lines, *_tail([*warnings, *notes])])
 

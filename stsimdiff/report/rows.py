@@ -20,6 +20,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff.budget import KINDS
+from stsimdiff.compressors import declared
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import store
 from stsimdiff.report.labels import benchmark_names, model_names
@@ -115,6 +116,7 @@ class _Record(TypedDict):
     model: _Named
     benchmark: _Benchmark
     compressor: NotRequired[dict[str, Any] | None]
+    fidelity: NotRequired[dict[str, str] | None]
     provenance: NotRequired[dict[str, Any] | None]
     resumed: NotRequired[list[dict[str, Any]]]
 
@@ -151,6 +153,12 @@ class Arm:
     def compressor(self) -> Mapping[str, Any]:
         """``_target_`` and every parameter."""
         return self.record.get("compressor") or {}
+
+    @property
+    def fidelity(self) -> Mapping[str, str]:
+        """What the method declares of its fidelity; of a built-in one also where an earlier version stored nothing."""
+        stored = self.record.get("fidelity") or declared(self.method) or {}
+        return {name: one_line(str(text)) for name, text in stored.items()}
 
     @property
     def reference(self) -> bool:
