@@ -25,15 +25,21 @@ _CJK = r"[\u1100-\u11ff\u3000-\u9fff\uac00-\ud7af]"
 _TERMINATOR = re.compile(
     r"\s*$|[^\S\n]*\n"  # the end of the text or of the line
     rf"|[^\S\n]?[.:,;!]+(?=\s|$|{_OPEN}|{_CLOSE}|[A-Za-z]{{2}}|a\s[a-z]|[^\x00-\x7f])"
-    r"|[^\S\n]*[–—−]|[^\S\n]+-+|-+(?=\s|$)"  # a dash, but not the hyphen of "A-frame"
+    r"|[^\S\n]*[–—−]|[^\S\n]+-+(?![->])|-+(?=\s|$)"  # a dash; not the hyphen of "A-frame", nor an arrow
     r"|\s*\?\s*$|\s*=|\s+\"[^\"]+\"\W*$|\s+\([^()]+\)\W*$"
     rf"|\s*{_CJK}"
 )
-_REASON = re.compile(r"[\s,.:;]*(?:because|since|as|rather|instead|not)\b")
+_REASON = re.compile(r"[\s,.:;]*(?:because|since|as(?!\s+well\b)|rather|instead|not)\b")
 _WRONG = re.compile(
     r"\s*(?:is|are|was|can|could|does|do|seems|would)"
     r"(?:n't\b|not\b|\s[^.,;\n]*?(?:\b(?:not|wrong|incorrect|false|out)\b|n't\b))"
 )
+_CALLED_WRONG = re.compile(
+    r"[\s.:,;)\ufffd–—-]*(?:(?:is|was)\s+)?(?:wrong|incorrect|false|(?:ruled|crossed)\s+out|eliminated|excluded"
+    r"|not\s+(?:the\s+)?(?:correct|right|answer))\s*(?:[.,;!)]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What a model that goes through the options says of one, its text aside."""
 _WORD = re.compile(r"[^\S\n]*\w")
 _QUESTION = re.compile(r"[^.!?\n]*\?")
 _LIST = re.compile(
@@ -44,7 +50,7 @@ _SECOND = re.compile(
     r"(?:[,;/&|]|\b(?:or|and|maybe|perhaps|possibly|actually)\b)\s*"
     rf"{_OPEN}*(?P<letter>[A-HJ]){_CLOSE}*(?=\s*(?:[.,;:!?]|$))"
 )
-_LISTED = re.compile(r"\s[(\[]?(?P<letter>[A-J])[.):\]]+\s+\w")
+_LISTED = re.compile(r"\s[(\[]?(?P<letter>[A-J])[.):\]]+\s+[\w\ue000-\ue009]")
 _SEVERAL = re.compile(
     r"\b(?:both|either|neither|between|all(?:\s+of)?|none\s+of|options?|choices?|answers?)\s+"
     r"(?:[A-J]\b\s*(?:,|and|or|nor|&)?\s*)+",
@@ -83,13 +89,14 @@ _NAMED = [
 """What leads to the letter in a sentence that names it."""
 _CORRECT = re.compile(
     rf"(?<![A-Za-z0-9'])(?P<letter>[A-Z]){_CLOSE}*\s+(?:is|would\s+be|must\s+be|seems|appears\s+to\s+be)\s+(?i:{_ADVERB})"
-    r"(?:the\s+)?(?:only\s+)?(?:answer\b|(?:best|correct|right|most\s+\w+)\b"
+    r"(?:(?:the|my)\s+)?(?:only\s+)?(?:answer\b|(?:best|correct|right|most\s+\w+)\b"
     r"(?:\s+(?:answer|option|choice|one|match|letter)\b)?(?=\s*(?:[.,;:!?]|$|because\b|since\b|as\b|here\b)))"
 )
 """A sentence that says of a letter that it is right."""
 _ONE_OF_SEVERAL = re.compile(r"\b[A-J]\W*(?:,|\band\b|\bor\b|\bnor\b|&|/)\s*(?:\w+\s+)?\W*$")
 _LAST = re.compile(
-    rf"(?<=[.!?:])\s+(?P<letter>[B-HJ])\s*$|(?<=[.!?:])\s+{_OPEN}*(?P<ended>[A-J])(?:\.|{_CLOSE}+\.?)\s*$"
+    r"(?<=[.!?:])(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+"
+    rf"(?:(?P<letter>[B-HJ])|{_OPEN}*(?P<ended>[A-J])(?:\.|{_CLOSE}+\.?))\s*$"
 )
 _IN_BRACKETS = re.compile(r"\s[(\[](?P<letter>[A-J])[)\]][.!]?\s*$")
 _TAKEN_BACK = re.compile(
@@ -101,9 +108,16 @@ _DENIED = re.compile(
     r"\b(?:not|never|cannot|neither|nor|none|if|unless|whether|suppose|assuming|no\s+(?:answer|option|choice))\b|n't\b",
     re.IGNORECASE,
 )
+_NOT_THE = re.compile(
+    r"\b(?:wrong|incorrect|false|unlikely|impossible|another|other|alternative|(?<!only\s)(?<!best\s)possible|worst|least(?:\s+\w+)?"
+    r"|second(?:[\s-](?:best|most\s+likely))?|not\s+(?:the\s+)?(?:correct|right|best)?)\s*"
+    r"(?:\b(?:answers?|options?|choices?|letters?|ones?)\b)?\s*:?\s*$",
+    re.IGNORECASE,
+)
+"""Before a letter: an answer, but not the one that is given."""
 _HEAD = re.compile(
     r"[\s.:,•·]*"
-    rf"(?:(?:the\s+)?(?:(?:best|correct|right|final|my)\s+)*(?:answer|option|choice|letter|response|assistant|选项|옵션)"
+    rf"(?:[(\[]?(?:the\s+)?(?:(?:best|correct|right|final|my)\s+)*(?:answer|option|choice|letter|response|assistant|选项|옵션)"
     rf"\b[\"']?\s*(?:{_IS})?\s*[:=-]?\s*)?",
     re.IGNORECASE,
 )
@@ -133,6 +147,7 @@ _LATEX = re.compile(
 )
 _MARKUP = re.compile(
     r"</?(?:b|i|u|em|strong|p|span|code|br|mark|h[1-6])\b[^<>]*>|<\|\w+\|>|</?s>|[*`$]|\\[()\[\]]"
+    r"|^[^\S\n]*\d{1,2}[.)][^\S\n]+(?=[A-J]\b)"  # the number of an item
     r"|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])|^[^\S\n]*(?:#+|>|[-+•])[^\S\n]+",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -216,9 +231,10 @@ def _outside_thought(text: str) -> str:
 
 
 def _denied(text: str, place: int) -> bool:
-    """Whether the clause that leads to this place denies or only supposes what it says."""
-    clause = re.split(r"[.!?\n,;:]", text[max(0, place - NEAR) : place])[-1]
-    return _DENIED.search(clause) is not None
+    """Whether the clause that leads to this place denies or only supposes what it says, or names a lesser answer."""
+    near = text[max(0, place - NEAR) : place]
+    clause = re.split(r"[.!?\n,;:]", near)[-1]
+    return bool(_DENIED.search(clause) or _NOT_THE.search(near))
 
 
 @dataclass(frozen=True)
@@ -303,16 +319,20 @@ class _Reader:
         if match["letter"].isupper() and _REASON.match(text, end):
             return {letter}, None
         own = chr(TEXT_OF + place) if place >= 0 else "\0"
+        said = self.texts[place].casefold() if 0 <= place < len(self.texts) else ""
         ended = _BRACKET.search(match["close"]) and match
+        # A text of a single character is not masked.
+        ended = ended or (said and re.compile(rf"\s+{re.escape(said)}\W*$", re.IGNORECASE).match(text, end))
         ended = ended or _TERMINATOR.match(text, end) or re.compile(rf"\s*{own}+(?=\W|$)").match(text, end)
         if ended is None or _WRONG.match(text, end) or (own in ended[0] and _WORD.match(text, ended.end())):
             return set(), None
         after = re.sub(rf"^[\s\"'(\[.:,;!)–—-]*{own}+", " \ufffd ", text[end : end + NEAR])
         cut = after.strip(" \n\"'([.:,;!)–—-").casefold()
-        said = self.texts[place].casefold() if 0 <= place < len(self.texts) else ""
-        # The text may have been cut off; one of a single character is not masked.
+        # The text may have been cut off.
         if cut and (cut == said or (len(cut) > 2 and said.startswith(cut))):
             return {letter}, None
+        if _CALLED_WRONG.match(after):
+            return set(), None
         sentence = re.match(r"[^.!?\n]*", after.lstrip(" .:,;)"))[0]
         others = list(_LISTED.finditer(after.split("\n", 1)[0]))
         if not _DENIED.search(sentence):
@@ -346,7 +366,8 @@ class _Reader:
             found += [(0, letter) for letter in lines[0][1]]
             for pattern in (_LAST, _IN_BRACKETS):
                 last = pattern.search(text)
-                found += [(last.start(), last[last.lastgroup])] if last else []
+                if last and not _NOT_THE.search(text[: last.start()]):
+                    found.append((last.start(), last[last.lastgroup]))
             if not (found or named):
                 found = [(lines[-1][0], letter) for letter in lines[-1][1]]
         return found
