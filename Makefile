@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := scripts/constraints-py311.txt
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node $(PROCESSES) -m
+# A word of the command line, unless ARGS says it: one that is given twice is refused.
+WORD = $(if $(filter $(1)=% '$(1)=% "$(1)=%,$(ARGS)),,$(1)=$(2))
 MAIN = $(if $(filter 1,$(PROCESSES)),$(BIN)/python -m,$(SHARED)) stsimdiff
 
 # A .venv whose interpreter is gone is mended whatever the stamp says.
@@ -42,19 +44,19 @@ $(STAMP): pyproject.toml $(LOCK) scripts/install.sh
 	@touch $@
 
 reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; resumes where it stopped (LIMIT=40: few questions)
-	$(MAIN) experiment=$(EXPERIMENT) run=$(RUN) $(if $(LIMIT),limit=$(LIMIT)) \
+	$(MAIN) $(call WORD,experiment,$(EXPERIMENT)) $(call WORD,run,$(RUN)) $(if $(LIMIT),$(call WORD,limit,$(LIMIT))) \
 		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),"data=$(DATA)") $(ARGS)
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
-	$(BIN)/python -m stsimdiff -m $(if $(filter run=%,$(ARGS)),,run=$(RUN)) $(if $(LIMIT),limit=$(LIMIT)) $(ARGS)
+	$(BIN)/python -m stsimdiff -m $(call WORD,run,$(RUN)) $(if $(LIMIT),$(call WORD,limit,$(LIMIT))) $(ARGS)
 
 efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
-	$(BIN)/python -m stsimdiff profile experiment=efficiency run=$(if $(filter file,$(origin RUN)),efficiency,$(RUN)) \
+	$(BIN)/python -m stsimdiff profile $(call WORD,experiment,efficiency) $(call WORD,run,$(if $(filter file,$(origin RUN)),efficiency,$(RUN))) \
 		$(if $(MODEL),model=llava_video model.pooling=bilinear "model.path=$(MODEL)" benchmark=videomme) \
 		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
 doctor: $(STAMP) ## Prove that this machine can run EXPERIMENT (MODEL, DATA as for reproduce-table), before it runs
-	$(BIN)/python -m stsimdiff doctor experiment=$(EXPERIMENT) $(if $(MODEL),"model.path=$(MODEL)") \
+	$(BIN)/python -m stsimdiff doctor $(call WORD,experiment,$(EXPERIMENT)) $(if $(MODEL),"model.path=$(MODEL)") \
 		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, mlvu_test, longvideobench, egoschema); DATA=/path: only check what is there

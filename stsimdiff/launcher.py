@@ -228,7 +228,7 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
                 missing += error.parts
         found.append(known[key])
     if missing:
-        raise Missing(missing + _absent_weights(configurations) + _unwritable(filter(None, found)))
+        raise Missing(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
     return found
 
 
@@ -250,7 +250,7 @@ def planned(passes: Sequence[Pass]) -> bool:
 def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
     """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack, or a
     folder cannot be made."""
-    if lacking := _absent_weights(configurations) + _unwritable(one.settings for one in passes):
+    if lacking := absent_weights(configurations) + _unwritable(one.settings for one in passes):
         raise Missing(lacking)
     if len(passes) > 1:
         from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
@@ -258,7 +258,7 @@ def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass])
         check_data(one.settings for one in passes)
 
 
-def _absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
+def absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
     asked = dict.fromkeys(
         (cfg.model.family, path("model.path", cfg.model.path, nullable=True))

@@ -21,6 +21,7 @@ from stsimdiff.evaluate.arms import arms_from_config
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.files import write_whole
+from stsimdiff.models import base
 from stsimdiff.models.base import Family
 from stsimdiff.resources import folder
 
@@ -108,6 +109,25 @@ def test_logits_that_are_no_numbers_are_failures(
     assert "3 samples have no answer" in str(caught.value) and expected in str(caught.value)
     metrics = json.loads((settings.folder / arms[0].folder / "metrics.json").read_text())
     assert (metrics["n"], metrics["n_failed"], metrics["accuracy"]) == (0, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "refused"),
+    [(float("nan"), 0, True), (float("nan"), 3, True), (float("inf"), 7, True), (float("-inf"), 3, False)],
+)
+def test_one_logit_that_is_no_number_is_found_wherever_it_stands(value, place, refused) -> None:
+    """-Inf beside finite logits is a token that is not chosen, as masks make it, and no other choice depends on it."""
+    scores = torch.linspace(-2, 2, 8)[None]
+    right = int(scores.argmax())
+    scores[0, place] = value
+    watch = base._FiniteLogits()
+    assert watch(torch.zeros(1, 1), scores) is scores
+    if refused:
+        with pytest.raises(FloatingPointError, match="at new token 1"):
+            Family._check_finite(SimpleNamespace(dtype_name="float32"), watch)
+    else:
+        Family._check_finite(SimpleNamespace(dtype_name="float32"), watch)
+        assert int(scores.argmax()) == right
 
 
 def test_float16_is_named_as_the_likely_cause() -> None:

@@ -254,6 +254,28 @@ def test_make_help_lists_every_target():
     assert named == set(phony.split())
 
 
+@pytest.mark.parametrize("target", ["reproduce-table", "sweep", "efficiency", "doctor"])
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        ("run=mine limit=8", {"run": "run=mine", "limit": "limit=8"}),
+        ("'run=a b' compressor=none", {"run": "run=a b"}),
+        ('run="a b" experiment=x', {"run": "run=a b", "experiment": "experiment=x"}),
+        ("benchmark.data=/run=1", {}),
+    ],
+)
+def test_what_args_says_is_not_said_twice_by_make(target, arguments, own):
+    """A word that is given twice is refused."""
+    command = ["make", "-n", target, "STAMP=", "LIMIT=3", f"ARGS={arguments}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    for key in ("run", "limit", "experiment"):
+        said = [word for word in words if word.startswith(f"{key}=")]
+        assert said == [own[key]] if key in own else len(said) <= 1, said
+    if target == "sweep":
+        assert "-m" in words and any(word.startswith("run=") for word in words)
+
+
 def test_a_word_that_is_no_setting_is_a_command_or_is_refused(tmp_path):
     done = run(tmp_path, "reprot", "results/x")
     assert done.returncode == 2

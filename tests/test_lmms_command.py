@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lmms_eval.tasks import TaskManager, get_task_dict
@@ -11,7 +12,8 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from stsimdiff.data import clips
 from stsimdiff.evaluate import lmms_command
 from stsimdiff.evaluate.lmms_model import StSimDiff
-from stsimdiff.resources import folder
+from stsimdiff.models.base import Family
+from stsimdiff.resources import embedded_checkpoint, folder
 
 MINIATURES = Path(__file__).resolve().parent / "benchmarks"
 
@@ -101,3 +103,49 @@ def test_data_that_is_not_there_is_a_message_and_exit_code_2(tmp_path, capsys):
         built("stsimdiff_mlvu")
     assert stop.value.code == 2
     assert f"mlvu: benchmark.data={tmp_path}/nowhere/mlvu is no folder" in capsys.readouterr().err
+
+
+def test_weights_that_are_cut_off_end_the_command_before_any_task_is_built(tmp_path, capsys):
+    place = shutil.copytree(embedded_checkpoint(), tmp_path / "model")
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (place / "chat_template.jinja").unlink()
+    with pytest.raises(SystemExit) as stop:
+        StSimDiff.create_from_arg_string(f"path={place}")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "it is cut off or damaged" in said and "has no chat template" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "texts", "code"),
+    [("none", ["B", "??", "", "??"], 1), ("none", ["B", "??", "B", "??"], 0), ("no_video", ["??"], 0)],
+)
+def test_answers_without_a_letter_are_stored_and_end_the_command(
+    tmp_path, monkeypatch, capsys, method, texts, code
+):
+    clips.build(tmp_path / "mine", videos=1)
+    said = iter(texts * 4)
+    monkeypatch.setattr(Family, "answer", lambda self, prompt, tokens: _run(self, prompt) or next(said))
+    model = StSimDiff.create_from_arg_string(
+        f"compressor={method},benchmark.data={tmp_path / 'mine'},results={tmp_path}"
+    )
+    task = built("clips")
+    model.task_dict = {"clips": {"test": task.dataset["test"]}}
+    requests = [
+        SimpleNamespace(args=("", task.doc_to_messages, {"max_new_tokens": 16}, number, "clips", "test"))
+        for number in range(4)
+    ]
+    if code == 0:
+        assert model.generate_until(requests) == (texts * 4)[:4]
+        return
+    with pytest.raises(SystemExit) as stop:
+        model.generate_until(requests)
+    assert stop.value.code == code
+    assert "3 of 4 answers of none at 100 % give no letter, such as '??', ''" in capsys.readouterr().err
+    (stored,) = (tmp_path / "lmms_eval").glob("*/answers.jsonl")
+    assert len(stored.read_text().splitlines()) == 4
+
+
+def _run(family, prompt):
+    """The prefill, of which the engine keeps count."""
+    family.generate(prompt, 1)

@@ -55,6 +55,9 @@ def test_every_family_has_a_file(configure, name) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("model.device=word", "model.device='word' is out of range; allowed: auto, cpu, cuda, "),
+        ("model.device=meta", "model.device='meta' is out of range"),
+        ("model.device_map={model:gpu}", "model.device_map.model='gpu' is out of range"),
         ("model.device_map=cpu", "model.device_map='cpu' is out of range; allowed: null, auto, balanced"),
         ("model.device_map=3", "model.device_map=3 is out of range"),
         ("model.device_map={}", "names no module"),

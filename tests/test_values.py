@@ -54,7 +54,6 @@ MEANT = {
     "protocol.unknown": {"null"},
     "model.frames": {"three"},
     "model.fps": POSITIVE,
-    "model.device": {"word", "nan", "inf"},  # names of devices are torch's
     "model.device_map": {"null", "keys"},
     "model.threads": {"null", "three"},
     "model.trust_remote_code": {"true"},

@@ -50,6 +50,9 @@ def stored(number: int) -> dict:
         "parsed": "B" if number % 3 else None,
         "target": "B",
         "correct": bool(number % 3),
+        "stock_parsed": "B" if number % 3 else "A",
+        "stock_correct": bool(number % 3) if number else None,
+        "stock_error": None if number else "drew lots",
         "retention_tokens": 0.3,
         "retention_compute": 0.3,
         "llm_flops": 3e8 + number,
@@ -123,11 +126,16 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
     table = json.loads((Path(place) / "files" / logged["samples/path"]).read_text())
     assert table["columns"] == [
         *("id", "video", "family", "answer", "parsed", "target", "correct"),
+        *("stock_parsed", "stock_correct", "stock_error"),
         *("retention_tokens", "retention_compute", "prefill_ms", "error"),
     ]
     assert len(table["data"]) == 12
-    assert table["data"][1] == ["q1", "v0", "order", "B", "B", "B", True, 0.3, 0.3, pytest.approx(21.0), None]
-    assert table["data"][7] == ["q7", "v3", "order", *[None] * 7, "no frames"]
+    stock = ["B", True, None]
+    assert table["data"][1] == [
+        *["q1", "v0", "order", "B", "B", "B", True, *stock, 0.3, 0.3, pytest.approx(21.0), None]
+    ]
+    assert table["data"][0][6:10] == [False, "A", None, "drew lots"]
+    assert table["data"][7] == ["q7", "v3", "order", *[None] * 10, "no frames"]
     assert any(
         record.WhichOneof("record_type") == "request" or record.HasField("artifact") for record in found
     )

@@ -13,11 +13,12 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
 from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
 from stsimdiff.evaluate.lmms_command import ending, tell
 from stsimdiff.evaluate.model_settings import MODEL
 from stsimdiff.evaluate.questions import Question, question_from
+from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session, answer_missing
 from stsimdiff.evaluate.settings import budget_from_config
 from stsimdiff.evaluate.store import read_answers
@@ -107,7 +108,7 @@ class StSimDiff(lmms):
         """Settings and arm of these overrides, and of the generation settings that lmms-eval gives with questions."""
         from hydra.core.global_hydra import GlobalHydra
 
-        from stsimdiff.launcher import configurations
+        from stsimdiff.launcher import absent_weights, configurations
 
         GlobalHydra.instance().clear()
         with ending(overrides):
@@ -116,6 +117,8 @@ class StSimDiff(lmms):
                 raise ConfigError("--model_args names one arm; sweep with python -m stsimdiff -m instead")
             budget_from_config(config)  # also where the method has no budget
             settings = settings_from_config(config)
+            if lacking := absent_weights([config]):
+                raise Missing(lacking)
             if generation is not None:
                 asked = _asked(generation, settings.benchmark["generation"], task)
                 benchmark = {**settings.benchmark, "generation": asked}
@@ -126,8 +129,8 @@ class StSimDiff(lmms):
         """Answer all requests; each answer is stored at once, and what is stored already is not asked again.
 
         Raises:
-            SystemExit: with code 1 when a sample failed, 2 for what is refused. lmms-eval would turn an exception into
-                exit code 0, and a failed sample must not be scored.
+            SystemExit: with code 1 when a sample failed or most answers of a task give no letter, 2 for refusals.
+                lmms-eval would turn an exception into exit code 0, and neither must be scored.
         """
         with ending(self.overrides):
             return self._generated(requests)
@@ -144,6 +147,7 @@ class StSimDiff(lmms):
                 (task, question_from(task, document, number, generation))
             )
         answers: dict[tuple[str, str], str] = {}
+        self.unread: list[str] = []
         for task_name, asked in by_task.items():
             questions = [question for _, question in asked]
             answers.update(self._answer(task_name, asked[0][0], questions, generations[task_name]))
@@ -154,6 +158,8 @@ class StSimDiff(lmms):
                 f"stsimdiff: {len(missing)} of {len(keys)} samples failed, first {missing[0][1]!r}; nothing is scored. "
                 'The reasons are in the stored answers under "error"; retry_failed=true asks them again.'
             )
+        if self.unread:
+            raise RunFailed("\n".join(self.unread))
         return [answers[key] for key in keys]
 
     def _answer(
@@ -170,6 +176,7 @@ class StSimDiff(lmms):
             generation,
         )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
+        self.unread += score(settings, task, [arm], questions).unread
         rows = read_answers(settings.folder / arm.folder)
         return {(name, row["id"]): row["answer"] for row in rows if row["error"] is None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from stsimdiff.source import version_of
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda", "hpu", "maia", "mps", "mtia", "xla", "xpu")
+"""Kinds of device that torch knows; others, such as ``npu``, come with a package that is named ``torch_npu``."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MODEL = (
     *(
@@ -58,9 +61,10 @@ def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[st
         _option(f"model.{name}", model[name], values)
     one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
     one_of("model.dtype", model["dtype"], DTYPES)
-    if not re.fullmatch(r"auto|[a-z]+(:\d+)?", str(model["device"])):
+    if model["device"] != "auto" and not _device(model["device"]):
         raise ConfigError(
-            f"model.device={model['device']!r} is out of range; allowed: auto, cpu, cuda, cuda:1 ..."
+            f"model.device={model['device']!r} is out of range; allowed: auto, {', '.join(DEVICES)}, with a "
+            "number where there are several (cuda:1)"
         )
     _device_map(model)
     trusted = model["trust_remote_code"]
@@ -139,6 +143,12 @@ def _own_family(name: Any) -> None:
     models.resolve(name)
 
 
+def _device(given: Any) -> bool:
+    """Whether this is the name of a device as torch writes it."""
+    found = re.fullmatch(r"([a-z]+)(?::\d+)?", given) if isinstance(given, str) else None
+    return bool(found) and (found[1] in DEVICES or importlib.util.find_spec(f"torch_{found[1]}") is not None)
+
+
 def _device_map(model: dict[str, Any]) -> None:
     given = model["device_map"]
     if given is None:
@@ -149,7 +159,7 @@ def _device_map(model: dict[str, Any]) -> None:
         for module, device in given.items():
             whole = isinstance(device, int) and not isinstance(device, bool) and device >= 0
             # What lies on the disk would be read again for every generated token.
-            named = isinstance(device, str) and device != "disk" and re.fullmatch(r"[a-z]+(:\d+)?", device)
+            named = _device(device)
             if not (isinstance(module, str) and (whole or named)):
                 raise ConfigError(
                     f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number "

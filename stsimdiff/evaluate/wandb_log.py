@@ -55,6 +55,9 @@ SAMPLES = (
     "parsed",
     "target",
     "correct",
+    "stock_parsed",
+    "stock_correct",
+    "stock_error",
     "retention_tokens",
     "retention_compute",
 )
