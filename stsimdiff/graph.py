@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.extras import is_installed
 from stsimdiff.tokens import Grid
 
 EDGES = ("both", "spatial", "temporal")
@@ -166,15 +167,21 @@ def find_communities(
     return Communities.from_labels(label)
 
 
+def check_installed(method: str) -> None:
+    """Raise :class:`~stsimdiff.errors.ConfigError` where a method of ``COMMUNITIES`` lacks its package."""
+    if method != "connected" and not is_installed("igraph"):
+        package = __name__.partition(".")[0]
+        raise ConfigError(
+            f"compressor.community={method!r} needs the package igraph, which is not installed; install it "
+            f"(pip install '{package}[communities]') or use compressor.community=connected"
+        )
+
+
 def _modularity_labels(tokens: int, edges: np.ndarray, similarity: np.ndarray, method: str) -> np.ndarray:
     """Labels of the Louvain or Leiden partition by modularity, from a fixed seed."""
-    try:
-        import igraph
-    except ImportError as error:
-        raise ConfigError(
-            f"compressor.community={method!r} needs the package igraph, which is not installed; "
-            "install it (pip install igraph) or use compressor.community=connected"
-        ) from error
+    check_installed(method)
+    import igraph
+
     if len(edges) == 0:
         return np.arange(tokens)
     net = igraph.Graph(n=tokens, edges=edges)

@@ -8,7 +8,7 @@ processes and machines live in ``stsimdiff.clusters``.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +31,7 @@ from stsimdiff.data import cache_folder
 from stsimdiff.errors import ConfigError, Missing, RunFailed, Stopped, UserError
 from stsimdiff.evaluate.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.evaluate.values import expanded, obstacle, path, suggestion
+from stsimdiff.extras import is_installed, undrawn
 from stsimdiff.models.presence import absent, unready
 from stsimdiff.ranks import ranks
 from stsimdiff.resources import folder
@@ -186,6 +187,8 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
                 "--standalone --nproc_per_node N -m stsimdiff ..."
             )
     check_presence(configurations, passes)
+    if ranks().rank == 0 and (said := undrawn()):
+        log.warning(said)
 
     from stsimdiff.evaluate.session import run_arms  # these import torch, transformers and lmms-eval
     from stsimdiff.evaluate.shared import Shared
@@ -343,7 +346,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("expanded", lambda given: expanded("results", str(given)), replace=True)
     _register_launcher(ArmsLauncher)
     for name, (plugin, module, cls) in CLUSTERS.items():
-        if _is_installed(plugin):
+        if is_installed(plugin):
             _register_launcher(getattr(importlib.import_module(module), cls))
             _move_stock_options(name)
     _register_entry_points()
@@ -360,7 +363,7 @@ def check_launcher(words: Iterable[str]) -> None:
             raise ConfigError(
                 f"hydra/launcher={name} is unknown; allowed: {', '.join(allowed)}{suggestion(name, allowed)}"
             )
-        if name in CLUSTERS and not _is_installed(CLUSTERS[name][0]):
+        if name in CLUSTERS and not is_installed(CLUSTERS[name][0]):
             raise ConfigError(
                 f"hydra/launcher={name} needs packages that are not installed: pip install 'stsimdiff[cluster]'"
             )
@@ -372,13 +375,6 @@ def check_single_run(name: str) -> None:
         raise ConfigError(
             f"hydra/launcher={name} starts jobs only with -m; write it, or leave the launcher out"
         )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _register_launcher(cls: type[Launcher]) -> None:

@@ -30,6 +30,7 @@ from stsimdiff.errors import ConfigError
 OURS = __name__.partition(".")[0]
 STOPS = (
     *("cost", "evaluate", "report", "clusters", "cli", "launcher", "messages", "conformance", "resources"),
+    "extras",
     *("data.archives", "data.fetch", "data.videos", "data.headers"),
     *("data.clips.dataset", "data.clips.world", "data.clips.rendering", "data.clips.labels"),
 )

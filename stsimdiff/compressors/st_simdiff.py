@@ -111,6 +111,7 @@ class STSimDiff(Compressor):
             )
 
     def check(self, budget: Budget, layers: int | None = None) -> None:
+        graph.check_installed(self.community)
         if layers is None:
             return
         if self.layer >= layers:

@@ -13,6 +13,7 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.digests import file_digest, say_what_takes_long
 from stsimdiff.evaluate.task_files import asked_generation, read_task, task_version
 from stsimdiff.evaluate.values import MOST_NUMBER, one_of, only
+from stsimdiff.extras import is_installed
 from stsimdiff.resources import folder
 
 BENCHMARK = (
@@ -61,6 +62,11 @@ def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> di
 
     only("benchmark", benchmark, BENCHMARK)
     one_of("benchmark.decoder", benchmark["decoder"], BACKENDS)
+    if not is_installed({"pyav": "av"}.get(benchmark["decoder"], benchmark["decoder"])):
+        raise ConfigError(
+            f"benchmark.decoder={benchmark['decoder']} is not installed: pip install 'stsimdiff[torchcodec]' brings "
+            "torchcodec, decord has wheels for some platforms only; benchmark.decoder=pyav is always there"
+        )
     if not isinstance(benchmark["allow_missing"], bool):
         raise ConfigError(
             f"benchmark.allow_missing={benchmark['allow_missing']!r} is out of range; allowed: true, false"

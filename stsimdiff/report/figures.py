@@ -21,15 +21,13 @@ from matplotlib.lines import Line2D
 from stsimdiff.report.comparison import Row, Section
 from stsimdiff.report.palette import Look, looks
 from stsimdiff.report.rows import Stored
-from stsimdiff.report.series import COSTS, THRESHOLDS, by_layer, front, threshold_maps
+from stsimdiff.report.series import COSTS, FORMATS, NAMES, THRESHOLDS, by_layer, front, threshold_maps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from stsimdiff.report.table import Table
 
-FORMATS = ("svg", "png")
-NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")
 LEGEND = (26, 40)
 """Lines that a column of a legend holds, and characters of a line."""
 LINE = 0.17

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stsimdiff.errors import DataError
+from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
+from stsimdiff.report.series import FORMATS, NAMES
 from stsimdiff.report.table import Table, build, files, show
 from stsimdiff.terminal import Console
 
@@ -32,12 +34,14 @@ class Published:
 
     Attributes:
         table: its table.
+        undrawn: why there are neither figures nor a page, where the packages for them are not installed; else empty.
         page: ``report.html``; None when it could not be made.
         unmade: the files that could not be made, with the reason.
         refused: those of them that the disk refused.
     """
 
     table: Table
+    undrawn: str = ""
     page: Path | None = None
     unmade: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -65,7 +69,7 @@ def publish(run_dir: Path | str, console: Console | None, output: Path | str | N
             raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir)
-        published = Published(build(stored))
+        published = Published(build(stored), undrawn())
         folder = _Folder(output)
         for name, content in files(published.table).items():
             folder.put(name, content)
@@ -83,6 +87,8 @@ def tell(published: Published, console: Console) -> None:
     show(published.table, console)
     for problem in published.unmade:
         console.print(problem, style="bold red", highlight=False, soft_wrap=True)
+    if published.undrawn:
+        console.print(published.undrawn, style="yellow", highlight=False, soft_wrap=True)
     if published.page:
         console.print(f"\nPage: {published.page}", highlight=False, soft_wrap=True)
 
@@ -125,10 +131,13 @@ class _Folder:
 
 def _draw(published: Published, stored: Stored, folder: _Folder) -> Iterator[str]:
     """Names of the figures that were written. Every figure for itself: the reasons for which one may fail are many."""
-    from stsimdiff.report import figures
-
     made = set()
-    for name, draw in figures.figures(published.table, stored):
+    drawings: Iterable[tuple[str, Callable[[], dict[str, bytes]]]] = ()
+    if not published.undrawn:
+        from stsimdiff.report.figures import figures
+
+        drawings = figures(published.table, stored)
+    for name, draw in drawings:
         try:
             drawn = draw()
         except Exception as error:
@@ -141,7 +150,7 @@ def _draw(published: Published, stored: Stored, folder: _Folder) -> Iterator[str
             if folder.put(f"{FIGURES}/{name}.{kind}", content):
                 yield f"{name}.{kind}"
     # Those of an earlier report may be of arms that are no more; no other files.
-    ours = re.compile(rf"({'|'.join(figures.NAMES)})(_\w+)?\.({'|'.join(figures.FORMATS)})")
+    ours = re.compile(rf"({'|'.join(NAMES)})(_\w+)?\.({'|'.join(FORMATS)})")
     for path in sorted((folder.path / FIGURES).glob("*")):
         if ours.fullmatch(path.name) and path.name not in made:
             folder.put(f"{FIGURES}/{path.name}", None)
@@ -154,7 +163,8 @@ def _write_page(
 
     content = None
     try:
-        content = report_page(run_dir, published.table, stored, figures)
+        if not published.undrawn:
+            content = report_page(run_dir, published.table, stored, figures)
     except Exception as error:
         log.debug("page", exc_info=True)
         published.unmade.append(f"NOT WRITTEN: {folder.path / PAGE}: {type(error).__name__}: {error}")

@@ -16,6 +16,10 @@ import pandas as pd
 from stsimdiff.report.comparison import Row, Section
 from stsimdiff.report.rows import Arm
 
+FORMATS = ("svg", "png")
+NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")
+"""The figures' files, and how their names begin; known without drawing any."""
+
 COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "flops": ("LLM prefill FLOPs, % of all tokens", lambda row: 100 * row.llm_flops_ratio),
     "tokens": ("video tokens kept after the last drop, %", lambda row: 100 * row.retention_tokens),
