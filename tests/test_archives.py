@@ -167,6 +167,8 @@ def test_damaged_members_of_a_zip(tmp_path: Path, method: int) -> None:
         (["v.tar-00000-of-00003", "v.tar-00001-of-00003"], "v.tar-00002-of-00003"),
         (["v.tar-00001-of-00002"], "v.tar-00000-of-00002"),
         (["v.tar-1-of-3", "v.tar-3-of-3"], "v.tar-2-of-3"),
+        (["v.tar.part1", "v.tar.part6"], "v.tar.part2, v.tar.part3, v.tar.part4, v.tar.part5"),
+        (["v.tar.part1", "v.tar.part8"], "v.tar.part2, v.tar.part3, v.tar.part4, v.tar.part5 and 2 more"),
     ],
 )
 def test_a_lost_part_is_named(tmp_path: Path, names: list[str], lost: str) -> None:

@@ -1,6 +1,7 @@
 """An arm's id changes with everything that can change an answer, and with nothing else."""
 
 import dataclasses
+import re
 import shutil
 import sys
 import types
@@ -76,6 +77,10 @@ def test_the_id_changes_with_what_changes_an_answer(configure, change):
 )
 def test_the_id_stays_when_the_answers_stay(configure, change):
     assert arm(configure(*BASE)).id == arm(configure(*BASE, change)).id
+
+
+def test_an_id_is_twelve_hex_digits(configure):
+    assert re.fullmatch("[0-9a-f]{12}", arm(configure()).id)
 
 
 def test_a_whole_number_and_its_decimal_are_one_setting(configure):

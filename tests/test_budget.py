@@ -48,3 +48,12 @@ def test_a_cell_misses_its_budget_by_more_than_two_percent_of_it(monkeypatch):
     monkeypatch.setattr(budget, "TOLERANCE", 0.25)
     # Numbers without a rounding error: a quarter of a half is no miss yet.
     assert not missed(Budget("tokens", 0.5), 0.625) and not missed(Budget("tokens", 0.5), 0.375)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"), [(30, "; 30 % is 0.3"), ("30%", "; 30 % is 0.3"), ("0.5", ""), ("-1", ""), (200, "")]
+)
+def test_a_percentage_is_told_apart_from_a_share(given, hint):
+    with pytest.raises(ConfigError) as caught:
+        Budget("tokens", given)
+    assert str(caught.value).endswith(hint) and ("% is" in str(caught.value)) == bool(hint)

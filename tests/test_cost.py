@@ -137,3 +137,11 @@ def test_parts_of_a_model_whose_sizes_are_not_known_are_not_counted() -> None:
     flops = sample_flops(None, SHAPE, trace, Grid(2, 1, 1), FasterVLM())
     assert [name for name, value in flops.items() if value is None] == ["vision", "projector", "compressor"]
     assert flops["decoder"] == 2 * (2 * 3 * 192 + 4 * 6 * 8 + 6 * 3 * 128) and flops["head"] == 160
+
+
+def test_a_plain_tower_has_no_windows_no_class_token_and_one_projector() -> None:
+    tower = TowerShape(patch=1, width=2, intermediate=3, heads=1, layers=1, projector=(2, 2))
+    assert (tower.gated, tower.windowed, tower.ends_windowed, tower.class_token, tower.projectors) == (
+        *(False, 0, False, False),
+        1,
+    )

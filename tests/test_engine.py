@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, StaticLayer
 
 from stsimdiff.attention import attention_rows, mean_attention
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine import Compression
+from stsimdiff.engine import Compression, Trace
 from stsimdiff.tokens import Reason, Selection
 
 NEW_TOKENS = 5
@@ -361,6 +361,25 @@ class TestRefusals:
         ):
             case.decoder.module(inputs_embeds=torch.randn(1, 20, 48))
 
+    @torch.no_grad()
+    @pytest.mark.parametrize("outside", [True, False])
+    def test_a_prompt_in_pieces(self, outside: bool) -> None:
+        case, cache = qwen2_5_vl(11), DynamicCache()
+        length = case.layout.length
+        # A rest of the prompt behind what was prefilled before, and two tokens at once behind the whole.
+        first, rest = (length - 1, 1) if outside else (length, 2)
+
+        def prefill(tokens: int) -> None:
+            case.decoder.module(inputs_embeds=torch.randn(1, tokens, 48), past_key_values=cache)
+
+        if outside:
+            prefill(first)
+        with Compression(case.decoder, Scripted({}), case.layout):
+            if not outside:
+                prefill(first)
+            with pytest.raises(ValueError, match=f"{rest} new tokens on a cache of {first}: prefill"):
+                prefill(rest)
+
     def test_a_cache_of_fixed_length(self) -> None:
         case = qwen2_5_vl(12)
         with (
@@ -378,3 +397,17 @@ class TestRefusals:
             pytest.raises(ValueError, match="DynamicCache"),
         ):
             case.model.generate(**case.inputs, max_new_tokens=2, past_key_values=cache)
+
+
+def test_a_layers_own_forward_comes_back() -> None:
+    case = qwen2_5_vl(13)
+    layer = case.decoder.layers[1]
+    own = layer.forward = layer.forward  # as a wrapper of somebody else's leaves it
+    with Compression(case.decoder, Scripted({("between", 1): {1}}), case.layout):
+        assert layer.forward is not own
+    assert vars(layer)["forward"] is own
+
+
+def test_a_trace_of_nothing_took_no_time() -> None:
+    trace = Trace(layers=2, video=3, text=4)
+    assert (trace.prefill_seconds, trace.compressor_seconds, trace.reads, trace.asked) == (0, 0, [], [])
