@@ -26,9 +26,10 @@ from transformers import Qwen2Config, Qwen2Model
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.cost import DecoderShape, closed_form, decoder_flops
-from stsimdiff.engine import Compression, Decoder, Trace, synchronise
+from stsimdiff.engine import Compression, Decoder, synchronise
 from stsimdiff.evaluate.dry_run import SHOT
 from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.trace import Trace
 
 METHODS = tuple(name for name in compressors.BUILTIN if name not in ("none", "no_video"))
 TEXT = 40

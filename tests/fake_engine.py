@@ -1,9 +1,10 @@
-"""A stand-in for the engine and synthetic videos, for the tests of the compression methods."""
+"""The engine without a model and synthetic videos, for the tests of the compression methods."""
 
 import torch
 
 from stsimdiff.compressors.base import Run
-from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens, VisionSignals
+from stsimdiff.evaluate.dry_run import without_model
+from stsimdiff.tokens import Grid, Layout, VisionSignals
 
 LAYERS = 28
 
@@ -32,29 +33,7 @@ def layout_for(grid: Grid, layers: int = LAYERS, sample: str = "q1") -> Layout:
 
 
 def drive(run: Run, features: torch.Tensor, layout: Layout, seed: int = 0) -> tuple[list[int], list[int]]:
-    """What the engine does, with random attention: tokens that enter each layer, and what stays."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens, entering, read = VideoTokens.full(features, layout.grid), [], None
-
-    def after(selection, tokens, attention):
-        if selection is None:
-            return tokens, attention
-        selection.check(len(tokens), may_be_empty=run.may_be_empty)
-        kept = torch.zeros(len(tokens), dtype=torch.bool)
-        kept[selection.keep] = True
-        assert torch.equal(selection.reason != Reason.DROPPED, kept)
-        rows = tokens.features[selection.keep] if selection.features is None else selection.features
-        left = VideoTokens(rows.to(features.dtype), layout.grid, tokens.index[selection.keep])
-        return left, None if attention is None else attention[:, selection.keep]
-
-    if run.places.input:
-        tokens, _ = after(run.at_input(tokens), tokens, None)
-    for layer in range(layout.layers):
-        if layer in run.places.before:
-            tokens, read = after(run.before_layer(layer, tokens, read), tokens, read)
-        entering.append(len(tokens))
-        if layer in run.places.attention:
-            read = torch.rand(4, len(tokens), generator=generator)
-        if layer in run.places.between and not run.finished:
-            tokens, read = after(run.between(layer, tokens, read), tokens, read)
-    return entering, tokens.index.tolist()
+    """The engine without a model, with random attention: tokens that enter each layer, and what stays."""
+    trace = without_model(run, layout, features, torch.Generator().manual_seed(seed))
+    kept = trace.stages[-1].kept if trace.stages else torch.arange(layout.grid.tokens)
+    return trace.entering, kept.tolist()

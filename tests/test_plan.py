@@ -197,3 +197,17 @@ def test_before_the_data_is_here_its_published_size_counts(tmp_path, monkeypatch
         planned("model=llava_video", "benchmark=mlvu")
     with pytest.raises(DataError, match="no data of videomme at"):
         settings_from_config(configurations(["benchmark=videomme"])[0])
+
+
+@dataclass(frozen=True)
+class Scribbler(ScoreCompressor):
+    """Writes into what it is given, which the engine does not allow."""
+
+    def score(self, tokens, layout):
+        return tokens.features.zero_().norm(dim=1)
+
+
+def test_a_dry_run_is_the_engine_s_own() -> None:
+    plan = planned("plan_tflops=1", f"compressor._target_={__name__}.Scribbler", "limit=3")
+    (reason,) = [arm.reason for arm in plan.arms]
+    assert reason.startswith("MethodFault: Scribbler, at its input place, wrote into tokens.features")

@@ -17,8 +17,9 @@ from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.conformance.selection import Arrays, Sequence, released_edges, removable
-from stsimdiff.engine import Compression, Decoder, Trace
+from stsimdiff.engine import Compression, Decoder
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 Decide = Callable[[], Selection | None]
 

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from stsimdiff.compressors.base import Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
 from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
-from stsimdiff.engine import Trace
 from stsimdiff.tokens import Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 ELEMENTWISE = (
     "add",

@@ -1,20 +1,21 @@
 """A compressor run on a synthetic video without any model: how many tokens would enter each layer.
 
-For plans. Counts that a budget fixes are exact; where a method's count follows the video's content (ST-SimDiff's first
-stage, FrameFusion's merging) they are those of a scene with some motion.
+For plans, and for tests of methods: the engine itself runs it, on layers that change nothing. Counts that a budget
+fixes are exact; where a method's count follows the video's content (ST-SimDiff's first stage, FrameFusion's merging)
+they are those of a scene with some motion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stsimdiff import lent
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run
-from stsimdiff.engine import Stage, Trace
-from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens, VisionSignals
+from stsimdiff.engine import Compression, Decoder
+from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.trace import Trace
 
 WIDTH, HEADS, HEAD = 64, 4, 16
 SHOT = 16
@@ -32,7 +33,7 @@ def dry_run(compressor: Compressor, budget: Budget, grid: Grid, text: int, layer
         layers: decoder layers of the model.
 
     Raises:
-        Exception: whatever the method raises.
+        Exception: whatever the method raises, and what the engine does (:class:`~stsimdiff.engine.Compression`).
     """
     generator = torch.Generator().manual_seed(0)
     signals = VisionSignals(
@@ -42,7 +43,7 @@ def dry_run(compressor: Compressor, budget: Budget, grid: Grid, text: int, layer
     before = text // 2
     video = torch.arange(before, before + grid.tokens)
     layout = Layout(grid, video, grid.tokens + text, layers, "plan", signals)
-    return _Drive(compressor.start(layout, budget), layout, synthetic_video(grid), generator).trace
+    return without_model(lent.start(compressor, layout, budget), layout, synthetic_video(grid), generator)
 
 
 def synthetic_video(grid: Grid) -> Tensor:
@@ -55,46 +56,61 @@ def synthetic_video(grid: Grid) -> Tensor:
     return (pictures.repeat_interleave(SHOT, 0)[: grid.frames] + amount * noise).flatten(0, 1)
 
 
-class _Drive:
-    """What the engine does at each layer, with random attention."""
+@torch.no_grad()
+def without_model(run: Run, layout: Layout, features: Tensor, generator: torch.Generator) -> Trace:
+    """The trace of a run in the engine, over layers that change nothing and whose attention is drawn.
 
-    def __init__(self, run: Run, layout: Layout, features: Tensor, generator: torch.Generator) -> None:
-        self.run, self.layout, self.features, self.generator = run, layout, features, generator
-        self.trace = Trace(layout.layers, layout.grid.tokens, layout.text)
-        self.raster = torch.arange(layout.grid.tokens)
-        self.attention: Tensor | None = None
-        places = run.places
-        for layer in range(layout.layers):
-            if layer == 0 and places.input:
-                self._select("input", 0, run.at_input)
-            if layer in places.before:
-                self._select(
-                    "before", layer, lambda tokens, n=layer: run.before_layer(n, tokens, self.attention)
-                )
-            self.trace.entering.append(len(self.raster))
-            if layer in places.attention and not run.finished and len(self.raster):
-                self._read(places.queries)
-            if layer in places.between:
-                self._select("between", layer, lambda tokens, n=layer: run.between(n, tokens, self.attention))
-            self.trace.mlp.append(len(self.raster))
+    Args:
+        run: of one video.
+        layout: that it was started with; it says how many layers there are.
+        features: ``(N, D)`` of the video tokens; text tokens are zero.
+        generator: of the attention.
+    """
+    layers = nn.ModuleList(_Layer(generator) for _ in range(layout.layers))
+    decoder = _Stack(layers)
+    embeds = features.new_zeros(1, layout.length, features.shape[1])
+    embeds[0, layout.video] = features
+    with Compression(Decoder(decoder, layers), run, layout) as trace:
+        decoder(inputs_embeds=embeds)
+    return trace
 
-    def _read(self, queries: str | int) -> None:
-        keys = self.layout.text + len(self.raster)
-        rows = keys if queries == "all" else 1 if queries == "last" else int(queries)
-        self.trace.reads.append((rows, keys))
-        self.attention = torch.rand(HEADS, len(self.raster), generator=self.generator)
 
-    def _select(self, place: str, layer: int, decide: Callable[[VideoTokens], Selection | None]) -> None:
-        if self.run.finished or not len(self.raster):
-            return
-        self.trace.asked.append((place, layer, len(self.raster)))
-        selection = decide(VideoTokens(self.features, self.layout.grid, self.raster))
-        if selection is None:
-            return
-        selection.check(len(self.raster), width=WIDTH, may_be_empty=self.run.may_be_empty)
-        keep = selection.keep
-        self.features = self.features[keep] if selection.features is None else selection.features
-        self.raster = self.raster[keep]
-        if self.attention is not None:
-            self.attention = self.attention[:, keep]
-        self.trace.stages.append(Stage(place, layer, self.raster, 0.0))
+class _Stack(nn.Module):
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        for layer in self.layers:
+            inputs_embeds = layer(inputs_embeds)
+        return inputs_embeds
+
+
+class _Layer(nn.Module):
+    """A decoder layer by its parts, each of which adds nothing."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.input_layernorm = self.post_attention_layernorm = nn.Identity()
+        self.self_attn, self.mlp = _Attention(generator), torch.zeros_like
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.self_attn(hidden_states)[0]
+
+
+class _Config:
+    """What :func:`~stsimdiff.attention.probe` leaves in place of it says who reads the attention."""
+
+    stsimdiff_receive = None
+
+
+class _Attention(nn.Module):
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config, self.generator = _Config(), generator
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+        if self.config.stsimdiff_receive is not None:
+            query, key = torch.randn(2, 1, HEADS, hidden_states.shape[1], 1, generator=self.generator)
+            self.config.stsimdiff_receive(query, key, 1.0, {})
+        return torch.zeros_like(hidden_states), None

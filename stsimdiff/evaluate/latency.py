@@ -21,9 +21,10 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.cost import DecoderShape, sample_cost
 from stsimdiff.cost.counting import CountedRun
-from stsimdiff.engine import Compression, Trace, synchronise
+from stsimdiff.engine import Compression, synchronise
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.models.base import EncodedVideo, Family
+from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling
 
 TIMES = {

@@ -20,7 +20,7 @@ from stsimdiff import lent, video_process
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
 from stsimdiff.data.videos import unusable_videos
-from stsimdiff.engine import Compression, Trace
+from stsimdiff.engine import Compression
 from stsimdiff.errors import DataError, RunFailed, Stopped
 from stsimdiff.evaluate.answering import Work, answer_all, share
 from stsimdiff.evaluate.arms import Arm, Settings, arm_record
@@ -38,6 +38,7 @@ from stsimdiff.evaluate.shared import Shared
 from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
 from stsimdiff.models import options_of, resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
+from stsimdiff.trace import Trace
 from stsimdiff.video import Frames, Sampling
 
 

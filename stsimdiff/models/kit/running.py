@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine import Compression, Trace
+from stsimdiff.engine import Compression
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
 from stsimdiff.tokens import Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
 
 NEW_TOKENS = 4

@@ -1,0 +1,73 @@
+"""What the engine writes down of one forward pass, for costs, plans, overlays and the audit of the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stsimdiff.budget import achieved
+from stsimdiff.tokens import Reason
+
+
+@dataclass
+class Stage:
+    """One selection: where it acted, which tokens it left, and how long it took.
+
+    Attributes:
+        place: ``input``, ``before`` or ``between``.
+        layer: decoder layer it belongs to, 0 for ``input``.
+        kept: ``(k,)`` int64 on the CPU, raster indices that stayed.
+        seconds: time of the selection itself, device synchronised.
+    """
+
+    place: str
+    layer: int
+    kept: Tensor
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """What one forward pass did with the video tokens.
+
+    Attributes:
+        layers: decoder layers L.
+        video: N, video tokens of the input.
+        text: other tokens of the input.
+        entering: video tokens that entered each layer, length L.
+        mlp: video tokens in each layer's MLP, length L; fewer than ``entering`` where a drop came between.
+        stages: the selections in order.
+        asked: place, layer and video tokens present of each time the run was asked, selections of nothing included.
+        reads: query rows and keys of each attention that was read for the run.
+        reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
+        compressor_seconds: time of all selections.
+        prefill_seconds: time of the decoder's prefill, selections included.
+    """
+
+    layers: int
+    video: int
+    text: int
+    entering: list[int] = field(default_factory=list)
+    mlp: list[int] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    reads: list[tuple[int, int]] = field(default_factory=list)
+    reason: Tensor | None = None
+    compressor_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+
+    @property
+    def final(self) -> int:
+        """Video tokens left after the last drop."""
+        return self.stages[-1].kept.shape[0] if self.stages else self.video
+
+    def retention(self) -> dict[str, float]:
+        """Both kinds of achieved retention, ``tokens`` and ``compute``."""
+        return achieved(self.video, self.entering, self.final)
+
+    def reasons(self) -> dict[str, int]:
+        """How many tokens ended with which reason, by lower-case name."""
+        counts = torch.bincount(self.reason.int()).tolist()
+        return {Reason(code).name.lower(): count for code, count in enumerate(counts) if count}
