@@ -38,6 +38,8 @@ STOPS = (
 questions are known by their contents."""
 BUT = ("evaluate.parsing", "evaluate.questions")
 """What counts all the same."""
+ASIDE = {"flops", "no_flops"}
+"""Members of our classes that decide no answer either."""
 INSTALLED = {
     *(
         "torch",
@@ -325,6 +327,8 @@ class _Spelling:
                 if isinstance(node, ast.AnnAssign):
                     parts.append(f"annotation={ast.unparse(value)}")
                 continue
+            if isinstance(node, ast.ClassDef) and key == "body" and not self.whole:
+                value = [member for member in value if not ASIDE & set(_binding(member))]
             parts.append(f"{key}={self.of(value, inside)}")
         return f"{type(node).__name__}({' '.join(parts)})"
 

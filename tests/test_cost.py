@@ -16,8 +16,9 @@ from stsimdiff.compressors.temporal_difference import TemporalDifference
 from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, kv_bytes, prefill_flops, prefill_flops_all
 from stsimdiff.cost.decoder import closed_form
 from stsimdiff.cost.model import ModelShape, sample_cost, sample_flops
-from stsimdiff.engine import Compression, Trace
+from stsimdiff.engine import Compression
 from stsimdiff.tokens import Grid
+from stsimdiff.trace import Trace
 
 DROPS = [
     {},

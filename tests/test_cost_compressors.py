@@ -11,10 +11,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, ScoreCompressor
+from stsimdiff.compressors.fastv import FastV
 from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, compressor_flops
 from stsimdiff.cost.counting import ArithmeticCounter, CountedRun
-from stsimdiff.engine import Compression, Decoder, Stage, Trace
+from stsimdiff.engine import Compression, Decoder
 from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
+from stsimdiff.trace import Stage, Trace
 
 GRID, WIDTH, TEXT, HEADS, HEAD = Grid(6, 6, 7), 256, 12, 4, 64
 TOWER = TowerShape(patch=12, width=128, intermediate=8, heads=2, layers=1, projector=(128, WIDTH))
@@ -106,6 +108,24 @@ def test_a_method_without_a_formula_is_counted_as_it_runs(model: Qwen2ForCausalL
     counted = run.flops(trace, shape)
     product = GRID.tokens * 2 * WIDTH * 8
     assert product <= counted <= product + GRID.tokens * (WIDTH + 32)
+
+
+class Derived(FastV):
+    """Another method than the one whose formula it inherits."""
+
+
+class Counting(Mine):
+    """A method of a user's own that says what it costs."""
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        return grid.tokens * width
+
+
+def test_a_formula_holds_for_the_class_that_defines_it() -> None:
+    trace = Trace(layers=4, video=6, text=1)
+    assert compressor_flops(FastV(), trace, Grid(3, 1, 2), NARROW) == 0
+    assert compressor_flops(Derived(), trace, Grid(3, 1, 2), NARROW) is None
+    assert compressor_flops(Counting(), trace, Grid(3, 1, 2), NARROW) == 6 * 10
 
 
 def test_a_method_of_the_vision_place_needs_the_tower(model: Qwen2ForCausalLM) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stsimdiff.compressors import fastervlm, prumerge, visionzip
+from stsimdiff.conformance import still_images
 
 torch.set_num_threads(1)
 FOLDER = Path(__file__).parent / "golden"
@@ -48,9 +49,9 @@ def test_visionzip(path):
 def test_fastervlm(path):
     """The recorded mosaics of tiles are a layout of still images; their selection is the same."""
     want = load(path)
-    keep = fastervlm.select(want["attn_cls"], want["visual_token_num"])
+    keep = fastervlm.select(still_images.scores(want["attn_cls"]), want["visual_token_num"])
     assert torch.equal(keep, want["keep_idx"])
-    torch.testing.assert_close(fastervlm.scores(want["attn_cls"]), want["attn_mean"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(still_images.scores(want["attn_cls"]), want["attn_mean"], atol=1e-6, rtol=0)
     if not want["tile_grid"].any():
         rows = want["hidden"][:, 1:].gather(1, keep[:, :, None].expand(-1, -1, want["hidden"].shape[2]))
         assert torch.equal(rows.flatten(0, 1), want["tokens_out"])
@@ -59,16 +60,16 @@ def test_fastervlm(path):
 @pytest.mark.parametrize("path", cases("prumerge*"))
 def test_prumerge(path):
     want = load(path)
-    attention = prumerge.cls_attention(want["q_cls"], want["k"])
+    attention = still_images.cls_attention(want["q_cls"], want["k"])
     torch.testing.assert_close(attention, want["cls_attn"], atol=0, rtol=1e-5)
     ratio = want["reduction_ratio"]
     if want["if_adaptive"]:
-        ratio = prumerge.adaptive_ratio(attention)
+        ratio = still_images.adaptive_ratio(attention)
         assert ratio == want["ratio"]
-    index = prumerge.kept_patches(attention, ratio)
+    index = still_images.kept_patches(attention, ratio)
     assert torch.equal(index, want["topk_idx"])
     if "idx" in want:
-        index = prumerge.sampled_patches(index, ratio, want["if_adaptive"], want["sample_end"])
+        index = still_images.sampled_patches(index, ratio, want["if_adaptive"], want["sample_end"])
         assert torch.equal(index, want["idx"])
     found = prumerge.merge(want["hidden"][:, 1:], want["k"][:, 1:], attention, index)
     assert torch.equal(found.complement, want["compl_idx"])
@@ -79,10 +80,10 @@ def test_prumerge(path):
 def test_wrong_counts_are_refused():
     attention = torch.rand(2, 3, 10)
     with pytest.raises(ValueError, match="10 patches to keep; allowed: 1 to 9"):
-        fastervlm.select(attention, 10)
+        fastervlm.select(still_images.scores(attention), 10)
     with pytest.raises(ValueError, match="0 patches to keep; allowed: 1 to 9"):
-        fastervlm.select(attention, 0)
-    assert fastervlm.select(attention, 9).tolist() == [list(range(9))] * 2
+        fastervlm.select(still_images.scores(attention), 0)
+    assert fastervlm.select(still_images.scores(attention), 9).tolist() == [list(range(9))] * 2
     hidden = torch.rand(2, 10, 4)
     with pytest.raises(ValueError, match="8 dominant and 2 contextual tokens do not fit 9 patches"):
         visionzip.select(hidden, hidden, attention, 8, 2)
@@ -90,19 +91,25 @@ def test_wrong_counts_are_refused():
         prumerge.merge(hidden, hidden, torch.rand(2, 10), torch.zeros(2, 1, dtype=torch.int64))
     kept = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="one image at a time, got 2"):
-        prumerge.sampled_patches(kept, 0.1, True, 575)
+        still_images.sampled_patches(kept, 0.1, True, 575)
     with pytest.raises(ValueError, match="57 samples for 3 kept patches"):
-        prumerge.sampled_patches(kept, 0.1, False, 575)
+        still_images.sampled_patches(kept, 0.1, False, 575)
     with pytest.raises(ValueError, match="no patch stands out"):
-        prumerge.sampled_patches(kept[:1], 0.0, True, 575)
+        still_images.sampled_patches(kept[:1], 0.0, True, 575)
 
 
 def test_a_tie_goes_to_the_lower_index():
     """On more patches than what a sort of small arrays keeps in order by chance."""
     attention = torch.ones(2, 1, 101)
     attention[1, 0, 51:] = 2
-    assert fastervlm.select(attention, 30).tolist() == [list(range(30)), list(range(50, 80))]
-    assert prumerge.kept_patches(attention[:, 0, 1:], 0.3).tolist() == [list(range(30)), list(range(50, 80))]
+    assert fastervlm.select(still_images.scores(attention), 30).tolist() == [
+        list(range(30)),
+        list(range(50, 80)),
+    ]
+    assert still_images.kept_patches(attention[:, 0, 1:], 0.3).tolist() == [
+        list(range(30)),
+        list(range(50, 80)),
+    ]
     hidden = torch.ones(2, 101, 4)
     # The class token stands in front, so that patch 0 is row 1.
     dominant = visionzip.select(hidden, hidden, attention, 30, 1).dominant
@@ -110,7 +117,7 @@ def test_a_tie_goes_to_the_lower_index():
 
 
 def test_kept_patches_are_rounded_down():
-    assert prumerge.kept_patches(torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]), 0.5).tolist() == [[1, 3]]
+    assert still_images.kept_patches(torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]), 0.5).tolist() == [[1, 3]]
 
 
 def test_prumerge_compares_keys_by_their_angle():
@@ -138,7 +145,7 @@ def test_visionzip_takes_any_split_of_the_patches():
 def test_tiles_are_put_in_the_order_of_their_mosaic():
     """By hand: a plain image, and one of an overview and two tiles side by side, of 2 x 2 patches each."""
     keep = torch.tensor([[1, 2], [0, 3], [0, 3], [1, 2]])
-    source, sizes = fastervlm.output_order(keep, torch.tensor([[0, 0], [1, 2]]), 2, 2)
+    source, sizes = still_images.output_order(keep, torch.tensor([[0, 0], [1, 2]]), 2, 2)
     # Upper row: the left tile's patch 0, the right tile's patch 1; lower row: the left one's 3, the right one's 2.
     assert source.tolist() == [1, 2, 4, 7, 8, 13, 11, 14] and sizes.tolist() == [2, 6]
 
@@ -146,15 +153,15 @@ def test_tiles_are_put_in_the_order_of_their_mosaic():
 def test_prumerge_s_outliers_and_samples_by_hand():
     attention = torch.tensor([[0.0, 1.0, 2.0], [3.0, 10.0, 6.0]])
     # Quartiles of 0, 1, 2, 3, 6, 10 are 1.25 and 5.25; the bound is 5.25 + 1.5 * 4.
-    assert prumerge.outlier_bounds(attention).tolist() == [1.25, 5.25, 11.25]
-    assert prumerge.adaptive_ratio(attention) == 0
-    assert prumerge.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 7.0]])) == 0.2
+    assert still_images.outlier_bounds(attention).tolist() == [1.25, 5.25, 11.25]
+    assert still_images.adaptive_ratio(attention) == 0
+    assert still_images.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 7.0]])) == 0.2
     assert (
-        prumerge.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 6.0]])) == 0
+        still_images.adaptive_ratio(torch.tensor([[0.0, 1.0, 2.0, 3.0, 6.0]])) == 0
     )  # the bound itself is none above it
-    assert prumerge.sample_range(0.125, False, 575) == (4, 575, 8)
-    assert prumerge.sample_range(0.125, True, 575) == (0, 575, 2)
-    assert prumerge.sample_range(0.5, True, 575) == (0, 575, 1)
+    assert still_images.sample_range(0.125, False, 575) == (4, 575, 8)
+    assert still_images.sample_range(0.125, True, 575) == (0, 575, 2)
+    assert still_images.sample_range(0.5, True, 575) == (0, 575, 1)
     # Every second patch, of which patch 2 is kept anyway.
-    assert prumerge.sampled_patches(torch.tensor([[2]]), 1 / 6, True, 7).tolist() == [[2, 0, 4, 6]]
-    assert prumerge.sampled_patches(torch.tensor([[5], [1]]), 0.25, False, 6).tolist() == [[5, 2], [1, 2]]
+    assert still_images.sampled_patches(torch.tensor([[2]]), 1 / 6, True, 7).tolist() == [[2, 0, 4, 6]]
+    assert still_images.sampled_patches(torch.tensor([[5], [1]]), 0.25, False, 6).tolist() == [[5, 2], [1, 2]]

@@ -23,7 +23,11 @@ import torch
 from torch import Tensor
 
 from stsimdiff.budget import Budget
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
+
+COSINE = 6
+"""FLOPs a feature value of a cosine: the product of two features and their squares, each summed up."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,26 @@ class Compressor(ABC):
 
         ``layers`` is ``None`` while the model's depth is not known yet.
         """
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int | None:
+        """FLOPs of the selections of one video, without the attention that is read; ``None``: counted as they run.
+
+        A multiply-add is 2 FLOPs, an addition or multiplication alone 1. Operations on features, on keys and on
+        attention scores count; what works with one number a token (norms' reciprocals, sums over heads, sorting, the
+        graph search on the host) is a thousandth of that and left out. A formula is tested against
+        :class:`~stsimdiff.cost.counting.ArithmeticCounter`, and holds for the class that defines it alone.
+
+        Args:
+            trace: what the method was shown, and what it left.
+            grid: of the video.
+            width: D of the features.
+            keys: heads and width of a head of the vision tower's keys, for a method that reads them.
+        """
+        return None
+
+    def no_flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """:meth:`flops` of methods that compute nothing with features: fixed choices, choices by attention alone."""
+        return 0
 
 
 def generator_for(sample: str, seed: int) -> torch.Generator:

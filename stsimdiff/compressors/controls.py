@@ -24,6 +24,8 @@ class NoCompression(Compressor):
 
     fidelity: ClassVar[str] = "official"
 
+    flops = Compressor.no_flops
+
     def start(self, layout: Layout, budget: Budget) -> Run:
         return Run()
 
@@ -36,6 +38,8 @@ class NoVideo(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+
+    flops = Compressor.no_flops
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _NoVideoRun()
@@ -67,6 +71,8 @@ class RandomTokens(Compressor):
 
     seed: int = 0
 
+    flops = Compressor.no_flops
+
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ConfigError(
@@ -88,6 +94,8 @@ class UniformFrames(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+
+    flops = Compressor.no_flops
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         count = budget.keep(layout.grid.tokens, layout.layers)

@@ -1,12 +1,14 @@
 """FrameFusion: merge tokens into their predecessor in time, layer after layer, then prune by attention.
 
 Fu et al., "FrameFusion: Combining Similarity and Importance for Video Token Reduction on Large Vision Language
-Models" (ICCV 2025), checked against its authors' code, whose ``cost`` is our budget of kind ``compute``.
+Models" (ICCV 2025). Every call of a run was checked against recorded outputs of the authors' class ``FrameFusion``
+(thu-nics/FrameFusion fbec1d2), whose ``cost`` is our budget of kind ``compute``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.compressors.base import COSINE, Compressor, Places, Run, top
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,20 @@ class FrameFusion(Compressor):
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, layout, budget)
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """At each merging place a cosine for each token with a predecessor, and the means where tokens were merged."""
+        layers = trace.layers if self.released_layers == "auto" else int(self.released_layers)
+        total, merging = 0, True
+        counts = [*(count for _, _, count in trace.asked), trace.final]
+        for (place, layer, present), (_, left) in zip(trace.asked, pairwise(counts), strict=True):
+            if place != "input" and not (merging and layer < layers - 2):
+                break
+            total += COSINE * width * (present - grid.per_frame)
+            if left < present:
+                total += width * (present + left)
+            merging = 1 - left / present >= self.ratio_lower_bound
+        return total
 
 
 def predecessors(tokens: VideoTokens) -> Tensor:

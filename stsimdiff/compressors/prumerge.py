@@ -1,22 +1,25 @@
 """PruMerge and PruMerge+: patches with outlying CLS attention stay and take in their most similar patches.
 
-Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models" (2024), checked
-against its authors' code, whose habits are kept: one ratio for the whole batch, sums that are not divided, and the
-way that PruMerge+ samples. On towers without a class token the attention of a patch is what it receives from its frame;
-see :class:`~stsimdiff.tokens.VisionSignals`.
+Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models" (2024). :func:`strongest`
+and :func:`merge`, whose sums are not divided, were checked against recorded outputs of the authors'
+``token_prune_merge_advanced`` and ``token_prune_merge_advanced_plus`` (42Shawn/LLaVA-PruMerge 097c041) on still images;
+frames of a video go through both. Ours are what :class:`PruMerge` names and, on towers without a class token, the
+attention of a patch: what it receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced
+from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import Reason
+from stsimdiff.tokens import Grid, Reason
+from stsimdiff.trace import Trace
 
 NEIGHBOURS = 32
 """Patches merged into each kept one, fixed as published."""
@@ -51,10 +54,12 @@ class PruMerge(PerFrameCompressor):
             raise ConfigError(f"compressor.plus={self.plus!r} is unknown; allowed: true, false")
 
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
-        order = torch.sort(received, descending=True, stable=True).indices
         rows = count - 1
         sampled = rows // 2 if self.plus else 0
-        kept, left = order[: rows - sampled], order[rows - sampled :].sort().values
+        kept = strongest(received[None], rows - sampled)[0]
+        left = (
+            torch.ones_like(received, dtype=torch.bool).index_fill(0, kept, False).nonzero(as_tuple=True)[0]
+        )
         samples = left[torch.linspace(0, len(left) - 1, sampled + 2, device=left.device)[1:-1].long()]
         index = torch.cat((kept, samples))
         merged = merge(
@@ -71,6 +76,18 @@ class PruMerge(PerFrameCompressor):
         reason[(turn >= len(kept)) & (turn < rows)] = int(Reason.UNIFORM)
         reason[turn == rows] = int(Reason.MERGED)
         return Reduced(keep, reason, merged.features[0][turn])
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """Frame by frame: keys normalised, kept ones compared with all, neighbours and the rest added up by weight."""
+        total, patches, key = 0, grid.per_frame, math.prod(keys)
+        neighbours = min(NEIGHBOURS, patches - 1)
+        for share in frame_shares(trace.final, grid.frames):
+            if share in (0, patches):
+                continue
+            rows = share - 1
+            total += patches * 3 * key + 2 * rows * patches * key
+            total += width * (patches + rows * (neighbours + 1) + patches - rows)
+        return total
 
 
 @dataclass(frozen=True)
@@ -90,68 +107,9 @@ class Merged:
     cluster: Tensor
 
 
-def cls_attention(query: Tensor, key: Tensor) -> Tensor:
-    """``(B, N)`` attention of the CLS query ``(B, d)`` to the patches of ``key`` ``(B, 1 + N, d)``, CLS first.
-
-    One softmax at full width, without heads; the CLS column is left out and the rest not normalised again.
-    """
-    return (torch.einsum("bd,bnd->bn", query, key) / key.shape[2] ** 0.5).softmax(1)[:, 1:]
-
-
-def outlier_bounds(attention: Tensor) -> Tensor:
-    """``(3,)`` quartiles Q1 and Q3 of all values of ``(B, N)`` together, and the bound Q3 + 1.5 (Q3 - Q1)."""
-    low, high = torch.quantile(
-        attention.flatten().float(), torch.tensor([0.25, 0.75], device=attention.device)
-    )
-    return torch.stack((low, high, high + 1.5 * (high - low)))
-
-
-def adaptive_ratio(attention: Tensor) -> float:
-    """Share of the patches of all images together whose attention ``(B, N)`` lies above the outlier bound."""
-    return int((attention.float() > outlier_bounds(attention)[2]).sum()) / attention.numel()
-
-
-def kept_patches(attention: Tensor, ratio: float) -> Tensor:
-    """``(B, int(N * ratio))`` int64: patches by descending attention; a tie goes to the lower index."""
-    order = torch.sort(attention, dim=1, descending=True, stable=True).indices
-    return order[:, : int(attention.shape[1] * ratio)]
-
-
-def sampled_patches(kept: Tensor, ratio: float, adaptive: bool, end: int) -> Tensor:
-    """``(B, n)``: the kept patches of PruMerge+, evenly spaced samples of the flat index after ``kept`` ``(B, M)``.
-
-    Adaptive: samples every ``int(1 / ratio) / 3`` patches, without those that are kept anyway. Fixed: every
-    ``int(1 / ratio)`` patches from half a step on, in every image, so that a patch may be there twice.
-
-    Args:
-        kept: patches of the plain form.
-        ratio: the ratio in use.
-        adaptive: whether it was found by :func:`adaptive_ratio`.
-        end: samples lie below it; 575 as published, whose grid has 576 patches.
-
-    Raises:
-        ValueError: for a ratio of 0, for adaptive sampling of several images (each has a number of its own), and
-            for fixed sampling that does not give as many samples as kept patches, as the published code demands.
-    """
-    if ratio <= 0:
-        raise ValueError("no patch stands out from the others: PruMerge+ has no ratio to sample by")
-    start, stop, stride = sample_range(ratio, adaptive, end)
-    samples = torch.arange(start, stop, stride, device=kept.device)
-    if adaptive:
-        if len(kept) != 1:
-            raise ValueError(f"adaptive PruMerge+ takes one image at a time, got {len(kept)}")
-        return torch.cat((kept, samples[~torch.isin(samples, kept[0])][None]), 1)
-    if len(samples) != kept.shape[1]:
-        raise ValueError(
-            f"{len(samples)} samples for {kept.shape[1]} kept patches; choose a ratio that gives as many"
-        )
-    return torch.cat((kept, samples.expand(len(kept), -1)), 1)
-
-
-def sample_range(ratio: float, adaptive: bool, end: int) -> tuple[int, int, int]:
-    """Start, end and stride of the samples of PruMerge+; arguments as in :func:`sampled_patches`."""
-    step = int(1 / ratio)
-    return (0, end, max(1, int(step / 3))) if adaptive else (int(step / 2), end, step)
+def strongest(attention: Tensor, count: int) -> Tensor:
+    """``(B, count)`` int64: patches by descending attention ``(B, N)``; a tie goes to the lower index."""
+    return torch.sort(attention, dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def merge(
@@ -162,7 +120,7 @@ def merge(
     Args:
         hidden: ``(B, N, d)`` features of the patches, without CLS.
         key: ``(B, N, d)`` keys by which patches are compared (cosine).
-        attention: ``(B, N)`` from :func:`cls_attention`.
+        attention: ``(B, N)`` of each patch.
         index: ``(B, n)`` kept patches.
         neighbours: patches merged into each; 32 as published.
 

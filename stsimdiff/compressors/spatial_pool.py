@@ -14,6 +14,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.controls import spread
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class SpatialPool(Compressor):
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(layout.grid, budget.keep(layout.grid.tokens, layout.layers))
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """Adding up the tokens of every cell, and a division for each cell."""
+        kept = trace.final
+        if kept == grid.tokens:
+            return 0
+        return width * (min(grid.frames, kept) * grid.per_frame + kept)
 
 
 def frame_cells(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:

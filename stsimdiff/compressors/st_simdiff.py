@@ -3,11 +3,13 @@
 Stage one (input): a graph joins similar neighbours in space and time; of each community the most central
 tokens stay (the paper's SRTS), and tokens that differ much from their predecessor stay as events (its
 DETS). Stage two (between the attention and the MLP of a shallow layer): what is over the budget is
-pruned by the attention of the last prompt token.
+pruned by the attention of the last prompt token (the paper's fusion and budget, as FastV scores tokens).
 
-``rule: released`` is what the authors' published code does, checked against its recorded outputs; ``rule:
-paper`` is what the paper says. They differ in the edges, in the share each community keeps, and in the budget
-of stage one.
+Paper: "ST-SimDiff: Balancing Spatiotemporal Similarity and Difference for Efficient Video Understanding with MLLMs"
+(ICLR 2026, arXiv 2605.22158). ``rule: released`` is what the authors' published code does: both stages were checked
+against recorded outputs of their class ``SimDiff`` (bingjunluo/ST-SimDiff 7284c05). ``rule: paper`` is what the paper
+says, and nothing recorded holds it. They differ in the edges, in the share each community keeps, and in the budget of
+stage one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, top
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 RULES = ("released", "paper")
 SPLITS = ("off", "sqrt")
@@ -129,6 +132,16 @@ class STSimDiff(Compressor):
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, layout, budget)
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """Norms, a product for each pair of neighbours, and at most two passes over all features for centrality.
+
+        The last is exact when every token is in a community: scaling, adding up, one product with the sum.
+        """
+        t, h, w = grid.frames, grid.height, grid.width
+        neighbours = (t - 1) * h * w + t * h * (w - 1) + t * (h - 1) * w
+        centrality = 4 * grid.tokens if self.similarity else 0
+        return width * (2 * grid.tokens + 2 * neighbours + centrality)
 
 
 @dataclass(frozen=True)

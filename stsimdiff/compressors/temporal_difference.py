@@ -9,9 +9,10 @@ import torch
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.compressors.base import COSINE, Compressor, Places, Run, top
 from stsimdiff.compressors.controls import spread
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class TemporalDifference(Compressor):
 
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(budget.keep(layout.grid.tokens, layout.layers))
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """A cosine for each token and its predecessor; none where the budget ends within the first frame."""
+        return COSINE * width * (grid.tokens - grid.per_frame) if trace.final > grid.per_frame else 0
 
 
 def select(tokens: VideoTokens, count: int) -> Selection:

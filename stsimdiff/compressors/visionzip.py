@@ -1,8 +1,9 @@
 """VisionZip: what the vision tower's CLS token looks at stays, the rest is merged into evenly spaced tokens.
 
-Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (CVPR 2025), checked against
-its authors' code. On towers without a class token the score of a patch is the attention it receives from its frame;
-see :class:`~stsimdiff.tokens.VisionSignals`.
+Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (CVPR 2025). :func:`select` was
+checked against recorded outputs of the authors' ``CLIPVisionTower_VisionZip.forward`` (dvlab-research 3151f6d) on still
+images; frames of a video go through it. Ours are their shares of the budget and, on towers without a class
+token, the score: the attention that a patch receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from stsimdiff.compressors.base import top
-from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced
+from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import Reason
+from stsimdiff.tokens import Grid, Reason
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class VisionZip(PerFrameCompressor):
         reason = torch.full_like(keep, int(Reason.CONTEXTUAL))
         reason[order < len(dominant)] = int(Reason.IMPORTANT)
         return Reduced(keep, reason, zipped.features[0, 1:][order])
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """Frame by frame: keys averaged over heads, their norms, sources compared with targets, and added to them."""
+        total, patches, (heads, head) = 0, grid.per_frame, keys
+        for share in frame_shares(trace.final, grid.frames):
+            contextual = round(share * self.contextual / (self.dominant + self.contextual))
+            if share in (0, patches) or contextual == 0:
+                continue
+            sources = patches - share
+            total += patches * (heads + 3) * head + 2 * sources * contextual * head
+            total += (sources + 2 * contextual) * width
+        return total
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Replays of recorded selections in the vision tower: VisionZip, FasterVLM, PruMerge and PruMerge+."""
+"""Replays of recorded selections in the vision tower: VisionZip, FasterVLM, PruMerge and PruMerge+.
+
+The recordings are of still images. What the product itself runs on each frame (``visionzip.select``,
+``fastervlm.select``, ``prumerge.strongest`` and ``prumerge.merge``) is replayed here with what it does not
+(:mod:`stsimdiff.conformance.still_images`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stsimdiff.compressors import fastervlm, prumerge, visionzip
+from stsimdiff.conformance import still_images
 from stsimdiff.conformance.cases import Fields
 
 Arrays = dict[str, np.ndarray]
@@ -51,10 +57,10 @@ def replay_visionzip(data: Fields) -> Arrays:
 def replay_fastervlm(data: Fields) -> Arrays:
     """The kept patches of each tower image, and the output rows in the order of the prompt."""
     attention, hidden = _tensor(data, "attn_cls"), _tensor(data, "hidden")
-    keep = fastervlm.select(attention, int(data["visual_token_num"]))
-    score = fastervlm.scores(attention)
+    score = still_images.scores(attention)
+    keep = fastervlm.select(score, int(data["visual_token_num"]))
     out = {"attn_mean": score.numpy(), "topk_idx": _by_score(score, keep), "keep_idx": keep.numpy()}
-    source, sizes = fastervlm.output_order(
+    source, sizes = still_images.output_order(
         keep, _tensor(data, "tile_grid"), int(data["height"]), int(data["width"])
     )
     out["out_source_idx"], out["out_sizes"] = source.numpy(), sizes.numpy()
@@ -75,24 +81,24 @@ def replay_prumergeplus(data: Fields) -> Arrays:
     end = attention.shape[1] - 1 if adapted else SAMPLES_END
     adaptive = bool(data["if_adaptive"])
     out["step_length"] = np.int64(int(1 / ratio))
-    sampled = prumerge.sample_range(ratio, adaptive, end)
+    sampled = still_images.sample_range(ratio, adaptive, end)
     names = ("sample_start", "sample_end", "sample_stride")
     out |= {name: np.int64(value) for name, value in zip(names, sampled, strict=True)}
-    index = prumerge.sampled_patches(index, ratio, adaptive, end)
+    index = still_images.sampled_patches(index, ratio, adaptive, end)
     return out | {"idx": index.numpy()} | _prumerge_merged(data, attention, index)
 
 
 def _prumerge_kept(data: Fields) -> tuple[Tensor, float, Tensor, Arrays]:
-    attention = prumerge.cls_attention(_tensor(data, "q_cls"), _tensor(data, "k"))
+    attention = still_images.cls_attention(_tensor(data, "q_cls"), _tensor(data, "k"))
     ratio = float(data["reduction_ratio"])
     found: Arrays = {}
     if bool(data["if_adaptive"]):
-        ratio = prumerge.adaptive_ratio(attention)
-        bounds = prumerge.outlier_bounds(attention)
+        ratio = still_images.adaptive_ratio(attention)
+        bounds = still_images.outlier_bounds(attention)
         names = ("outlier_q1", "outlier_q3", "outlier_upper_bound")
         found = dict(zip(names, bounds.numpy(), strict=True))
         found["outlier_flat_idx"] = (attention.flatten() > bounds[2]).nonzero()[:, 0].numpy()
-    index = prumerge.kept_patches(attention, ratio)
+    index = still_images.kept_patches(attention, ratio)
     out = found | {
         "cls_attn": attention.numpy(),
         "ratio": np.float64(ratio),

@@ -5,7 +5,6 @@ them, and what pooling and the compressors compute besides; norms, activations, 
 left out. What was measured with a clock stands elsewhere (:mod:`stsimdiff.evaluate.latency`).
 """
 
-from stsimdiff.cost.compressor import compressor_flops
 from stsimdiff.cost.decoder import (
     DecoderShape,
     attention_flops,
@@ -17,7 +16,7 @@ from stsimdiff.cost.decoder import (
     prefill_flops,
     prefill_flops_all,
 )
-from stsimdiff.cost.model import ModelShape, sample_cost, sample_flops
+from stsimdiff.cost.model import ModelShape, compressor_flops, sample_cost, sample_flops
 from stsimdiff.cost.tower import TowerLoad, TowerShape
 
 __all__ = [

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stsimdiff.compressors.base import Compressor
-from stsimdiff.cost.compressor import compressor_flops
+from stsimdiff.cost.counting import read_flops
 from stsimdiff.cost.decoder import DecoderShape, closed_form, decoder_flops, head_flops, kv_bytes
-from stsimdiff.cost.tower import TowerLoad, TowerShape, projector_flops, vision_flops
-from stsimdiff.engine import Trace
+from stsimdiff.cost.tower import TowerLoad, TowerShape, projector_flops, signal_flops, vision_flops
 from stsimdiff.tokens import Grid
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,38 @@ class ModelShape(ABC):
         return self.decoder.parameters + self.tower.parameters
 
 
+def compressor_flops(
+    compressor: Compressor,
+    trace: Trace,
+    grid: Grid,
+    decoder: DecoderShape,
+    tower: TowerShape | None = None,
+    load: TowerLoad | None = None,
+) -> int | None:
+    """FLOPs of one method on one video: its selections, and the attention that was read for it.
+
+    Args:
+        compressor: the method with its parameters.
+        trace: what it was shown and asked for.
+        grid: of the video.
+        decoder: sizes of the language model.
+        tower: sizes of the vision tower, whose attention some methods read.
+        load: what the video asked of the tower.
+
+    Returns:
+        ``None`` for a method without a formula, and for one of the vision place where the tower is not known.
+    """
+    # A class derived from a method is another method.
+    known = "flops" in vars(type(compressor))
+    if not known or (compressor.needs_vision and (tower is None or load is None)):
+        return None
+    keys = (tower.heads, tower.width // tower.heads) if tower else None
+    own = compressor.flops(trace, grid, decoder.hidden, keys)
+    if own is None:
+        return None
+    return own + read_flops(trace, decoder) + (signal_flops(tower, load) if compressor.needs_vision else 0)
+
+
 def sample_flops(
     shape: ModelShape | None, decoder: DecoderShape, trace: Trace, grid: Grid, compressor: Compressor
 ) -> dict[str, int | None]:
@@ -54,7 +86,7 @@ def sample_flops(
         decoder: sizes of the language model.
         trace: of the sample.
         grid: of its video.
-        compressor: the method; see :func:`~stsimdiff.cost.compressor.compressor_flops`.
+        compressor: the method; see :func:`compressor_flops`.
 
     Returns:
         ``vision``, ``projector`` (with the pooling), ``compressor``, ``decoder`` and ``head``. A part that is not

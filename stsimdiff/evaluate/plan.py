@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stsimdiff.cost import ModelShape, closed_form, kv_bytes, prefill_flops, prefill_flops_all
-from stsimdiff.cost.compressor import compressor_flops
+from stsimdiff.cost import (
+    ModelShape,
+    closed_form,
+    compressor_flops,
+    kv_bytes,
+    prefill_flops,
+    prefill_flops_all,
+)
 from stsimdiff.cost.tower import projector_flops, signal_flops, vision_flops
 from stsimdiff.data import cache_folder, clips, published
 from stsimdiff.data.benchmarks import by_task
@@ -23,7 +29,6 @@ from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.clips.world import FPS, FRAMES, SIZE
 from stsimdiff.data.headers import Header, read_header
 from stsimdiff.data.videos import listing
-from stsimdiff.engine import Trace
 from stsimdiff.errors import DataError, UserError
 from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.dry_run import dry_run
@@ -34,6 +39,7 @@ from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
 from stsimdiff.terminal import Console
 from stsimdiff.tokens import Grid
+from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling
 
 PROMPT_TOKENS = 30
