@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_run import QUESTIONS, answers, failed, write_arm
 
+from stsimdiff.report.comparison import Group
 from stsimdiff.report.publish import publish
 from stsimdiff.report.render import shown_pairs
 from stsimdiff.report.rows import read
@@ -202,3 +203,19 @@ def test_where_lmms_evals_own_reading_differs_is_said(tmp_path: Path) -> None:
         f"Read by lmms-eval's own function, answers score otherwise: fastv at 30 % 5 of {n} "
         f"({100 * (right - 5) / n:.1f} % instead of {100 * right / n:.1f} %)."
     ) in notes
+
+
+def test_all_tokens_are_those_of_the_same_settings_where_there_are_such(tmp_path: Path) -> None:
+    for dtype, chance in (("float16", 0.5), ("float32", 0.95)):
+        write_arm(tmp_path, "none", 1.0, answers(chance, 1.0), model=MODEL | {"dtype": dtype})
+    for dtype in ("float32", "bfloat16"):
+        write_arm(tmp_path, "fastv", 0.3, answers(0.7, 0.3), model=MODEL | {"dtype": dtype})
+    stored = read(tmp_path)
+    group = Group(stored.arms, stored.samples, "embedded", "clips")
+    full = {
+        arm.record["model"]["dtype"]: group.everything(arm) for arm in stored.arms if arm.method == "fastv"
+    }
+    assert {dtype: arm.record["model"]["dtype"] for dtype, arm in full.items()} == {
+        "float32": "float32",
+        "bfloat16": "float16",  # none has its settings: the first that there is
+    }

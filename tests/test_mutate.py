@@ -93,6 +93,7 @@ def test_every_kind_of_change() -> None:
     ]
     assert made("x = min(a, b)") == [("name", "x = max(a, b)")]
     assert made("x = f(a, b, c)") == [("arguments", "x = f(b, a, c)")]
+    assert made("x = f(a, a)") == []
     assert made("x = y[a:b]") == [("bound", "x = y[:b]"), ("bound", "x = y[a:]")]
     assert made("x += y") == [("operator", "x -= y"), ("statement", "pass")]
     assert made("raise A(1)") == made("f()") == [("statement", "pass")]
@@ -113,6 +114,12 @@ def test_words_annotations_and_decorators_stay() -> None:
         "zip(strict=True)",
     ):
         assert [kind for kind, _ in made(text) if kind != "statement"] == []
+
+
+def test_what_the_import_runs_is_told_apart() -> None:
+    source = "A = 1\nclass B:\n    c = 2\n    def d(self, e=3):\n        return 4\n"
+    found = {change.before: change.imported for change in changes("a.py", source.encode())}
+    assert found == {"A = 1": True, "c = 2": True, "def d(self, e=3):": True, "return 4": False}
 
 
 def test_places_after_letters_of_several_bytes() -> None:

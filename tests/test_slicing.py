@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stsimdiff.attention import probe
-from stsimdiff.slicing import cut_mask
+from stsimdiff.slicing import cut_mask, cut_positions
 
 KEPT, LENGTH = torch.tensor([0, 2]), 3
 
@@ -67,3 +67,9 @@ def test_the_probe_hands_over_what_the_layer_hands_to_its_backend(options: dict,
     assert got_query is query and got_key is key
     assert got_scaling == scaling
     assert got_options == options
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1, 3)])
+def test_positions_are_cut_along_tokens_whatever_stands_before_them(shape: tuple[int, ...]) -> None:
+    positions = torch.arange(torch.tensor(shape).prod()).reshape(shape)
+    assert torch.equal(cut_positions(positions, KEPT, LENGTH), positions[..., [0, 2]])

@@ -67,6 +67,7 @@ class Change:
         kind: of change.
         start, stop: the bytes of the file that ``text`` takes the place of.
         before, after: the changed lines, in one line each; they name a change in the list of equivalent ones.
+        imported: whether the import of the module runs the line (a constant, a default) rather than a call.
     """
 
     module: str
@@ -79,6 +80,7 @@ class Change:
     text: str
     before: str
     after: str
+    imported: bool = False
 
     def apply(self, source: bytes) -> bytes:
         """The file's content with this change."""
@@ -102,7 +104,13 @@ def changes(module: str, source: bytes) -> list[Change]:
         begin.append(begin[-1] + len(row))
     rows = source.decode().splitlines()
     found: dict[tuple[int, int, str], Change] = {}
-    for node, kind, text, span in _find(ast.parse(source), (1, 1)):
+    tree = ast.parse(source)
+    bodies = [
+        (node.body[0].lineno, node.end_lineno)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for node, kind, text, span in _find(tree, (1, 1)):
         start = begin[node.lineno - 1] + node.col_offset
         stop = begin[node.end_lineno - 1] + node.end_col_offset
         around = (
@@ -111,7 +119,11 @@ def changes(module: str, source: bytes) -> list[Change]:
         )
         before = " ".join(" ".join(rows[node.lineno - 1 : node.end_lineno]).split())
         after = " ".join((around[0] + text + around[1]).split())
-        change = Change(module, node.lineno, node.end_lineno, span, kind, start, stop, text, before, after)
+        imported = not any(first <= node.lineno <= last for first, last in bodies)
+        change = Change(
+            *(module, node.lineno, node.end_lineno, span, kind),
+            *(start, stop, text, before, after, imported),
+        )
         found.setdefault((start, stop, text), change)
     return sorted(found.values(), key=lambda change: (change.start, change.stop, change.kind, change.text))
 
@@ -156,7 +168,9 @@ def _has_an_order(call: ast.Call) -> bool:
     """Whether the first two arguments of a call can be swapped."""
     if isinstance(call.func, ast.Name) and call.func.id in NOT_SWAPPED:
         return False
-    return len(call.args) > 1 and not any(isinstance(argument, ast.Starred) for argument in call.args[:2])
+    first = call.args[:2]
+    same = len({ast.dump(argument) for argument in first}) < 2
+    return not same and not any(isinstance(argument, ast.Starred) for argument in first)
 
 
 def _instead(node: ast.AST) -> Iterator[tuple[ast.AST, str, ast.AST]]:

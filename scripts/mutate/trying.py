@@ -302,13 +302,12 @@ class Map:
     def tests(self, change: Change) -> dict[str, float]:
         """Seconds of each test that runs a change's line, by id.
 
-        Of a line that is run by the import alone (a constant, a default) or in another process: all tests of the
-        files that run any line of the module, and where there are none the tests that start processes.
+        Of a line that the import runs (a constant, a default), whichever test imported the module first, and of one
+        that is run in another process: all tests of the files that run any line of the module, and where there are
+        none the tests that start processes.
         """
-        for lines in (
-            range(change.line, change.last + 1),
-            range(change.statement[0], change.statement[1] + 1),
-        ):
+        statement = range(change.statement[0], change.statement[1] + 1)
+        for lines in () if change.imported else (range(change.line, change.last + 1), statement):
             found = {
                 test: ran.seconds[test]
                 for ran in self.ran.values()
