@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor, generator_for
 from stsimdiff.engine import Compression
 from stsimdiff.errors import MethodFault
+from stsimdiff.evaluate import guard as guard_module
 from stsimdiff.evaluate.guard import Guard, WeightsChanged
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit import miniatures
@@ -210,6 +212,47 @@ def test_an_error_of_the_method_is_told_with_what_it_left(asked) -> None:
         answer(asked, Does(fails))
     assert isinstance(caught.value.__cause__, ValueError)
     assert not layer()._forward_hooks
+
+
+WRITES = {
+    "zeros": lambda tensor: tensor.zero_(),
+    "data": lambda tensor: tensor.data.add_(1),
+    "numpy": lambda tensor: tensor.numpy().__iadd__(1),
+    "view": lambda tensor: tensor.view(-1)[-1:].add_(1),
+    "shape": lambda tensor: tensor.set_(tensor.clone()[..., :1]),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_other_arms_are_asked_with_is_put_back_and_named(asked, write) -> None:
+    family, _, guard = asked
+    video = family.encode(synthetic_frames(4), signals=True)
+    prompt = family.prompt(video, TEXT, sample="q")
+    plain, before = compressors.resolve("none")(), lent.copy(video.features)
+    expected = answer((family, prompt, guard), plain)
+    shared = prompt.inputs.get("inputs_embeds", video.features)
+    compressor = Does(lambda self: WRITES[write](shared))
+    with (
+        pytest.raises(MethodFault, match=r"Does wrote into (prompt\.inputs\.\w+|video\.features)"),
+        torch.inference_mode(),
+        guard.sample(compressor, prompt=prompt, video=video),
+    ):
+        run = lent.start(compressor, prompt.layout, BUDGET)
+        with Compression(family.decoder, run, prompt.layout):
+            family.answer(prompt, 3)
+    assert lent.same(video.features, before)
+    assert answer((family, prompt, guard), plain) == expected
+
+
+def test_watching_over_them_costs_little(asked) -> None:
+    family, prompt, guard = asked
+    video = family.encode(synthetic_frames(4), signals=True)
+    costs = []
+    for _ in range(20):
+        started = time.perf_counter()
+        guard_module._given_back(guard_module._held({"prompt": prompt, "video": video}))
+        costs.append(time.perf_counter() - started)
+    assert min(costs) < 0.001  # 0.1 to 0.2 ms where nothing else runs
 
 
 def test_a_thread_that_is_left_is_named(asked) -> None:

@@ -6,11 +6,12 @@ The engine's own hooks are gone by then. The weights of a model cannot be put ba
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import random
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
@@ -171,8 +172,13 @@ class Guard:
         return [versions, addresses] != [*before[:2]] or not all(map(lent.same, values, before[2]))
 
     @contextmanager
-    def sample(self, compressor: Compressor) -> Iterator[None]:
+    def sample(self, compressor: Compressor, **given: Any) -> Iterator[None]:
         """Watch over one sample of a method.
+
+        Args:
+            compressor: the method.
+            given: what other methods are asked with too, such as the prompt and the encoded video, by its name in a
+                message; its tensors must stay as they are.
 
         Raises:
             WeightsChanged: when the method changed weights; the model is of no use any more.
@@ -181,6 +187,7 @@ class Guard:
         name = type(compressor).__name__
         process = process_state.read(process_state.EVERYTHING)
         threads, kept = set(threading.enumerate()), state_of(compressor)
+        held = _held(given)
         failed: BaseException | None = None
         try:
             yield
@@ -192,6 +199,7 @@ class Guard:
             # Before the namespaces, which refresh what is known of the weights.
             spoiled = self._weights_changed()
             faults += self._put_back()
+            faults += [f"wrote into {path}" for path in _given_back(held)]
             faults += [f"left the thread {thread.name!r} running; end it" for thread in _left(threads)]
             now = state_of(compressor)
             differ = [what for what in kept if now.get(what) != kept[what]]
@@ -219,6 +227,42 @@ def _phrase(label: str, name: Any, *, added: bool) -> str:
         path, _, kind = label.rpartition(".")
         return f"{what} {path} ({kind.lstrip('_')})"
     return f"{'added' if added else 'replaced'} {label}.{name}"
+
+
+# What other methods are asked with too -------------------------------------------------------------------------
+
+
+def _held(given: Mapping[str, Any]) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, tensor and copy of every tensor in there; of two views of the same memory one is enough."""
+    found = {(tensor.data_ptr(), tensor.shape): (path, tensor) for path, tensor in _tensors("", given)}
+    return [(path, tensor, tensor.clone()) for path, tensor in found.values()]
+
+
+def _tensors(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    if isinstance(value, Mapping):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    elif dataclasses.is_dataclass(value):
+        parts = vars(value).items()
+    else:
+        return
+    for name, part in parts:
+        yield from _tensors(f"{path}.{name}" if path else str(name), part)
+
+
+def _given_back(held: list[tuple[str, Tensor, Tensor]]) -> list[str]:
+    """Names of the tensors that differ from their copies; they are put back."""
+    written = []
+    for path, tensor, copy in held:
+        if not lent.same(tensor, copy):
+            written.append(path)
+            with torch.inference_mode():
+                tensor.copy_(copy) if tensor.shape == copy.shape else tensor.set_(copy)
+    return written
 
 
 # What a compressor keeps ---------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ class Session:
         """
         prompt = asked.prompt
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
-        with self.guard.sample(self.compressor(arm)):
+        with self.guard.sample(self.compressor(arm), prompt=prompt, video=asked.video):
             run = lent.start(self.compressor(arm), prompt.layout, arm.budget)
             watch = Stopwatch(self.family.device)
             with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
