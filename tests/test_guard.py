@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -200,6 +201,19 @@ def test_changed_weights_end_the_run(asked, write) -> None:
     with pytest.raises(WeightsChanged, match="Does changed weights of the model, which cannot be put back"):
         answer(asked, Does(lambda self: write(weight)))
     weight.data = stock
+    asked[2].refresh()  # a run would have ended
+
+
+@pytest.mark.parametrize("write", [lambda buffer: buffer.mul_(2), lambda buffer: buffer.data.mul_(2)])
+def test_so_do_changed_rotary_frequencies(asked, write) -> None:
+    """Stock modules put another tensor in their place; only ``longrope`` writes into it, and is left alone."""
+    buffer = next(b for name, b in FAMILY[0].decoder.module.named_buffers() if name.endswith("inv_freq"))
+    assert guard_module._of_a_sample(SimpleNamespace(rope_type="longrope"), "inv_freq")
+    assert not guard_module._of_a_sample(SimpleNamespace(rope_type="dynamic"), "inv_freq")
+    stock = buffer.clone()
+    with pytest.raises(WeightsChanged, match="Does changed weights of the model"):
+        answer(asked, Does(lambda self: write(buffer)))
+    buffer.data.copy_(stock)
     asked[2].refresh()  # a run would have ended
 
 

@@ -96,7 +96,7 @@ class Guard:
             for _, module in self.modules.values()
             if "_hf_hook" not in module.__dict__
             for name, weight in chain(module._parameters.items(), module._buffers.items())
-            if weight is not None and weight.device.type != "meta" and name not in OF_A_SAMPLE
+            if weight is not None and weight.device.type != "meta" and not _of_a_sample(module, name)
         ]
         self._counted = [weight for weight in self._weights if not weight.is_inference()]
         # Views, made once: what is written into a weight is seen in them.
@@ -219,6 +219,11 @@ class Guard:
             if faults and (failed is None or not isinstance(failed, MethodFault)):
                 said = f"{name} {'; '.join(faults)}. The model and the process were put back as they were"
                 raise MethodFault(f"{said}; it had failed: {failed}" if failed else said) from failed
+
+
+def _of_a_sample(module: nn.Module, name: str) -> bool:
+    """Whether the stock module itself writes into this buffer as it runs: of frequencies only those of ``longrope``."""
+    return name in OF_A_SAMPLE and (name != "inv_freq" or "longrope" in str(getattr(module, "rope_type", "")))
 
 
 def _phrase(label: str, name: Any, *, added: bool) -> str:
