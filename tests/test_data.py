@@ -107,7 +107,7 @@ def test_unusable_videos_are_listed(root: Path, capsys) -> None:
     [
         (
             ["videomm"],
-            "benchmark 'videomm' is unknown; allowed: videomme, mlvu, mlvu_test, longvideobench, egoschema",
+            "benchmark 'videomm' is unknown; allowed: videomme, mlvu, mlvu_test, longvideobench, egoschema, egoschema_full",
         ),
         (["mlvu", "--data", "/nowhere"], "benchmark.data=/nowhere is no folder"),
         (["mlvu", "--data", str(MINIATURES / "videomme")], "no parquet file with the questions of mlvu"),

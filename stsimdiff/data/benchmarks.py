@@ -37,7 +37,7 @@ class Benchmark:
         hub: data set on the hub.
         split: the split with the questions; their file's name begins with it.
         columns: those that prompt, score and video need; a parquet file that has them all holds the questions. The
-            last one is the answer.
+            last one is the answer, unless a ``server`` holds the answers.
         families: the table's columns, in this order; the only one is no column of its own.
         video: a row's video, relative to some folder of the data; without a suffix any video file fits.
         family: the column that a row counts for.
@@ -52,8 +52,10 @@ class Benchmark:
             ``task``'s own function.
         prompts_of: the YAML that offers the prompts, where the stock one asks for no letter.
         ours: prompts that model authors ask instead of lmms-eval's, by name: they make a row's question.
-        config: folder of the hub's repository that holds these rows, where other folders hold rows that are not
-            offered; ``None`` where there is no such choice.
+        configs: folders of the hub's repository that hold these rows, the best first, where other folders hold rows
+            that are not offered; empty where there is no such choice.
+        server: address that scores predictions, of a benchmark without public answers; ``None`` where a row says its
+            answer. Nothing is ever sent there.
     """
 
     name: str
@@ -74,7 +76,13 @@ class Benchmark:
     lettered: str = "row"
     prompts_of: str | None = None
     ours: Mapping[str, Callable[[Row], str]] = dataclasses.field(default_factory=dict)
-    config: str | None = None
+    configs: tuple[str, ...] = ()
+    server: str | None = None
+
+    @property
+    def answered(self) -> str | None:
+        """The column with the right answers; ``None`` where they are not public."""
+        return None if self.server else self.columns[-1]
 
     @property
     def task(self) -> str:
@@ -150,27 +158,30 @@ class Benchmark:
             if set(self.columns) <= set(schema.names) and self._offered(file, root):
                 fitting.append(file)
         fitting = [file for file in fitting if file.name.startswith(self.split)] or fitting
+        own = ([file for file in fitting if config in _folders(file, root)] for config in self.configs)
+        fitting = next(filter(None, own), fitting)
         # MLVU's two splits have the same columns; below one folder, their kinds of questions tell them apart.
         chosen = _once([file for file in fitting if self._kinds(file) <= set(self.families)] or fitting)
         if chosen:
             _refuse_lost_shards(chosen, fitting)
             return chosen
-        what = "its public subset" if self.name == "egoschema" else f"split {self.split}"
+        what = SETS.get(self.name, f"split {self.split}")
         raise DataError(
-            f"{root} has no parquet file with the questions of {self.name} ({what}) and their answers; needed columns: "
-            f"{', '.join(self.columns)}; found: {'; '.join(seen) or 'no parquet file at all'}"
+            f"{root} has no parquet file with the questions of {self.name} ({what})"
+            f"{' and their answers' if self.answered else ''}; needed columns: {', '.join(self.columns)}; found: "
+            f"{'; '.join(seen) or 'no parquet file at all'}"
         )
 
     def _offered(self, file: Path, root: Path) -> bool:
         # EgoSchema's full set has the subset's columns but no answers (it is scored by a server on the network), and
-        # so have test splits: their rows would all be wrong.
-        import pyarrow.parquet
-
-        answers = pyarrow.parquet.read_table(file, columns=[self.columns[-1]]).column(0)
-        if not len(answers) or any(value in (None, "", -1) for value in answers.to_pylist()):
-            return False
-        inside = {part.lower() for part in file.relative_to(root).parts[:-1]}
-        return self.config is None or self.config.lower() in inside or not inside & OTHER_CONFIGS
+        # so have test splits: their rows would all be wrong. Its folders tell the two apart, else the answers do.
+        inside = _folders(file, root)
+        if self.server and inside & CONFIGS:
+            return not inside.isdisjoint(self.configs)
+        known = _answers(file, self.columns[-1] if self.answered else "answer")
+        if self.server:
+            return not known
+        return known and (not self.configs or not inside.isdisjoint(self.configs) or not inside & CONFIGS)
 
     def _kinds(self, file: Path) -> set[str]:
         import pyarrow.parquet
@@ -186,8 +197,23 @@ class Benchmark:
         return digest.hexdigest()[:12]
 
 
-OTHER_CONFIGS = {"generation", "mc", "mc_ppl"}
-"""EgoSchema's folders of the full set."""
+CONFIGS = {"subset", "generation", "mc", "mc_ppl"}
+"""EgoSchema's folders; all but the first hold the full set."""
+SETS = {"egoschema": "its public subset", "egoschema_full": "the full set"}
+
+
+def _folders(file: Path, root: Path) -> set[str]:
+    return {part.lower() for part in file.relative_to(root).parts[:-1]}
+
+
+def _answers(file: Path, column: str) -> bool:
+    """Whether a file holds an answer to each of its questions."""
+    import pyarrow.parquet
+
+    if column not in pyarrow.parquet.read_schema(file).names:
+        return False
+    values = pyarrow.parquet.read_table(file, columns=[column]).column(0).to_pylist()
+    return bool(values) and not any(value in (None, "", -1) for value in values)
 
 
 def _refuse_lost_shards(chosen: list[Path], fitting: list[Path]) -> None:
@@ -219,11 +245,15 @@ def default_root(name: str) -> Path:
 
 
 def folder_in(data: Path, name: str) -> Path:
-    """The folder of a benchmark in the folder of all of them; ``Video-MME`` is as good a name as ``videomme``."""
+    """The folder of a benchmark in the folder of all of them; ``Video-MME`` is as good a name as ``videomme``.
+
+    EgoSchema's full set lies in one repository with its subset, so a folder ``egoschema`` is looked into for both.
+    """
     if not (data / name).is_dir() and data.is_dir():
-        for folder in sorted(data.iterdir()):
-            if folder.is_dir() and re.sub("[^a-z0-9]", "", folder.name.lower()) == name.replace("_", ""):
-                return folder
+        for known in dict.fromkeys((name, name.removesuffix("_full"))):
+            for folder in sorted(data.iterdir()):
+                if folder.is_dir() and re.sub("[^a-z0-9]", "", folder.name.lower()) == known.replace("_", ""):
+                    return folder
     return data / name
 
 
@@ -361,10 +391,22 @@ EGOSCHEMA = Benchmark(
     prediction="pred",
     truth="ground_truth",
     wrong={"pred": -1},
-    config="Subset",
+    configs=("subset",),
 )
 
-BENCHMARKS = {item.name: item for item in (VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA)}
+EGOSCHEMA_FULL = dataclasses.replace(
+    EGOSCHEMA,
+    name="egoschema_full",
+    stock="egoschema/egoschema.yaml",
+    columns=("video_idx", "question", "option"),
+    # lmms-eval asks the first; they hold the same questions.
+    configs=("generation", "mc", "mc_ppl"),
+    server="https://validation-server.onrender.com/api/upload/",
+)
+
+BENCHMARKS = {
+    item.name: item for item in (VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA, EGOSCHEMA_FULL)
+}
 
 
 def by_task(task: str) -> Benchmark | None:

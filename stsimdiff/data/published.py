@@ -26,6 +26,7 @@ PUBLISHED = {
     "videomme": Published(2700, 900, 254.0, "arXiv 2405.21075"),
     "longvideobench": Published(1337, 752, 98.8, "arXiv 2407.15754, at its mean of 473 s"),
     "egoschema": Published(500, 500, 25.0, "arXiv 2308.09126, 180 s each"),
+    "egoschema_full": Published(5031, 5031, 251.55, "arXiv 2308.09126, 180 s each"),
 }
 """By name. Of MLVU's splits no number of videos was found, so a plan for them needs the data."""
 FRAME = (720, 1280)

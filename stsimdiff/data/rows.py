@@ -36,7 +36,10 @@ def read_rows(benchmark: Benchmark, root: Path) -> list[dict[str, Any]]:
         listed = ", ".join(str(file) for file in files)
         raise DataError(f"the question files {listed} cannot be read together: {error}") from error
     checked = [_options(benchmark, row, f"question {number} of {root}") for number, row in enumerate(rows)]
-    column = benchmark.columns[-1]
+    column = benchmark.answered
+    if column is None:
+        # Whatever a copy may say there is not the server's word.
+        return [row | {"answer": None} for row, _ in checked]
     texts = _says_texts([(row[column], options) for row, options in checked], benchmark.counted)
     return [
         row | {column: _answer(benchmark, row, options, texts, f"question {number} of {root}")}

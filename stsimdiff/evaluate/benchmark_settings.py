@@ -50,7 +50,8 @@ def choose_data(data: Any, benchmark: dict[str, Any]) -> None:
 
 
 def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, Any]:
-    """The checked group ``benchmark``, with ``revision``, ``root``, ``code`` and ``generation`` added.
+    """The checked group ``benchmark``, with ``revision``, ``root``, ``code`` and ``generation`` added, and
+    ``server``, the address that scores predictions, where answers are not public.
 
     Raises:
         ConfigError: for a value out of range.
@@ -103,6 +104,7 @@ def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> di
         **benchmark,
         "revision": revision,
         "root": str(root) if root else None,
+        **({"server": public.server} if public and public.server else {}),
         **_task(benchmark, public),
     }
 

@@ -175,6 +175,11 @@ class StSimDiff(lmms):
             task,
             generation,
         )
+        if settings.benchmark.get("server"):
+            raise ConfigError(
+                f"{name} has no public answers to score here; python -m stsimdiff benchmark={settings.benchmark['name']} "
+                "writes the file of predictions for the server that has them"
+            )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         self.unread += score(settings, task, [arm], questions).unread
         rows = read_answers(settings.folder / arm.folder)

@@ -62,16 +62,16 @@ class Judgement:
 
     Attributes:
         parsed: the letter that was read, ``None`` where the answer could not be read.
-        target: the right letter.
-        correct: whether they are the same.
+        target: the right letter, ``None`` where it is not public.
+        correct: whether they are the same, ``None`` where that is not known.
         stock_parsed: the letter that lmms-eval's own function reads from the same text; ours where the task has none.
         stock_correct: whether that function counts it as right; ``None`` where it drew lots or raised.
         stock_error: which of both, ``None`` elsewhere.
     """
 
     parsed: str | None
-    target: str
-    correct: bool
+    target: str | None
+    correct: bool | None
     stock_parsed: str | None
     stock_correct: bool | None
     stock_error: str | None = None
@@ -182,7 +182,9 @@ def judge(task: Any, question: Question, answer: str) -> Judgement:
         raise DataError(
             f"task {task.config.task} gives no parsed, target and correct for an answer, but {result!r}"
         )
-    parsed, target, correct = result["parsed"], result["target"], bool(result["correct"])
+    parsed, target, correct = result["parsed"], result["target"], result["correct"]
+    public = by_task(task.config.task)
+    correct = None if public and public.server else bool(correct)
     stock = [result.get(f"stock_{key}", ours) for key, ours in (("parsed", parsed), ("correct", correct))]
     return Judgement(parsed, target, correct, *stock, result.get("stock_error"))
 

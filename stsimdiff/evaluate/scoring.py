@@ -1,4 +1,7 @@
-"""The score of an arm: its stored answers replayed through the task's own functions, kept as ``metrics.json``."""
+"""The score of an arm: its stored answers replayed through the task's own functions, kept as ``metrics.json``.
+
+Of a benchmark whose answers are not public there is no score, but a file of predictions for the server that has them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from typing import Any
 
 from stsimdiff.evaluate import parsing, questions
 from stsimdiff.evaluate.arms import Arm, Settings
+from stsimdiff.evaluate.parsing import LETTERS
 from stsimdiff.evaluate.questions import Question, replay
-from stsimdiff.evaluate.store import read_answers, shards
+from stsimdiff.evaluate.store import SUBMISSION, read_answers, shards
 from stsimdiff.files import write_whole
 
 METRICS = "metrics.json"
@@ -57,8 +61,11 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
         folder = settings.folder / arm.folder
         of = _state(folder, names, settings)
         known = _known(folder / METRICS)
-        if known.get("of") != of:
+        sent = bool(settings.benchmark.get("server"))
+        if known.get("of") != of or (sent and not (folder / SUBMISSION).is_file()):
             known = _scored(folder, task, by_id, settings) | {"of": of}
+            if sent:
+                write_whole(folder / SUBMISSION, _submission(folder, by_id))
             write_whole(folder / METRICS, json.dumps(known, indent=1) + "\n")
         failed += known["n_failed"]
         if arm.method != "no_video" and parsing.mostly_unread(known["n_unread"], known["n"]):
@@ -82,16 +89,23 @@ def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Se
     rows = [row for row in rows if row["error"] is None]
     answered = [(by_id[row["id"]], row["answer"]) for row in rows]
     unread = [row["answer"] for row in rows if row["parsed"] is None]
+    known = not settings.benchmark.get("server")
     return {
         "task": settings.benchmark["task"],
         "n": len(answered),
         "n_failed": len(by_id) - len(answered),
         "n_unread": len(unread),
         "unread": [repr(text if len(text) <= SHOWN else f"{text[:SHOWN]} ...") for text in _three(unread)],
-        "accuracy": _percent([row["correct"] for row in rows]),
-        "stock": _stock(rows),
-        "metrics": replay(task, answered) if answered else {},
+        "accuracy": _percent([row["correct"] for row in rows]) if known else None,
+        "stock": _stock(rows) if known else None,
+        "metrics": replay(task, answered) if answered and known else {},
     }
+
+
+def _submission(folder: Path, by_id: Mapping[str, Question]) -> str:
+    rows = [row for row in read_answers(folder) if row["id"] in by_id and row["parsed"] is not None]
+    found = {by_id[row["id"]].document["video_idx"]: LETTERS.index(row["parsed"]) for row in rows}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def _stock(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

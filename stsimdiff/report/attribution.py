@@ -129,6 +129,8 @@ def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attrib
         sections: of the group, which hold the comparisons in pairs.
     """
     found, notes = [], []
+    if group.server:
+        return found, notes
     pairs = {section.budget: section.pairs for section in sections}
     for arm in group.arms:
         if arm.method != METHOD or not all(_on(arm, part) for part in PARTS) or not _has(group, arm):

@@ -14,9 +14,10 @@ import pandas as pd
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate.parsing import mostly_unread
+from stsimdiff.evaluate.store import SUBMISSION
 from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import Pair, all_pairs
-from stsimdiff.report.paper import baseline_gate, paper_number, retained
+from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.rows import REFERENCES, Arm
 from stsimdiff.report.statistics import Answers, Interval
@@ -82,8 +83,9 @@ class Row:
 
     @property
     def competes(self) -> bool:
-        """Whether the row is in its block's contest: it has answers, a retention of its own, and keeps to it."""
-        return not self.reference and self.n > 0 and not self.over_budget
+        """Whether the row is in its block's contest: it has an accuracy, a retention of its own, and keeps to it."""
+        scored = self.n > 0 and not math.isnan(self.overall)
+        return not self.reference and scored and not self.over_budget
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ MACRO = (
 )
 
 
+UNSCORED = "No accuracy, so no verdict: the answers are not public, and a server scores the predictions."
+
+
 class Group:
     """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
 
@@ -134,6 +139,7 @@ class Group:
         self.asked = set().union(*(rows.index for rows in self.stored.values()))
         self.labels = labels(arms)
         self.settings = settings(arms)
+        self.server = arms[0].server
 
     def sections(self) -> list[Section]:
         kinds = [kind for kind in KINDS if any(arm.kind == kind and not arm.reference for arm in self.arms)]
@@ -154,10 +160,10 @@ class Group:
         families = self._families(members)
         answering = [arm for arm in members if self.common and len(self.answered[arm.id])]
         answers = self._answers(answering)
-        accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)}
+        accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)} if answers else {}
         rows = _ranked([self._row(arm, kind, families, accuracies.get(arm.id)) for arm in members])
         full = {arm.id: self.everything(arm) for arm in answering}
-        pairs = all_pairs(answering, self.labels, answers, kind, full) if answering else []
+        pairs = all_pairs(answering, self.labels, answers, kind, full) if answers else []
         records = [arm.record for arm in members]
         about = [
             _benchmark_line(members[0], self.benchmark),
@@ -168,18 +174,19 @@ class Group:
         first = members[0]
         gate = baseline_gate(first.protocol, first.model[0], first.benchmark, _all_tokens(rows))
         beside = retained(rows, first.benchmark)
-        about.append(provenance(records))
+        about.append(provenance(records, scored=not self.server))
         said = [text for text in (gate and gate.said, beside) if text]
-        notes = [*said, *self._coverage(members), *_warnings(rows, kind)]
+        notes = [*said, *self._submissions(members), *self._coverage(members), *_warnings(rows, kind)]
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
         section = Section(self.model, self.benchmark, kind, families, rows, pairs, notes, about, macro)
-        return replace(section, verdicts=verdicts(section), gate_met=gate is not None and gate.met)
+        judged = [UNSCORED] if self.server else verdicts(section)
+        return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
 
     def _answers(self, arms: list[Arm]) -> Answers | None:
         """Right and wrong on the common questions, a column an arm; None where there is nothing to compare."""
-        if not arms:
+        if not arms or self.server:
             return None
         kept = [self.answered[arm.id].loc[self.common] for arm in arms]
         correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
@@ -196,7 +203,7 @@ class Group:
     def _row(self, arm: Arm, kind: str, families: tuple[str, ...], overall: Interval | None) -> Row:
         answered = self.answered[arm.id]
         rows = answered.loc[self.common] if len(answered) else answered
-        correct = rows["correct"].astype(bool)
+        correct = rows["correct"].dropna().astype(bool)
         interval = overall or Interval(NAN, NAN, NAN)
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
@@ -227,6 +234,27 @@ class Group:
             missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
             paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.label, arm.retention),
         )
+
+    def _submissions(self, members: list[Arm]) -> list[str]:
+        """How to have the predictions scored, where only a server can; what each arm's file holds."""
+        if not self.server:
+            return []
+        printed = printed_all_tokens(members[0].benchmark)
+        notes = [
+            "NO ACCURACY: the answers are not public; a server scores the predictions, and nothing was sent to it. To "
+            f"send a file: curl -X POST -H 'Content-Type: application/json' -d @FILE {self.server}",
+            f"For information: the paper printed {printed:.1f} for all tokens of LLaVA-Video on this set.",
+        ]
+        for arm in members:
+            rows = self.stored[arm.id]
+            if (arm.folder / SUBMISSION).is_file():
+                read, failed = int(rows["parsed"].notna().sum()), int(rows["failed"].sum())
+                notes.append(
+                    f"{self._name(arm)}: {arm.folder.name}/{SUBMISSION} in the run's folder has {read} of {len(rows)} "
+                    f"answers; left out, which the server counts as missing: {len(rows) - read - failed} without a "
+                    f"readable letter, {failed} that failed."
+                )
+        return notes
 
     def _coverage(self, members: list[Arm]) -> list[str]:
         """Which questions the rows stand on, and who is the reason that others were left out."""
@@ -386,7 +414,7 @@ def _warnings(rows: list[Row], kind: str) -> list[str]:
     over = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.over_budget]
     if over:
         notes.append(f"Over its budget, so out of the contest for the best: {', '.join(over)}.")
-    if any(row.n_unparsed for row in rows):
+    if any(row.n_unparsed and not math.isnan(row.overall) for row in rows):
         notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
     return notes
 

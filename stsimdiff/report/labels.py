@@ -47,7 +47,7 @@ UNTOLD = {
             "macro",
             "allow_missing",
         ),
-        *("video_seconds", "missing_questions", "split"),
+        *("video_seconds", "missing_questions", "split", "server"),
     ),
 }
 """Settings that change no answer, or are said elsewhere."""

@@ -180,7 +180,7 @@ def _taken(arm: Arm, model: str, row: Row | None, sample: pd.Series | None) -> T
     if sample["failed"]:
         why = f"failed: {sample['error_type']}: {sample['error_message']}"
         return Taken(arm.id, name, model, None, None, why)
-    answer = (_text(sample["answer"]), bool(sample["correct"]))
+    answer = (_text(sample["answer"]), None if pd.isna(sample["correct"]) else bool(sample["correct"]))
     overlay = sample["overlay"]
     if not isinstance(overlay, Mapping):
         return Taken(arm.id, name, model, *answer, "answered without storing its tokens")

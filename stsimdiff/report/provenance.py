@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def provenance(records: Sequence[Mapping[str, Any]]) -> str:
+def provenance(records: Sequence[Mapping[str, Any]], scored: bool = True) -> str:
     """Versions, device, dtype, attention, data and git revision of the arms, and who scored the answers.
 
     Args:
         records: the arms' ``arm.json``. A value that differs between arms, or between the beginning of an arm
             and its resumption, is given with all its values: such rows are not the same measurement.
+        scored: whether the answers were, or only asked for.
     """
     stored = [one for record in records for one in (record.get("provenance"), *record.get("resumed", ()))]
     flat = [_flat(one) for one in stored if one]
@@ -21,7 +22,8 @@ def provenance(records: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"{name} {' | '.join(values)}")
         if len(values) > 1:
             differing.append(name)
-    said = f"Scored by lmms-eval's task functions. {', '.join(parts) or 'No provenance stored'}."
+    done = "Scored" if scored else "Asked"
+    said = f"{done} by lmms-eval's task functions. {', '.join(parts) or 'No provenance stored'}."
     return f"{said} ROWS DIFFER in {', '.join(differing)}." if differing else said
 
 

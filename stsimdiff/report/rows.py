@@ -103,6 +103,7 @@ class _Benchmark(_Named):
     families: NotRequired[list[str] | None]
     chance: NotRequired[Number | None]
     note: NotRequired[str | None]
+    server: NotRequired[str | None]
 
 
 class _Record(TypedDict):
@@ -178,6 +179,11 @@ class Arm:
     def benchmark(self) -> str:
         return one_line(self.record["benchmark"]["name"])
 
+    @property
+    def server(self) -> str | None:
+        """The address that scores its predictions; ``None`` where the answers are known."""
+        return self.record["benchmark"].get("server")
+
     @cached_property
     def model(self) -> tuple[str, str, str, str]:
         """Name, checkpoint, frames and protocol: two arms that differ here are never put into one table.
@@ -236,8 +242,8 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     Columns: the keys of a stored line, with ``times`` as ``prefill_s``, ``compressor_s``, ``answer_s`` and
     what else was timed (seconds), and ``error`` as ``failed`` (bool), ``error_type``, ``error_message``; and
     of its arm ``arm``, ``method``, ``label``, ``budget`` (kind), ``retention``, ``model``, ``benchmark``,
-    ``folder``. ``correct`` is a nullable boolean: missing where the sample failed, False where nothing could
-    be parsed.
+    ``folder``. ``correct`` is a nullable boolean: missing where the sample failed or no answer is public, False where nothing
+    could be parsed.
 
     Raises:
         DataError: no such folder, no arm in it, or a damaged file.
@@ -286,7 +292,7 @@ def read(run_dir: Path | str) -> Stored:
                 "benchmark": benchmarks[arm.id],
                 "folder": arm.folder.name,
             }
-            lines += [about | _flat(row) for row in _answers(arm.folder, notes)]
+            lines += [about | _flat(row) for row in _answers(arm, notes)]
         run = one_line(Path(run_dir).resolve().name)
         return Stored(run, found, _frame(lines), notes, models, benchmarks)
 
@@ -342,13 +348,13 @@ def _printable(value: str | None) -> str | None:
     return None if value is None else printable(value)
 
 
-def _answers(folder: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def _answers(arm: Arm, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The line that counts for each question of an arm, over all its shards, checked."""
     found: list[str] = []
     layers: int | None = None
-    for place, row in store.counted_lines(folder, found).values():
+    for place, row in store.counted_lines(arm.folder, found).values():
         row = _checked(row, _line, place)
-        if row["error"] is None and row["correct"] is None:
+        if row["error"] is None and row["correct"] is None and not arm.server:
             raise DataError(f"{place}: correct=None without an error; allowed: true or false")
         counts = row.get("tokens_per_layer")
         if counts is not None and len(counts) != (layers := len(counts) if layers is None else layers):

@@ -45,6 +45,9 @@ class StockTask(ConfigurableMessagesTask):
         stock |= given | {"doc_to_visual": doc_to_visual}
         if self.benchmark.prompts_of:
             stock["lmms_eval_specific_kwargs"] = self.benchmark.prompts()
+        if self.benchmark.server:
+            # The stock aggregation posts every prediction to a server on the network.
+            stock["metric_list"] = [{"metric": "score", "aggregation": unscored, "higher_is_better": True}]
         if own := self.benchmark.ours.get(self.prompt):
             stock["doc_to_text"] = lambda row, lmms_eval_specific_kwargs=None: own(row)
         # lmms-eval takes a model's name for a prompt's.
@@ -81,9 +84,8 @@ class StockTask(ConfigurableMessagesTask):
         """The stock record of one answer, with what :class:`~stsimdiff.evaluate.questions.Judgement` holds."""
         options = self.benchmark.options(doc)
         letter = parse_letter(results[0], options)
-        place = place_of(
-            doc[self.benchmark.columns[-1]], options, counted=self.benchmark.counted, texts=False
-        )
+        column = self.benchmark.answered
+        place = place_of(doc[column], options, counted=self.benchmark.counted, texts=False) if column else None
         # Of an answer without a letter the stock function never sees a word. It fills in what its aggregation
         # needs, such as the category; what it read is then overwritten by a prediction that equals no option.
         # MLVU's parser knows four of the test split's six options: of another letter it sees as little.
@@ -97,7 +99,9 @@ class StockTask(ConfigurableMessagesTask):
                 elif not letter:
                     record = {**record, **self.benchmark.wrong}
                 correct = str(record[self.benchmark.prediction]) == str(record[self.benchmark.truth])
-                ours = {"parsed": letter, "target": LETTERS[place], "correct": correct}
+                ours = {"parsed": letter, "target": None, "correct": None}
+                if place is not None:
+                    ours |= {"target": LETTERS[place], "correct": correct}
                 scored[metric] = {**record, **ours, **self.stock_reading(doc, results[0])}
         return scored
 
@@ -117,7 +121,7 @@ class StockTask(ConfigurableMessagesTask):
         letter = said if isinstance(said, str) else LETTERS[said] if said >= 0 else None
         return {
             "stock_parsed": letter or None,
-            "stock_correct": str(said) == str(right),
+            "stock_correct": None if self.benchmark.server else str(said) == str(right),
             "stock_error": None,
         }
 
@@ -134,6 +138,11 @@ class Lots:
 
     def __getattr__(self, name: str) -> Any:
         raise NotImplementedError(f"lmms-eval's task uses random.{name}, which is not watched")
+
+
+def unscored(records: Sequence[Any]) -> float:
+    """The score of answers that only a server can score."""
+    return float("nan")
 
 
 def unknown(why: str) -> dict[str, Any]:
