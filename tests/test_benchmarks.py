@@ -27,6 +27,7 @@ from stsimdiff.resources import folder
 
 ROOT = Path(__file__).parent.parent
 MINIATURES = Path(__file__).parent / "benchmarks"
+load_model = session.load_model
 NAMES = ("videomme", "mlvu", "mlvu_test", "longvideobench", "egoschema")
 UNREADABLE = ("", " ", "A man walks", "Because", "A or B", "I cannot tell", "J", "(", "the red one")
 ID = {
@@ -324,6 +325,34 @@ def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     assert note in (settings.folder / "table.md").read_text()
     metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
     assert (metrics["n"], metrics["n_failed"]) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "goes_on"), [("2%", False), (1, False), ("66.6%", False), ("66.7%", True), (2, True)]
+)
+def test_unusable_videos_block_the_others_only_above_the_limit(
+    limit, goes_on: bool, data: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(
+        session, "load_model", lambda settings: pytest.fail("loaded") if not goes_on else load_model(settings)
+    )
+    harm(data, "videomme")  # two of three videos, with three questions each
+    settings, (arm,) = prepared("videomme", data, f"max_failures={limit}")
+    with pytest.raises(RunFailed if goes_on else DataError) as caught:
+        session.run_arms(settings, [arm])
+    said = str(caught.value)
+    if goes_on:
+        assert "6 samples have no answer" in said
+        assert (
+            "2 of 3 videos cannot be used; the questions about them count as failed"
+            in capsys.readouterr().err
+        )
+        assert sum(row["error"] is None for row in rows_of(settings, arm)) == 3
+    else:
+        allowed = {"2%": 0, 1: 1, "66.6%": 1}[limit]
+        assert (
+            f"max_failures={limit} allows {allowed} of 3" in said and "2 of 3 videos cannot be used" in said
+        )
 
 
 def test_decord_reads_the_same_frames(data: Path) -> None:

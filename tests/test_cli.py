@@ -170,7 +170,7 @@ def test_help_shows_examples_choices_and_the_form(tmp_path):
     for name in compressors.BUILTIN:
         assert name in done.stdout
     assert "python -m stsimdiff -m compressor=random,st_simdiff budget.retention=0.3,0.5" in done.stdout
-    assert "max_failures: 10" in done.stdout
+    assert "max_failures: 2%" in done.stdout
     assert '"$(stsimdiff --shell-completion install=bash)"' in done.stdout
     assert not list(tmp_path.iterdir())
 

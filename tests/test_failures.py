@@ -16,10 +16,11 @@ from test_session import prepared, stored
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, RunFailed, Terminated
-from stsimdiff.evaluate import limits, progress, session
+from stsimdiff.evaluate import answering, limits, progress, session
 from stsimdiff.evaluate.failures import is_out_of_memory, once_more
 from stsimdiff.evaluate.limits import SampleTimeout, TimeLimit, sigterm_raises
 from stsimdiff.evaluate.progress import Progress
+from stsimdiff.evaluate.values import failure_limit, failures_allowed
 from stsimdiff.video_process import VideoProcess
 
 
@@ -226,6 +227,16 @@ def test_a_broken_video_counts_once_whatever_the_number_of_arms(tmp_path, data, 
         rows = stored(settings, arm)
         assert {row["video"] for row in rows if row["error"]} == {"clip000.mp4"}
         assert len({row["video"] for row in rows}) == (1 if most == 0 else 2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "videos", "allowed", "while_answering"),
+    [(0, 900, 0, 0), (3, 1, 3, 3), ("2%", 900, 18, 18), ("2%", 752, 15, 15), ("2%", 8, 0, 10), ("0%", 900, 0, 0),
+     ("0.1%", 1000, 1, 10), ("33.3%", 3, 0, 10), ("100%", 12, 12, 12), ("29%", 100, 29, 29)],
+)  # fmt: skip
+def test_a_share_of_the_videos_is_exact(limit, videos: int, allowed: int, while_answering: int) -> None:
+    assert failures_allowed(failure_limit(limit), videos) == allowed
+    assert answering._allowed(failure_limit(limit), videos) == while_answering
 
 
 def test_a_setting_that_the_model_forbids_ends_the_run(tmp_path, data, monkeypatch):

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sized
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +19,9 @@ from stsimdiff.data import cache_folder
 from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
+from stsimdiff.evaluate.values import failures_allowed
 from stsimdiff.files import sha256, write_whole
+from stsimdiff.terminal import say
 from stsimdiff.video_process import SECONDS
 
 SUFFIXES = (
@@ -174,16 +177,19 @@ def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) ->
     return {**entry, "sha256": sha256(path)} if checksum else entry
 
 
-def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str, str]:
+def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str], limit: int | str = 0) -> dict[str, str]:
     """The videos of a benchmark's questions that are missing or broken, with the reason, before a model is loaded.
+
+    They are listed, and the run goes on with the others where the limit allows it.
 
     Args:
         benchmark: the settings of the benchmark. With ``root``, the folder of a public benchmark, every video is
             opened unless the index there knows it; generated ones, and a user's own, are looked for only.
         paths: of the videos.
+        limit: ``max_failures`` of the settings.
 
     Raises:
-        DataError: listing them, unless ``allow_missing``.
+        DataError: when they are more than the limit, unless ``allow_missing``.
     """
     paths = sorted(set(paths))
     if benchmark.get("root"):
@@ -199,13 +205,31 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str]) -> dict[str
                 video.check_file(path)
             except VideoError as error:
                 unusable[path] = str(error)
-    if unusable and not benchmark.get("allow_missing"):
-        raise DataError(
-            f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
-            f"{_place(benchmark)}; {_packed(benchmark)}"
-            "benchmark.allow_missing=true answers the other questions and counts these as failed"
-        )
+    if not unusable:
+        return unusable
+    said = f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
+    if too_many(benchmark, unusable, paths, limit):
+        raise DataError(f"{said}{_place(benchmark)}; {_packed(benchmark)}{over(limit, len(paths))}")
+    _say_once(f"{said}; the questions about them count as failed, the others are answered")
     return unusable
+
+
+def too_many(benchmark: Mapping[str, Any], unusable: Sized, paths: Sized, limit: int | str) -> bool:
+    """Whether more of these videos are unusable than a run goes on with."""
+    return not benchmark.get("allow_missing") and len(unusable) > failures_allowed(limit, len(paths))
+
+
+def over(limit: int | str, videos: int) -> str:
+    """What the limit is, and how the rest is answered all the same."""
+    return (
+        f"max_failures={limit} allows {failures_allowed(limit, videos)} of {videos}: a larger one, or "
+        "benchmark.allow_missing=true, answers the other questions and counts these as failed"
+    )
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text, error=True)
 
 
 def _place(benchmark: dict[str, Any]) -> str:

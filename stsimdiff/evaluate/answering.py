@@ -19,10 +19,14 @@ from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
+from stsimdiff.evaluate.values import failures_allowed
 from stsimdiff.models.base import EncodedVideo
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.session import Asked, Session
+
+LEAST = 10
+"""Failures that any share of the videos but 0% allows while a run answers."""
 
 
 @dataclass
@@ -84,12 +88,20 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes) ->
     return loop.written
 
 
+def _allowed(limit: int | str, videos: int) -> int:
+    """Failures that a run goes on with: of a share at least ``LEAST``, so that a short trial comes to its end."""
+    allowed = failures_allowed(limit, videos)
+    return allowed if isinstance(limit, int) or float(limit[:-1]) == 0 else max(allowed, LEAST)
+
+
 class _Loop:
     """One call of :func:`answer_all`. A video's features live as long as :meth:`video` runs, and no longer."""
 
     def __init__(self, session: Session, task: Any, work: Work, progress: Progress) -> None:
         self.session, self.task, self.work, self.progress = session, task, work, progress
         self.written = self.failures = 0
+        videos = len({question.video for question in work.questions})
+        self.allowed = _allowed(session.settings.max_failures, videos)
         self.digest = UNKNOWN
         """Of the video whose questions are being answered, as it was before it was read."""
 
@@ -111,7 +123,7 @@ class _Loop:
             encoded = error
         for question in questions:
             self.question(question, encoded)
-        # Known beforehand and allowed (allow_missing), it says nothing about how the run fares.
+        # Known beforehand and allowed, it says nothing about how the run fares.
         if not isinstance(encoded, EncodedVideo) and path not in self.work.unusable:
             self._went_wrong(encoded)
 
@@ -156,9 +168,9 @@ class _Loop:
         """Count one thing that went wrong, however many samples it cost: a broken video must not end a sweep."""
         self.failures += 1
         settings: Settings = self.session.settings
-        if self.failures > settings.max_failures:
+        if self.failures > self.allowed:
             raise RunFailed(
-                f"stopped after {self.failures} failures (max_failures={settings.max_failures}; a video that cannot be "
-                f"read counts once, whatever it cost); the last one: {type(error).__name__}: {error}. What was "
-                f"answered is stored in {settings.folder}"
+                f"stopped after {self.failures} failures (max_failures={settings.max_failures}, here {self.allowed}; a "
+                f"video that cannot be read counts once, whatever it cost); the last one: {type(error).__name__}: "
+                f"{error}. What was answered is stored in {settings.folder}"
             )

@@ -233,7 +233,7 @@ def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, Sample]:
 def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
     from stsimdiff.data.benchmarks import by_task
     from stsimdiff.data.headers import read_header
-    from stsimdiff.data.videos import listing, unusable_videos
+    from stsimdiff.data.videos import listing, over, too_many, unusable_videos
     from stsimdiff.evaluate.questions import all_questions, load_task
 
     benchmark = dict(settings.benchmark)
@@ -242,7 +242,7 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
         benchmark["root"] = str(public.root(benchmark["data"]))
     questions = all_questions(load_task(benchmark), settings.limit, benchmark["families"])
     videos = sorted({question.video for question in questions})
-    unusable = unusable_videos({**benchmark, "allow_missing": True}, videos)
+    unusable = unusable_videos({**benchmark, "allow_missing": True}, videos, settings.max_failures)
     sound = [path for path in videos if path not in unusable]
     if sound:
         sizes = {(header.height, header.width) for header in map(read_header, sound)}
@@ -254,11 +254,12 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
         )
     said = f"{len(questions)} questions about {len(videos)} videos"
     if unusable:
-        raise DataError(
-            f"{said}; {len(unusable)} cannot be used:\n{listing(unusable.values())}\nfetch these again (`make data "
-            f"BENCHMARK={name}`), or answer the others with benchmark.allow_missing=true"
-        )
-    return f"{said}, each opened; the largest frame is {height} x {width}"
+        said += f"; {len(unusable)} cannot be used:\n{listing(unusable.values())}"
+    if not sound or too_many(benchmark, unusable, videos, settings.max_failures):
+        again = f"fetch these again (`make data BENCHMARK={name}`)"
+        raise DataError(f"{said}\n{again}; {over(settings.max_failures, len(videos))}")
+    said += "\n" if unusable else ", "
+    return f"{said}each opened; the largest frame is {height} x {width}"
 
 
 # The model -----------------------------------------------------------------------------------------------------

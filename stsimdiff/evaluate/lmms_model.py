@@ -177,8 +177,8 @@ class StSimDiff(lmms):
         )
         if settings.benchmark.get("server"):
             raise ConfigError(
-                f"{name} has no public answers to score here; python -m stsimdiff benchmark={settings.benchmark['name']} "
-                "writes the file of predictions for the server that has them"
+                f"{name} has no public answers to score here; python -m stsimdiff "
+                f"benchmark={settings.benchmark['name']} writes the file of predictions for the server that has them"
             )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         self.unread += score(settings, task, [arm], questions).unread

@@ -28,7 +28,7 @@ from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.clips.world import FPS, FRAMES, SIZE
 from stsimdiff.data.headers import Header, read_header
-from stsimdiff.data.videos import listing
+from stsimdiff.data.videos import listing, over, too_many
 from stsimdiff.errors import DataError, UserError
 from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.dry_run import dry_run
@@ -228,10 +228,11 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
             headers[path] = read_header(path)
         except DataError as error:
             broken[path] = str(error)
-    if broken and (not benchmark["allow_missing"] or not headers):
+    videos = [*broken, *headers]
+    if broken and (not headers or too_many(benchmark, broken, videos, settings.max_failures)):
         raise DataError(
-            f"{listing(broken.values())}\n{len(broken)} of {len(broken) + len(headers)} videos cannot be used; "
-            "benchmark.allow_missing=true answers the other questions and counts these as failed"
+            f"{listing(broken.values())}\n{len(broken)} of {len(videos)} videos cannot be used; "
+            f"{over(settings.max_failures, len(videos))}"
         )
     if broken:
         lost = sum(question.video in broken for question in questions)

@@ -20,7 +20,7 @@ def check_data(passes: Iterable[Settings]) -> None:
     Of several processes only the first one looks; the others wait for it at their first pass.
 
     Raises:
-        Missing: naming what cannot be used, of all benchmarks.
+        Missing: naming what cannot be used, of all benchmarks of which it is more than ``max_failures``.
     """
     if ranks().rank > 0:
         return
@@ -28,13 +28,16 @@ def check_data(passes: Iterable[Settings]) -> None:
     for settings in passes:
         benchmark = settings.benchmark
         families = tuple(benchmark["families"] or ())
-        key = (benchmark["root"], families, settings.limit, benchmark["allow_missing"])
+        key = (
+            *(benchmark["root"], families, settings.limit),
+            *(benchmark["allow_missing"], settings.max_failures),
+        )
         if not benchmark["root"] or key in looked_at:
             continue
         looked_at.add(key)
         try:
             questions = all_questions(load_task(benchmark), settings.limit, families)
-            unusable_videos(benchmark, [question.video for question in questions])
+            unusable_videos(benchmark, [question.video for question in questions], settings.max_failures)
         except DataError as error:
             missing.append(f"{benchmark['name']}: {error}")
     if missing:

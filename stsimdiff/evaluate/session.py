@@ -335,7 +335,8 @@ def _reasons(settings: Settings, arms: Sequence[Arm]) -> str:
 
 def _checked_videos(settings: Settings, questions: Sequence[Question]) -> tuple[Settings, dict[str, str]]:
     """The videos that cannot be used, and settings whose note, in every arm's record and table, says how many."""
-    unusable = unusable_videos(settings.benchmark, [question.video for question in questions])
+    videos = [question.video for question in questions]
+    unusable = unusable_videos(settings.benchmark, videos, settings.max_failures)
     if not unusable:
         return settings, unusable
     lost = sum(question.video in unusable for question in questions)

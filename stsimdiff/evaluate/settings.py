@@ -18,7 +18,17 @@ from stsimdiff.evaluate.benchmark_settings import benchmark_settings, choose_dat
 from stsimdiff.evaluate.digests import unwritten
 from stsimdiff.evaluate.model_settings import model_settings
 from stsimdiff.evaluate.protocol import check_protocol, protocol_settings
-from stsimdiff.evaluate.values import group, number_above, one_of, only, path, text, told, whole
+from stsimdiff.evaluate.values import (
+    failure_limit,
+    group,
+    number_above,
+    one_of,
+    only,
+    path,
+    text,
+    told,
+    whole,
+)
 from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
@@ -59,7 +69,8 @@ class Settings:
         limit: only the first so many questions, or ``None``.
         seed: of everything random.
         retry_failed: whether failed answers are asked again.
-        max_failures: failures after which the run gives up; a video that cannot be read counts once.
+        max_failures: how many failures the run goes on with, or which share of the videos, as ``2%``; a video that
+            cannot be read counts once. See :func:`stsimdiff.evaluate.values.failures_allowed`.
         sample_seconds: longest time for one answer, or ``None``.
         cache: ``max_gb`` of vision features in memory, ``folder`` and ``disk_gb`` of those on disk.
         overlays: for how many questions each token's fate is stored.
@@ -78,7 +89,7 @@ class Settings:
     limit: int | None = None
     seed: int = 0
     retry_failed: bool = False
-    max_failures: int = 10
+    max_failures: int | str = "2%"
     sample_seconds: float | None = None
     cache: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"max_gb": 0.0, "folder": None, "disk_gb": 20.0}
@@ -106,7 +117,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         raise ConfigError(f"run={run} is too long for a name; allowed: {MOST_RUN} letters")
     limit = whole(cfg, "limit", least=1, nullable=True)
     seed = whole(cfg, "seed", least=0, most=MOST_SEED)
-    most = whole(cfg, "max_failures", least=0)
+    most = failure_limit(cfg.max_failures)
     overlays = whole(cfg, "overlays", least=0, most=MOST_OVERLAYS)
     shards = whole(cfg, "shards", least=1, most=MOST_SHARDS)
     for name in ("retry_failed", "plan"):

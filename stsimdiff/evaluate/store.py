@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 RECORD = "arm.json"
 SUBMISSION = "submission.json"
-"""In an arm's folder: ``{video_idx: place of the answer, from 0}``, as EgoSchema's server takes it. A question without a
-readable letter is left out: the server counts it as missing, and nothing is guessed."""
+"""In an arm's folder: ``{video_idx: place of the answer, from 0}``, as EgoSchema's server takes it. A question without
+a readable letter is left out: the server counts it as missing, and nothing is guessed."""
 SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
 BEGIN, END = b'{"id": "', b', "error": null}'
 TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})", "error": null\}$')

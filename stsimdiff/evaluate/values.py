@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,33 @@ def whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: i
         also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
         raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
     return value
+
+
+def failure_limit(value: Any) -> int | str:
+    """What ``max_failures`` may be: a number, or a share of the videos as ``2%``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?) ?%", value) if isinstance(value, str) else None
+    if share and float(share[1]) <= 100:
+        return f"{share[1]}%"
+    if type(value) is int and 0 <= value <= MOST_WHOLE:
+        return value
+    raise ConfigError(
+        f"max_failures={value!r} is out of range; allowed: a whole number from 0, or a share of the videos from 0% to "
+        "100%, such as 2%"
+    )
+
+
+def failures_allowed(limit: int | str, videos: int) -> int:
+    """How many of so many videos may be unusable.
+
+    Args:
+        limit: what :func:`failure_limit` gave.
+        videos: that the questions are about.
+    """
+    return limit if isinstance(limit, int) else int(Fraction(limit.removesuffix("%")) / 100 * videos)
 
 
 def told(cfg: DictConfig, group: str) -> dict[str, Any]:

@@ -242,8 +242,8 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     Columns: the keys of a stored line, with ``times`` as ``prefill_s``, ``compressor_s``, ``answer_s`` and
     what else was timed (seconds), and ``error`` as ``failed`` (bool), ``error_type``, ``error_message``; and
     of its arm ``arm``, ``method``, ``label``, ``budget`` (kind), ``retention``, ``model``, ``benchmark``,
-    ``folder``. ``correct`` is a nullable boolean: missing where the sample failed or no answer is public, False where nothing
-    could be parsed.
+    ``folder``. ``correct`` is a nullable boolean: missing where the sample failed or no answer is public, False where
+    nothing could be parsed.
 
     Raises:
         DataError: no such folder, no arm in it, or a damaged file.
