@@ -327,4 +327,5 @@ def test_the_folder_of_a_benchmark_in_that_of_all(tmp_path: Path) -> None:
         "mlvu_test": "MLVU_Test",
         "longvideobench": "LongVideoBench",
         "egoschema": "egoschema",
+        "egoschema_full": "egoschema_full",
     }

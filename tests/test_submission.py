@@ -1,4 +1,4 @@
-"""EgoSchema's full set, whose answers only a server knows: a file of predictions and no accuracy, and nothing is sent."""
+"""EgoSchema's full set, whose answers only a server knows: a file of predictions, no accuracy, and nothing is sent."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_a_run_writes_what_the_server_takes(data: Path, monkeypatch) -> None:
         assert (metrics["n"], metrics["n_failed"], metrics["n_unread"]) == (7, 1, 1)
         assert (metrics["accuracy"], metrics["stock"], metrics["metrics"]) == (None, None, {})
         rows = [json.loads(line) for line in (file.parent / "answers.jsonl").read_text().splitlines()]
-        assert {(row["target"] if row["error"] is None else None, row["correct"]) for row in rows} == {(None, None)}
+        assert {(row["target"] if row["error"] is None else None, row["correct"]) for row in rows} == {
+            (None, None)
+        }
         assert all(row["stock_correct"] is None for row in rows if row["error"] is None)
     with open(folder / "table.csv", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -177,6 +179,8 @@ def test_lmms_evals_own_command_is_refused(data: Path, capsys) -> None:
     task = load_task(one.settings.benchmark)
     model = lmms_model.StSimDiff(data=str(data), results=str(data.parent))
     with pytest.raises(SystemExit) as caught, lmms_model.ending():
-        model._answer("stsimdiff_egoschema_full", task, all_questions(task, 1, None), task.config.generation_kwargs)
+        model._answer(
+            "stsimdiff_egoschema_full", task, all_questions(task, 1, None), task.config.generation_kwargs
+        )
     assert caught.value.code == 2
     assert re.search("has no public answers to score here; python -m stsimdiff", capsys.readouterr().err)

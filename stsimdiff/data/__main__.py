@@ -1,8 +1,8 @@
 """``python -m stsimdiff data benchmark=videomme``: fetch a public benchmark, or check one that is on this machine.
 
 Settings are those of a run: ``benchmark.data=/folder`` (or ``data=/folder`` for the folder of all benchmarks) checks
-what lies there, ``benchmark=videomme,mlvu`` takes several. ``python -m stsimdiff data videomme --data /folder`` says
-the same in fewer words.
+what lies there, ``benchmark=videomme,mlvu`` takes several. ``keep_archives=false`` removes each archive once it is
+unpacked. ``python -m stsimdiff data videomme --data /folder`` says the same in fewer words.
 """
 
 from __future__ import annotations
@@ -10,14 +10,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from stsimdiff.data.benchmarks import BENCHMARKS, by_name, by_task, folder_in
-from stsimdiff.data.fetch import prepare
+from stsimdiff.data.benchmarks import BENCHMARKS, Benchmark, by_name, by_task, folder_in
+from stsimdiff.data.fetch import announce, prepare
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate.values import path
+from stsimdiff.evaluate.values import failure_limit, one_of, path
 from stsimdiff.terminal import say
 from stsimdiff.video_process import SECONDS
+
+KEEP = "keep_archives"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark, the folder that holds it or ``None``, how its videos are opened and how many may be unusable."""
+
+    benchmark: Benchmark
+    data: str | None
+    seconds: float | None = SECONDS
+    decoder: str = "pyav"
+    limit: int | str = "2%"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,17 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m stsimdiff data",
         description="Fetch a benchmark from the hub, unpack it, check every video and write an index. Settings of a "
-        "run are taken too: benchmark=videomme,mlvu benchmark.data=/folder benchmark.video_seconds=60",
+        "run are taken too: benchmark=videomme,mlvu benchmark.data=/folder benchmark.video_seconds=60; "
+        "keep_archives=false removes each archive once it is unpacked",
     )
     parser.add_argument("benchmark", help=", ".join(BENCHMARKS))
     parser.add_argument("--data", help="a folder that holds the data already; nothing is fetched then")
     given = parser.parse_args(arguments)
     try:
-        prepare(by_name(given.benchmark), path("--data", given.data, True), say, SECONDS)
+        one = Asked(by_name(given.benchmark), path("--data", given.data, True))
     except UserError as error:
         say(error, error=True)
         return 2
-    return 0
+    return _prepared([one], keep=True)
 
 
 def _composed(words: Sequence[str]) -> int:
@@ -47,10 +62,12 @@ def _composed(words: Sequence[str]) -> int:
     from stsimdiff.evaluate.benchmark_settings import check_video_seconds
     from stsimdiff.launcher import configurations
 
-    failed = 0
+    asked = []
     with errors_as_messages(list(words)):
-        asked = configurations(words)
-        for cfg in asked:
+        keep = [word.partition("=")[2] for word in words if word.partition("=")[0] == KEEP]
+        for value in keep:
+            one_of(KEEP, value, ("true", "false"))
+        for cfg in configurations([word for word in words if word.partition("=")[0] != KEEP]):
             check_video_seconds(cfg.benchmark.video_seconds)
             benchmark = by_task(cfg.benchmark.task)
             if benchmark is None:
@@ -59,11 +76,25 @@ def _composed(words: Sequence[str]) -> int:
                 )
             data, every = path("benchmark.data", cfg.benchmark.data, True), path("data", cfg.data, True)
             data = data or (every and str(folder_in(Path(every), benchmark.name)))
-            try:
-                prepare(benchmark, data, say, cfg.benchmark.video_seconds, cfg.benchmark.decoder)
-            except UserError as error:
-                say(error, error=True)
-                failed += 1
+            limit = failure_limit(cfg.max_failures)
+            asked.append(Asked(benchmark, data, cfg.benchmark.video_seconds, cfg.benchmark.decoder, limit))
+        return _prepared(asked, keep="false" not in keep[-1:])
+
+
+def _prepared(asked: Sequence[Asked], keep: bool) -> int:
+    """Say what room everything takes, then prepare one after the other; the exit code."""
+    needs = announce([one.benchmark for one in asked if one.data is None], keep, say)
+    failed = 0
+    for one in asked:
+        need = needs.get(one.benchmark.name) if one.data is None else None
+        try:
+            if isinstance(need, UserError):
+                raise need
+            options = {"limit": one.limit, "keep": keep, "need": need}
+            prepare(one.benchmark, one.data, say, one.seconds, one.decoder, **options)
+        except UserError as error:
+            say(error, error=True)
+            failed += 1
     return 2 if failed else 0
 
 

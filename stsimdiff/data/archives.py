@@ -19,7 +19,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -58,17 +58,22 @@ BROKEN = (
 
 def archives(root: Path) -> dict[str, list[Path]]:
     """The archives below a folder: their name, and the file or the parts in order."""
-    whole: dict[str, list[Path]] = {}
-    parts: dict[str, list[tuple[int, str, Path]]] = {}
-    for path in _visible(root):
-        inner = path.relative_to(root).as_posix()
-        if _WHOLE.fullmatch(path.name):
-            whole[inner] = [path]
-        elif part := _PART.fullmatch(inner):
-            parts.setdefault(part[1], []).append((len(part[2]), part[2].lower(), path))
+    found = grouped(path.relative_to(root).as_posix() for path in _visible(root))
+    return {name: [root / part for part in parts] for name, parts in found.items()}
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """The archives among files of these names: an archive's name, and the file or the parts in order."""
+    whole: dict[str, list[str]] = {}
+    parts: dict[str, list[tuple[int, str, str]]] = {}
+    for name in names:
+        if _WHOLE.fullmatch(PurePosixPath(name).name):
+            whole[name] = [name]
+        elif part := _PART.fullmatch(name):
+            parts.setdefault(part[1], []).append((len(part[2]), part[2].lower(), name))
     # Of parts that somebody has joined the whole is read.
     joined = {
-        name: [path for *_, path in sorted(found)] for name, found in parts.items() if name not in whole
+        name: [part for *_, part in sorted(found)] for name, found in parts.items() if name not in whole
     }
     return dict(sorted({**whole, **joined}.items()))
 
@@ -98,8 +103,13 @@ def _visible(root: Path) -> Iterator[Path]:
             yield path
 
 
-def unpack(root: Path, say: Callable[[str], None]) -> None:
+def unpack(root: Path, say: Callable[[str], None], keep: bool = True) -> None:
     """Unpack every archive below ``root`` into ``root/unpacked``, each once; archives in archives too.
+
+    Args:
+        root: the folder.
+        say: takes a line for the user.
+        keep: whether the archives stay. One that is removed stays known as unpacked.
 
     Raises:
         DataError: for an archive that is broken or incomplete, cannot be read here, or whose names or links lead out of
@@ -118,6 +128,9 @@ def unpack(root: Path, say: Callable[[str], None]) -> None:
             found = (
                 archives(root) if depth == 0 else {f"{UNPACKED}/{n}": p for n, p in archives(target).items()}
             )
+            if not keep:
+                for name in [name for name, parts in found.items() if done.get(name) == _state(parts)]:
+                    _remove(found.pop(name))
             found = {name: parts for name, parts in found.items() if done.get(name) != _state(parts)}
             if found and depth == NESTED:
                 raise DataError(f"{next(iter(found))} lies in archives of archives; unpack it by hand")
@@ -126,9 +139,61 @@ def unpack(root: Path, say: Callable[[str], None]) -> None:
                 _one(root, target, name, parts, known=name in done)
                 done[name] = _state(parts)
                 _write_notes(target / DONE, done)
+                if not keep:
+                    _remove(parts)
     finally:
         shutil.rmtree(target / UNFINISHED, ignore_errors=True)
         lock.release()
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    for part in parts:
+        try:
+            part.unlink()
+        except OSError as error:
+            raise DataError(f"cannot remove the archive {part}: {error.strerror}") from error
+
+
+def check_space(root: Path, say: Callable[[str], None], keep: bool) -> None:
+    """Say how much room the archives below ``root`` take that :func:`unpack` would unpack; into archives in them nobody
+    looks.
+
+    Raises:
+        DataError: where the disk has less.
+    """
+    done = _read_notes(root / UNPACKED / DONE, say)
+    found = [parts for name, parts in archives(root).items() if done.get(name) != _state(parts)]
+    sizes = [(sum(part.stat().st_size for part in parts), _unpacked_size(parts)) for parts in found]
+    most = taken = 0
+    for packed, unpacked in sizes:
+        most = max(most, taken := taken + unpacked)
+        taken -= 0 if keep else packed
+    free = shutil.disk_usage(root).free
+    if sizes:
+        say(
+            f"{len(sizes)} archives of {gib(sum(packed for packed, _ in sizes))} to unpack in {root}: "
+            f"{gib(sum(unpacked for _, unpacked in sizes))}, {gib(most)} more than now on the disk at most; "
+            f"{gib(free)} free"
+        )
+    if most > free:
+        hint = "; keep_archives=false removes each archive once it is unpacked" if keep else ""
+        raise DataError(
+            f"unpacking in {root} needs {gib(most)} more, and {gib(free)} are free there: free some{hint}"
+        )
+
+
+def _unpacked_size(parts: list[Path]) -> int:
+    """Bytes that come out of an archive: exact for a zip, at least for a compressed tar."""
+    with contextlib.suppress(OSError, *BROKEN):  # what is broken is said when it is read
+        if zipfile.is_zipfile(parts[0]):
+            with zipfile.ZipFile(parts[0]) as archive:
+                return sum(info.file_size for info in archive.infolist())
+    return sum(part.stat().st_size for part in parts)
+
+
+def gib(size: int) -> str:
+    """Bytes as a message says them."""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _one(root: Path, target: Path, name: str, parts: list[Path], known: bool) -> None:

@@ -1,7 +1,7 @@
 """The public benchmarks: where their rows and videos lie, and what a row says.
 
 The prompt, the score and the aggregation are lmms-eval's own; here stands only what its code leaves open. How rows are
-read and checked stands in :mod:`stsimdiff.data.rows`, what is fetched from the hub in :mod:`stsimdiff.data.fetch`, and
+read and checked stands in :mod:`stsimdiff.data.rows`, what is fetched from the hub in :mod:`stsimdiff.data.hub`, and
 which files are sound in :mod:`stsimdiff.data.videos`.
 """
 
@@ -54,6 +54,7 @@ class Benchmark:
         ours: prompts that model authors ask instead of lmms-eval's, by name: they make a row's question.
         configs: folders of the hub's repository that hold these rows, the best first, where other folders hold rows
             that are not offered; empty where there is no such choice.
+        part: whether the questions are about few of the repository's videos, of which only these are fetched.
         server: address that scores predictions, of a benchmark without public answers; ``None`` where a row says its
             answer. Nothing is ever sent there.
     """
@@ -77,6 +78,7 @@ class Benchmark:
     prompts_of: str | None = None
     ours: Mapping[str, Callable[[Row], str]] = dataclasses.field(default_factory=dict)
     configs: tuple[str, ...] = ()
+    part: bool = False
     server: str | None = None
 
     @property
@@ -392,6 +394,7 @@ EGOSCHEMA = Benchmark(
     truth="ground_truth",
     wrong={"pred": -1},
     configs=("subset",),
+    part=True,
 )
 
 EGOSCHEMA_FULL = dataclasses.replace(
@@ -401,6 +404,7 @@ EGOSCHEMA_FULL = dataclasses.replace(
     columns=("video_idx", "question", "option"),
     # lmms-eval asks the first; they hold the same questions.
     configs=("generation", "mc", "mc_ppl"),
+    part=False,
     server="https://validation-server.onrender.com/api/upload/",
 )
 

@@ -85,7 +85,9 @@ class StockTask(ConfigurableMessagesTask):
         options = self.benchmark.options(doc)
         letter = parse_letter(results[0], options)
         column = self.benchmark.answered
-        place = place_of(doc[column], options, counted=self.benchmark.counted, texts=False) if column else None
+        place = (
+            place_of(doc[column], options, counted=self.benchmark.counted, texts=False) if column else None
+        )
         # Of an answer without a letter the stock function never sees a word. It fills in what its aggregation
         # needs, such as the category; what it read is then overwritten by a prediction that equals no option.
         # MLVU's parser knows four of the test split's six options: of another letter it sees as little.

@@ -1,0 +1,296 @@
+"""What the hub has of a benchmark: how much room it takes, and how it comes here, whole or in part."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from stsimdiff.data.archives import gib, grouped
+from stsimdiff.data.benchmarks import Benchmark, default_root
+from stsimdiff.data.rows import read_rows
+from stsimdiff.data.videos import SUFFIXES
+from stsimdiff.errors import DataError
+
+FETCHED = ".fetched.json"
+PATIENCE = 30
+"""Seconds that the hub has for each answer, unless HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT say otherwise."""
+TRIES = 3
+PAUSE = 2.0
+"""Seconds before the second try; twice as many before the third."""
+BLOCK = 2**24
+"""Bytes of an archive that one request reads."""
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass
+class Need:
+    """What a benchmark takes before it is fetched; nothing of it where it was.
+
+    Attributes:
+        benchmark: which one.
+        root: the folder that it goes to.
+        revision: of the hub's repository; ``None`` where everything was fetched before.
+        said: a line for the user.
+        open: bytes that the disk needs beyond what is there, at most.
+        free: bytes that it has.
+        files: those to fetch whole, with their sizes.
+        part: whether these are not all of the repository's.
+        members: by the name of a zip, what is read out of it where it lies.
+    """
+
+    benchmark: Benchmark
+    root: Path
+    revision: str | None
+    said: str
+    open: int = 0
+    free: int = 0
+    files: dict[str, int] = field(default_factory=dict)
+    part: bool = False
+    members: dict[str, list[zipfile.ZipInfo]] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.open <= self.free
+
+    def too_large(self) -> str:
+        """What to do where it does not fit."""
+        return (
+            f"{self.benchmark.hub} needs {gib(self.open)} more to fetch and unpack, and {self.root} has "
+            f"{gib(self.free)}; set XDG_CACHE_HOME to a larger disk, let keep_archives=false remove each archive once "
+            f"it is unpacked, or {_elsewhere(self.benchmark)}"
+        )
+
+
+def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
+    """What fetching a benchmark into the user's cache takes; of its videos nothing is fetched yet.
+
+    Args:
+        benchmark: which one.
+        keep: whether archives stay once they are unpacked.
+        say: takes a line for the user.
+
+    Raises:
+        DataError: when the hub cannot be reached, or asks for permission.
+    """
+    root = default_root(benchmark.name)
+    if (root / FETCHED).is_file():
+        return Need(benchmark, root, None, f"{benchmark.name} was fetched into {root} before")
+    with _said(benchmark):
+        from huggingface_hub import HfApi
+
+        patience = _patience()
+        info = _tried(lambda: HfApi().dataset_info(benchmark.hub, files_metadata=True, timeout=patience), say)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        part = _part(benchmark, root, info.sha, sizes, say) if benchmark.part else None
+    here = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.is_dir() else 0
+    free = shutil.disk_usage(next(place for place in (root, *root.parents) if place.exists())).free
+    if part:
+        files, members = part
+        most = sum(info.file_size for found in members.values() for info in found)
+        most += sum(files.values())
+        packed = sum(sizes[name] for name in members)
+        told = f"{gib(most)}, read out of archives of {gib(packed)}, which are not fetched whole"
+    else:
+        files, members = sizes, {}
+        groups = [sum(sizes[name] for name in names) for names in grouped(sizes).values()]
+        packed, total = sum(groups), sum(sizes.values())
+        # Videos hardly shrink in an archive.
+        most = total + (packed if keep else max(groups, default=0))
+        told = f"{gib(total)} to fetch, {gib(packed)} of it in {len(groups)} archives, about as much again unpacked"
+        told += "" if keep else "; each archive is removed once it is unpacked"
+    left = max(0, most - here)
+    said = (
+        f"{benchmark.name}: {told}; {gib(left)} more than now on the disk at most, {gib(free)} free at {root}"
+    )
+    return Need(benchmark, root, info.sha, said, left, free, files, part is not None, members)
+
+
+def fetch(need: Need, say: Say) -> None:
+    """Fetch a benchmark, unless that was done; a fetch that was stopped goes on.
+
+    Raises:
+        DataError: when the hub cannot be reached or refuses, or the disk does.
+    """
+    if need.revision is None:
+        return
+    benchmark, root = need.benchmark, need.root
+    with _said(benchmark):
+        say(f"fetching {benchmark.hub} into {root}")
+        root.mkdir(parents=True, exist_ok=True)
+        _patience()
+        _download(benchmark, root, need.revision, need.files, need.part, say)
+        for name, infos in need.members.items():
+            _tried(lambda name=name, infos=infos: _read(need, name, infos), say)
+        told = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
+        (root / FETCHED).write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def _download(
+    benchmark: Benchmark, root: Path, revision: str, files: dict[str, int], part: bool, say: Say
+) -> None:
+    import huggingface_hub
+
+    only: dict[str, Any] = {"allow_patterns": list(files)} if part else {}
+    expected = [(root / name, size) for name, size in files.items()]
+
+    def attempt() -> None:
+        huggingface_hub.snapshot_download(
+            benchmark.hub, repo_type="dataset", revision=revision, local_dir=root, **only
+        )
+        # Without network the client may be content with a folder that is there.
+        whole = [path.is_file() and path.stat().st_size == size for path, size in expected]
+        if not all(whole):
+            raise ConnectionError(f"{whole.count(False)} of {len(whole)} files have not come whole")
+
+    _tried(attempt, say)
+
+
+def _part(
+    benchmark: Benchmark, root: Path, revision: str, sizes: dict[str, int], say: Say
+) -> tuple[dict[str, int], dict[str, list[zipfile.ZipInfo]]] | None:
+    """The files and the members of archives that the questions need; ``None`` where that cannot be told."""
+    own = {
+        name: size
+        for name, size in sizes.items()
+        if {part.lower() for part in PurePosixPath(name).parts[:-1]} & {*benchmark.configs}
+    }
+    if not own:
+        return None
+    _download(benchmark, root, revision, own, True, say)
+    wanted = {benchmark.video(row) for row in read_rows(benchmark, root)}
+    loose = {name: size for name, size in sizes.items() if _video(name) in wanted}
+    lacking = wanted - {_video(name) for name in loose}
+    members: dict[str, list[zipfile.ZipInfo]] = {}
+    for name, parts in grouped(sizes).items():
+        if lacking and name.lower().endswith(".zip") and len(parts) == 1:
+            found = _tried(lambda name=name: _listed(benchmark, revision, name), say)
+            members[name] = [info for info in found if _video(info.filename) in lacking]
+            lacking -= {_video(info.filename) for info in members[name]}
+    if lacking:
+        say(
+            f"{len(lacking)} of {len(wanted)} videos are in no zip of {benchmark.hub} by name: all of it is fetched"
+        )
+        return None
+    return own | loose, {name: found for name, found in members.items() if found}
+
+
+def _video(name: str) -> str | None:
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else None
+
+
+@contextmanager
+def _zip(benchmark: Benchmark, revision: str, name: str) -> Iterator[zipfile.ZipFile]:
+    """A zip on the hub, of which only what is asked for is read."""
+    from huggingface_hub import HfFileSystem
+
+    place = f"datasets/{benchmark.hub}@{revision}/{name}"
+    with HfFileSystem().open(place, block_size=BLOCK) as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def _listed(benchmark: Benchmark, revision: str, name: str) -> list[zipfile.ZipInfo]:
+    try:
+        with _zip(benchmark, revision, name) as archive:
+            return [info for info in archive.infolist() if not info.is_dir()]
+    except zipfile.BadZipFile:
+        return []  # no zip of one file: it is fetched whole, and said when it is unpacked
+
+
+def _read(need: Need, name: str, infos: list[zipfile.ZipInfo]) -> None:
+    """Read members of a zip into the folder's ``videos``; each gets its name when its checksum is right."""
+    folder = need.root / "videos"
+    folder.mkdir(exist_ok=True)
+    open_ = [info for info in infos if not _is_there(folder, info)]
+    if not open_:
+        return
+    with _zip(need.benchmark, need.revision, name) as archive:
+        # In the order in which they lie there, so that what was read ahead serves.
+        for info in sorted(open_, key=lambda info: info.header_offset):
+            target = folder / PurePosixPath(info.filename).name
+            unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+            try:
+                with archive.open(info) as source, unfinished.open("wb") as file:
+                    shutil.copyfileobj(source, file, 2**20)
+                unfinished.replace(target)
+            finally:
+                unfinished.unlink(missing_ok=True)
+
+
+def _is_there(folder: Path, info: zipfile.ZipInfo) -> bool:
+    path = folder / PurePosixPath(info.filename).name
+    return path.is_file() and path.stat().st_size == info.file_size
+
+
+def _patience() -> int:
+    """Give the hub's client its time for an answer; what the environment says stays."""
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        if not os.environ.get(name):
+            setattr(constants, name, PATIENCE)
+    return constants.HF_HUB_ETAG_TIMEOUT
+
+
+def _tried(attempt: Callable[[], T], say: Say) -> T:
+    """What an attempt gives, which may fail twice for a reason that can pass."""
+    for number in range(1, TRIES):
+        try:
+            return attempt()
+        except Exception as error:
+            if not _passing(error):
+                raise
+            say(f"the hub failed ({_reason(error)}); try {number + 1} of {TRIES}")
+            time.sleep(PAUSE * number)
+    return attempt()
+
+
+def _passing(error: Exception) -> bool:
+    """Whether another try may help: not against a refusal, missing files, a full disk, or a switched-off network."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, (OfflineModeIsEnabled, DataError)):
+        return False
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+    return not (isinstance(error, OSError) and error.errno in disk)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _said(benchmark: Benchmark) -> Iterator[None]:
+    """Turn what the hub's client raises into a message."""
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DataError(
+            f"{benchmark.hub} asks for permission: accept its conditions on its page and log in with "
+            f"`hf auth login`; or {_elsewhere(benchmark)}"
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:
+        # The hub's client changes its network library, and so its errors, from version to version.
+        raise DataError(f"cannot fetch {benchmark.hub}: {_reason(error)}; {_elsewhere(benchmark)}") from error
+
+
+def _elsewhere(benchmark: Benchmark) -> str:
+    return f"with its files elsewhere on this machine: make data BENCHMARK={benchmark.name} DATA=/path"
