@@ -15,9 +15,9 @@ from pyarrow import Table, parquet
 
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.errors import DataError, RunFailed
-from stsimdiff.evaluate import lmms_model, session
+from stsimdiff.evaluate import doctor, lmms_model, session
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
-from stsimdiff.launcher import configurations, passes_of
+from stsimdiff.launcher import configurations, passes_of, run_configurations
 from stsimdiff.report.publish import publish
 
 MINIATURE = Path(__file__).parent / "benchmarks" / "egoschema"
@@ -172,6 +172,19 @@ def test_both_sets_lie_in_one_folder(data: Path) -> None:
     (data / "EgoSchema-full").mkdir()
     assert folder_in(data, "egoschema_full") == data / "EgoSchema-full"
     assert folder_in(data, "egoschema") == data / "egoschema"
+
+
+def test_plan_and_doctor_need_no_answers(data: Path, capsys) -> None:
+    asked = ["benchmark=egoschema_full", "compressor=random", "logger=none"]
+    run_configurations(
+        configurations([*asked, f"data={data.parent / 'nowhere'}", "plan=true", "plan_tflops=1"])
+    )
+    assert "5031 about 5031 videos" in capsys.readouterr().out
+    run_configurations(configurations([*asked, f"data={data}", "plan=true", "plan_tflops=1"]))
+    assert "8 about 8 videos" in capsys.readouterr().out
+    assert doctor.main([*asked, f"data={data}", "model.frames=4"]) == 0
+    said = capsys.readouterr().out
+    assert "8 questions about 8 videos" in said and "FAILED" not in said
 
 
 def test_lmms_evals_own_command_is_refused(data: Path, capsys) -> None:
