@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -258,15 +257,53 @@ def test_what_other_arms_are_asked_with_is_put_back_and_named(asked, write) -> N
     assert answer((family, prompt, guard), plain) == expected
 
 
-def test_watching_over_them_costs_little(asked) -> None:
-    family, prompt, guard = asked
-    video = family.encode(synthetic_frames(4), signals=True)
-    costs = []
-    for _ in range(20):
-        started = time.perf_counter()
-        guard_module._given_back(guard_module._held({"prompt": prompt, "video": video}))
-        costs.append(time.perf_counter() - started)
-    assert min(costs) < 0.001  # 0.1 to 0.2 ms where nothing else runs
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        ("tokenizer", "chat_template", "{{ messages }}"),
+        ("tokenizer", "padding_side", "left"),
+        ("tokenizer", "_special_tokens_map", {"eos_token": "a"}),
+        ("processor", "chat_template", "{{ messages }}"),
+    ],
+)
+def test_what_words_the_prompt_is_put_back(asked, owner: str, name: str, value: object) -> None:
+    family = asked[0]
+    speaker = getattr(family, owner)
+    before = getattr(speaker, name)
+    with pytest.raises(MethodFault, match=f"changed (tokenizer|{owner}).{name}"):
+        answer(asked, Does(lambda self: setattr(speaker, name, value)))
+    assert getattr(speaker, name) == before != value
+
+
+def test_an_entry_of_a_settings_table_is_put_back(asked) -> None:
+    table = asked[0].tokenizer._special_tokens_map
+    before = dict(table)
+    with pytest.raises(MethodFault, match="changed tokenizer._special_tokens_map"):
+        answer(asked, Does(lambda self: table.update(pad_token="a")))
+    assert asked[0].tokenizer._special_tokens_map == before
+
+
+def test_another_vocabulary_ends_the_run(asked, monkeypatch) -> None:
+    tokenizer = asked[0].tokenizer
+    sizes = iter([len(tokenizer)])
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: next(sizes, 7))
+    with pytest.raises(
+        WeightsChanged, match="Does changed the tokenizer's vocabulary, which cannot be put back"
+    ):
+        answer(asked, Does(lambda self: None))
+
+
+@pytest.mark.parametrize(
+    "name", ["transformers.cache_utils.DynamicLayer", "stsimdiff.engine._now", "stsimdiff.tokens.Grid"]
+)
+def test_what_every_answer_runs_through_is_put_back(asked, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    stock = getattr(sys.modules[module], attribute)
+    with pytest.raises(MethodFault, match=f"replaced {name}"):
+        answer(
+            asked, Does(lambda self: setattr(sys.modules[module], attribute, lambda *a, **k: stock(*a, **k)))
+        )
+    assert getattr(sys.modules[module], attribute) is stock
 
 
 def test_a_thread_that_is_left_is_named(asked) -> None:

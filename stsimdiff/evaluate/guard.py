@@ -38,8 +38,15 @@ PATIENCE = 0.2
 """Seconds that a thread gets to end by itself once the sample has its answer."""
 
 
+CALLED = (
+    *("torch", "torch.nn.functional", "torch._tensor", "transformers.cache_utils"),
+    *(f"stsimdiff.{name}" for name in ("attention", "budget", "engine", "lent", "slicing", "tokens")),
+)
+"""Modules that every answer runs through, beside those of the model's classes."""
+
+
 class WeightsChanged(MethodFault):
-    """A method changed weights, which nothing can put back: no answer of this model would be right any more."""
+    """A method changed weights or the vocabulary, which nothing can put back: no later answer would be right."""
 
 
 class Guard:
@@ -50,6 +57,9 @@ class Guard:
     """
 
     def __init__(self, family: Family) -> None:
+        tokenizer = family.processor and family.tokenizer
+        # Of some families the tokenizer is the whole processor: what is put back under one name is as before under both.
+        self.speakers = {"tokenizer": tokenizer, "processor": family.processor}
         roots = {"model": family.model}
         roots |= {name: value for name, value in vars(family).items() if isinstance(value, nn.Module)}
         self.modules: dict[int, tuple[str, nn.Module]] = {}
@@ -82,7 +92,7 @@ class Guard:
             classes.update(dict.fromkeys(type(module).__mro__[:-1]))
         for cls in classes:
             add(cls.__name__, cls.__dict__, cls)
-        for name in {cls.__module__ for cls in classes} | {"torch", "torch.nn.functional", "torch._tensor"}:
+        for name in {cls.__module__ for cls in classes}.union(CALLED):
             if name in sys.modules:
                 add(name, vars(sys.modules[name]), sys.modules[name])
         for name, value in vars(torch_module).items():
@@ -187,7 +197,7 @@ class Guard:
         name = type(compressor).__name__
         process = process_state.read(process_state.EVERYTHING)
         threads, kept = set(threading.enumerate()), state_of(compressor)
-        held = _held(given)
+        held, spoken = _held(given), _spoken(self.speakers)
         failed: BaseException | None = None
         try:
             yield
@@ -197,8 +207,10 @@ class Guard:
         finally:
             faults = [f"changed {what}" for what in process_state.put_back(process_state.EVERYTHING, process)]
             # Before the namespaces, which refresh what is known of the weights.
-            spoiled = self._weights_changed()
+            spoiled = "weights of the model" if self._weights_changed() else ""
+            spoiled = spoiled or _other_vocabulary(self.speakers["tokenizer"], spoken)
             faults += self._put_back()
+            faults += [f"changed {what}" for what in _unsaid(self.speakers, spoken)]
             faults += [f"wrote into {path}" for path in _given_back(held)]
             faults += [f"left the thread {thread.name!r} running; end it" for thread in _left(threads)]
             now = state_of(compressor)
@@ -210,10 +222,10 @@ class Guard:
                 for what in differ
             ]
             if isinstance(failed, KeyboardInterrupt):
-                faults, spoiled = [], False  # the run ends anyway
+                faults, spoiled = [], ""  # the run ends anyway
             if spoiled:
                 raise WeightsChanged(
-                    f"{name} changed weights of the model, which cannot be put back: the run ends here, and what it "
+                    f"{name} changed {spoiled}, which cannot be put back: the run ends here, and what it "
                     "stored before this sample is right; leave this method out and start the same command again"
                 ) from failed
             if faults and (failed is None or not isinstance(failed, MethodFault)):
@@ -268,6 +280,39 @@ def _given_back(held: list[tuple[str, Tensor, Tensor]]) -> list[str]:
             with torch.inference_mode():
                 tensor.copy_(copy) if tensor.shape == copy.shape else tensor.set_(copy)
     return written
+
+
+# What turns questions into ids and ids into text ---------------------------------------------------------------
+
+
+def _spoken(speakers: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings of processor and tokenizer, such as the chat template, by path; and the tokens there are."""
+    found: dict[str, Any] = {"tokens": _tokens(speakers["tokenizer"])}
+    for label, owner in speakers.items():
+        for name, value in vars(owner).items() if owner is not None else ():
+            # Which warnings were given is no setting.
+            if name != "deprecation_warnings" and isinstance(value, (str, int, float, dict, type(None))):
+                found[f"{label}.{name}"] = dict(value) if isinstance(value, dict) else value
+    return found
+
+
+def _tokens(tokenizer: Any) -> int:
+    return 0 if tokenizer is None else len(tokenizer)
+
+
+def _other_vocabulary(tokenizer: Any, before: Mapping[str, Any]) -> str:
+    return "the tokenizer's vocabulary" if _tokens(tokenizer) != before["tokens"] else ""
+
+
+def _unsaid(speakers: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Paths of the settings that differ from before; they are put back."""
+    changed = []
+    for path, value in before.items():
+        label, _, name = path.partition(".")
+        if name and vars(speakers[label]).get(name) != value:
+            changed.append(path)
+            vars(speakers[label])[name] = value
+    return changed
 
 
 # What a compressor keeps ---------------------------------------------------------------------------------------
