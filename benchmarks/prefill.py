@@ -2,6 +2,7 @@
 
     python benchmarks/prefill.py                # Qwen2-0.5B's shape, 32 frames of 182 tokens: about 20 s a full prefill
     python benchmarks/prefill.py --quick        # four layers, 8 frames
+    python benchmarks/prefill.py --shape qwen2-7b --layers 28 --frames 64 --device cuda
     python benchmarks/prefill.py --clock process  # CPU time of the process alone, on a machine that others use too
 
 The decoder is a stock ``Qwen2Model``; its input is a synthetic video between two pieces of text, and what methods of
@@ -18,16 +19,19 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, Qwen2Model
+from transformers import AutoModel, Qwen2Config, Qwen2Model
 
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.cost import DecoderShape, closed_form, decoder_flops
 from stsimdiff.engine import Compression, Decoder, synchronise
 from stsimdiff.evaluate.dry_run import SHOT
+from stsimdiff.models.released import QWEN2_7B
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.trace import Trace
 
@@ -35,24 +39,28 @@ METHODS = tuple(name for name in compressors.BUILTIN if name not in ("none", "no
 TEXT = 40
 """Tokens of text around the video."""
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+SHAPES = {
+    "qwen2-0.5b": dict(zip(WIDTHS, (896, 4864, 14, 2), strict=True)),
+    "qwen2-7b": {name: QWEN2_7B[name] for name in WIDTHS},
+    "tiny": dict(zip(WIDTHS, (64, 128, 4, 2), strict=True)),
+}
+"""Widths of a layer."""
 TOWER = (16, 72)
 """Heads of the vision tower and their width."""
 
 
 def decoder_of(options: argparse.Namespace) -> Qwen2Model:
-    """Random weights in the shape of Qwen2-0.5B, with so many layers."""
+    """Random weights of the shape asked for, drawn on the device."""
     torch.manual_seed(0)
     config = Qwen2Config(
+        **SHAPES[options.shape],
         vocab_size=32,
-        hidden_size=896,
-        intermediate_size=4864,
         num_hidden_layers=options.layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
         attn_implementation=options.attention,
     )
     with torch.device(options.device):
-        return Qwen2Model(config).to(getattr(torch, options.dtype)).eval()
+        return AutoModel.from_config(config, dtype=getattr(torch, options.dtype)).eval()
 
 
 def video_of(grid: Grid, width: int) -> torch.Tensor:
@@ -132,9 +140,11 @@ class Bench:
         }
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[dict], list[float]]:
-    """A row for each method, and the seconds of every prefill with all tokens."""
-    print(f"warm-up: {bench.prefill('none')[0]:.2f} s", flush=True)
+def measure(
+    bench: Bench, options: argparse.Namespace, tell: Callable[[str], None]
+) -> tuple[list[dict], list[float]]:
+    """A row for each method, and the seconds of every prefill with all tokens; ``tell`` is told of each."""
+    tell(f"warm-up: {bench.prefill('none')[0]:.2f} s")
     full: list[float] = [bench.prefill("none")[0]]
     ratios: dict[str, list[float]] = {name: [] for name in options.methods}
     own: dict[str, list[float]] = {name: [] for name in options.methods}
@@ -145,7 +155,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[dict], list
             full.append(bench.prefill("none")[0])
             ratios[name].append((full[-2] + full[-1]) / 2 / seconds)
             own[name].append(traces[name].compressor_seconds)
-            print(f"repeat {repeat + 1}, {name}: {seconds:.2f} s, all tokens {full[-1]:.2f} s", flush=True)
+            tell(f"repeat {repeat + 1}, {name}: {seconds:.2f} s, all tokens {full[-1]:.2f} s")
     return [bench.row(name, ratios[name], own[name], traces[name]) for name in options.methods], full
 
 
@@ -159,10 +169,12 @@ def shown(row: dict) -> str:
     )
 
 
-def main() -> None:
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, this process's if not given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="4 layers, 8 frames, 3 repeats: under a minute")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--shape", default="qwen2-0.5b", choices=sorted(SHAPES))
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--height", type=int, default=13)
@@ -175,14 +187,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
     parser.add_argument("--clock", default="wall", choices=sorted(CLOCKS))
     parser.add_argument("--out", type=Path, default=Path("results/prefill.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.clock == "process" and options.device != "cpu":
         parser.error("--clock process counts what the CPU does; an accelerator is timed with --clock wall")
     if options.quick:
         options.layers, options.frames = 4, 8
+    return options
+
+
+def main() -> None:
+    options = options_of()
     torch.set_num_threads(options.threads)
 
-    rows, full = measure(Bench(options), options)
+    rows, full = measure(Bench(options), options, partial(print, flush=True))
     print(
         "\nmethod              before 0  kept %  compute %   FLOPs  square  speed-up  lowest to highest"
         " share %   own, ms"

@@ -75,16 +75,7 @@ class Doctor:
             name: what is checked, at the head of the line.
             probe: returns what was measured; raises what went wrong.
         """
-        from stsimdiff.models.kit.checks import NotGiven
-
-        try:
-            state, said = "ok", probe()
-        except (Skipped, NotGiven) as reason:
-            state, said = "skipped", str(reason)
-        except (UserError, AssertionError) as error:
-            state, said = "FAILED", str(error) or type(error).__name__
-        except (Exception, SystemExit) as error:
-            state, said = "FAILED", f"{type(error).__name__}: {error}\n{_where(error)}"
+        state, said = outcome(probe)
         self.made += 1
         self.failed += state == "FAILED"
         first, *rest = said.splitlines() or [""]
@@ -92,6 +83,20 @@ class Doctor:
         for line in rest:
             self.say(" " * (8 + NAME_WIDTH) + line)
         return state == "ok"
+
+
+def outcome(probe: Callable[[], str]) -> tuple[str, str]:
+    """``ok``, ``skipped`` or ``FAILED``, and what was measured, why there is nothing, or what went wrong."""
+    from stsimdiff.models.kit.checks import NotGiven
+
+    try:
+        return "ok", probe()
+    except (Skipped, NotGiven) as reason:
+        return "skipped", str(reason)
+    except (UserError, AssertionError) as error:
+        return "FAILED", str(error) or type(error).__name__
+    except (Exception, SystemExit) as error:
+        return "FAILED", f"{type(error).__name__}: {error}\n{_where(error)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,8 +294,8 @@ def _model(doctor: Doctor, passes: Sequence[launcher.Pass], samples: dict[str, S
     family = loaded[0]
     case = cache(partial(Case.of, family))
     doctor.check("prompt", lambda: _prompt(case()))
-    doctor.check("keep-all equals stock", lambda: _keep_all(case()))
-    doctor.check("dropping equals masking", lambda: _masking(case()))
+    doctor.check("keep-all equals stock", lambda: keep_all(case()))
+    doctor.check("dropping equals masking", lambda: masking(case()))
     doctor.check("nothing is left behind", lambda: _said(checks.nothing_is_left_behind, case()))
     _arms(doctor, family, passes, samples)
     frames = max(one.settings.model["frames"] for one in passes)
@@ -383,7 +388,8 @@ def _ids_of(case: Case) -> list[int]:
     return found
 
 
-def _keep_all(case: Case) -> str:
+def keep_all(case: Case) -> str:
+    """Whether a compressor that keeps every token changes no bit."""
     from stsimdiff.models.kit.checks import keep_all_is_bit_identical
     from stsimdiff.models.kit.running import NEW_TOKENS
 
@@ -391,29 +397,40 @@ def _keep_all(case: Case) -> str:
     return f"bit for bit, on the prompt and {NEW_TOKENS} generated tokens"
 
 
-def _masking(case: Case) -> str:
-    """Dropping against masking, beside what the stock model with and without an explicit mask differs by."""
+def masking(case: Case, reference: Case | None = None) -> str:
+    """Dropping against masking, beside what the stock model with and without an explicit mask differs by.
+
+    Args:
+        case: the model that drops.
+        reference: the same model and prompt with an attention backend that takes masks, where this one takes none.
+    """
     from stsimdiff.models.kit.checks import NotGiven, drops_of
     from stsimdiff.models.kit.running import Scripted, generate, masked
 
     attention = case.family.describe()["attention"]
-    if attention not in ("sdpa", "eager"):
+    if reference is None and attention not in ("sdpa", "eager"):
         raise Skipped(f"{attention} takes no mask of its own; model.attn_implementation=sdpa checks this")
-    largest, noise, scale = 0.0, 0.0, 0.0
+    reference = reference or case
+    largest, noise, scale, seen = 0.0, 0.0, 0.0, 0.0
     for name in MASKED:
         try:
             drops = drops_of(case, name)
         except NotGiven:
             continue  # so many layers it has not
         logits, tokens, _ = generate(case, Scripted(drops))
-        largest = max(largest, float((logits - masked(case, drops, tokens)).abs().max()))
+        largest = max(largest, float((logits - masked(reference, drops, tokens)).abs().max()))
         stock = generate(case, forced=tokens)[0]
-        noise = max(noise, float((stock - masked(case, {}, tokens)).abs().max()))
+        noise = max(noise, float((stock - masked(reference, {}, tokens)).abs().max()))
+        seen = max(seen, float((logits - stock).abs().max()))
         scale = max(scale, float(logits.abs().max()))
     said = (
         f"logits differ by up to {largest:.2g}; those of the stock model with and without an explicit mask by "
-        f"{noise:.2g} (largest logit {scale:.3g})"
+        f"{noise:.2g}, the drops themselves change them by {seen:.2g} (largest logit {scale:.3g})"
     )
+    if not seen > largest:
+        raise DataError(
+            f"{said}: what is dropped does not show in this model's logits, so this proves nothing"
+        )
     if largest > max(NOISE * noise, case.tolerance * scale):
         raise DataError(
             f"{said}; this is more than rounding: try model.attn_implementation=eager or model.dtype=float32, and "
@@ -486,12 +503,12 @@ def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tupl
     if sample is not None:
         return sample.question, session.ask(sample.question, session.encode(sample.question.video, arms))
     signals = any(session.compressor(arm).needs_vision for arm in arms)
-    frames = _made_up(session.settings.model["frames"], 360, 640)
+    frames = made_up(session.settings.model["frames"], 360, 640)
     question = Question("doctor", "", "all", TEXT, 4, {})
     return question, session.ask(question, session.family.encode(frames, signals=signals))
 
 
-def _made_up(count: int, height: int, width: int) -> Frames:
+def made_up(count: int, height: int, width: int) -> Frames:
     """Frames of noise, of any size."""
     import numpy as np
 
@@ -516,7 +533,7 @@ def _largest(family: Family, passes: Sequence[launcher.Pass], samples: dict[str,
     started = time.perf_counter()
     try:
         with PeakMemory(family.device) as memory:
-            encoded = family.encode(_made_up(frames, height, width))
+            encoded = family.encode(made_up(frames, height, width))
             seen = time.perf_counter() - started
             prompt = family.prompt(encoded, text, sample="doctor")
             family.answer(prompt, Question("", "", "", "", 16, {}).max_new_tokens)

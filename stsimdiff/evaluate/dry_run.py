@@ -22,7 +22,14 @@ SHOT = 16
 """Frames until the picture changes."""
 
 
-def dry_run(compressor: Compressor, budget: Budget, grid: Grid, text: int, layers: int) -> Trace:
+def dry_run(
+    compressor: Compressor,
+    budget: Budget,
+    grid: Grid,
+    text: int,
+    layers: int,
+    features: Tensor | None = None,
+) -> Trace:
     """The trace that a method leaves on a synthetic video; its times mean nothing.
 
     Args:
@@ -31,19 +38,21 @@ def dry_run(compressor: Compressor, budget: Budget, grid: Grid, text: int, layer
         grid: of the video.
         text: tokens of the prompt that are not video tokens.
         layers: decoder layers of the model.
+        features: ``(N, D)`` of the video, on any device; those of :func:`synthetic_video` if not given.
 
     Raises:
         Exception: whatever the method raises, and what the engine does (:class:`~stsimdiff.engine.Compression`).
     """
+    features = synthetic_video(grid) if features is None else features
     generator = torch.Generator().manual_seed(0)
     signals = VisionSignals(
-        torch.rand(grid.tokens, generator=generator),
-        torch.randn(grid.tokens, HEADS, HEAD, generator=generator),
+        torch.rand(grid.tokens, generator=generator).to(features.device),
+        torch.randn(grid.tokens, HEADS, HEAD, generator=generator).to(features.device),
     )
     before = text // 2
     video = torch.arange(before, before + grid.tokens)
     layout = Layout(grid, video, grid.tokens + text, layers, "plan", signals)
-    return without_model(lent.start(compressor, layout, budget), layout, synthetic_video(grid), generator)
+    return without_model(lent.start(compressor, layout, budget), layout, features, generator)
 
 
 def synthetic_video(grid: Grid) -> Tensor:
@@ -111,6 +120,7 @@ class _Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
         if self.config.stsimdiff_receive is not None:
-            query, key = torch.randn(2, 1, HEADS, hidden_states.shape[1], 1, generator=self.generator)
+            drawn = torch.randn(2, 1, HEADS, hidden_states.shape[1], 1, generator=self.generator)
+            query, key = drawn.to(hidden_states)
             self.config.stsimdiff_receive(query, key, 1.0, {})
         return torch.zeros_like(hidden_states), None

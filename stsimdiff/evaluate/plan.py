@@ -391,8 +391,9 @@ def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     element = _element(plan.settings.model["dtype"], shape)
     decoder, tower, load = shape.decoder, shape.tower, shape.load(grid)
     length = plan.text + grid.tokens
-    in_layer = length * (2 * decoder.intermediate + 3 * decoder.hidden)
-    in_tower = load.patches * ((1 + tower.gated) * tower.intermediate + 4 * tower.width)
+    # The gate, what it gates and their product are alive at once; in a plain MLP input and output of the activation.
+    in_layer = length * (3 * decoder.intermediate + 3 * decoder.hidden)
+    in_tower = load.patches * ((2 + tower.gated) * tower.intermediate + 4 * tower.width)
     scores = 0
     if options.attn_implementation == "eager":
         longest = max(load.sequences)

@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.models.llava_video import KEYS
 from stsimdiff.models.nvila import PROJECTORS, Projector
+from stsimdiff.models.released import CONFIGURATIONS
 from stsimdiff.resources import embedded_checkpoint
 from stsimdiff.terminal import say
 
@@ -66,13 +68,54 @@ TEXT = dict(
     bos_token_id=None,
 )
 TOWER = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=3)
-MROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
+MROPE = dict(rope_type="default", rope_theta=10000.0)
 QWEN_MARK = "<|vision_start|><|video_pad|><|vision_end|>"
 """What the embedded model's chat template writes where a video stands."""
 
 
-def make(family: str, folder: Path, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class Sizes:
+    """How large a miniature's parts are, and where its weights are drawn.
+
+    Attributes:
+        text: of the language model, as ``Qwen2Config`` calls them.
+        tower: of the vision tower, as the family's configuration calls them; empty: tiny ones.
+        mrope: M-RoPE sections of the Qwen-VL families, together half of a head.
+        dtype, device: of the weights.
+    """
+
+    text: Mapping[str, Any] = field(default_factory=lambda: TEXT)
+    tower: Mapping[str, Any] = field(default_factory=dict)
+    mrope: tuple[int, int, int] = (2, 1, 1)
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @classmethod
+    def released(cls, family: str, dtype: torch.dtype, device: str, layers: int = 3) -> Sizes:
+        """The widths of the released checkpoint, with few layers and the small vocabulary."""
+        files = CONFIGURATIONS[family]
+        config = files["config.json"]
+        given = files.get("llm/config.json") or config.get("text_config") or config
+        text = {name: given[name] for name in (*TEXT, "head_dim") if name in given}
+        text |= {"num_hidden_layers": layers, "max_position_embeddings": 131072, "bos_token_id": None}
+        given = files.get("vision_tower_config.json") or files.get("vision_tower/config.json")
+        tower = {k: v for k, v in (given or config["vision_config"]).items() if k != "model_type"}
+        tower["depth" if "depth" in tower else "num_hidden_layers"] = layers
+        for name, used in (("fullatt_block_indexes", [layers - 1]), ("deepstack_visual_indexes", [0, 1])):
+            if name in tower:
+                tower[name] = used
+        mrope = (24, 20, 20) if family == "qwen3_vl" else (16, 24, 24)
+        return cls(text, tower, mrope, dtype, device)
+
+
+def make(family: str, folder: Path, seed: int = 0, sizes: Sizes | None = None) -> Path:
     """Write the miniature of a built-in family into ``folder``, which is made; the random state stays as it is.
+
+    Args:
+        family: the name of a built-in family.
+        folder: is made; must not hold anything.
+        seed: of the random weights.
+        sizes: tiny ones if not given.
 
     Raises:
         ConfigError: for a family that has none, and for a folder that is not empty.
@@ -82,10 +125,24 @@ def make(family: str, folder: Path, seed: int = 0) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no empty folder; name a new one")
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
+    sizes, dtype = sizes or Sizes(), torch.get_default_dtype()
+    drawn = torch.device(sizes.device)
+    with (
+        torch.random.fork_rng(devices=[] if drawn.type == "cpu" else [drawn], device_type=_forked(drawn)),
+        drawn,
+    ):
         torch.manual_seed(seed)
-        MAKERS[family](folder)
+        torch.set_default_dtype(sizes.dtype)
+        try:
+            MAKERS[family](folder, sizes)
+        finally:
+            torch.set_default_dtype(dtype)
     return folder
+
+
+def _forked(device: torch.device) -> str:
+    """What ``fork_rng`` calls the kind of device; that of the CPU it keeps anyway."""
+    return "cuda" if device.type == "cpu" else device.type
 
 
 def _tokenizer(*more: str, **named: str) -> Any:
@@ -104,14 +161,18 @@ def _ids(tokenizer: Any, **tokens: str) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
 
 
-def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+def _text(tokenizer: Any, sizes: Sizes, **more: Any) -> dict[str, Any]:
     return {
-        **TEXT,
+        **more,
+        **sizes.text,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **more,
     }
+
+
+def _mrope(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    return {**MROPE, "mrope_section": list(sizes.mrope), **more}
 
 
 # Qwen-VL -------------------------------------------------------------------------------------------------------
@@ -127,34 +188,37 @@ def _qwen_ids(tokenizer: Any) -> dict[str, int]:
     )
 
 
-def _qwen(folder: Path, model: Any, tokenizer: Any, kinds: tuple[Any, Any], **video: Any) -> None:
+def _qwen(folder: Path, model: Any, tokenizer: Any, kinds: tuple[Any, Any]) -> None:
     processor_class, video_processor = kinds
     model.save_pretrained(folder)
+    patch = model.config.vision_config.patch_size
+    size = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (8 * patch) ** 2 * 64}
     processor_class(
-        image_processor=Qwen2VLImageProcessor(patch_size=video["patch_size"]),
+        image_processor=Qwen2VLImageProcessor(patch_size=patch),
         tokenizer=tokenizer,
-        video_processor=video_processor(do_sample_frames=False, **video),
+        video_processor=video_processor(do_sample_frames=False, patch_size=patch, size=size),
         chat_template=tokenizer.chat_template,
     ).save_pretrained(folder)
 
 
-def qwen2_vl(folder: Path) -> None:
+def qwen2_vl(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer()
     config = Qwen2VLConfig(
-        text_config=_text(tokenizer, rope_parameters=MROPE),
-        vision_config=dict(depth=2, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=2, patch_size=7),
+        text_config=_text(tokenizer, sizes, rope_parameters=_mrope(sizes)),
+        vision_config=dict(sizes.tower)
+        or dict(depth=2, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=2, patch_size=7),
         **_qwen_ids(tokenizer),
     )
-    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 64}
     kinds = Qwen2VLProcessor, Qwen2VLVideoProcessor
-    _qwen(folder, Qwen2VLForConditionalGeneration(config), tokenizer, kinds, patch_size=7, size=size)
+    _qwen(folder, Qwen2VLForConditionalGeneration(config), tokenizer, kinds)
 
 
-def qwen2_5_vl(folder: Path) -> None:
+def qwen2_5_vl(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer()
     config = Qwen2_5_VLConfig(
-        text_config=_text(tokenizer, rope_parameters=MROPE),
-        vision_config=dict(
+        text_config=_text(tokenizer, sizes, rope_parameters=_mrope(sizes)),
+        vision_config=dict(sizes.tower)
+        or dict(
             depth=2,
             hidden_size=16,
             intermediate_size=32,
@@ -166,16 +230,18 @@ def qwen2_5_vl(folder: Path) -> None:
         ),
         **_qwen_ids(tokenizer),
     )
-    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 64}
     kinds = Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
-    _qwen(folder, Qwen2_5_VLForConditionalGeneration(config), tokenizer, kinds, patch_size=7, size=size)
+    _qwen(folder, Qwen2_5_VLForConditionalGeneration(config), tokenizer, kinds)
 
 
-def qwen3_vl(folder: Path) -> None:
+def qwen3_vl(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer()
     config = Qwen3VLConfig(
-        text_config=_text(tokenizer, head_dim=8, rope_parameters={**MROPE, "mrope_interleaved": True}),
-        vision_config=dict(
+        text_config=_text(
+            tokenizer, sizes, head_dim=8, rope_parameters=_mrope(sizes, mrope_interleaved=True)
+        ),
+        vision_config=dict(sizes.tower)
+        or dict(
             depth=3,
             hidden_size=16,
             intermediate_size=32,
@@ -187,25 +253,27 @@ def qwen3_vl(folder: Path) -> None:
         ),
         **_qwen_ids(tokenizer),
     )
-    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 64}
     kinds = Qwen3VLProcessor, Qwen3VLVideoProcessor
-    _qwen(folder, Qwen3VLForConditionalGeneration(config), tokenizer, kinds, patch_size=8, size=size)
+    _qwen(folder, Qwen3VLForConditionalGeneration(config), tokenizer, kinds)
 
 
 # InternVL and LLaVA --------------------------------------------------------------------------------------------
 
 
-def internvl(folder: Path) -> None:
+def internvl(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer(
         start_image_token="<img>",
         end_image_token="</img>",
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
+    tower = dict(sizes.tower) or dict(**TOWER, image_size=[32, 32], patch_size=[4, 4])
+    image = tower["image_size"][0]
+    seen = (image // tower["patch_size"][0] // 2) ** 2
     config = InternVLConfig(
-        text_config={"model_type": "qwen2", **_text(tokenizer)},
-        vision_config=dict(**TOWER, image_size=[32, 32], patch_size=[4, 4]),
-        image_seq_length=16,
+        text_config={"model_type": "qwen2", **_text(tokenizer, sizes)},
+        vision_config=tower,
+        image_seq_length=seen,
         **_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
     )
     model = InternVLForConditionalGeneration(config)
@@ -213,12 +281,12 @@ def internvl(folder: Path) -> None:
     for parameter in (model.model.vision_tower.embeddings.cls_token, *_positions(model)):
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
+    size = {"height": image, "width": image}
     InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(size=size),
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(size=size),
-        image_seq_length=16,
+        image_seq_length=seen,
         chat_template=tokenizer.chat_template.replace(QWEN_MARK, "<video>\n"),
     ).save_pretrained(folder)
 
@@ -228,13 +296,13 @@ def _positions(model: InternVLForConditionalGeneration) -> list[torch.nn.Paramet
     return [] if positions is None else [positions]
 
 
-def llava_onevision(folder: Path) -> None:
+def llava_onevision(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer("<image>", "<video>")
     ids = _ids(tokenizer, image_token_id="<image>", video_token_id="<video>")
+    tower = _siglip(sizes, image_size=30, patch_size=5)
     config = LlavaOnevisionConfig(
-        vision_config=dict(model_type="siglip_vision_model", **TOWER, image_size=30, patch_size=5)
-        | {"vision_use_head": False},
-        text_config={"model_type": "qwen2", **_text(tokenizer)},
+        vision_config={"model_type": "siglip_vision_model", **tower},
+        text_config={"model_type": "qwen2", **_text(tokenizer, sizes)},
         image_token_index=ids["image_token_id"],
         video_token_index=ids["video_token_id"],
         vision_feature_layer=-1,
@@ -242,21 +310,25 @@ def llava_onevision(folder: Path) -> None:
         tie_word_embeddings=False,
     )
     LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": 30, "width": 30}
+    size = {"height": tower["image_size"], "width": tower["image_size"]}
     LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(size=size),
         tokenizer=tokenizer,
         video_processor=LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=36,
+        num_image_tokens=(tower["image_size"] // tower["patch_size"]) ** 2,
         vision_feature_select_strategy="full",
         chat_template=tokenizer.chat_template.replace(QWEN_MARK, "<video>"),
     ).save_pretrained(folder)
 
 
-def llava_video(folder: Path) -> None:
+def _siglip(sizes: Sizes, **small: int) -> dict[str, Any]:
+    return {**(sizes.tower or {**TOWER, **small}), "vision_use_head": False}
+
+
+def llava_video(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer()
-    tower = dict(**TOWER, image_size=30, patch_size=5, vision_use_head=False)
-    text = _text(tokenizer)
+    tower = _siglip(sizes, image_size=30, patch_size=5)
+    text = _text(tokenizer, sizes)
     stock = LlavaOnevisionConfig(
         vision_config={"model_type": "siglip_vision_model", **tower},
         text_config={"model_type": "qwen2", **text},
@@ -279,7 +351,7 @@ def llava_video(folder: Path) -> None:
         "mm_spatial_pool_mode": "bilinear",
         "mm_spatial_pool_stride": 2,
         "mm_vision_tower": "google/siglip-so400m-patch14-384",
-        "torch_dtype": "float32",
+        "torch_dtype": str(sizes.dtype).removeprefix("torch."),
     }
     _write(folder / "config.json", config)
     # The tower's own configuration counts the last layer, which LLaVA-Video does not use and does not hold.
@@ -302,18 +374,20 @@ def _original_name(name: str) -> str:
     return name
 
 
-def nvila(folder: Path) -> None:
+def nvila(folder: Path, sizes: Sizes) -> None:
     tokenizer = _tokenizer()
-    Qwen2ForCausalLM(Qwen2Config(**_text(tokenizer))).save_pretrained(folder / "llm")
+    text = Qwen2Config(**_text(tokenizer, sizes))
+    Qwen2ForCausalLM(text).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
-    tower = SiglipVisionConfig(**TOWER, image_size=28, patch_size=4, vision_use_head=False)
+    tower = SiglipVisionConfig(**_siglip(sizes, image_size=28, patch_size=4))
     SiglipVisionModel(tower).save_pretrained(folder / "vision_tower")
     (folder / "mm_projector").mkdir()
-    projector = Projector(TOWER["hidden_size"], WIDTH).state_dict()
+    projector = Projector(tower.hidden_size, text.hidden_size).state_dict()
     save_file(projector, folder / "mm_projector" / "model.safetensors")
     _write(folder / "mm_projector" / "config.json", {"mm_projector_type": PROJECTORS[0]})
     # As the original configuration's class writes them: the encoder as a JSON string, what is unset as null.
-    encoder = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[2, 1, 1]]}
+    pool = [8, 1, 1] if sizes.tower else [2, 1, 1]
+    encoder = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [pool]}
     config = {
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaModel"],
@@ -331,7 +405,7 @@ def _write(file: Path, config: dict[str, Any]) -> None:
     file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {
+MAKERS: dict[str, Callable[[Path, Sizes], None]] = {
     "internvl": internvl,
     "llava_onevision": llava_onevision,
     "llava_video": llava_video,
@@ -349,9 +423,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("family", metavar="FAMILY", help=", ".join(MAKERS))
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="is made; must not hold anything")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=8,
+        help="of the language model; with 8, every method meets a table's budgets",
+    )
     given = parser.parse_args(arguments)
+    sizes = Sizes({**TEXT, "num_hidden_layers": given.layers})
     try:
-        made = make(given.family, given.folder, given.seed)
+        made = make(given.family, given.folder, given.seed, sizes)
     except UserError as error:
         say(error, error=True)
         return 2
