@@ -112,6 +112,9 @@ def test_sixty_four_frames_of_the_paper_s_model() -> None:
     plan = planned(*words)
     assert 8.0e9 < plan.shape.parameters < 8.1e9
     assert plan.memory["weights"] == 2 * plan.shape.parameters
+    # In bfloat16: the gate, what it gates and their product, and three hidden states, of every token.
+    length = plan.text + plan.largest.tokens
+    assert plan.memory["activations"] == 2 * length * 3 * (18944 + 3584)
     assert "features kept for other passes" not in plan.memory
     more = planned(*words, "cache.max_gb=0.01")
     assert more.memory["features kept for other passes"] == 10_000_000
