@@ -327,6 +327,13 @@ class Loudest(ScoreCompressor):
 
     def score(self, tokens, layout):
         return tokens.features.norm(dim=1, p=self.power)
+
+@dataclass(frozen=True)
+class Needy(ScoreCompressor):
+    power: int
+
+    def score(self, tokens, layout):
+        return tokens.features.norm(dim=1, p=self.power)
 """
 
 
@@ -359,10 +366,23 @@ def test_errors_of_ones_own_class_are_said(monkeypatch, checkpoint, own_method, 
             "compressor.pwer is unknown: Loudest has the parameters power, skip; did you mean",
         ),
         (["compressor.power=3"], "parameters of your own class are written with a plus: +compressor.power=3"),
+        (
+            ["compressor._target_=my_method.Needy"],
+            "a parameter without a default is given as +compressor.NAME=VALUE",
+        ),
+        (
+            ["compressor._target_=my_method.Needy", f"+compressor.power={-(2**63)}"],
+            f"compressor.power={-(2**63)} is out of range; allowed: at most {2**63 - 1}",
+        ),
     ):
         with pytest.raises(SystemExit) as stop:
             composed_by_command_line(
-                monkeypatch, f"model.path={checkpoint}", "compressor._target_=my_method.Loudest", *words
+                monkeypatch,
+                *(
+                    f"model.path={checkpoint}",
+                    *["compressor._target_=my_method.Loudest"][: "_target_" not in words[0]],
+                ),
+                *words,
             )
         assert stop.value.code == 2
         assert message in capsys.readouterr().err

@@ -287,3 +287,19 @@ def test_stage_two_needs_attention():
     run.at_input(tokens)
     with pytest.raises(ValueError, match="ST-SimDiff needs the attention of layer 1"):
         run.between(1, tokens, None)
+
+
+@pytest.mark.parametrize(("grid", "largest"), [(Grid(2, 1, 2), 2), (Grid(3, 1, 2), 2), (Grid(4, 2, 2), 4)])
+def test_no_community_is_larger_than_the_root_of_all_tokens(monkeypatch, grid, largest):
+    # All tokens alike are one community, which is cut.
+    asked = []
+    split = graph.split_communities
+    monkeypatch.setattr(
+        graph,
+        "split_communities",
+        lambda found, most: asked.append((found.size.tolist(), most)) or split(found, most),
+    )
+    method = STSimDiff(split_above="sqrt", community="connected")
+    layout = layout_for(grid)
+    drive(method.start(layout, Budget("tokens", 0.5)), video("constant", grid), layout)
+    assert asked == [([grid.tokens], largest)]

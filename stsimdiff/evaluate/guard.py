@@ -58,7 +58,7 @@ class Guard:
 
     def __init__(self, family: Family) -> None:
         tokenizer = family.processor and family.tokenizer
-        # Of some families the tokenizer is the whole processor: what is put back under one name is as before under both.
+        # Of some families the tokenizer is the whole processor: put back under one name, it is as before under both.
         self.speakers = {"tokenizer": tokenizer, "processor": family.processor}
         roots = {"model": family.model}
         roots |= {name: value for name, value in vars(family).items() if isinstance(value, nn.Module)}
