@@ -219,3 +219,22 @@ def test_all_tokens_are_those_of_the_same_settings_where_there_are_such(tmp_path
         "float32": "float32",
         "bfloat16": "float16",  # none has its settings: the first that there is
     }
+
+
+def test_questions_that_changed_between_arms_are_named(tmp_path: Path) -> None:
+    stored = [row | {"of": f"digest of {row['id']}"} for row in answers(0.7, 0.3)]
+    first, second = QUESTIONS[3][2 - 1], QUESTIONS[5][2 - 1]
+    write_arm(tmp_path, "random", 0.3, stored)
+    write_arm(tmp_path, "fastv", 0.3, stored)
+    (section,) = make(tmp_path, None).sections
+    assert "ROWS DIFFER" not in " ".join(section.notes)
+    write_arm(
+        tmp_path,
+        "visionzip",
+        0.3,
+        [row | {"of": "another"} if row["id"] in (first, second) else row for row in stored],
+    )
+    (section,) = make(tmp_path, None).sections
+    assert f"the question or the video of {first}, {second} changed between the arms" in " ".join(
+        section.notes
+    )

@@ -413,3 +413,11 @@ def test_scores_that_order_nothing_are_refused(monkeypatch, scores, message) -> 
 def test_scores_keep_their_precision(scores) -> None:
     assert top(scores, 1).tolist() == [False, True, False, False]
     assert top(scores, 3).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("features", "index"), [((3, 2), (2,)), ((3,), (3,)), ((3, 2), (3, 1)), ((1, 3, 2), (3,))]
+)
+def test_tokens_need_an_index_each(features: tuple[int, ...], index: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"do not fit: expected \(n, D\) and \(n,\)"):
+        VideoTokens(torch.zeros(features), Grid(1, 1, 3), torch.zeros(index, dtype=torch.long))

@@ -514,3 +514,12 @@ def test_the_usual_compute_is_the_lower_median() -> None:
     assert usual(0.4, 0.1, 0.3, 0.2) == 0.2
     assert usual(0.4, math.nan, 0.0, 0.3) == 0.3
     assert math.isnan(usual(math.nan, 0.0)) and math.isnan(usual())
+
+
+def test_what_is_said_of_the_rows_without_a_budget(tmp_path: Path) -> None:
+    write_arm(tmp_path, "none", 1.0, [outcome(question, True, 1.0) for question in QUESTIONS])
+    write_arm(tmp_path, "no_video", 1.0, [outcome(question, False, 0.0) for question in QUESTIONS])
+    (section,) = make(tmp_path, None).sections
+    assert section.verdicts == [
+        "Without a budget none has 100.0, no_video has 0.0; no_video is 100.0 points worse than none (p < 0.001)."
+    ]

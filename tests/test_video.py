@@ -262,3 +262,16 @@ def test_rounded_indices(total: int, count: int, expected: tuple[int, ...]) -> N
 def test_rounded_indices_refuses() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         video.rounded_indices(4, 0)
+
+
+def test_a_stream_that_says_no_length_has_that_of_its_frames(tmp_path):
+    path = tmp_path / "a.h264"
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        for shade in range(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8))))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.duration is None and container.streams.video[0].duration is None
+    assert video.probe(path) == video.Probe(50, 2.0)
