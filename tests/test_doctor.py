@@ -34,6 +34,21 @@ def examined(capsys, *words: str) -> tuple[int, dict[str, tuple[str, str]]]:
     return code, found
 
 
+def test_a_skipped_check_is_not_passed(capsys, monkeypatch) -> None:
+    def skipped() -> str:
+        raise doctor.Skipped("nothing to check")
+
+    def machine(doing: doctor.Doctor, settings: object) -> None:
+        for probe in (lambda: "fine", skipped, lambda: "fine", lambda: 1 / 0):
+            doing.check("a check", probe)
+
+    monkeypatch.setattr(doctor, "_machine", machine)
+    monkeypatch.setattr(doctor, "_data", lambda *some: {})
+    monkeypatch.setattr(doctor, "_model", lambda *some: None)
+    assert doctor.main(["logger=none"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 4 checks passed; 1 failed; 1 skipped"
+
+
 def test_the_embedded_model(capsys) -> None:
     code, found = examined(
         capsys, "compressor=none,st_simdiff,framefusion", "budget=compute", "budget.retention=0.5", "limit=8"

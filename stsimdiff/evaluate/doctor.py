@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -66,7 +67,7 @@ class Doctor:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.made = self.failed = 0
+        self.states: Counter[str] = Counter()
 
     def check(self, name: str, probe: Callable[[], str]) -> bool:
         """Make one check; whether it passed.
@@ -76,8 +77,7 @@ class Doctor:
             probe: returns what was measured; raises what went wrong.
         """
         state, said = outcome(probe)
-        self.made += 1
-        self.failed += state == "FAILED"
+        self.states[state] += 1
         first, *rest = said.splitlines() or [""]
         self.say(f"{state:<8}{name:<{NAME_WIDTH}}{' ' if len(name) >= NAME_WIDTH else ''}{first}")
         for line in rest:
@@ -129,9 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for group in _by_model(passes):
         _model(doctor, group, questions)
     video_process.shared().close()
-    passed = f"{doctor.made - doctor.failed} of {doctor.made} checks passed"
-    doctor.say(f"\n{passed}{f'; {doctor.failed} failed' if doctor.failed else ''}")
-    return 1 if doctor.failed else 0
+    states = doctor.states
+    rest = [f"{states[state]} {state.lower()}" for state in ("FAILED", "skipped") if states[state]]
+    doctor.say("\n" + "; ".join([f"{states['ok']} of {states.total()} checks passed", *rest]))
+    return 1 if states["FAILED"] else 0
 
 
 def _missing(what: str) -> str:
