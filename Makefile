@@ -68,9 +68,10 @@ test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of
 mutation: $(STAMP) ## Change the code at random and see what the tests notice (SEED=7; ARGS="--count 40 --modules PATH")
 	$(BIN)/python -m scripts.mutate --seed $(SEED) --workers 2 $(ARGS)
 
-lint: $(STAMP) ## Check style and format
+lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: $(STAMP) ## Put the code into the format that lint asks for
 	$(BIN)/ruff check --fix
@@ -81,5 +82,5 @@ train-embedded: $(STAMP) ## Train the embedded model from nothing into OUT (abou
 	@echo "use it: make reproduce-table RUN=mine ARGS=\"model.path=$(OUT)\""
 
 clean: ## Remove .venv and caches; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find configs scripts stsimdiff tasks tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

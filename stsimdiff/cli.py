@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -46,13 +46,13 @@ SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
 def task(cfg: DictConfig) -> None:
     """A run without ``-m``."""
 
-    def compose(overrides: list[str]) -> DictConfig:
+    def compose(overrides: Sequence[str]) -> DictConfig:
         loader = GlobalHydra.instance().config_loader()
         name = HydraConfig.get().job.config_name
         return launcher.without_hydra(loader.load_configuration(name, list(overrides), RunMode.RUN))
 
     # Unresolved: an override may hold an interpolation.
-    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     with errors_as_messages(overrides):
         launcher.check_single_run(HydraConfig.get().runtime.choices["hydra/launcher"])
         launcher.run_configurations(launcher.expand(cfg, overrides, compose))

@@ -22,6 +22,9 @@ from stsimdiff.slicing import SLICED
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 from stsimdiff.trace import Stage, Trace
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -101,7 +104,7 @@ class Compression:
 
     # The decoder as a whole ------------------------------------------------------------------------------------
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def _begin(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         embeds = kwargs.get("inputs_embeds")
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
@@ -147,7 +150,7 @@ class Compression:
         self._added = self.decoder.added(kwargs)
         return args, kwargs
 
-    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Args, output: Any) -> None:
         if not self._active:
             return
         self.trace.prefill_seconds = _now(self._video.device) - self._started
@@ -158,10 +161,10 @@ class Compression:
 
     # One layer -------------------------------------------------------------------------------------------------
 
-    def _before(self, number: int) -> Callable:
+    def _before(self, number: int) -> Callable[..., Any]:
         places = self.run.places
 
-        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
             if not self._active:
                 # Batch of one without padding: a new token sees every key that its layer kept. The mask handed
                 # down was made for the first layer's cache length and would be wrong for the others.
@@ -216,10 +219,10 @@ class Compression:
 
         self._undo.append(undo)
 
-    def _after(self, number: int) -> Callable:
+    def _after(self, number: int) -> Callable[..., Any]:
         """Add what the decoder itself would add to the video tokens after this layer, to those that are left."""
 
-        def hook(layer: nn.Module, args: tuple, hidden: Tensor) -> Tensor | None:
+        def hook(layer: nn.Module, args: Args, hidden: Tensor) -> Tensor | None:
             if not self._active or number >= len(self._added) or self._raster.shape[0] == 0:
                 return None
             self._follow(hidden.device)

@@ -97,10 +97,10 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
 
 def _combinations(words: Sequence[Override]) -> Iterable[tuple[str, ...]]:
     """Every combination of the values that a line of overrides sweeps over."""
-    choices = []
+    choices: list[list[str]] = []
     for word in words:
         if not word.is_sweep_override():
-            choices.append([word.input_line])
+            choices.append([str(word.input_line)])
             continue
         choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
     return itertools.product(*choices)
@@ -220,7 +220,7 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
         budget_from_config(cfg)
         # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
         shared = OmegaConf.masked_copy(
-            cfg, [key for key in cfg if key not in ("compressor", "budget", "arms")]
+            cfg, [str(key) for key in cfg if key not in ("compressor", "budget", "arms")]
         )
         key = OmegaConf.to_yaml(shared)
         if key not in known:
@@ -232,7 +232,7 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
         found.append(known[key])
     if missing:
         raise Missing(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
-    return found
+    return [settings for settings in found if settings is not None]
 
 
 def last_of_folders(passes: Sequence[Pass]) -> list[Pass]:
@@ -337,7 +337,7 @@ class ArmsLauncher(BatchLauncher):
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """A copy of a composed configuration without the ``hydra`` node."""
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def register() -> None:

@@ -208,8 +208,12 @@ def _device_module() -> Any:
     return None
 
 
+_RANDOM: Any = np.random
+"""Its type stubs leave the bit generator out."""
+
+
 def _numpy_random() -> tuple[Any, ...]:
-    generator = np.random.get_bit_generator()
+    generator = _RANDOM.get_bit_generator()
     if not isinstance(generator, np.random.MT19937):
         return _full_numpy_random()
     # numpy takes 0.1 ms to say the state: only where the generator's memory (624 words and a position) has changed.
@@ -234,8 +238,8 @@ def _bytes(value: Any) -> Any:
 
 def _write_numpy_random(value: tuple[Any, ...]) -> None:
     kind, inner, has_gauss, gauss = value
-    if np.random.get_bit_generator().state["bit_generator"] != kind:
-        np.random.set_bit_generator(getattr(np.random, kind)())
+    if _RANDOM.get_bit_generator().state["bit_generator"] != kind:
+        _RANDOM.set_bit_generator(getattr(np.random, kind)())
     words = {
         name: np.frombuffer(part, dtype=np.uint32) if isinstance(part, bytes) else part
         for name, part in inner.items()
@@ -294,7 +298,7 @@ _SIGNALS = [
 ]
 
 
-def _write_list(target: list[Any]) -> Callable[[list[Any]], None]:
+def _write_list(target: Any) -> Callable[[list[Any]], None]:
     def write(value: list[Any]) -> None:
         target[:] = value
 

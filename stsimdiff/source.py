@@ -347,7 +347,7 @@ class _Spelling:
             for alias in node.names:
                 bound = alias.asname or alias.name.partition(".")[0]
                 if alias.name == "*":
-                    self.code.definition(node.module or OURS, None)
+                    self.code.definition(getattr(node, "module", None) or OURS, None)
                 elif bound in self.module.imported:
                     self.code._imported(*self.module.imported[bound])
             return ""
@@ -399,7 +399,7 @@ def _binds(module: str, name: str) -> bool:
 
 def _ours(name: str) -> _Module | None:
     """A module of this package, or ``None`` where there is none of this name."""
-    place = Path(sys.modules[OURS].__file__).parent.joinpath(*name.split(".")[1:])
+    place = Path(str(sys.modules[OURS].__file__)).parent.joinpath(*name.split(".")[1:])
     if (place / "__init__.py").is_file():
         return _parsed(place / "__init__.py", name, True)
     file = place.with_name(f"{place.name}.py")

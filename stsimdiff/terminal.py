@@ -70,7 +70,7 @@ class _Descriptor(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
             # None where the other end made the stream non-blocking and is slow to read.
             while (written := super().write(data)) is None:

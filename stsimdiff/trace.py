@@ -69,5 +69,7 @@ class Trace:
 
     def reasons(self) -> dict[str, int]:
         """How many tokens ended with which reason, by lower-case name."""
+        if self.reason is None:
+            return {}
         counts = torch.bincount(self.reason.int()).tolist()
         return {Reason(code).name.lower(): count for code, count in enumerate(counts) if count}

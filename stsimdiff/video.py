@@ -124,6 +124,7 @@ class Sampling:
     def indices(self, total: int, rate: float) -> tuple[int, ...]:
         """Frame numbers, ascending, in a file of ``total`` frames with ``rate`` a second."""
         if self.kind == "fps":
+            assert self.fps is not None, "the settings of this kind have a rate"
             return fps_indices(total, rate, self.fps, self.frames)
         return {"uniform": uniform_indices, "round": rounded_indices}[self.kind](total, self.frames)
 

@@ -94,8 +94,10 @@ class VideoProcess:
                 reply = pickle.loads(self._receive(None, until))
                 if "shape" in reply:
                     pixels = np.empty(reply["shape"], np.uint8)
-                    self._receive(memoryview(pixels).cast("B"), until)
-                    frames = Frames(pixels, *reply["others"], time.monotonic() - started, reply["note"])
+                    self._receive(pixels.data.cast("B"), until)
+                    indices, total, fps = reply["others"]
+                    seconds_taken = time.monotonic() - started
+                    frames = Frames(pixels, indices, total, fps, seconds_taken, reply["note"])
                     video.say_note(path, frames)
                     return frames
             except TimeoutError:
@@ -140,6 +142,7 @@ class VideoProcess:
 
     def _send(self, message: Any) -> None:
         data = pickle.dumps(message)
+        assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(_LENGTH.pack(len(data)) + data)
         self._process.stdin.flush()
 
@@ -149,6 +152,7 @@ class VideoProcess:
             size = memoryview(bytearray(_LENGTH.size))
             self._receive(size, until)
             into = memoryview(bytearray(_LENGTH.unpack(size)[0]))
+        assert self._process is not None and self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
@@ -164,6 +168,7 @@ class VideoProcess:
 
     def _end(self) -> str:
         """How the process ended, in words."""
+        assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         code = self._process.returncode
@@ -182,9 +187,9 @@ class VideoProcess:
             # One that waits for a dead file system cannot even be killed.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-            process.stdout.close()
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+            for pipe in filter(None, (process.stdout, process.stdin)):
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 @functools.cache
@@ -229,7 +234,7 @@ def _answer(replies: Any, what: str, arguments: tuple[Any, ...]) -> None:
             pixels = np.ascontiguousarray(found.pixels)
             others = found.indices, found.total, found.fps
             _reply(replies, {"shape": pixels.shape, "others": others, "note": found.note})
-            replies.write(memoryview(pixels).cast("B"))
+            replies.write(pixels.data.cast("B"))
             replies.flush()
         else:
             _reply(replies, {"value": found})

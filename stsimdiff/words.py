@@ -56,7 +56,9 @@ def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
         ConfigError: for a word that cannot mean what it says.
         hydra.errors.OverrideParseException: for one that cannot be read.
     """
-    parser, known, found = OverridesParser.create(), {}, []
+    parser = OverridesParser.create()
+    known: dict[str, Any] = {}
+    found: list[str] = []
     for word in with_own_class(words):
         word = _with_home(word)
         (override,) = parser.parse_overrides([word])
@@ -106,7 +108,7 @@ def options(group: str) -> list[str]:
 
 
 def _settled(override: Override, sweep: str) -> str:
-    word, key = override.input_line, override.key_or_group
+    word, key = str(override.input_line), override.key_or_group
     said, _, written = word.partition("=")
     if key in groups() or key == LAUNCHER:
         _check_choice(override, sweep)
@@ -146,7 +148,7 @@ def _quoted(text: str) -> str:
 
 def _check_choice(override: Override, sweep: str) -> None:
     """Raise :class:`ConfigError` unless what is chosen of a group is a name, or a sweep over names."""
-    word, key, value = override.input_line, override.key_or_group, override.value()
+    word, key, value = str(override.input_line), override.key_or_group, override.value()
     if override.is_force_add():
         raise ConfigError(f"{word}: {key} is chosen without a plus: {word.lstrip('+')}")
     if isinstance(value, RangeSweep):
@@ -178,7 +180,8 @@ def _matching(override: Override) -> list[str]:
             f"{override.input_line}: glob fits names of files, which {key} does not choose among"
         )
     named = [name for name in options(key) if name != "custom"]
-    found = override._value.filter(named)
+    glob: Any = override._value
+    found = glob.filter(named)
     if not found:
         raise ConfigError(f"{override.input_line} fits none of {', '.join(named)}")
     return found

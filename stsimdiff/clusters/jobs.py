@@ -298,6 +298,6 @@ def _words(overrides: Sequence[str], settings: Settings) -> list[str]:
     """What Hydra composes for a job: the words that its arms share, and the run's folder wherever the job runs."""
     own = ("compressor", "budget", "results", "run")
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    kept = [word.input_line for word in parsed if word.key_or_group.partition(".")[0] not in own]
+    kept = [str(word.input_line) for word in parsed if word.key_or_group.partition(".")[0] not in own]
     results = str(settings.folder.parent).replace("'", r"\'")
     return [*kept, f"results='{results}'", f"run={settings.run}"]

@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for many minutes."""
 
 
-class RayLauncher(JobLauncher, ray_launcher.RayLauncher):
+class RayLauncher(JobLauncher, ray_launcher.RayLauncher):  # type: ignore[misc]
     """``hydra/launcher=ray``. A task whose process or machine dies is started again by Ray, and resumes."""
 
     def check(self) -> None:

@@ -62,7 +62,7 @@ class SubmititEngine(Engine):
         import submitit
 
         number = submitit.JobEnvironment()._usr_sig()
-        requeue = signal.getsignal(number)
+        requeue: Any = signal.getsignal(number)
 
         def interrupt(signum: int, frame: Any) -> None:
             try:
@@ -84,6 +84,7 @@ class SubmititLauncher(JobLauncher):
     """What both executors share."""
 
     engine = SubmititEngine()
+    params: dict[str, Any]
 
     def tasks(self) -> int:
         """See :class:`~stsimdiff.clusters.jobs.JobLauncher`."""

@@ -101,12 +101,14 @@ def declared(name: str) -> dict[str, str] | None:
     if name not in BUILTIN:
         return None
     module, _, attribute = BUILTIN[name].rpartition(".")
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
     words = [
-        node.value.value
+        ast.literal_eval(node.value)
         for node in cls.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "fidelity"
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == "fidelity"
     ]
     return _declared(next(iter(words), None), ast.get_docstring(cls))
 

@@ -93,11 +93,11 @@ class WrappedRun(Run):
         self.run = run
 
     @property
-    def places(self) -> Places:
+    def places(self) -> Places:  # type: ignore[override]
         return self.run.places
 
     @property
-    def may_be_empty(self) -> bool:
+    def may_be_empty(self) -> bool:  # type: ignore[override]
         return self.run.may_be_empty
 
     @property

@@ -69,11 +69,11 @@ class _PerFrameRun(Run):
             raise ValueError(
                 f"{type(method).__name__} reads the vision tower's attention, which this model family does not give"
             )
-        self.method, self.layout, self.budget = method, layout, budget
+        self.method, self.layout, self.budget, self.vision = method, layout, budget, layout.vision
 
     def at_input(self, tokens: VideoTokens) -> Selection:
         tokens.check_finite(f"{type(self.method).__name__}, input of layer 0")
-        grid, vision = self.layout.grid, self.layout.vision
+        grid, vision = self.layout.grid, self.vision
         for name in ("received", "keys"):
             if not bool(torch.isfinite(getattr(vision, name)).all()):
                 raise ValueError(

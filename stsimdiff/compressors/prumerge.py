@@ -79,6 +79,7 @@ class PruMerge(PerFrameCompressor):
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """Frame by frame: keys normalised, kept ones compared with all, neighbours and the rest added up by weight."""
+        assert keys is not None, "methods that read keys are given their size"
         total, patches, key = 0, grid.per_frame, math.prod(keys)
         neighbours = min(NEIGHBOURS, patches - 1)
         for share in frame_shares(trace.final, grid.frames):

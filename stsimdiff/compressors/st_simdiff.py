@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -321,7 +321,7 @@ class _Run(Run):
         if count >= len(tokens):
             return None
         scores = head_scores(attention, self.method.reduction)
-        if not self.method.similarity and self.method.difference:
+        if self.event is not None and not self.method.similarity and self.method.difference:
             # No stage one spares the events, so they come first here.
             event = self.event.to(tokens.index.device)[tokens.index]
             scores = torch.where(event, scores + 1 + scores.amax(), scores)
@@ -391,5 +391,5 @@ def _cosine(name: str, value: object, example: str) -> None:
         )
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

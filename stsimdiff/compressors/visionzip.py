@@ -79,6 +79,7 @@ class VisionZip(PerFrameCompressor):
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """Frame by frame: keys averaged over heads, their norms, sources compared with targets, and added to them."""
+        assert keys is not None, "methods that read keys are given their size"
         total, patches, (heads, head) = 0, grid.per_frame, keys
         for share in frame_shares(trace.final, grid.frames):
             contextual = round(share * self.contextual / (self.dominant + self.contextual))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def given_prompt(family: Family, given: Fields, folder: Path, recorded: Fields) 
 
 
 def _spliced(
-    family: Family, given: Fields, video: EncodedVideo, ids: Tensor, token: int
+    family: Any, given: Fields, video: EncodedVideo, ids: Tensor, token: int
 ) -> tuple[Prompt, Arrays]:
     at = (ids == token).nonzero()[:, 0].tolist()
     if len(at) != 1:
@@ -110,7 +111,7 @@ def _nvila(family: NVILA, given: Fields, ids: Tensor, folder: Path) -> tuple[Pro
     }
 
 
-def _qwen2_vl(family: Family, given: Fields, ids: Tensor, recorded: Fields) -> tuple[Prompt, Arrays]:
+def _qwen2_vl(family: Any, given: Fields, ids: Tensor, recorded: Fields) -> tuple[Prompt, Arrays]:
     grid = torch.from_numpy(given["video_grid_thw"])
     video = family.encode_patches(torch.from_numpy(given["pixel_values_videos"]), grid)
     prompt = family.prompt_from_ids(video, ids)

@@ -6,6 +6,8 @@ the sequence unless their name says ``by_patch`` (place in the frame first, then
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -64,7 +66,7 @@ class Sequence:
         return np.argsort(place_first(raster, self.grid))
 
 
-def released_method(settings: dict[str, object], layers: int) -> STSimDiff:
+def released_method(settings: dict[str, Any], layers: int) -> STSimDiff:
     """ST-SimDiff with the settings of a recording.
 
     Raises:
@@ -192,7 +194,7 @@ def replay_framefusion(data: Fields) -> Arrays:
     place = Sequence.of(data)
     method = framefusion.FrameFusion(float(data["similarity_lower_bound"]), float(data["ratio_lower_bound"]))
     budget = Budget("compute", float(data["cost"]))
-    run = method.start(place.layout(int(data["num_layers"])), budget)
+    run: Any = method.start(place.layout(int(data["num_layers"])), budget)
     present, hidden, shares = np.arange(place.length), data["hidden"][0], []
     out: Arrays = {}
     calls = int(data["n_calls"]) if "n_calls" in data else int(data["num_layers"])
@@ -209,8 +211,8 @@ def replay_framefusion(data: Fields) -> Arrays:
         if "above_k_ratio" in call and call["above_k_ratio"] < call["sparsity_upper_bound"]:
             shares.append(float(call["above_k_ratio"]))
         call["sparsity_list_after"] = np.array(shares)
-        call["finish_merging_after"] = np.bool_(not run.merging)
-        call["finish_pruning_after"] = np.bool_(not run.pruning)
+        call["finish_merging_after"] = np.array(not run.merging)
+        call["finish_pruning_after"] = np.array(not run.pruning)
         out.update({f"call{i}_{name}": value for name, value in call.items()})
     return out
 

@@ -61,16 +61,15 @@ class Watched(Run):
 
     def __init__(self, run: Run, layers: int, first: np.ndarray | None = None) -> None:
         places = run.places
-        self.run, self.first, self.calls = run, first, []
-        self.method = getattr(run, "method", None)
-        self.places = Places(
-            places.input,
-            *(
-                frozenset(n for n in group if n < layers)
-                for group in (places.before, places.between, places.attention)
-            ),
-            places.queries,
+        self.run: Any = run
+        self.first = first
+        self.calls: list[Call] = []
+        self.method: Any = getattr(run, "method", None)
+        before, between, attention = (
+            frozenset(n for n in group if n < layers)
+            for group in (places.before, places.between, places.attention)
         )
+        self.places = Places(places.input, before, between, attention, places.queries)
         self.details: st_simdiff.Thinning | None = None
 
     @property
@@ -177,7 +176,9 @@ class Watching(Compression):
         """Tokens of each layer, positions and cache lengths under the recorded names."""
         index, present = {}, np.arange(place.length)
         stages = {(stage.place, stage.layer): stage.kept.numpy() for stage in self.trace.stages}
-        into, inside, left = [], [], []
+        into: list[int] = []
+        inside: list[int] = []
+        left: list[int] = []
         for layer in range(len(self.decoder)):
             for stage, count in (("before", into), ("input", inside), ("between", left)):
                 if (stage, layer) in stages:
@@ -186,6 +187,7 @@ class Watching(Compression):
                 if stage != "before":
                     index[f"{'attn' if stage == 'input' else 'out'}_index_l{layer}"] = present
         steps = np.stack([ids.reshape(-1, ids.shape[-1])[-3:, 0] for ids in self.positions[1:]])
+        assert self.final is not None
         return {
             **index,
             "tokens_into_layer": np.array(into),
@@ -201,6 +203,7 @@ class Watching(Compression):
 
 def _thinning(watched: Watched, place: Sequence, method: STSimDiff) -> Arrays:
     found = watched.details
+    assert found is not None
     grid, start = place.grid, place.start
     edges, value = released_edges(found, method, grid)
     label = found.communities.label
@@ -209,7 +212,7 @@ def _thinning(watched: Watched, place: Sequence, method: STSimDiff) -> Arrays:
     keep = found.selection.keep.numpy()
     out = {
         "graph_edges": np.column_stack((edges + start, value)).astype(np.float32),
-        "component_offsets": np.concatenate(([0], np.cumsum(found.communities.size))),
+        "component_offsets": np.concatenate((np.zeros(1, np.int64), np.cumsum(found.communities.size))),
         "component_members": member + start,
         "component_weight": found.weight.astype(np.float32),
         "component_token_weight": found.centrality[member],
@@ -228,6 +231,7 @@ def _merges(watched: Watched, place: Sequence, watching: Watching) -> Arrays:
     out: Arrays = {"num_merges": np.int64(len(calls))}
     shares = []
     for j, call in enumerate(calls):
+        assert call.similarity is not None
         above = np.count_nonzero(call.similarity >= watched.method.tau_sim) / len(call.index)
         # The released code notes a share only when the budget allowed all of its merges.
         if above < call.room:
@@ -259,7 +263,8 @@ def _prune(
     if isinstance(compressor, FastV):
         return out
     if isinstance(compressor, STSimDiff):
-        dropped = 1 - len(call.index) / place.grid.tokens if len(watched.details.edges) else None
+        edges = watched.details.edges if watched.details else ()
+        dropped = 1 - len(call.index) / place.grid.tokens if len(edges) else None
         ratio = st_simdiff.released_ratio(
             watched.run.budget.retention, dropped, int(compressor.released_layers)
         )

@@ -119,9 +119,11 @@ class CountedRun(WrappedRun):
         load: TowerLoad | None = None,
     ) -> int | None:
         """What was counted, and the attention that was read for the run; ``None`` where its tower is not known."""
-        if needs_vision and (tower is None or load is None):
-            return None
-        signals = signal_flops(tower, load) if needs_vision else 0
+        signals = 0
+        if needs_vision:
+            if tower is None or load is None:
+                return None
+            signals = signal_flops(tower, load)
         return self.counter.flops + read_flops(trace, decoder) + signals
 
 

@@ -66,14 +66,18 @@ def compressor_flops(
         ``None`` for a method without a formula, and for one of the vision place where the tower is not known.
     """
     # A class derived from a method is another method.
-    known = "flops" in vars(type(compressor))
-    if not known or (compressor.needs_vision and (tower is None or load is None)):
+    if "flops" not in vars(type(compressor)):
         return None
+    signals = 0
+    if compressor.needs_vision:
+        if tower is None or load is None:
+            return None
+        signals = signal_flops(tower, load)
     keys = (tower.heads, tower.width // tower.heads) if tower else None
     own = compressor.flops(trace, grid, decoder.hidden, keys)
     if own is None:
         return None
-    return own + read_flops(trace, decoder) + (signal_flops(tower, load) if compressor.needs_vision else 0)
+    return own + read_flops(trace, decoder) + signals
 
 
 def sample_flops(
@@ -94,8 +98,8 @@ def sample_flops(
     """
     load = shape.load(grid) if shape else None
     return {
-        "vision": vision_flops(shape.tower, load) if shape else None,
-        "projector": projector_flops(shape.tower, load) if shape else None,
+        "vision": vision_flops(shape.tower, load) if shape and load else None,
+        "projector": projector_flops(shape.tower, load) if shape and load else None,
         "compressor": compressor_flops(
             compressor, trace, grid, decoder, shape.tower if shape else None, load
         ),

@@ -90,8 +90,8 @@ def _prepared(asked: Sequence[Asked], keep: bool) -> int:
         try:
             if isinstance(need, UserError):
                 raise need
-            options = {"limit": one.limit, "keep": keep, "need": need}
-            prepare(one.benchmark, one.data, say, one.seconds, one.decoder, **options)
+            place = one.benchmark, one.data, say, one.seconds, one.decoder
+            prepare(*place, limit=one.limit, keep=keep, need=need)
         except UserError as error:
             say(error, error=True)
             failed += 1

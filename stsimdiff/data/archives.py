@@ -285,12 +285,12 @@ class _Header(tarfile.TarInfo):
     """A member's header. tarfile takes a damaged one, and a file without its end mark, for the archive's end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise EOFError from error
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
@@ -318,11 +318,11 @@ def _members(name: str, parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
         opened(joined) as plain,
         tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header) as archive,
     ):
-        for info in archive:
-            if info.isreg():
-                stream = archive.extractfile(info)
-                if stream:
-                    yield info.name, stream
+        for member in archive:
+            if member.isreg():
+                content = archive.extractfile(member)
+                if content:
+                    yield member.name, content
         # The checksum of a compressed file stands behind the archive's end, and nothing else does.
         while block := archive.fileobj.read(2**20):
             if block.strip(b"\0"):

@@ -118,7 +118,7 @@ class Benchmark:
         file = self._stock_file(self.prompts_of or self.stock)
         config = yaml.load(file.read_text(encoding="utf-8"), Loader)
         prompts = config.get("lmms_eval_specific_kwargs") or {"default": {}}
-        own = {"stock": {}} if self.prompts_of else {}
+        own: dict[str, Any] = {"stock": {}} if self.prompts_of else {}
         return {**prompts, **own, **dict.fromkeys(self.ours, {})}
 
     def root(self, data: str | Path | None) -> Path:
@@ -413,7 +413,7 @@ BENCHMARKS = {
 }
 
 
-def by_task(task: str) -> Benchmark | None:
+def by_task(task: str | None) -> Benchmark | None:
     """The benchmark whose task has this name, or ``None``."""
     return next((item for item in BENCHMARKS.values() if item.task == task), None)
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ class Need:
 
     @property
     def fits(self) -> bool:
+        """Whether the disk has room for it."""
         return self.open <= self.free
 
     def too_large(self) -> str:
@@ -131,7 +133,7 @@ def fetch(need: Need, say: Say) -> None:
         _patience()
         _download(benchmark, root, need.revision, need.files, need.part, say)
         for name, infos in need.members.items():
-            _tried(lambda name=name, infos=infos: _read(need, name, infos), say)
+            _tried(partial(_read, need, name, infos), say)
         told = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
         (root / FETCHED).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
@@ -174,7 +176,7 @@ def _part(
     members: dict[str, list[zipfile.ZipInfo]] = {}
     for name, parts in grouped(sizes).items():
         if lacking and name.lower().endswith(".zip") and len(parts) == 1:
-            found = _tried(lambda name=name: _listed(benchmark, revision, name), say)
+            found = _tried(partial(_listed, benchmark, revision, name), say)
             members[name] = [info for info in found if _video(info.filename) in lacking]
             lacking -= {_video(info.filename) for info in members[name]}
     if lacking:
@@ -215,6 +217,7 @@ def _read(need: Need, name: str, infos: list[zipfile.ZipInfo]) -> None:
     open_ = [info for info in infos if not _is_there(folder, info)]
     if not open_:
         return
+    assert need.revision is not None, "what was fetched before is not read again"
     with _zip(need.benchmark, need.revision, name) as archive:
         # In the order in which they lie there, so that what was read ahead serves.
         for info in sorted(open_, key=lambda info: info.header_offset):

@@ -209,8 +209,12 @@ def _compressor_class(target: Any) -> type[Compressor]:
             "folder and among the installed packages)"
         ) from error
     # Arguments of an __init__ of its own would be no fields: they could not be set, nor make another arm.
-    own = isinstance(found, type) and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
-    if not (own and issubclass(found, Compressor) and dataclasses.is_dataclass(found)):
+    own = (
+        isinstance(found, type)
+        and dataclasses.is_dataclass(found)
+        and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
+    )
+    if not (own and issubclass(found, Compressor)):
         raise ConfigError(
             f"compressor._target_={target} is not a compressor; it must be a class derived from "
             "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"

@@ -149,7 +149,8 @@ def _task(benchmark: dict[str, Any], public: Any) -> dict[str, Any]:
     """``code``, the version of what makes the prompts and scores, and ``generation``, how long answers may be."""
     place = f"stock/{public.name}" if public else f"{benchmark['task']}/{benchmark['task']}"
     file = folder("tasks") / f"{place}.yaml"
-    parts, given = [f"lmms_eval {version('lmms_eval')}"], {}
+    parts = [f"lmms_eval {version('lmms_eval')}"]
+    given: dict[str, Any] = {}
     # Of a task of another name what there is to know is known when it is built.
     for one in (file, public.stock_file) if public else (file,):
         if one.is_file():

@@ -58,7 +58,7 @@ def files_read(folder: Path, family: str, trusted: bool = False, own: bool = Fal
         own: whether the family is a user's own: then every file counts that is no trace of a training.
     """
     if own:
-        found = {}
+        found: dict[Any, Any] = {}
         for part in (folder, *sorted(file.parent for file in folder.glob("*/config.json"))):
             if part == folder or not STRAY.fullmatch(part.name):
                 found |= {

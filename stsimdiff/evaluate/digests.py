@@ -57,6 +57,7 @@ def file_digest(path: str | Path) -> str:
     known = _known.get(path)
     if known is not None and known[0] == state:
         return known[1]
+    found: str | None
     if not _writes:
         found = _peek(path, state) or sha256(path)
         if _state(path) == state:

@@ -395,4 +395,4 @@ def _end() -> None:
 
 
 # Before the interpreter waits for its threads; functions of ``atexit`` come after that.
-threading._register_atexit(_end)
+threading._register_atexit(_end)  # type: ignore[attr-defined]

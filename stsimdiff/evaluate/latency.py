@@ -18,7 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from stsimdiff import lent, video
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor, Run
+from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import DecoderShape, sample_cost
 from stsimdiff.cost.counting import CountedRun
 from stsimdiff.engine import Compression, synchronise
@@ -123,7 +123,8 @@ class _TokenClock(StoppingCriteria):
     """Marks the end of each generated token and never stops anything."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock, self.marks = clock, []
+        self.clock = clock
+        self.marks: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.marks.append(self.clock.mark())
@@ -212,7 +213,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     frames = video.read(question.video, subject.sampling, subject.decoder)
     encoded = family.encode(frames, signals=subject.compressor.needs_vision)
     prompt = family.prompt(encoded, question.text, sample=question.id)
-    run: Run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))
+    run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))
     with Compression(family.decoder, run, prompt.layout) as trace:
         family.generate(prompt, 1)
     shape, decoder = family.shape, DecoderShape.from_config(family.text_config)

@@ -30,7 +30,7 @@ def root(name: str | None) -> str | None:
     from stsimdiff.data.benchmarks import folder_in
 
     if _told is None or _told["own"]:
-        return _told and _told["own"]
+        return _told["own"] if _told else None
     return str(folder_in(Path(_told["data"]), name)) if _told["data"] and name else None
 
 

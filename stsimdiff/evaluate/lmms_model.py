@@ -100,7 +100,8 @@ class StSimDiff(lmms):
                     raise ConfigError(f"--model_args: {key} is given twice; write it once, here or as a flag")
             # As text: lmms-eval's parser would turn a run named 2024_11_25 into a number, and -1 into -1.0.
             values = [word.partition("=")[2].strip() for word in words]
-            return cls(**dict(zip(keys, values, strict=True)), **flags)
+            given: dict[str, Any] = dict(zip(keys, values, strict=True))
+            return cls(**given, **flags)
 
     def _check(
         self, overrides: list[str], task: Any = None, generation: Mapping[str, Any] | None = None
@@ -225,7 +226,8 @@ def _benchmark_of(task: str) -> str:
     from omegaconf import OmegaConf
 
     for file in sorted((folder("configs") / "benchmark").glob("*.yaml")):
-        if OmegaConf.load(file).get("task") == task:
+        config: Any = OmegaConf.load(file)
+        if config.get("task") == task:
             return file.stem
     raise ConfigError(
         f"no file of configs/benchmark has task: {task}; add one to run it with --model stsimdiff"

@@ -146,7 +146,9 @@ def _own_family(name: Any) -> None:
 def _device(given: Any) -> bool:
     """Whether this is the name of a device as torch writes it."""
     found = re.fullmatch(r"([a-z]+)(?::\d+)?", given) if isinstance(given, str) else None
-    return bool(found) and (found[1] in DEVICES or importlib.util.find_spec(f"torch_{found[1]}") is not None)
+    return found is not None and (
+        found[1] in DEVICES or importlib.util.find_spec(f"torch_{found[1]}") is not None
+    )
 
 
 def _device_map(model: dict[str, Any]) -> None:

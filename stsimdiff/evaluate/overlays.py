@@ -122,6 +122,7 @@ def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> d
 
     ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur.
     """
+    assert trace.reason is not None, "the prefill has ended"
     reason = trace.reason.numpy()
     return {
         "question": question.text,

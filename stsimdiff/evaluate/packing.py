@@ -50,7 +50,8 @@ def pack(encoded: EncodedVideo) -> Packed:
     Raises:
         ConfigError: when the family keeps something else than tensors, plain values, and lists and dicts of these.
     """
-    packed, seen = Packed(), {}
+    packed = Packed()
+    seen: dict[Any, Any] = {}
     signals = encoded.signals
     parts = {
         "inputs": encoded.inputs,

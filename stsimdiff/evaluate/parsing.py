@@ -283,7 +283,11 @@ class _Reader:
             if len("".join(words)) > 1:
                 said = r"(?<![^\W_])" + r"\s+".join(map(re.escape, words)) + r"(?![^\W_])"
                 sign = chr(TEXT_OF + place)
-                text = re.sub(said, lambda match, sign=sign: sign * len(match[0]), text, flags=re.IGNORECASE)
+
+                def signs(match: re.Match[str], sign: str = sign) -> str:
+                    return sign * len(match[0])
+
+                text = re.sub(said, signs, text, flags=re.IGNORECASE)
         return text
 
     def at(self, text: str, start: int, *, running: bool = False) -> set[str]:
@@ -301,7 +305,8 @@ class _Reader:
             found |= letters
             if after is None or len(found) > 1:
                 break
-            text, start, running = after, _LIST.match(after).end(), False
+            listed = _LIST.match(after)
+            text, start, running = after, listed.end() if listed else 0, False
         return found
 
     def one(self, text: str, start: int, running: bool) -> tuple[set[str], str | None]:
@@ -322,7 +327,8 @@ class _Reader:
         said = self.texts[place].casefold() if 0 <= place < len(self.texts) else ""
         ended = _BRACKET.search(match["close"]) and match
         # A text of a single character is not masked.
-        ended = ended or (said and re.compile(rf"\s+{re.escape(said)}\W*$", re.IGNORECASE).match(text, end))
+        if ended is None and said:
+            ended = re.compile(rf"\s+{re.escape(said)}\W*$", re.IGNORECASE).match(text, end)
         ended = ended or _TERMINATOR.match(text, end) or re.compile(rf"\s*{own}+(?=\W|$)").match(text, end)
         if ended is None or _WRONG.match(text, end) or (own in ended[0] and _WORD.match(text, ended.end())):
             return set(), None
@@ -333,7 +339,7 @@ class _Reader:
             return {letter}, None
         if _CALLED_WRONG.match(after):
             return set(), None
-        sentence = re.match(r"[^.!?\n]*", after.lstrip(" .:,;)"))[0]
+        sentence = re.split(r"[.!?\n]", after.lstrip(" .:,;)"), maxsplit=1)[0]
         others = list(_LISTED.finditer(after.split("\n", 1)[0]))
         if not _DENIED.search(sentence):
             others += _SECOND.finditer(_SEVERAL.sub(" ", sentence))
@@ -355,7 +361,7 @@ class _Reader:
         """Letters that stand first, alone on a line or as the last sentence; without these, what heads the last one."""
         lines = []
         for line in re.finditer(r"[^\n]*\S[^\n]*", text):
-            head = _HEAD.match(line[0])[0]
+            head = first[0] if (first := _HEAD.match(line[0])) else ""
             letters = self.at(line[0], len(head), running=_ENDS_WITH_IS.search(head) is not None)
             lines.append((line.start(), letters, _ALONE.fullmatch(line[0]) is not None))
         # Several lines that begin with different letters repeat the options: none of them is an answer.
@@ -367,7 +373,7 @@ class _Reader:
             for pattern in (_LAST, _IN_BRACKETS):
                 last = pattern.search(text)
                 if last and not _NOT_THE.search(text[: last.start()]):
-                    found.append((last.start(), last[last.lastgroup]))
+                    found.append((last.start(), last[last.lastgroup or 0]))
             if not (found or named):
                 found = [(lines[-1][0], letter) for letter in lines[-1][1]]
         return found

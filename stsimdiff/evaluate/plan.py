@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost import (
     ModelShape,
     closed_form,
@@ -166,7 +167,8 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     text = PROMPT_TOKENS + round(statistics.mean(len(q.text) for q in questions) / CHARACTERS)
     text += shape.words * typical.frames
     stored, sizes, speeds, reading = _stored(settings, arms)
-    plans, open_ids = [], set()
+    plans: list[ArmPlan] = []
+    open_ids: set[str] = set()
     for arm in arms:
         left = {id_: grid for id_, grid in of_question.items() if id_ not in stored[arm.id]}
         open_ids |= left.keys()
@@ -274,7 +276,7 @@ def _tower(shape: ModelShape, grid: Grid, signals: bool) -> int:
 
 def _fill(
     plan: ArmPlan,
-    compressor: object,
+    compressor: Compressor,
     shape: ModelShape,
     typical: Grid,
     largest: Grid,

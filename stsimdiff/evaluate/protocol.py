@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -74,7 +74,8 @@ def protocol_settings(cfg: DictConfig, benchmark: Mapping[str, Any]) -> dict[str
 
 @cache
 def _file(name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(folder("configs") / "protocol" / f"{name}.yaml"))
+    loaded = OmegaConf.load(folder("configs") / "protocol" / f"{name}.yaml")
+    return cast(dict[str, Any], OmegaConf.to_container(loaded))
 
 
 def _changed(cfg: DictConfig, model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:

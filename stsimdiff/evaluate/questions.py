@@ -186,7 +186,7 @@ def judge(task: Any, question: Question, answer: str) -> Judgement:
     public = by_task(task.config.task)
     correct = None if public and public.server else bool(correct)
     stock = [result.get(f"stock_{key}", ours) for key, ours in (("parsed", parsed), ("correct", correct))]
-    return Judgement(parsed, target, correct, *stock, result.get("stock_error"))
+    return Judgement(parsed, target, correct, stock[0], stock[1], result.get("stock_error"))
 
 
 def replay(task: Any, answers: Iterable[tuple[Question, str]]) -> dict[str, float]:

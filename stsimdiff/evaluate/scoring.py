@@ -143,7 +143,7 @@ def _state(folder: Path, names: str, settings: Settings) -> str:
 @cache
 def _code() -> str:
     """Version of what scores beside the task's own files."""
-    own = b"".join(Path(module.__file__).read_bytes() for module in (parsing, questions))
+    own = b"".join(Path(str(module.__file__)).read_bytes() for module in (parsing, questions))
     return f"{hashlib.sha256(own).hexdigest()[:12]}, lmms_eval {version('lmms_eval')}"
 
 

@@ -107,7 +107,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         ConfigError: for a value out of range; the message says the range.
         Missing: for weights or data that are not there: everything at once.
     """
-    only("", {key: cfg[key] for key in cfg if key != "hydra"}, TOP)
+    only("", {str(key): cfg[key] for key in cfg if key != "hydra"}, TOP)
     # A run named by a date reads as a number.
     run = str(cfg.run) if type(cfg.run) is int else cfg.run
     results = path("results", cfg.results)

@@ -337,8 +337,9 @@ def _read_states(folder: Path) -> tuple[dict[str, State], dict[str, int]]:
     withdrawn: dict[str, int] = {}
     for path in shards(folder):
         for number, line in _lines(path):
-            sample, state = _answered(line) or (None, None)
-            if state is None:
+            if answered := _answered(line):
+                sample, state = answered
+            else:
                 row, place = _parsed(path, number, line), f"{path}:{number}"
                 sample = row["id"]
                 if "withdrawn" in row:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -65,7 +65,7 @@ def group(cfg: DictConfig, key: str) -> dict[str, Any]:
         raise ConfigError(
             f"{key}={cfg[key]!r} is out of range; allowed: keys with values, such as {key}.KEY=VALUE"
         )
-    return OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
+    return cast(dict[str, Any], OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True))
 
 
 def text(name: str, value: Any, form: str = r"(?s).*\S.*", allowed: str = "text") -> str:
@@ -80,6 +80,14 @@ def text(name: str, value: Any, form: str = r"(?s).*\S.*", allowed: str = "text"
     if not isinstance(value, str) or not re.fullmatch(form, value):
         raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
     return value
+
+
+@overload
+def path(name: str, value: Any) -> str: ...
+
+
+@overload
+def path(name: str, value: Any, nullable: bool) -> str | None: ...
 
 
 def path(name: str, value: Any, nullable: bool = False) -> str | None:
@@ -160,10 +168,10 @@ def told(cfg: DictConfig, group: str) -> dict[str, Any]:
 
     It may be a password or a token. ``"x${oc.env:KEY}"`` stays that, whatever else it refers to is filled in.
     """
-    written = OmegaConf.to_container(cfg, resolve=False)
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
     names = set(ENVIRONMENT.findall(str(written)))
     values = {os.environ[name]: f"${{oc.env:{name}}}" for name in names if os.environ.get(name)}
-    found = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+    found: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
     return {
         key: _hidden(value, values) if "${" in str(written[group][key]) else value
         for key, value in found.items()

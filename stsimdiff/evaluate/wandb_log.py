@@ -129,7 +129,7 @@ def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
                     _check_file(run_dir / "wandb" / written[page.arm.id])
                 _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
         places |= written
-    return places
+    return {arm: place for arm, place in places.items() if place is not None}
 
 
 def _pages(run_dir: Path) -> list[_Page]:
@@ -264,7 +264,7 @@ def _uid(run_dir: Path) -> str:
         return told["uid"]
     origin = Path(told["folder"]) / UID if told else None
     moved = origin is not None and _told(origin) != told
-    found = {"uid": told["uid"] if moved else secrets.token_hex(16), "folder": here}
+    found = {"uid": told["uid"] if told and moved else secrets.token_hex(16), "folder": here}
     write_whole(file, json.dumps(found) + "\n")
     # Of several processes the last one decides for all.
     return (_told(file) or found)["uid"]

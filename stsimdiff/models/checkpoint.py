@@ -74,8 +74,8 @@ def load_weights(
     # An argument that is not given lets the stock class keep the name conversions of its own.
     given: dict[str, Any] = {"key_mapping": dict(key_mapping)} if key_mapping else {}
     if options.device_map is not None:
-        named = isinstance(options.device_map, str)
-        given["device_map"] = options.device_map if named else dict(options.device_map)
+        place = options.device_map
+        given["device_map"] = place if isinstance(place, str) else dict(place)
     try:
         model, found = model_class.from_pretrained(
             folder,

@@ -103,7 +103,7 @@ class InternVL(Family):
             features=features.flatten(0, 1),
             grid=Grid(len(pixels), side, side),
             inputs={},
-            signals=pooled_signals(reader, len(pixels), self._pool) if signals else None,
+            signals=pooled_signals(reader, len(pixels), self._pool) if reader else None,
         )
 
     def _pool(self, values: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class LlavaOnevision(Family):
             features=features[0, :-1],
             grid=Grid(frames, side, side),
             inputs={"features": features},
-            signals=pooled_signals(reader, frames, body.apply_pooling) if signals else None,
+            signals=pooled_signals(reader, frames, body.apply_pooling) if reader else None,
         )
 
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:

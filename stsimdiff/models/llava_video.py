@@ -141,7 +141,7 @@ class LlavaVideo(SiglipQwen2):
             features=end_rows(pooled, self.model.model.image_newline),
             grid=Grid(frames, height, width + 1),
             inputs={},
-            signals=pooled_signals(reader, frames, self.pool, newline=True) if signals else None,
+            signals=pooled_signals(reader, frames, self.pool, newline=True) if reader else None,
         )
 
     def tower_features(self, pixels: Tensor) -> Tensor:

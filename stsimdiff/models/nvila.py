@@ -182,9 +182,7 @@ class NVILA(SiglipQwen2):
             features=tokens.flatten(0, 1),
             grid=Grid(len(groups), 1, tokens.shape[1]),
             inputs={},
-            signals=pooled_signals(reader, len(pixels), self._pool_patches, newline=True)
-            if signals
-            else None,
+            signals=pooled_signals(reader, len(pixels), self._pool_patches, newline=True) if reader else None,
         )
 
     def tower_features(self, pixels: Tensor) -> Tensor:

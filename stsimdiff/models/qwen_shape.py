@@ -73,7 +73,7 @@ class TokenLimits:
             ConfigError: when only some are given, and for a minimum above the maximum.
         """
         names = ("min_frame_tokens", "max_frame_tokens", "max_video_tokens")
-        values = [options.get(name) for name in names]
+        values: list[Any] = [options.get(name) for name in names]
         said = ", ".join(f"model.{name}={value}" for name, value in zip(names, values, strict=True))
         if all(value is None for value in values):
             return None

@@ -165,7 +165,7 @@ class QwenVL(Family):
             features=torch.cat(tuple(outputs.pooler_output)),
             grid=Grid(time_steps, height // merge, width // merge),
             inputs={"video_grid_thw": grid_thw.to(self.device), **self._of_tower(outputs)},
-            signals=self._signals(reader, grid_thw) if signals else None,
+            signals=self._signals(reader, grid_thw) if reader else None,
         )
 
     def _signals(self, reader: TowerReader, grid_thw: Tensor) -> VisionSignals:

@@ -128,7 +128,8 @@ def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attrib
         group: arms that may be compared.
         sections: of the group, which hold the comparisons in pairs.
     """
-    found, notes = [], []
+    found: list[Attribution] = []
+    notes: list[str] = []
     if group.server:
         return found, notes
     pairs = {section.budget: section.pairs for section in sections}
@@ -143,7 +144,7 @@ def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attrib
             everything = None
         lacking = [f"{part}=false" for part, other in without.items() if other is None]
         lacking += [] if everything is not None else ["compressor=none"]
-        if lacking:
+        if lacking or everything is None:
             notes.append(
                 f"No attribution for {group.labels[arm.id]} at {100 * arm.retention:.4g} % ({arm.kind}): no answers of "
                 f"an arm with {', '.join(lacking)}; experiment=attribution has them all."
@@ -186,7 +187,9 @@ def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, 
     before, after = _answers(group, everything), _answers(group, arm)
     off = {part: _answers(group, other) for part, other in without.items() if other is not None}
     about = group.answered[arm.id]
-    changes, spoiled, mended = [], Counter(), Counter()
+    changes: list[Change] = []
+    spoiled: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
     for id_ in group.common:
         answers = {part: found[id_] for part, found in off.items()}
         if before[id_].right == after[id_].right:

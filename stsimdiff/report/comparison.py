@@ -359,7 +359,7 @@ class Group:
 
     def _place(self, arm: Arm) -> tuple:
         """Order of printing: retention down; in a block references, controls, methods, the proposed one last."""
-        rank = 2
+        rank: float = 2
         if arm.reference:
             rank = REFERENCES.index(arm.method) - len(REFERENCES)
         elif arm.method.startswith(CONTROLS):

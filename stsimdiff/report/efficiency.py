@@ -98,19 +98,22 @@ def _line(group: list[dict[str, Any]], full: list[dict[str, Any]]) -> Line:
         return line
     for name in (*TIMES, "peak_bytes"):
         values = [_value(row, name) for row in measured]
-        if None not in values:
-            line.spreads[name] = Spread.quartiles(values)
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            line.spreads[name] = Spread.quartiles(known)
     partner = {(row["question"], row["repeat"]): row for row in full if row["error"] is None}
     pairs = [(row, partner[key]) for row in measured if (key := (row["question"], row["repeat"])) in partner]
     for name in RATIOS:
-        values = [(_value(row, name), _value(other, name)) for row, other in pairs]
-        if values and not any(a is None or not b for a, b in values):
-            line.ratios[name] = Spread.interval([a / b for a, b in values])
+        both = [(_value(row, name), _value(other, name)) for row, other in pairs]
+        ratios = [a / b for a, b in both if a is not None and b]
+        if both and len(ratios) == len(both):
+            line.ratios[name] = Spread.interval(ratios)
     line.flops = {part: _mean([row["flops"][part] for row in measured]) for part in measured[0]["flops"]}
     if pairs and None not in line.flops.values():
         totals = [(_total(row), _total(other)) for row, other in pairs]
-        if not any(b is None for _, b in totals):
-            line.flops_ratio = sum(a for a, _ in totals) / sum(b for _, b in totals)
+        counted = [(a, b) for a, b in totals if a is not None and b is not None]
+        if len(counted) == len(totals):
+            line.flops_ratio = sum(a for a, _ in counted) / sum(b for _, b in counted)
     line.tokens = statistics.mean(row["retention_tokens"] for row in measured)
     line.compute = statistics.mean(row["retention_compute"] for row in measured)
     line.kv_bytes = statistics.mean(row["kv_bytes"] for row in measured)
@@ -128,7 +131,8 @@ def _total(row: dict[str, Any]) -> int | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.mean(values)
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,10 @@ def show(lines: Sequence[Line], console: Console) -> None:
                 console.print(f"{line.of['label']} failed: {line.error}", soft_wrap=True)
         console.print()
     console.print(NOTE, soft_wrap=True)
-    heading, rows = _beside_rows(lines)
+    headings, rows = _beside_rows(lines)
     if rows:
         table = Table(show_edge=False, pad_edge=False)
-        for name in heading:
+        for name in headings:
             table.add_column(name, justify="right")
         for row in rows:
             table.add_row(*row)

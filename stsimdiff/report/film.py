@@ -19,6 +19,7 @@ INK, SOFT, PAPER = "#E6E8EB", "#A2A8B0", "#16181B"
 STRENGTH = {"dropped": 0.72, "all": 0.08}
 """How much of its reason's colour covers a token, where it is not :data:`USUAL`."""
 USUAL = 0.34
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def stills(pixels: np.ndarray, taken: Taken, seconds: Sequence[float]) -> list[Image.Image]:
@@ -107,9 +108,7 @@ Word = tuple[str, str]
 """A piece of text and the colour of the square before it; no square where that is empty."""
 
 
-def _words(
-    taken: Taken, number: int, seconds: Sequence[float], font: ImageFont.FreeTypeFont, room: int
-) -> list[list[Word]]:
+def _words(taken: Taken, number: int, seconds: Sequence[float], font: Font, room: int) -> list[list[Word]]:
     """The lines below a frame: the arm, the frame, and how many of its tokens have which reason."""
     counts = np.bincount(frame_codes(taken, number).ravel(), minlength=256)
     reasons = sorted(taken.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
@@ -119,7 +118,7 @@ def _words(
     return lines + [[(place, "")]] + _filled(said, font, room)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+def _wrapped(text: str, font: Font, room: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -130,7 +129,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
     return lines
 
 
-def _filled(words: Sequence[Word], font: ImageFont.FreeTypeFont, room: int) -> list[list[Word]]:
+def _filled(words: Sequence[Word], font: Font, room: int) -> list[list[Word]]:
     lines: list[list[Word]] = [[]]
     used = 0.0
     for word in words:
@@ -143,9 +142,7 @@ def _filled(words: Sequence[Word], font: ImageFont.FreeTypeFont, room: int) -> l
     return lines
 
 
-def _write(
-    still: Image.Image, top: int, lines: Sequence[Sequence[Word]], font: ImageFont.FreeTypeFont
-) -> None:
+def _write(still: Image.Image, top: int, lines: Sequence[Sequence[Word]], font: Font) -> None:
     draw = ImageDraw.Draw(still)
     for line in lines:
         left = float(MARGIN)

@@ -145,11 +145,11 @@ def labels(arms: Sequence[Arm]) -> dict[str, str]:
                     for name in names
                     if name in one and any(other.get(name) != one[name] for other in flat)
                 ]
-    found = {}
+    labelled: dict[str, str] = {}
     for same in _by(arms, place).values():
         short = _shortened([arm.id for arm in same], 6)
-        found |= {arm.id: label(arm) + (f" #{short(arm.id)}" if len(same) > 1 else "") for arm in same}
-    return found
+        labelled |= {arm.id: label(arm) + (f" #{short(arm.id)}" if len(same) > 1 else "") for arm in same}
+    return labelled
 
 
 def _by(arms: Iterable[Arm], key: Callable[[Arm], Any]) -> dict[Any, list[Arm]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stsimdiff.report import render
@@ -58,9 +59,13 @@ class Column:
     ranked: bool = True
 
 
+def _family(name: str, row: Row) -> float:
+    return row.families[name]
+
+
 def _columns(section: Section) -> list[Column]:
     families = section.families if len(section.families) > 1 else ()
-    columns = [Column(name, lambda row, name=name: row.families[name]) for name in families]
+    columns = [Column(name, partial(_family, name)) for name in families]
     columns.append(Column("overall", lambda row: row.overall))
     heads = [head for head, _ in render.paper_columns(section)]
     if heads:

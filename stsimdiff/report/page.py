@@ -126,6 +126,7 @@ def _finite(value: Any) -> Any:
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 

@@ -130,9 +130,11 @@ def main_cells(section: Section) -> Cells:
     """Method, accuracy of each family, then the columns of ``COLUMNS``."""
     columns = [*columns_of(section), *paper_columns(section)]
     heads = ["method", *section.families, *(head for head, _ in columns)]
-    blocks, bold, second = [], set(), set()
+    blocks: list[tuple[str, list[list[str]]]] = []
+    bold: set[tuple[int, int]] = set()
+    second: set[tuple[int, int]] = set()
     for retention, rows in section.blocks().items():
-        lines = []
+        lines: list[list[str]] = []
         for row in rows:
             if row.best:
                 bold.add((len(blocks), len(lines)))
@@ -195,8 +197,15 @@ def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collectio
     if pair.against in full:
         return pair
     method, against_ = (rows.get((pair.retention, name)) for name in (pair.method, pair.against))
-    variant = method and against_ and method.method == against_.method == PROPOSED
-    return pair.turned() if pair.method in full or (variant and against_.bare and not method.bare) else pair
+    if (
+        method
+        and against_
+        and method.method == against_.method == PROPOSED
+        and against_.bare
+        and not method.bare
+    ):
+        return pair.turned()
+    return pair.turned() if pair.method in full else pair
 
 
 def pair_line(pair: Pair) -> list[str]:
@@ -388,8 +397,9 @@ def _cut(columns: Sequence[int], widths: Sequence[int], room: int) -> list[list[
 def _print_grid(console: Console, cells: Cells, widths: Sequence[int]) -> None:
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for i, (head, width) in enumerate(zip(cells.heads, widths, strict=True)):
-        justify = "right" if i else "left"
-        grid.add_column(Text(head), justify=justify, width=width, overflow="fold", vertical="bottom")
+        grid.add_column(
+            Text(head), justify="right" if i else "left", width=width, overflow="fold", vertical="bottom"
+        )
     for b, (name, block) in enumerate(cells.blocks):
         grid.add_row(Text(name, style="italic"))
         for i, line in enumerate(block):

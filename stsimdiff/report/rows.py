@@ -52,7 +52,7 @@ Name = Annotated[str, AfterValidator(_not_blank)]
 
 
 class _Error(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     type: NotRequired[str | None]
     message: NotRequired[str | None]
 
@@ -60,7 +60,7 @@ class _Error(TypedDict):
 class _Line(TypedDict):
     """What a stored line must hold, and of what kind what it may hold is."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     id: str
     video: str
     family: str | None
@@ -85,8 +85,8 @@ class _Line(TypedDict):
 
 
 class _Budget(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
-    kind: Literal[KINDS]
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    kind: Literal[KINDS]  # type: ignore[valid-type]
     retention: Annotated[Number, Field(gt=0, le=1)]
 
 
@@ -95,7 +95,7 @@ class _Budgeted(TypedDict):
 
 
 class _Named(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     name: Name
 
 
@@ -109,7 +109,7 @@ class _Benchmark(_Named):
 class _Record(TypedDict):
     """What ``arm.json`` must hold, and of what kind what it may hold is."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     arm: Name
     method: Name
     label: str
@@ -278,7 +278,9 @@ def arms(run_dir: Path | str) -> list[Arm]:
 
 def read(run_dir: Path | str) -> Stored:
     """Arms, samples and what was dropped on the way; raises as ``load`` does."""
-    found, notes, lines = arms(run_dir), [], []
+    found = arms(run_dir)
+    notes: list[str] = []
+    lines: list[dict[str, Any]] = []
     models, benchmarks = model_names(found), benchmark_names(found)
     with _no_garbage_collection():
         for arm in found:

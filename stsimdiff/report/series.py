@@ -102,8 +102,9 @@ def threshold_maps(section: Section, arms: Sequence[Arm]) -> list[ThresholdMap]:
 
 
 def _number_first(value: object) -> tuple[bool, float, str]:
-    number = isinstance(value, (int, float))
-    return not number, float(value) if number else 0.0, str(value)
+    if isinstance(value, (int, float)):
+        return False, float(value), str(value)
+    return True, 0.0, str(value)
 
 
 def _said(value: object) -> str:

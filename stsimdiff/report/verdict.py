@@ -73,12 +73,12 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     ]
     worse.sort(key=lambda pair: -pair.difference)
     for i, pair in enumerate(worse):
-        said = f"is {-pair.difference:.1f} points worse" if i == 0 else f"{-pair.difference:.1f}"
-        parts.append(f"{pair.method} {said} ({_p(pair)})")
+        how = f"is {-pair.difference:.1f} points worse" if i == 0 else f"{-pair.difference:.1f}"
+        parts.append(f"{pair.method} {how} ({_p(pair)})")
     for row in section.rows:
         if row.method == "none" and row.n:
-            pair = against(section.pairs, retention, row.label).get(best.label)
-            parts += [f"{best.label} {_than(pair, f'all tokens ({row.overall:.1f})')}"] if pair else []
+            beside = against(section.pairs, retention, row.label).get(best.label)
+            parts += [f"{best.label} {_than(beside, f'all tokens ({row.overall:.1f})')}"] if beside else []
     out = [row.label for row in rows if row.over_budget]
     if out:
         parts.append(f"out of the contest, since over budget: {_listed(out)}")

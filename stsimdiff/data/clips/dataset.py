@@ -122,7 +122,7 @@ def _plan(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: ran
         places.reverse()
     return Plan(
         static=((texts.shapes[0], answer["attr"]), (texts.shapes[1], rival["attr"])),
-        changing=(texts.shapes[2], *colors),
+        changing=(texts.shapes[2], colors[0], colors[1]),
         flashes=flashes,
         counted=texts.counted,
         direction=answer["motion"],

@@ -39,7 +39,8 @@ def read(root: Path) -> list[dict[str, Any]]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error}") from error
-    rows, seen = [], {}
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -72,10 +73,11 @@ def _row(line: str, place: str) -> dict[str, Any]:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise DataError(f"{place}: {key}={row.get(key)!r}; expected {KEYS[key]}")
     options = row.get("options")
-    texts = isinstance(options, list) and all(
-        isinstance(option, str) and option.strip() for option in options
-    )
-    if not texts or not 2 <= len(set(options)) == len(options) <= len(LETTERS):
+    if not (
+        isinstance(options, list)
+        and all(isinstance(option, str) and option.strip() for option in options)
+        and 2 <= len(set(options)) == len(options) <= len(LETTERS)
+    ):
         raise DataError(f"{place}: options={options!r}; expected {KEYS['options']}")
     texts = [*(row[key] for key in ("id", "video", "family", "question")), *options]
     if broken := [text for text in texts if re.search("[\ud800-\udfff\0]", text)]:

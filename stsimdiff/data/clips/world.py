@@ -269,8 +269,10 @@ class _Layout:
         else:
             self.taken.append((lane, 0, LANE, SIZE))
             x, y, velocity = across, start, (0, speed)
-        frames = {"first": 2 * first, "last": 2 * (first + count)}
-        return Thing("ball", "ball", self.plan.direction, size, x, y, velocity=velocity, **frames)
+        first, last = 2 * first, 2 * (first + count)
+        return Thing(
+            "ball", "ball", self.plan.direction, size, x, y, velocity=velocity, first=first, last=last
+        )
 
     def _fixed(self, camera: tuple[float, float]) -> list[Thing]:
         """The mark, the two static objects and the changing one, with room for the camera's drift."""

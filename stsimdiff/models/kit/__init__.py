@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,5 +93,6 @@ def _miniature(name: str, folder: Path) -> Path:
 
         return miniatures.make(name, folder)
     folder.mkdir()
-    models.resolve(name).miniature(folder)
+    family: Any = models.resolve(name)
+    family.miniature(folder)
     return folder

@@ -191,7 +191,8 @@ def another_checkpoint_is_refused(case: Case) -> None:
 def keep_all_is_bit_identical(case: Case) -> None:
     """A compression that keeps every token, and reads attention, changes no bit of any logit."""
     layers = len(case.family.decoder)
-    places = {("input", 0): set(), ("before", layers - 1): set(), ("between", min(1, layers - 1)): set()}
+    acted = (("input", 0), ("before", layers - 1), ("between", min(1, layers - 1)))
+    places: dict[tuple[str, int], set[int]] = {place: set() for place in acted}
     stock, tokens, _ = generate(case)
     logits, again, trace = generate(case, Scripted(places, attention=frozenset(range(min(3, layers)))))
     assert torch.equal(stock, logits) and torch.equal(tokens, again), (
