@@ -84,6 +84,7 @@ class Report:
         say(f"{row.state:<13}{name}: {row.measured} (limit: {limit}; {row.seconds:.1f} s)")
 
     def count(self, state: str) -> int:
+        """How many checks ended in this state."""
         return sum(row.state == state for row in self.rows)
 
 

@@ -25,6 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import override
 
 from stsimdiff import compressors
 from stsimdiff.data import cache_folder
@@ -325,6 +326,7 @@ class BatchLauncher(Launcher):
 class ArmsLauncher(BatchLauncher):
     """Hydra's launcher for ``-m``: the whole batch in this process, one pass for each model and benchmark."""
 
+    @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff import process_state
 from stsimdiff.budget import Budget
@@ -62,12 +63,15 @@ class LentRun(WrappedRun):
         """The run itself where it is looked after already."""
         return run if isinstance(run, LentRun) else cls(run, layout)
 
+    @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         return self._ask("at its input place", self.run.at_input, tokens)
 
+    @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         return self._ask(f"before layer {layer}", self.run.before_layer, tokens, attention, layer)
 
+    @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         return self._ask(f"inside layer {layer}", self.run.between, tokens, attention, layer)
 

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import rich.console
 from rich.segment import Segment
+from typing_extensions import override
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but tab and newline."""
@@ -61,6 +62,7 @@ class Console(rich.console.Console):
 class Formatter(logging.Formatter):
     """A log line, cleaned."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
 

@@ -103,6 +103,22 @@ def test_lint_checks_types_and_the_contracts_strictly():
         assert list((ROOT / "stsimdiff").glob(module.replace(".", "/") + "*")), module
 
 
+def test_lint_asks_for_docstrings(tmp_path):
+    file = tmp_path / "m.py"
+    file.write_text('"""A module."""\n\n\ndef public():\n    return 1\n')
+    words = [
+        "check",
+        "--no-cache",
+        "--config",
+        str(ROOT / "pyproject.toml"),
+        "--output-format",
+        "concise",
+        str(file),
+    ]
+    done = subprocess.run([Path(sys.executable).parent / "ruff", *words], capture_output=True, text=True)
+    assert done.returncode == 1 and "D103 Missing docstring in public function" in done.stdout
+
+
 def test_the_index_lists_every_page():
     text = (ROOT / "docs/README.md").read_text()
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(

@@ -75,6 +75,7 @@ class Wrong(Exception):
 
 
 def main() -> int:
+    """The exit code: 0, 1 where fewer changes than ``--threshold`` were noticed, 2 for what cannot be done."""
     options = _options()
     # The copy goes and the tests end with the command, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -68,6 +68,7 @@ def _run_all(out: Path, work: Path, arguments: list[str]) -> None:
 
 
 def main() -> None:
+    """All stages in their order, or the one that is asked for."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, its card and its log")
     parser.add_argument("--seed", type=int, default=0)

@@ -64,6 +64,7 @@ You are a helpful assistant.<|im_end|>
 
 
 def open_prompt(stem: str) -> str:
+    """A question without options, to be answered with a word."""
     return f"{stem}\n{OPEN_INSTRUCTION}"
 
 

@@ -46,10 +46,13 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """How many questions the batch holds."""
         return len(self.final)
 
 
 class Batcher:
+    """Puts clips and questions about them together into batches."""
+
     def __init__(self, rows: RowBuilder, prefix: Prefix, codebook: Codebook):
         self.rows, self.prefix, self.codebook = rows, prefix, codebook
 

@@ -54,6 +54,7 @@ class Clip:
 
 
 def symbolic_clip(seed: int) -> Clip:
+    """The clip of a seed as token labels, without pixels."""
     world = sample_world(seed)
     labels = label_tensors(token_labels(world))
     return Clip(world.plan, {name: values.to(torch.int8) for name, values in labels.items()})
@@ -69,6 +70,7 @@ class SymbolicPool:
         self.size, self.fresh = size, fresh
 
     def sample(self, count: int, rng: random.Random) -> list[Clip]:
+        """Draw clips, after new ones have come in."""
         for _ in range(self.fresh if len(self.clips) >= 64 else 64):
             self.clips.append(symbolic_clip(self.next_seed))
             self.next_seed += 1
@@ -83,6 +85,7 @@ class FeaturePool:
         self.clips = clips
 
     def sample(self, count: int, rng: random.Random) -> list[Clip]:
+        """Draw clips."""
         return rng.sample(self.clips, count)
 
 
@@ -125,4 +128,5 @@ def run_features(recipe: Recipe, seed: int, work: Path) -> None:
 
 
 def load_features(path: Path) -> list[Clip]:
+    """The clips that one process cached."""
     return [Clip(*row) for row in torch.load(path, weights_only=False)]

@@ -75,6 +75,7 @@ def report(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print the accuracy of a model by family."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--videos", type=int, help="the first N videos only")

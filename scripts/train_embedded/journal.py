@@ -14,9 +14,11 @@ class Journal:
 
     @property
     def seconds(self) -> float:
+        """Since the stage began."""
         return time.monotonic() - self.start
 
     def write(self, step: int, **values: object) -> None:
+        """Append one line, and print it."""
         line = json.dumps(
             {"stage": self.stage, "step": step, "seconds": round(self.seconds, 1), **_rounded(values)}
         )

@@ -31,6 +31,8 @@ EMA = 0.05  # of the running accuracies and losses
 
 
 class LanguageTrainer:
+    """Trains the language model on token codes, then on features of the frozen tower."""
+
     def __init__(self, recipe: LanguageRecipe, seed: int, rank: int = 0, ranks: int = 1):
         self.recipe, self.seed, self.rank, self.ranks = recipe, seed, rank, ranks
         self.tokenizer = build_tokenizer()
@@ -84,6 +86,7 @@ class LanguageTrainer:
         return scores, losses
 
     def step(self, pool: SymbolicPool | FeaturePool, step: int) -> dict[str, float]:
+        """One step on clips of the pool; its losses by name."""
         recipe, rng = self.recipe, self.rng
         _, sizes = [size for size in recipe.sizes if step >= size[0] * recipe.steps][-1]
         tokens, videos = random.Random(self.seed * 1_000_000 + step).choice(sizes)  # the same for all ranks
@@ -164,6 +167,7 @@ class LanguageTrainer:
     def train(
         self, pool: SymbolicPool | FeaturePool, validation: list[Clip], journal: Journal, path: Path
     ) -> None:
+        """All steps that are left; validates, writes the journal and saves on the way."""
         recipe, sums, count = self.recipe, defaultdict(float), defaultdict(int)
         for step in range(self.next_step, recipe.steps):
             self.next_step = step + 1
@@ -184,6 +188,7 @@ class LanguageTrainer:
                 count.clear()
 
     def checkpoint(self, path: Path) -> None:
+        """Save all that a stage needs to go on; the first process does."""
         if self.rank:
             return
         state = {
@@ -211,6 +216,7 @@ class LanguageTrainer:
 
 
 def run_symbolic(recipe: LanguageRecipe, seed: int, work: Path, journal: Journal) -> None:
+    """The stage on symbolic clips, on one core."""
     torch.set_num_threads(1)
     first = training_clips.VALIDATION_SEED
     validation = [training_clips.symbolic_clip(first + i) for i in range(recipe.validation_videos)]
@@ -221,6 +227,7 @@ def run_symbolic(recipe: LanguageRecipe, seed: int, work: Path, journal: Journal
 
 
 def run_video(recipe: LanguageRecipe, seed: int, rank: int, ranks: int, work: Path, journal: Journal) -> None:
+    """The stage on cached features, one process of several."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{work.resolve()}/ranks", rank=rank, world_size=ranks

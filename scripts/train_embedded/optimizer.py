@@ -22,6 +22,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        """Update all matrices by their gradients."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             none = torch.zeros_like(group[0])
             gradient = torch.stack([none if p.grad is None else p.grad for p in group])
@@ -63,9 +64,11 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict:
+        """Both optimizers, to be saved."""
         return {"muon": self.muon.buffers, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
         for buffer, saved in zip(self.muon.buffers, state["muon"], strict=True):
             buffer.copy_(saved)
         self.adam.load_state_dict(state["adam"])

@@ -112,5 +112,6 @@ class Prefix:
 
 
 def use_packed_attention(language_model: torch.nn.Module) -> None:
+    """Make a language model attend within its rows and to their shared prefix."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
     language_model.config._attn_implementation = ATTENTION

@@ -39,6 +39,8 @@ class LanguageRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
+    """All stages of a training."""
+
     tower: TowerRecipe
     symbolic: LanguageRecipe
     video: LanguageRecipe

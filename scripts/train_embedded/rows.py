@@ -45,6 +45,8 @@ class Row:
 
 
 class RowBuilder:
+    """Makes rows of tokens of questions, exactly as the product sends them."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
         self.cache: dict[str, list[int]] = {}
@@ -109,6 +111,7 @@ class RowBuilder:
         return Row(family, "caption", tokens, final, tokens[-1], colors[-1][1], final, colors=colors)
 
     def copy(self, rng: random.Random) -> Row:
+        """A row that asks for a word of its own question, which needs no video."""
         return self.question(copy_question(rng), None)
 
     def check(self) -> None:

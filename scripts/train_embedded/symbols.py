@@ -40,6 +40,7 @@ class Codebook:
 
 
 def build_codebook(tokenizer: PreTrainedTokenizerFast) -> Codebook:
+    """The codes of all labels: a word's is its embedding, which is drawn here too."""
     generator = torch.Generator().manual_seed(123)
     embeddings = torch.randn(len(tokenizer), WIDTH, generator=generator) * 0.1
     wordless = torch.randn(len(SHAPE_CLASSES), WIDTH, generator=generator) * 0.1

@@ -50,6 +50,8 @@ def plain_attention(module, query, key, value, attention_mask=None, scaling=None
 
 
 class TowerTrainer:
+    """Trains the vision tower to give each token the code of what it shows."""
+
     def __init__(self, recipe: TowerRecipe, seed: int):
         self.recipe = recipe
         tokenizer = build_tokenizer()
@@ -85,6 +87,7 @@ class TowerTrainer:
         return tokens, scores
 
     def loss(self, patches: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Classes of each token, and the distance to its code."""
         tokens, scores = self.forward(patches)
         evidence = labels["evidence"] > 0
         weight = torch.where(evidence, 1.0, torch.where(labels["shape"] > 0, 0.12, 0.2))
@@ -100,6 +103,7 @@ class TowerTrainer:
 
     @torch.no_grad()
     def validate(self, patches: torch.Tensor, labels: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Accuracy of each kind of label."""
         _, scores = self.forward(patches)
         evidence, shape = labels["evidence"], labels["shape"]
         flashes = torch.isin(shape, torch.tensor([SHAPE_CLASSES.index(name) for name in FLASH_SHAPES]))
@@ -116,6 +120,7 @@ class TowerTrainer:
         return {name: right[label][subset].float().mean().item() for name, (label, subset) in subsets.items()}
 
     def train(self, journal: Journal, path: Path) -> None:
+        """All steps; saves the tower."""
         recipe = self.recipe
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + recipe.validation_videos)
         validation = self.batch([sample_world(seed) for seed in seeds])
@@ -131,5 +136,6 @@ class TowerTrainer:
 
 
 def run_tower(recipe: TowerRecipe, seed: int, work: Path, journal: Journal) -> None:
+    """The stage, on one core."""
     torch.set_num_threads(1)
     TowerTrainer(recipe, seed).train(journal, work / "tower.pt")

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
@@ -93,14 +94,17 @@ class WrappedRun(Run):
         self.run = run
 
     @property
+    @override
     def places(self) -> Places:  # type: ignore[override]
         return self.run.places
 
     @property
+    @override
     def may_be_empty(self) -> bool:  # type: ignore[override]
         return self.run.may_be_empty
 
     @property
+    @override
     def finished(self) -> bool:
         return self.run.finished
 
@@ -175,6 +179,7 @@ class ScoreCompressor(Compressor):
     def score(self, tokens: VideoTokens, layout: Layout) -> Tensor:
         """``(N,)`` scores, larger is kept first."""
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _ScoreRun(self, layout, budget)
 

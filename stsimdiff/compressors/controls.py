@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, generator_for
@@ -26,6 +27,7 @@ class NoCompression(Compressor):
 
     flops = Compressor.no_flops
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return Run()
 
@@ -41,6 +43,7 @@ class NoVideo(Compressor):
 
     flops = Compressor.no_flops
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _NoVideoRun()
 
@@ -79,6 +82,7 @@ class RandomTokens(Compressor):
                 f"compressor.seed={self.seed!r} is out of range; allowed: 0, 1, 2, ...; for example 0"
             )
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         count = budget.keep(layout.grid.tokens, layout.layers)
         order = torch.randperm(layout.grid.tokens, generator=generator_for(layout.sample, self.seed))
@@ -97,6 +101,7 @@ class UniformFrames(Compressor):
 
     flops = Compressor.no_flops
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         count = budget.keep(layout.grid.tokens, layout.layers)
         keep = torch.from_numpy(uniform_frames(layout.grid, count))

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced
 from stsimdiff.tokens import Reason
@@ -33,6 +34,7 @@ class FasterVLM(PerFrameCompressor):
 
     flops = PerFrameCompressor.no_flops
 
+    @override
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
         keep = select(received[None], count)[0]
         return Reduced(keep, torch.full_like(keep, int(Reason.IMPORTANT)))

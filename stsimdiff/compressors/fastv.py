@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, top
@@ -54,6 +55,7 @@ class FastV(Compressor):
                 "for example last"
             )
 
+    @override
     def check(self, budget: Budget, layers: int | None = None) -> None:
         if layers is None:
             return
@@ -70,6 +72,7 @@ class FastV(Compressor):
                 f"lower compressor.layer, a retention above {used:.3f}, or budget.kind=tokens"
             )
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, layout, budget)
 

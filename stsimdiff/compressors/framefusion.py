@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
@@ -71,10 +72,12 @@ class FrameFusion(Compressor):
                 "for example 28"
             )
 
+    @override
     def check(self, budget: Budget, layers: int | None = None) -> None:
         if layers is not None and layers < 2:
             raise ConfigError("FrameFusion needs a model of at least 2 layers: it prunes after it has merged")
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, layout, budget)
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
@@ -51,6 +52,7 @@ class PerFrameCompressor(Compressor):
             count: in ``[1, P - 1]``.
         """
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _PerFrameRun(self, layout, budget)
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
 from stsimdiff.errors import ConfigError
@@ -53,6 +54,7 @@ class PruMerge(PerFrameCompressor):
         if not isinstance(self.plus, bool):
             raise ConfigError(f"compressor.plus={self.plus!r} is unknown; allowed: true, false")
 
+    @override
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
         rows = count - 1
         sampled = rows // 2 if self.plus else 0

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
@@ -30,6 +31,7 @@ class SpatialPool(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(layout.grid, budget.keep(layout.grid.tokens, layout.layers))
 

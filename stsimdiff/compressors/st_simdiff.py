@@ -21,6 +21,7 @@ from typing import ClassVar, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
@@ -113,6 +114,7 @@ class STSimDiff(Compressor):
                 "number of layers from 2, for example 28"
             )
 
+    @override
     def check(self, budget: Budget, layers: int | None = None) -> None:
         graph.check_installed(self.community)
         if layers is None:
@@ -130,6 +132,7 @@ class STSimDiff(Compressor):
                 "or budget.kind=tokens"
             )
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, layout, budget)
 

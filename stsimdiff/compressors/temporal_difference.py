@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
@@ -27,6 +28,7 @@ class TemporalDifference(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
+    @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(budget.keep(layout.grid.tokens, layout.layers))
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.compressors.base import top
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
@@ -57,6 +58,7 @@ class VisionZip(PerFrameCompressor):
                 "compressor.dominant=0 and compressor.contextual=0 keep nothing; allowed: one above 0"
             )
 
+    @override
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
         contextual = round(count * self.contextual / (self.dominant + self.contextual))
         if contextual == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from stsimdiff.attention import attention_rows
 from stsimdiff.compressors import framefusion, st_simdiff
@@ -73,9 +74,11 @@ class Watched(Run):
         self.details: st_simdiff.Thinning | None = None
 
     @property
+    @override
     def finished(self) -> bool:
         return self.run.finished
 
+    @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         if isinstance(self.method, STSimDiff):
             self.details = st_simdiff.select(tokens, self.run.budget.retention, self.method)
@@ -86,9 +89,11 @@ class Watched(Run):
         stay[torch.from_numpy(self.first)] = True
         return Selection.from_mask(stay, Reason.ALL)
 
+    @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         return self._ask("before", layer, tokens, lambda: self.run.before_layer(layer, tokens, attention))
 
+    @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         return self._ask("between", layer, tokens, lambda: self.run.between(layer, tokens, attention))
 

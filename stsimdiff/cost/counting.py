@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from typing_extensions import override
 
 from stsimdiff.compressors.base import Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
@@ -98,14 +99,17 @@ class CountedRun(WrappedRun):
         super().__init__(run)
         self.counter = ArithmeticCounter()
 
+    @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         with self.counter:
             return self.run.at_input(tokens)
 
+    @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         with self.counter:
             return self.run.before_layer(layer, tokens, attention)
 
+    @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         with self.counter:
             return self.run.between(layer, tokens, attention)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from stsimdiff.cost import ModelShape, TowerLoad, TowerShape
 from stsimdiff.tokens import Grid
 
@@ -29,9 +31,11 @@ class FrameShape(ModelShape):
     group: int = 1
     pooling: int = 0
 
+    @override
     def grid(self, frames: int, height: int, width: int) -> Grid:
         return Grid(-(-frames // self.group), self.height, self.width)
 
+    @override
     def load(self, grid: Grid) -> TowerLoad:
         frames, patches = grid.frames * self.group, self.side**2
         return TowerLoad(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from typing_extensions import override
 
 from stsimdiff.cost import DecoderShape, TowerShape
 from stsimdiff.engine import Decoder
@@ -61,25 +62,30 @@ class InternVL(Family):
         return cls(model, load_processor(folder, options), str(path))
 
     @property
+    @override
     def placeholders(self) -> tuple[str, ...]:
         return (self.processor.video_token, self.processor.image_token)
 
     @property
+    @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
 
     @classmethod
+    @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
         given = files["config.json"]
         _check("", given)
         return _shape(InternVLConfig.from_dict(dict(given)), dtype_of(given))
 
     @property
+    @override
     def shape(self) -> FrameShape:
         return _shape(self.model.config, self.dtype_name)
 
     @torch.inference_mode()
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
@@ -113,6 +119,7 @@ class InternVL(Family):
         cell = round(1 / self.model.config.downsample_ratio)
         return nn.functional.avg_pool2d(maps, cell).permute(0, 2, 3, 1)
 
+    @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
         message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from typing_extensions import override
 
 from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
@@ -53,25 +54,30 @@ class LlavaOnevision(Family):
         return cls(model, processor, str(path))
 
     @property
+    @override
     def placeholders(self) -> tuple[str, ...]:
         return (self.processor.video_token,)
 
     @property
+    @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
 
     @classmethod
+    @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
         given = files["config.json"]
         _check("", given)
         return _shape(LlavaOnevisionConfig.from_dict(dict(given)), dtype_of(given))
 
     @property
+    @override
     def shape(self) -> FrameShape:
         return _shape(self.model.config, self.dtype_name)
 
     @torch.inference_mode()
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
@@ -99,6 +105,7 @@ class LlavaOnevision(Family):
             signals=pooled_signals(reader, frames, body.apply_pooling) if reader else None,
         )
 
+    @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         pad = self.processor.video_token
         self.refuse_placeholders(text)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
+from typing_extensions import override
 
 from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
@@ -95,15 +96,18 @@ class LlavaVideo(SiglipQwen2):
         return cls(model, optional_tokenizer(folder, config.text_config), str(path), pooling, stride, timed)
 
     @property
+    @override
     def placeholders(self) -> tuple[str, ...]:
         return ("<image>",)
 
     @property
+    @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
 
     @classmethod
+    @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
         given, tower = dict(files["config.json"]), files.get("vision_tower_config.json")
         _check("", given)
@@ -115,11 +119,13 @@ class LlavaVideo(SiglipQwen2):
         return _shape(config, _pooling(given, options), stride, dtype_of(given))
 
     @property
+    @override
     def shape(self) -> FrameShape:
         dtype = self.dtype_name
         return _shape(self.model.config, self.pooling, self.stride, dtype)
 
     @torch.inference_mode()
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.model.config.vision_config.image_size)
@@ -164,9 +170,11 @@ class LlavaVideo(SiglipQwen2):
             pooled = torch.nn.functional.interpolate(maps.contiguous(), size=(size, size), mode="bilinear")
         return pooled.permute(0, 2, 3, 1)
 
+    @override
     def picture(self, grid: Grid) -> Picture:
         return Picture(1, grid.height, grid.width - 1, grid.width)
 
+    @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
         if self.time_instruction:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from typing_extensions import override
 
 from stsimdiff import models
 from stsimdiff.cost import DecoderShape
@@ -122,14 +123,17 @@ class NVILA(SiglipQwen2):
         return cls(model, optional_tokenizer(llm, model.config), str(path), tower, mlp, encoder)
 
     @property
+    @override
     def placeholders(self) -> tuple[str, ...]:
         return (VIDEO_TOKEN,)
 
     @property
+    @override
     def decoder(self) -> Decoder:
         return Decoder(self.model.model, self.model.model.layers)
 
     @classmethod
+    @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> FrameShape:
         given = dict(files["config.json"])
         encoder = _video_encoder("", given)
@@ -142,6 +146,7 @@ class NVILA(SiglipQwen2):
         return _shape(Qwen2Config.from_dict(text), vision, layers, encoder, dtype_of(text))
 
     @property
+    @override
     def shape(self) -> FrameShape:
         dtype = self.dtype_name
         encoder = {"pool_size": self.pool_size, "end_tokens": self.end}
@@ -149,6 +154,7 @@ class NVILA(SiglipQwen2):
         return _shape(self.model.config, vision, len(self.tower.encoder.layers), encoder, dtype)
 
     @torch.inference_mode()
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.tower.config.image_size)
@@ -212,11 +218,13 @@ class NVILA(SiglipQwen2):
         cells = nn.functional.avg_pool2d(maps, 2, ceil_mode=True)
         return self.pool(cells.flatten(2).transpose(1, 2))[:, None]
 
+    @override
     def picture(self, grid: Grid) -> Picture:
         # Behind the tokens of the square stand those that end the group.
         side = math.isqrt(grid.width - self._ids(self.end).shape[0])
         return Picture(self.pool_size[0], side, side, side)
 
+    @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
         message = {"role": "user", "content": VIDEO_TOKEN + text.strip()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from typing_extensions import override
 
 from stsimdiff.engine import Decoder
 from stsimdiff.models.base import EncodedVideo
@@ -34,10 +35,12 @@ class Qwen3VL(QwenVL):
     positions = "stock"
 
     @property
+    @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers, added=_deepstack)
 
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         if len(frames.indices) % 2:
             # The stock processor fills an odd number up with the last frame too, but only after it has chosen the size

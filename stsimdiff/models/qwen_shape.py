@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from stsimdiff.cost import DecoderShape, ModelShape, TowerLoad, TowerShape
 from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid
@@ -152,6 +154,7 @@ class QwenShape(ModelShape):
             limits=limits,
         )
 
+    @override
     def grid(self, frames: int, height: int, width: int) -> Grid:
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
@@ -168,6 +171,7 @@ class QwenShape(ModelShape):
         rows, columns = smart_resize(height, width, factor, least, most)
         return Grid(-(-frames // self.temporal), rows // factor, columns // factor)
 
+    @override
     def load(self, grid: Grid) -> TowerLoad:
         unit = self.merge**2
         frame = grid.per_frame * unit
@@ -190,6 +194,7 @@ class Qwen3Shape(QwenShape):
 
     words: int = 9
 
+    @override
     def grid(self, frames: int, height: int, width: int) -> Grid:
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 

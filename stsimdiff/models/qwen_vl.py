@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
+from typing_extensions import override
 
 from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder
@@ -77,10 +78,12 @@ class QwenVL(Family):
         return family
 
     @property
+    @override
     def placeholders(self) -> tuple[str, ...]:
         return (self._processor().video_token,)
 
     @property
+    @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
         return Decoder(language_model, language_model.layers)
@@ -94,6 +97,7 @@ class QwenVL(Family):
             )
 
     @classmethod
+    @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> ModelShape:
         given = files["config.json"]
         cls._check("", given)
@@ -102,6 +106,7 @@ class QwenVL(Family):
         return cls.shape_class.from_config(config, dtype_of(given), limits)
 
     @property
+    @override
     def shape(self) -> ModelShape:
         dtype = self.dtype_name
         limits: PixelLimits | TokenLimits = self.token_limits or self.limits
@@ -110,6 +115,7 @@ class QwenVL(Family):
         return self.shape_class.from_config(self.model.config, dtype, limits)
 
     @torch.inference_mode()
+    @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         processor = self._processor()
@@ -183,10 +189,12 @@ class QwenVL(Family):
         """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""
         return None
 
+    @override
     def picture(self, grid: Grid) -> Picture:
         joined = self.model.config.vision_config.temporal_patch_size
         return Picture(joined, grid.height, grid.width, grid.width)
 
+    @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         processor = self._processor()
         pad = processor.video_token

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from typing_extensions import override
 
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, Prompt, execution_device
@@ -53,6 +54,7 @@ class SiglipQwen2(Family):
     """A family whose prompt is text, video features, text. The processor is the tokenizer alone, or ``None``."""
 
     @property
+    @override
     def tokenizer(self) -> Any:
         if self.processor is None:
             raise ConfigError(

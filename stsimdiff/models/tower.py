@@ -35,10 +35,12 @@ class TowerReader:
 
     @property
     def received(self) -> Tensor:
+        """Attention received, ``(patches,)``; see the class."""
         return torch.cat(self._received)
 
     @property
     def keys(self) -> Tensor:
+        """Keys of all patches, ``(patches, heads, d)``."""
         return torch.cat(self._keys)
 
     def receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
@@ -72,7 +74,7 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 @contextmanager
 def reading(attention: nn.Module, *, class_token: bool = False) -> Iterator[TowerReader]:
-    """``with reading(layer.attn) as reader: tower(...)``; nothing is left behind on exit."""
+    """Read the attention of a tower that runs within ``with``; nothing is left behind on exit."""
     reader = TowerReader(class_token)
     undo: Callable[[], None] = probe(attention, reader.receive)
     try:

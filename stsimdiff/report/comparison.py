@@ -74,6 +74,7 @@ class Row:
 
     @property
     def reference(self) -> bool:
+        """Whether the method has no retention of its own."""
         return self.method in REFERENCES
 
     @property
@@ -142,6 +143,7 @@ class Group:
         self.server = arms[0].server
 
     def sections(self) -> list[Section]:
+        """A table for each kind of budget; one of the references alone where nothing else was answered."""
         kinds = [kind for kind in KINDS if any(arm.kind == kind and not arm.reference for arm in self.arms)]
         return [self._section(kind) for kind in kinds or [self.arms[0].kind]]
 

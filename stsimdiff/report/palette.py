@@ -75,6 +75,7 @@ class Look:
     dash: str
 
     def plotly(self) -> dict[str, str]:
+        """What the page's script draws the arm with."""
         return {"colour": self.colour, "symbol": self.symbol, "dash": self.dash}
 
     @property

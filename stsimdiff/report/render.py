@@ -107,6 +107,7 @@ def columns_of(section: Section) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def interval(low: float, high: float) -> str:
+    """An interval as it is printed, or a dash where there is none."""
     return EMPTY if math.isnan(low) else f"{low:.1f}–{high:.1f}"
 
 
@@ -254,6 +255,7 @@ def paper_title(table: Table) -> str:
 
 
 def title(section: Section) -> str:
+    """What stands above the table of a section."""
     counted = {
         "tokens": "video tokens left after the last drop",
         "compute": "mean over the decoder's layers of the video tokens entering each",

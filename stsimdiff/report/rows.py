@@ -134,10 +134,12 @@ class Arm:
 
     @property
     def id(self) -> str:
+        """What tells the arm from every other."""
         return self.record["arm"]
 
     @property
     def method(self) -> str:
+        """The method's name, on one line."""
         return one_line(self.record["method"])
 
     @property
@@ -168,6 +170,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
+        """The kind of its budget; ``tokens`` for an arm without one."""
         return (self.record["budget"] or {}).get("kind") or KINDS[0]
 
     @property
@@ -177,6 +180,7 @@ class Arm:
 
     @property
     def benchmark(self) -> str:
+        """The benchmark's name, on one line."""
         return one_line(self.record["benchmark"]["name"])
 
     @property

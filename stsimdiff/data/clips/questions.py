@@ -39,6 +39,8 @@ OPTION_POOLS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
+    """One question: its family, its text without the options, the options and the right one among them."""
+
     family: str
     stem: str
     options: tuple[str, ...]
@@ -46,6 +48,7 @@ class Question:
 
     @property
     def letter(self) -> str:
+        """The right option's letter."""
         return LETTERS[self.options.index(self.answer)]
 
 
@@ -56,34 +59,42 @@ def prompt(question: str, options: Sequence[str]) -> str:
 
 
 def attr_stem(shape: str) -> str:
+    """What asks for the color of a shape that stays."""
     return f"What color is the {shape}?"
 
 
 def flash_stem(shape: str) -> str:
+    """What asks for the color of a shape that flashes."""
     return f"What color is the {shape} that flashes?"
 
 
 def order_stem(first: bool) -> str:
+    """What asks for the shape that flashes first, or last."""
     return f"Which shape flashes {'first' if first else 'last'}?"
 
 
 def count_stem(shape: str) -> str:
+    """What asks how often a shape flashes."""
     return f"How many times does the {shape} flash?"
 
 
 def motion_stem() -> str:
+    """What asks where the ball moves."""
     return "In which direction does the ball move?"
 
 
 def scene_stem(brief: bool) -> str:
+    """What asks for the place of the insert shot (``brief``), or of the main one."""
     return "Which place is shown briefly?" if brief else "Which place is shown at first?"
 
 
 def change_stem(shape: str, after: bool) -> str:
+    """What asks for the color of a shape after it has turned, or before."""
     return f"What color does the {shape} become?" if after else f"What color is the {shape} at first?"
 
 
 def mark_stem() -> str:
+    """What asks for the corner of the small mark."""
     return "In which corner is the small mark?"
 
 

@@ -77,6 +77,7 @@ class Thing:
         return self.kind in ("static", "changing", "mark")
 
     def visible(self, frame: int) -> bool:
+        """Whether it is shown in a frame."""
         return self.first <= frame < self.last
 
     def changed(self, frame: float) -> float:
@@ -87,6 +88,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Clutter:
+    """A shape in the background that no question asks for; pixels."""
+
     shape: str
     color: str
     shade: float
@@ -98,6 +101,8 @@ class Clutter:
 
 @dataclass(frozen=True)
 class Bug:
+    """A dot that crosses the frame, in pixels and pixels a frame: motion that no question asks for."""
+
     x: int
     y: int
     vx: int
@@ -116,6 +121,8 @@ class Bug:
 
 @dataclass(frozen=True)
 class Spark:
+    """A shape that is shown in one frame alone and that no question asks for; pixels."""
+
     x: int
     y: int
     width: int
@@ -139,6 +146,7 @@ class World:
     texture_seed: int
 
     def in_insert(self, frame: int) -> bool:
+        """Whether a frame belongs to the insert shot."""
         return self.insert[0] <= frame < self.insert[1]
 
     def pan(self, frame: int) -> tuple[int, int]:

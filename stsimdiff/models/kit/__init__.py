@@ -24,6 +24,7 @@ TESTS = Path(__file__).with_name("test_family.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--family`` and its companions; see :mod:`stsimdiff.models.kit`."""
     group = parser.getgroup("stsimdiff", "conformance of a model family")
     group.addoption(
         "--family",
@@ -46,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Check ``--family`` before anything is collected, and add the checks to what is."""
     name = config.getoption("--family")
     if name is None:
         if config.getoption("--family-path") is not None:

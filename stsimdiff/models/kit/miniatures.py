@@ -202,6 +202,7 @@ def _qwen(folder: Path, model: Any, tokenizer: Any, kinds: tuple[Any, Any]) -> N
 
 
 def qwen2_vl(folder: Path, sizes: Sizes) -> None:
+    """A Qwen2-VL with stock processor."""
     tokenizer = _tokenizer()
     config = Qwen2VLConfig(
         text_config=_text(tokenizer, sizes, rope_parameters=_mrope(sizes)),
@@ -214,6 +215,7 @@ def qwen2_vl(folder: Path, sizes: Sizes) -> None:
 
 
 def qwen2_5_vl(folder: Path, sizes: Sizes) -> None:
+    """A Qwen2.5-VL with windows in its tower."""
     tokenizer = _tokenizer()
     config = Qwen2_5_VLConfig(
         text_config=_text(tokenizer, sizes, rope_parameters=_mrope(sizes)),
@@ -235,6 +237,7 @@ def qwen2_5_vl(folder: Path, sizes: Sizes) -> None:
 
 
 def qwen3_vl(folder: Path, sizes: Sizes) -> None:
+    """A Qwen3-VL whose tower feeds the first layers too (deepstack)."""
     tokenizer = _tokenizer()
     config = Qwen3VLConfig(
         text_config=_text(
@@ -261,6 +264,7 @@ def qwen3_vl(folder: Path, sizes: Sizes) -> None:
 
 
 def internvl(folder: Path, sizes: Sizes) -> None:
+    """An InternVL3 with a class token in its tower."""
     tokenizer = _tokenizer(
         start_image_token="<img>",
         end_image_token="</img>",
@@ -297,6 +301,7 @@ def _positions(model: InternVLForConditionalGeneration) -> list[torch.nn.Paramet
 
 
 def llava_onevision(folder: Path, sizes: Sizes) -> None:
+    """A LLaVA-OneVision with SigLIP and newline."""
     tokenizer = _tokenizer("<image>", "<video>")
     ids = _ids(tokenizer, image_token_id="<image>", video_token_id="<video>")
     tower = _siglip(sizes, image_size=30, patch_size=5)
@@ -326,6 +331,7 @@ def _siglip(sizes: Sizes, **small: int) -> dict[str, Any]:
 
 
 def llava_video(folder: Path, sizes: Sizes) -> None:
+    """A LLaVA-Video in the layout of its original checkpoint."""
     tokenizer = _tokenizer()
     tower = _siglip(sizes, image_size=30, patch_size=5)
     text = _text(tokenizer, sizes)
@@ -375,6 +381,7 @@ def _original_name(name: str) -> str:
 
 
 def nvila(folder: Path, sizes: Sizes) -> None:
+    """An NVILA in the layout of its original checkpoint: a folder for each part."""
     tokenizer = _tokenizer()
     text = Qwen2Config(**_text(tokenizer, sizes))
     Qwen2ForCausalLM(text).save_pretrained(folder / "llm")

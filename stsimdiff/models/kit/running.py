@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
+from typing_extensions import override
 
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.engine import Compression
@@ -46,6 +47,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
+        """Largest difference of logits that the model's dtype excuses."""
         return TOLERANCE[self.family.model.dtype]
 
 
@@ -82,12 +84,15 @@ class Scripted(Run):
         dropped = torch.tensor(sorted(self.drops[place, layer]), dtype=torch.int64).to(tokens.index)
         return Selection.from_mask(~torch.isin(tokens.index, dropped), Reason.RANDOM)
 
+    @override
     def at_input(self, tokens: VideoTokens) -> Selection:
         return self._drop("input", 0, tokens)
 
+    @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
         return self._drop("before", layer, tokens)
 
+    @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
         return self._drop("between", layer, tokens)
 

@@ -10,6 +10,7 @@ from stsimdiff.models.kit.running import Case
 
 @pytest.mark.parametrize("name", checks.CHECKS)
 def test_family(name: str, family_case: Case) -> None:
+    """One check on the family that was asked for; skipped where it has not what the check is about."""
     try:
         checks.CHECKS[name](family_case)
     except checks.NotGiven as reason:
