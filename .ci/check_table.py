@@ -4,6 +4,9 @@ import csv
 import sys
 from pathlib import Path
 
+from stsimdiff.compressors import BUILTIN
+from stsimdiff.launcher import configurations
+
 COLUMNS = {
     "method",
     "retention",
@@ -15,10 +18,10 @@ COLUMNS = {
     "n",
     "n_failed",
 }
-CONTROLS = ("random", "uniform_frames", "spatial_pool", "temporal_difference")
-METHODS = ("fastv", "prumerge", "fastervlm", "visionzip", "framefusion", "st_simdiff")
-ARMS = {("none", 1.0), ("no_video", 1.0)} | {
-    (method, retention) for method in CONTROLS + METHODS for retention in (0.5, 0.3, 0.1)
+NAMES = {target: name for name, target in BUILTIN.items()}
+ARMS = {
+    (NAMES[arm.compressor._target_], arm.budget.retention)
+    for arm in configurations(["experiment=embedded_table"])
 }
 
 

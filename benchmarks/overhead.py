@@ -22,7 +22,7 @@ from stsimdiff.data import clips
 from stsimdiff.evaluate import session as sessions
 from stsimdiff.evaluate import store
 from stsimdiff.evaluate.answering import Work, answer_all
-from stsimdiff.evaluate.arms import Arm, arm_record, arms_from_config
+from stsimdiff.evaluate.arms import Arm, arm_from_config, arm_record
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.settings import settings_from_config
@@ -84,7 +84,7 @@ def main() -> None:
             words.append(f"benchmark.data={clips.build(folder / 'data', videos=videos)}")
         (config,) = configurations(words)
         settings = settings_from_config(config)
-        (arm,) = arms_from_config(config, settings)
+        arm = arm_from_config(config, settings)
         task = load_task(settings.benchmark)
         questions = sorted(all_questions(task, settings.limit, None), key=lambda q: q.video)
         session = sessions.Session(settings)

@@ -146,7 +146,7 @@ def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
     """
     shared = _settings(configurations)
 
-    from stsimdiff.evaluate.arms import arms_from_config  # imports torch
+    from stsimdiff.evaluate.arms import arm_from_config  # imports torch
 
     passes: list[Pass] = []
     for number, (cfg, settings) in enumerate(zip(configurations, shared, strict=True)):
@@ -154,8 +154,8 @@ def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
         if group is None:
             group = Pass(settings, {}, number)
             passes.append(group)
-        for arm in arms_from_config(cfg, settings):
-            group.arms.setdefault(arm.id, arm)
+        arm = arm_from_config(cfg, settings)
+        group.arms.setdefault(arm.id, arm)
     return passes
 
 

@@ -29,11 +29,10 @@ from stsimdiff.errors import ConfigError
 
 OURS = __name__.partition(".")[0]
 STOPS = (
-    *("cost", "evaluate", "report", "clusters", "cli", "launcher", "messages", "conformance", "resources"),
-    "extras",
-    *("data.archives", "data.fetch", "data.videos", "data.headers"),
-    *("data.clips.dataset", "data.clips.world", "data.clips.rendering", "data.clips.labels"),
-)
+    "cost", "evaluate", "report", "clusters", "cli", "launcher", "messages", "conformance", "resources",
+    "extras", "data.archives", "data.fetch", "data.videos", "data.headers", "data.clips.dataset",
+    "data.clips.world", "data.clips.rendering", "data.clips.labels",
+)  # fmt: skip
 """Modules of ours, or packages, whose code decides no answer: counts and times, files, what is printed. Videos and
 questions are known by their contents."""
 BUT = ("evaluate.parsing", "evaluate.questions")
@@ -41,30 +40,10 @@ BUT = ("evaluate.parsing", "evaluate.questions")
 ASIDE = {"flops", "no_flops"}
 """Members of our classes that decide no answer either."""
 INSTALLED = {
-    *(
-        "torch",
-        "torchvision",
-        "torchcodec",
-        "transformers",
-        "lmms_eval",
-        "numpy",
-        "scipy",
-        "sklearn",
-        "pandas",
-        "PIL",
-    ),
-    *(
-        "datasets",
-        "hydra",
-        "omegaconf",
-        "safetensors",
-        "huggingface_hub",
-        "accelerate",
-        "av",
-        "decord",
-        "triton",
-    ),
-}
+    "torch", "torchvision", "torchcodec", "transformers", "lmms_eval", "numpy", "scipy", "sklearn", "pandas",
+    "PIL", "datasets", "hydra", "omegaconf", "safetensors", "huggingface_hub", "accelerate", "av", "decord",
+    "triton",
+}  # fmt: skip
 """Packages that never count, also where somebody works on them in a folder of their own."""
 
 FIDELITIES = ("official", "adapted", "variant")

@@ -26,9 +26,9 @@ TIMED = {"mov", "matroska", "mpegts", "flv"}
 STORED = {"avi", "asf"}
 """Containers that say when each picture is stored. It is shown then where the codec never changes the order."""
 CODECS = {
-    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "h263", "flv1"),
-    *("mjpeg", "prores", "dnxhd", "ffv1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
-}
+    "h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "h263", "flv1", "mjpeg",
+    "prores", "dnxhd", "ffv1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2",
+}  # fmt: skip
 """Codecs of which a keyframe forgets all before it, and each packet gives one picture but for :func:`_hidden`."""
 NO_PICTURE = 20
 """A packet of MPEG-4 smaller than this may say that the picture before it stays, and gives none."""

@@ -4,6 +4,11 @@ import json
 import random
 from pathlib import Path
 
+from stsimdiff.files import write_whole
+from stsimdiff.report.rows import read
+from stsimdiff.report.table import Table, build, files, show
+from stsimdiff.terminal import Console
+
 FAMILIES = ["attr", "order", "event_count"]
 QUESTIONS = [
     (f"v{video:02d}", f"v{video:02d}-{i}", FAMILIES[(video + i) % 3])
@@ -101,3 +106,24 @@ def answers(chance: float, kept: float, compute: float | None = None, seed: int 
     return [
         answer(question, chance, kept, kept if compute is None else compute, dice) for question in QUESTIONS
     ]
+
+
+def make(run_dir: Path | str, console: Console | None) -> Table:
+    """Builds a run's table, writes ``table.md``, ``.csv``, ``.tex`` and ``pairs.csv`` beside it, prints it.
+
+    Args:
+        run_dir: ``results/<run>``.
+        console: where to print; None prints nothing.
+
+    Raises:
+        DataError: as ``rows.load`` does.
+    """
+    table = build(read(run_dir))
+    for name, content in files(table).items():
+        if content is None:
+            (Path(run_dir) / name).unlink(missing_ok=True)
+        else:
+            write_whole(Path(run_dir) / name, content)
+    if console is not None:
+        show(table, console)
+    return table

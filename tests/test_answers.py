@@ -17,7 +17,7 @@ from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.files import write_whole
@@ -40,7 +40,7 @@ def prepared(tmp_path: Path, *lines: str):
         for line in lines:
             config = compose("config", [f"results={tmp_path}", "run=test", "logger=none", *line.split()])
             settings = settings_from_config(config)
-            arms += arms_from_config(config, settings)
+            arms.append(arm_from_config(config, settings))
     return settings, arms
 
 
@@ -83,7 +83,7 @@ def test_a_few_unread_answers_are_wrong_and_no_failure(
 ) -> None:
     settings, arms = prepared(tmp_path, f"compressor=none benchmark.data={data} limit={limit}")
     says(monkeypatch, texts)
-    assert session.run_arms(settings, arms).answered == limit
+    assert session.run_arms(settings, arms) == limit
     assert "MOSTLY UNREAD" not in (settings.folder / "table.md").read_text()
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from stsimdiff import cli, compressors, launcher
 from stsimdiff.budget import Budget
 from stsimdiff.errors import BudgetError, ConfigError, DataError, RunFailed
-from stsimdiff.evaluate.arms import Arm, Settings, arm_record, arms_from_config
+from stsimdiff.evaluate.arms import Arm, Settings, arm_from_config, arm_record
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.resources import folder
 
@@ -35,8 +35,7 @@ def configure(checkpoint: Path):
 
 
 def arm(cfg: DictConfig) -> Arm:
-    (only,) = arms_from_config(cfg)
-    return only
+    return arm_from_config(cfg)
 
 
 BASE = ("compressor=st_simdiff", "budget.retention=0.3")
@@ -170,12 +169,12 @@ def test_the_file_of_a_method_shows_all_its_parameters_at_their_defaults(configu
         (["compressor._target_=nowhere.Method"], ConfigError, "cannot be imported: ModuleNotFoundError"),
         (["compressor._target_=stsimdiff.budget.Nope"], ConfigError, "has no attribute 'Nope'"),
         (["compressor._target_=stsimdiff.budget.Budget"], ConfigError, "is not a compressor"),
-        (["compressor._target_=random"], ConfigError, "is no class; write compressor=NAME with one of none"),
+        (["compressor._target_=random"], ConfigError, "is no class; write compressor=NAME with one of fastervlm"),
     ],
 )  # fmt: skip
 def test_wrong_methods_and_budgets_say_what_is_right(configure, overrides, error, message):
     with pytest.raises(error, match=message):
-        arms_from_config(configure(*overrides))
+        arm_from_config(configure(*overrides))
 
 
 @pytest.mark.parametrize(

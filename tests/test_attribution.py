@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import recomputed
-from synthetic_run import QUESTIONS, answer, failed, write_arm
+from synthetic_run import QUESTIONS, answer, failed, make, write_arm
 
-from stsimdiff.report.table import make
 from stsimdiff.terminal import Console
 
 PARTS = ("similarity", "difference", "pruning")

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.resources import folder
@@ -79,7 +79,7 @@ def prepared(name: str, data: Path, *words: str):
     with initialize_config_dir(str(folder("configs")), version_base="1.3"):
         config = compose("config", ["compressor=random", "budget.retention=0.3", "logger=none", *words])
     settings = settings_from_config(config)
-    return settings, arms_from_config(config, settings)
+    return settings, arm_from_config(config, settings)
 
 
 def task_of(name: str, data: Path, *words: str):
@@ -132,8 +132,8 @@ METRIC = {
 def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.chdir(data)
-    settings, (arm,) = prepared(name, data)
-    assert session.run_arms(settings, [arm]).answered == len(written(name))
+    settings, arm = prepared(name, data)
+    assert session.run_arms(settings, [arm]) == len(written(name))
     rows, source = rows_of(settings, arm), written(name)
     assert rows[0]["id"] == ID[name] and len({row["id"] for row in rows}) == len(rows) == len(source) >= 8
     families = BENCHMARKS[name].families
@@ -218,8 +218,8 @@ def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
     ],
 )
 def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data: Path) -> None:
-    _, (usual,) = prepared(name, data)
-    settings, (other,) = prepared(name, data, f"benchmark.prompt={prompt}")
+    _, usual = prepared(name, data)
+    settings, other = prepared(name, data, f"benchmark.prompt={prompt}")
     assert usual.id != other.id and usual.folder != other.folder
     assert settings.benchmark["prompt"] == prompt
     assert task_of(name, data, f"benchmark.prompt={prompt}")[1][0].text.endswith(ending)
@@ -312,7 +312,7 @@ def test_unusable_videos_are_listed_before_the_model_loads(name: str, data: Path
 
 def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     harm(data, "videomme")
-    settings, (arm,) = prepared("videomme", data, "benchmark.allow_missing=true", "max_failures=0")
+    settings, arm = prepared("videomme", data, "benchmark.allow_missing=true", "max_failures=0")
     with pytest.raises(RunFailed, match="6 samples have no answer"):
         session.run_arms(settings, [arm])
     rows = rows_of(settings, arm)
@@ -358,7 +358,7 @@ def test_unusable_videos_block_the_others_only_above_the_limit(
 def test_decord_reads_the_same_frames(data: Path) -> None:
     answers = []
     for words in ((), ("benchmark.decoder=decord", "run=decord")):
-        settings, (arm,) = prepared("videomme", data, *words)
+        settings, arm = prepared("videomme", data, *words)
         session.run_arms(settings, [arm])
         answers.append({row["id"]: row["answer"] for row in rows_of(settings, arm)})
     assert answers[0] == answers[1]

@@ -196,14 +196,14 @@ def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
     assert read_record(settings.folder / arms[0].folder)["format"] == 2
     caplog.set_level(logging.WARNING)
     (data / "videos" / "a" / "1.mp4").touch()
-    assert session.run_arms(settings, arms).answered == 0
+    assert session.run_arms(settings, arms) == 0
 
 
 def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog, monkeypatch):
     import pyarrow.parquet
     from hydra import compose, initialize_config_dir
 
-    from stsimdiff.evaluate.arms import arms_from_config
+    from stsimdiff.evaluate.arms import arm_from_config
     from stsimdiff.evaluate.settings import settings_from_config
     from stsimdiff.resources import folder
 
@@ -221,8 +221,8 @@ def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog
         with initialize_config_dir(str(folder("configs")), version_base="1.3"):
             config = compose("config", [*words, "compressor=none", "overlays=0"])
             settings = settings_from_config(config)
-            (arm,) = arms_from_config(config, settings)
-        return session.run_arms(settings, [arm]).answered, settings, arm
+            arm = arm_from_config(config, settings)
+        return session.run_arms(settings, [arm]), settings, arm
 
     asked, settings, arm = run(root)
     rows = stored(settings, arm)

@@ -1,8 +1,12 @@
 """What every compression method must do, and what each one promises of its own."""
 
+import importlib
+import inspect
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.errors import BudgetError, ConfigError
+from stsimdiff.resources import folder
 from stsimdiff.tokens import Grid, Reason, Selection, VideoTokens
 
 torch.set_num_threads(1)
@@ -206,6 +211,29 @@ def test_budgets_that_no_video_can_meet_are_refused_before_loading():
 # -----------------------------------------------------------------------------------------------------
 
 
+def test_a_method_of_ours_is_a_class_and_a_file_of_configs(tmp_path, monkeypatch):
+    """Each class has its file and its row in the list; a further file is a further method."""
+    home = Path(compressors.__file__).parent
+    for module in home.glob("[a-z]*.py"):
+        importlib.import_module(f"stsimdiff.compressors.{module.stem}")
+    found, kinds = set(), [Compressor]
+    while kinds:
+        kinds += (kind := kinds.pop()).__subclasses__()
+        if kind.__module__.startswith("stsimdiff.compressors.") and not inspect.isabstract(kind):
+            found.add(f"{kind.__module__}.{kind.__qualname__}")
+    assert found == set(compressors.BUILTIN.values())
+    listed = (home / "README.md").read_text()
+    assert all(
+        f"| `{name}` | `{path.rpartition('.')[2]}` |" in listed for name, path in compressors.BUILTIN.items()
+    )
+    configs = shutil.copytree(folder("configs"), tmp_path / "configs")
+    (configs / "compressor" / "new.yaml").write_text(
+        "# A new one.\n_target_: stsimdiff.compressors.new.New\n"
+    )
+    monkeypatch.setattr(compressors, "folder", lambda name: tmp_path / name)
+    assert compressors._builtin() == {**compressors.BUILTIN, "new": "stsimdiff.compressors.new.New"}
+
+
 def test_every_name_leads_to_a_compressor():
     for name in METHODS:
         assert issubclass(compressors.resolve(name), Compressor), name
@@ -228,7 +256,7 @@ def test_other_packages_add_names_by_entry_point(monkeypatch):
 
 def test_an_unknown_name_lists_the_right_ones():
     with pytest.raises(
-        ConfigError, match=r"'st_simdif' is unknown; did you mean st_simdiff.*allowed: none, no_video"
+        ConfigError, match=r"'st_simdif' is unknown; did you mean st_simdiff.*allowed: fastervlm, fastv"
     ):
         compressors.resolve("st_simdif")
 

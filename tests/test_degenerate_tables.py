@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
-from synthetic_run import QUESTIONS, answers, failed, write_arm
+from synthetic_run import QUESTIONS, answers, failed, make, write_arm
 
 from stsimdiff.report import figures
 from stsimdiff.report.publish import publish
-from stsimdiff.report.table import make, show
+from stsimdiff.report.table import show
 from stsimdiff.terminal import Console
 
 EMPTY = dict.fromkeys(

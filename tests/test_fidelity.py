@@ -16,7 +16,7 @@ from stsimdiff import compressors
 from stsimdiff.compressors.controls import RandomTokens
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.launcher import configurations
 from stsimdiff.report import publish
 from stsimdiff.source import FIDELITIES
@@ -121,7 +121,7 @@ def test_it_is_stored_and_no_part_of_the_identity(tmp_path, monkeypatch) -> None
         name = f"fidelity_method_{number}"
         (tmp_path / f"{name}.py").write_text(text.format(line))
         words = [f"compressor._target_={name}.Mine", "logger=none"]
-        arm = arms_from_config(configurations([*words, "plan=true"])[0])[0]
+        arm = arm_from_config(configurations([*words, "plan=true"])[0])
         ids.add(arm.code)
         assert json.loads(json.dumps(arm.fidelity)) == arm.fidelity
     assert arm.fidelity == {"word": "adapted", "reason": ""}

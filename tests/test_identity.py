@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from stsimdiff.compressors.controls import RandomTokens
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arm_record, arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config, arm_record
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.evaluate.store import arm_folders
@@ -38,7 +38,7 @@ def made(tmp_path, monkeypatch):
         def make(*words: str):
             cfg = compose("config", ["model.path=${oc.env:THE_MODEL}", "logger=none", *words])
             settings = settings_from_config(cfg)
-            return settings, arms_from_config(cfg, settings)[0]
+            return settings, arm_from_config(cfg, settings)
 
         yield make
 

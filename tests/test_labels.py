@@ -6,14 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
-from synthetic_run import QUESTIONS, answers, failed, write_arm
+from synthetic_run import QUESTIONS, answers, failed, make, write_arm
 
 from stsimdiff.report.comparison import Group
 from stsimdiff.report.publish import publish
 from stsimdiff.report.render import shown_pairs
 from stsimdiff.report.rows import read
 from stsimdiff.report.series import threshold_maps
-from stsimdiff.report.table import make
 
 MODEL = {"name": "embedded", "path": "/models/embedded", "checkpoint": "aaa111", "frames": 8}
 BENCHMARK = {"name": "clips", "task": "clips", "revision": "0123456789ab", "note": "x", "decoder": "pyav"}

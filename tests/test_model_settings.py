@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from stsimdiff import models
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.qwen3_vl import Qwen3VL
@@ -95,7 +95,7 @@ def test_maps_are_settings_but_no_other_arm(configure, given) -> None:
     )
     found = settings_from_config(mapped).model["device_map"]
     assert found == given or found == {"model.visual": 0, "model.language_model": "cuda:1", "lm_head": "cpu"}
-    assert arms_from_config(plain)[0].id == arms_from_config(mapped)[0].id
+    assert arm_from_config(plain).id == arm_from_config(mapped).id
 
 
 def test_the_settings_reach_the_family(configure) -> None:
@@ -108,7 +108,7 @@ def test_the_settings_reach_the_family(configure) -> None:
 def test_another_version_of_an_own_family_is_another_arm(configure, tmp_path) -> None:
     def arm() -> str:
         words = ("model=custom", "model.family=mine.Mine", "+model.shade=dark", "compressor=none")
-        return arms_from_config(configure(*words))[0].id
+        return arm_from_config(configure(*words)).id
 
     first = arm()
     assert arm() == first

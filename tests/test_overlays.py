@@ -21,7 +21,7 @@ from stsimdiff import cli, video
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.overlays import Overlays, chosen, jpegs
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
@@ -46,7 +46,7 @@ def prepared(results: Path, data: Path, *words: str):
         for line in LINES:
             cfg = compose("config", [*common, *line.split()])
             settings = settings_from_config(cfg)
-            arms += arms_from_config(cfg, settings)
+            arms.append(arm_from_config(cfg, settings))
     return settings, arms
 
 

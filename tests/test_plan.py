@@ -15,7 +15,7 @@ from stsimdiff.data import clips
 from stsimdiff.data.headers import read_header
 from stsimdiff.errors import BudgetError, ConfigError, DataError
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.dry_run import dry_run
 from stsimdiff.evaluate.plan import plan_pass
 from stsimdiff.evaluate.settings import settings_from_config
@@ -42,7 +42,7 @@ def planned(*words: str):
     """The plans of a command line, all its arms in one pass."""
     found = [(cfg, settings_from_config(cfg)) for cfg in configurations(["plan=true", *words])]
     assert all(settings == found[0][1] for _, settings in found)
-    return plan_pass(found[0][1], [arm for cfg, s in found for arm in arms_from_config(cfg, s)])
+    return plan_pass(found[0][1], [arm_from_config(cfg, s) for cfg, s in found])
 
 
 def test_nothing_is_loaded_and_nothing_is_written(tmp_path, monkeypatch, capsys) -> None:

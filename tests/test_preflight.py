@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from stsimdiff.errors import ConfigError, Missing
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.preflight import check_data
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.launcher import configurations, run_configurations
@@ -46,7 +46,7 @@ def test_the_models_file_names_the_prompt(words: str, prompt: str) -> None:
 def test_a_prompt_said_in_either_place_is_the_same_arm() -> None:
     common = ("benchmark=videomme", f"data={MINIATURES}", "compressor=random")
     ids = [
-        arms_from_config(composed(*common, word))[0].id
+        arm_from_config(composed(*common, word)).id
         for word in ("benchmark.prompt=gpt4v", "+model.prompts.videomme=gpt4v", "seed=0")
     ]
     assert ids[0] == ids[1] != ids[2]

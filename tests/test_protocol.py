@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arm_record, arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config, arm_record
 from stsimdiff.evaluate.protocol import names
 from stsimdiff.evaluate.questions import all_questions, load_task
 from stsimdiff.evaluate.settings import settings_from_config
@@ -29,7 +29,7 @@ def settings(tmp_path):
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose("config", overrides=["plan=true", f"model.path={tmp_path}", *words])
         found = settings_from_config(cfg)
-        (arm,) = arms_from_config(cfg, found)
+        arm = arm_from_config(cfg, found)
         return found, arm
 
     return made

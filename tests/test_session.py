@@ -14,7 +14,7 @@ from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
 from stsimdiff.errors import BudgetError, DataError, RunFailed
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arms_from_config
+from stsimdiff.evaluate.arms import arm_from_config
 from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.resources import folder
 
@@ -36,7 +36,7 @@ def prepared(tmp_path: Path, data: Path, *lines: str, **overrides):
         for line in lines:
             config = compose("config", [*common, *line.split()])
             settings = settings_from_config(config)
-            arms += arms_from_config(config, settings)
+            arms.append(arm_from_config(config, settings))
     return settings, arms
 
 
@@ -58,8 +58,7 @@ ARMS = (
 
 def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
     settings, arms = prepared(tmp_path, data, *ARMS)
-    outcome = session.run_arms(settings, arms)
-    assert outcome.answered == LIMIT * len(ARMS)
+    assert session.run_arms(settings, arms) == LIMIT * len(ARMS)
     questions = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()][:LIMIT]
     targets = {q["id"]: q["answer"] for q in questions}
     for arm in arms:
@@ -97,7 +96,7 @@ def test_a_second_run_answers_nothing_and_loads_no_model(tmp_path: Path, data: P
     monkeypatch.setattr(
         session, "load_model", lambda settings: pytest.fail("a finished run loaded the model")
     )
-    assert session.run_arms(settings, arms).answered == 0
+    assert session.run_arms(settings, arms) == 0
     assert stored(settings, arms[0]) == before
 
 
@@ -180,7 +179,7 @@ def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -
     assert len(stored(settings, arms[0])) == LIMIT
     monkeypatch.setattr(FailsOn, "score", lambda self, tokens, layout: tokens.features.norm(dim=1))
     settings, arms = prepared(tmp_path, data, line, ARMS[2], retry_failed=True)
-    assert session.run_arms(settings, arms).answered == len(failed)
+    assert session.run_arms(settings, arms) == len(failed)
 
 
 def test_changed_data_are_other_arms(tmp_path: Path, data: Path) -> None:

@@ -87,7 +87,7 @@ def test_moving_and_renaming_modules_changes_no_arm_s_id(package, tmp_path):
         with initialize_config_dir(str(configs), version_base="1.3"):
             for model, method in [(model, method) for model, some in families.items() for method in some]:
                 words = [f"model={model}", f"model.path={checkpoint}", f"compressor={method}", "logger=none"]
-                found[model, method] = arms.arms_from_config(compose("config", words))[0].id
+                found[model, method] = arms.arm_from_config(compose("config", words)).id
         return found
 
     def move(folder: Path) -> None:

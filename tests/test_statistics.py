@@ -13,12 +13,21 @@ from statsmodels.stats.proportion import proportion_confint
 from stsimdiff.report.statistics import (
     ALPHA,
     Answers,
-    accuracy,
-    difference,
+    Difference,
+    Interval,
     holm,
     mcnemar,
     questions_needed,
 )
+
+
+def accuracy(correct, videos) -> Interval:
+    return Answers(np.asarray(correct)[:, None], videos).accuracy(0)
+
+
+def difference(first, second, videos) -> Difference:
+    return Answers(np.stack([first, second], axis=1), videos).difference(0, 1)
+
 
 EQUAL, THREES, SINGLE = np.full(112, 8), np.full(200, 3), np.ones(150, int)
 UNEQUAL = np.random.default_rng(8).integers(1, 10, 60)
@@ -233,7 +242,7 @@ def test_nothing_or_unequal_lengths_are_refused(right: list, videos: list) -> No
 
 
 def test_unequal_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="same questions"):
+    with pytest.raises(ValueError, match="same shape"):
         difference([True], [True, False], ["a"])
 
 

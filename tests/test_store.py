@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.store import ArmStore, arm_folders, done_ids, read_answers, read_record
+from stsimdiff.evaluate.store import ArmStore, arm_folders, done_ids, read_answers, read_record, write_record
 
 RECORD = {"arm": "0123456789ab", "method": "random", "label": "random", "provenance": {"git": "one"}}
 
@@ -197,11 +197,11 @@ def test_the_folder_of_another_arm_is_refused(tmp_path):
 
 
 def test_a_resumed_arm_keeps_its_first_provenance(tmp_path):
-    with open_store(tmp_path, provenance={}) as store:
-        store.set_record({**RECORD, "provenance": {"git": "one"}})
+    with open_store(tmp_path, provenance={}):
+        write_record(tmp_path, {**RECORD, "provenance": {"git": "one"}})
     for revision in ("one", "two", "two", "three"):
-        with open_store(tmp_path, provenance={}) as store:
-            store.set_record({**RECORD, "provenance": {"git": revision}})
+        with open_store(tmp_path, provenance={}):
+            write_record(tmp_path, {**RECORD, "provenance": {"git": revision}})
     record = read_record(tmp_path)
     assert record["provenance"] == {"git": "one"}
     assert record["resumed"] == [{"git": "two"}, {"git": "three"}]

@@ -54,7 +54,7 @@ def words(data: Path, *more: str) -> list[str]:
 def run(data: Path, *more: str) -> int:
     """Answers given in this call."""
     (one,) = passes_of(configurations(words(data, *more)))
-    return session.run_arms(one.settings, list(one.arms.values())).answered
+    return session.run_arms(one.settings, list(one.arms.values()))
 
 
 def says(monkeypatch, said: tuple[str, ...]) -> None:

@@ -13,11 +13,10 @@ from statistics import mean, median
 import pytest
 import recomputed
 from rich.console import Console
-from synthetic_run import FAMILIES, QUESTIONS, answers, failed, unparsed, write_arm
+from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 
 from stsimdiff.report.__main__ import main
 from stsimdiff.report.paper import paper_table
-from stsimdiff.report.table import make
 
 COLUMNS = [
     *(

@@ -9,10 +9,9 @@ from statistics import mean
 
 import pytest
 from rich.console import Console
-from synthetic_run import FAMILIES, QUESTIONS, answers, failed, write_arm
+from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, write_arm
 
 from stsimdiff.report.comparison import MACRO
-from stsimdiff.report.table import make
 
 BENCHMARK = {"name": "mlvu", "families": FAMILIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
 

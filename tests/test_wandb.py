@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
+from synthetic_run import make
 from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 from wandb.sdk.internal.datastore import DataStore
 
@@ -19,7 +20,6 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import wandb_log
 from stsimdiff.evaluate.wandb_log import log_run
 from stsimdiff.evaluate.wandb_mode import wandb_mode
-from stsimdiff.report.table import make
 
 ARM = {
     "arm": "0123456789ab",

@@ -37,6 +37,7 @@ MODULES = (
     "stsimdiff/attention.py",
     "stsimdiff/slicing.py",
     "stsimdiff/tokens.py",
+    "stsimdiff/trace.py",
     "stsimdiff/graph.py",
     "stsimdiff/budget.py",
     "stsimdiff/video.py",
@@ -56,17 +57,9 @@ MODULES = (
 )
 """What a wrong number can come from."""
 PRELOAD = (
-    *(
-        "torch",
-        "transformers",
-        "scipy.stats",
-        "pandas",
-        "statsmodels.api",
-        "matplotlib.pyplot",
-        "plotly.graph_objects",
-    ),
-    *("hydra", "hypothesis", "av", "cv2", "datasets", "wandb", "lmms_eval.api.task"),
-)
+    "torch", "transformers", "scipy.stats", "pandas", "statsmodels.api", "matplotlib.pyplot",
+    "plotly.graph_objects", "hydra", "hypothesis", "av", "cv2", "datasets", "wandb", "lmms_eval.api.task",
+)  # fmt: skip
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 
 

@@ -73,7 +73,12 @@ class Job:
         task = load_task(self.settings.benchmark)
         questions = all_questions(task, self.settings.limit, self.settings.benchmark.get("families"))
         return answer_missing(
-            *(self.settings, task, self.arms, share(questions, processes), processes, self.unusable),
+            self.settings,
+            task,
+            self.arms,
+            share(questions, processes),
+            processes,
+            self.unusable,
             overlays=Overlays(self.settings, questions),
         )
 

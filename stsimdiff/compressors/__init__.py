@@ -1,6 +1,7 @@
 """The list of compression methods by name, ours and those that other packages register.
 
-Nothing is imported until a method is asked for. A package adds methods by the entry point group
+A method of ours is a file here and one in ``configs/compressor``, which names its class. Nothing is imported until a
+method is asked for. A package adds methods by the entry point group
 ``stsimdiff.compressors``; a user's own file needs no name at all
 (``compressor._target_=my_module.MyMethod``).
 """
@@ -12,29 +13,29 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from stsimdiff import source
 from stsimdiff.errors import ConfigError
+from stsimdiff.resources import folder
 from stsimdiff.source import FIDELITIES
 
 GROUP = "stsimdiff.compressors"
-BUILTIN: dict[str, str] = {
-    "none": "stsimdiff.compressors.controls.NoCompression",
-    "no_video": "stsimdiff.compressors.controls.NoVideo",
-    "random": "stsimdiff.compressors.controls.RandomTokens",
-    "uniform_frames": "stsimdiff.compressors.controls.UniformFrames",
-    "spatial_pool": "stsimdiff.compressors.spatial_pool.SpatialPool",
-    "temporal_difference": "stsimdiff.compressors.temporal_difference.TemporalDifference",
-    "st_simdiff": "stsimdiff.compressors.st_simdiff.STSimDiff",
-    "fastv": "stsimdiff.compressors.fastv.FastV",
-    "framefusion": "stsimdiff.compressors.framefusion.FrameFusion",
-    "visionzip": "stsimdiff.compressors.visionzip.VisionZip",
-    "fastervlm": "stsimdiff.compressors.fastervlm.FasterVLM",
-    "prumerge": "stsimdiff.compressors.prumerge.PruMerge",
-}
-"""Name to dotted class path."""
+
+
+def _builtin() -> dict[str, str]:
+    targets = {}
+    for file in sorted((folder("configs") / "compressor").glob("*.yaml")):
+        found = re.search(r"^_target_: (stsimdiff\.\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            targets[file.stem] = found[1]
+    return targets
+
+
+BUILTIN = _builtin()
+"""Name to dotted class path: the files of ``configs/compressor``, ``custom`` aside."""
 
 
 def _registered() -> dict[str, EntryPoint]:

@@ -50,9 +50,9 @@ _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
 }
 """How compressed files begin. tarfile reads them too, but does not look at the checksum at their end."""
 BROKEN = (
-    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
-    *(zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error),
-)
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, ValueError,
+    struct.error,
+)  # fmt: skip
 """What reading a damaged archive raises, names that no file can have included."""
 
 

@@ -85,8 +85,8 @@ class Arm:
         return _instantiate(self.compressor)
 
 
-def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[Arm]:
-    """The arms of a composed configuration (one, as the ``arms`` lines are expanded before), checked.
+def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
+    """The arm of a composed configuration, checked; its ``arms`` lines are expanded before.
 
     Args:
         cfg: the configuration with ``compressor`` and ``budget``.
@@ -110,18 +110,16 @@ def arms_from_config(cfg: DictConfig, settings: Settings | None = None) -> list[
     method, code = _method_name(cls), compressors.code_version(cls)
     shown = told(cfg, "compressor")
     safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
-    return [
-        Arm(
-            method=method,
-            label=_label(method, compressor, settings.seed, safe),
-            compressor=config,
-            budget=budget,
-            id=_identity(config, budget, code, settings),
-            code=code,
-            told=safe,
-            fidelity=compressors.fidelity_of(cls),
-        )
-    ]
+    return Arm(
+        method=method,
+        label=_label(method, compressor, settings.seed, safe),
+        compressor=config,
+        budget=budget,
+        id=_identity(config, budget, code, settings),
+        code=code,
+        told=safe,
+        fidelity=compressors.fidelity_of(cls),
+    )
 
 
 def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> dict[str, Any]:

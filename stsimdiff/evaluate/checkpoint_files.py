@@ -33,16 +33,11 @@ STRAY = re.compile(
 )
 """What a training leaves beside a checkpoint. A family of a user's own may read anything else."""
 GENERATION = (
-    *("eos_token_id", "min_length", "min_new_tokens", "stop_strings", "renormalize_logits"),
-    *(
-        "repetition_penalty",
-        "encoder_repetition_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-    ),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"),
-    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
-)
+    "eos_token_id", "min_length", "min_new_tokens", "stop_strings", "renormalize_logits",
+    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "sequence_bias", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty",
+)  # fmt: skip
 """What of a checkpoint's generation settings changes a greedy answer: those that ``stsimdiff.models.base`` keeps."""
 NEUTRAL_ONE = ("repetition_penalty", "encoder_repetition_penalty")
 """Factors, of which 1 changes nothing; of all others that is what is empty, 0 or false."""

@@ -39,8 +39,14 @@ PATIENCE = 0.2
 
 
 CALLED = (
-    *("torch", "torch.nn.functional", "torch._tensor", "transformers.cache_utils"),
-    *(f"stsimdiff.{name}" for name in ("attention", "budget", "engine", "lent", "slicing", "tokens")),
+    "torch",
+    "torch.nn.functional",
+    "torch._tensor",
+    "transformers.cache_utils",
+    *(
+        f"stsimdiff.{name}"
+        for name in ("attention", "budget", "engine", "lent", "slicing", "tokens", "trace")
+    ),
 )
 """Modules that every answer runs through, beside those of the model's classes."""
 

@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
-from stsimdiff.evaluate.arms import Arm, Settings, arms_from_config, settings_from_config
+from stsimdiff.evaluate.arms import Arm, Settings, arm_from_config, settings_from_config
 from stsimdiff.evaluate.lmms_command import ending, tell
 from stsimdiff.evaluate.model_settings import MODEL
 from stsimdiff.evaluate.questions import Question, question_from
@@ -124,7 +124,7 @@ class StSimDiff(lmms):
                 asked = _asked(generation, settings.benchmark["generation"], task)
                 benchmark = {**settings.benchmark, "generation": asked}
                 settings = dataclasses.replace(settings, benchmark=benchmark)
-            return settings, arms_from_config(config, settings)[0]
+            return settings, arm_from_config(config, settings)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer all requests; each answer is stored at once, and what is stored already is not asked again.

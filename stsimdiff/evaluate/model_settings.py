@@ -22,21 +22,9 @@ DEVICES = ("cpu", "cuda", "hpu", "maia", "mps", "mtia", "xla", "xpu")
 """Kinds of device that torch knows; others, such as ``npu``, come with a package that is named ``torch_npu``."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MODEL = (
-    *(
-        "name",
-        "family",
-        "path",
-        "frames",
-        "sampling",
-        "fps",
-        "device",
-        "device_map",
-        "dtype",
-        "attn_implementation",
-        "threads",
-    ),
-    "trust_remote_code",
-)
+    "name", "family", "path", "frames", "sampling", "fps", "device", "device_map", "dtype",
+    "attn_implementation", "threads", "trust_remote_code",
+)  # fmt: skip
 SAMPLING = ("uniform", "round", "fps")
 MOST_THREADS = 1024
 MOST_FRAMES = 1_000_000

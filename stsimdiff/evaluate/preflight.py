@@ -29,8 +29,11 @@ def check_data(passes: Iterable[Settings]) -> None:
         benchmark = settings.benchmark
         families = tuple(benchmark["families"] or ())
         key = (
-            *(benchmark["root"], families, settings.limit),
-            *(benchmark["allow_missing"], settings.max_failures),
+            benchmark["root"],
+            families,
+            settings.limit,
+            benchmark["allow_missing"],
+            settings.max_failures,
         )
         if not benchmark["root"] or key in looked_at:
             continue

@@ -43,19 +43,6 @@ from stsimdiff.video import Frames, Sampling
 
 
 @dataclass
-class Outcome:
-    """What a pass left behind.
-
-    Attributes:
-        folder: the run's folder.
-        answered: samples answered in this call.
-    """
-
-    folder: Path
-    answered: int = 0
-
-
-@dataclass
 class Asked:
     """A question put to the model: the encoded video and the prompt about it."""
 
@@ -221,8 +208,8 @@ def run_arms(
     *,
     report: bool = True,
     processes: Processes | None = None,
-) -> Outcome:
-    """Answer what is missing, score it, and write the table.
+) -> int:
+    """Answer what is missing, score it, and write the table; returns how many lines were written.
 
     Args:
         settings: what the arms share.
@@ -243,10 +230,14 @@ def run_arms(
     settings, task, questions, unusable = prepare(settings)
     if processes.rank == 0:
         processes.wait()
-    outcome = Outcome(settings.folder)
     try:
-        outcome.answered = answer_missing(
-            *(settings, task, arms, share(questions, processes), processes, unusable),
+        answered = answer_missing(
+            settings,
+            task,
+            arms,
+            share(questions, processes),
+            processes,
+            unusable,
             open_session=partial(Session, shared=shared),
             overlays=Overlays(settings, questions),
         )
@@ -255,10 +246,9 @@ def run_arms(
             raise Stopped(str(failure)) from failure
         raise
     processes.wait()
-    if processes.rank > 0:
-        return outcome
-    conclude(settings, task, arms, questions, report=report)
-    return outcome
+    if processes.rank == 0:
+        conclude(settings, task, arms, questions, report=report)
+    return answered
 
 
 def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str, str]]:

@@ -34,10 +34,10 @@ from stsimdiff.evaluate.wandb_mode import MODES, wandb_mode
 LOGGERS = {"none": ("name",), "wandb": ("name", "project", "mode")}
 CACHE = ("max_gb", "folder", "disk_gb")
 TOP = (
-    *("model", "benchmark", "protocol", "compressor", "budget", "logger"),
-    *("run", "results", "data", "limit", "seed", "retry_failed", "max_failures"),
-    *("sample_seconds", "cache", "overlays", "plan", "plan_tflops", "shards", "arms"),
-)
+    "model", "benchmark", "protocol", "compressor", "budget", "logger", "run", "results", "data", "limit",
+    "seed", "retry_failed", "max_failures", "sample_seconds", "cache", "overlays", "plan", "plan_tflops",
+    "shards", "arms",
+)  # fmt: skip
 MOST_RUN = 128
 """W&B takes no longer name of a group."""
 MOST_PROJECT = 128

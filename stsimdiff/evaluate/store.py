@@ -168,11 +168,6 @@ class ArmStore:
                 "start the same run again to go on"
             ) from error
 
-    def set_record(self, record: Row) -> None:
-        """Write ``arm.json`` again, now that the provenance is known; see :func:`write_record`."""
-        self.record = record
-        write_record(self.folder, record)
-
     def done(self, retry_failed: bool = False) -> set[str]:
         """Ids that need no answer: answered in any shard, and failed ones too unless ``retry_failed``."""
         return {sample for sample, state in self.states.items() if state.answered or not retry_failed}

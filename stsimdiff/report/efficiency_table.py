@@ -27,9 +27,9 @@ WIDE = 150
 PARTS = ("vision", "projector", "compressor", "decoder", "head")
 
 HEADINGS = (
-    *("method", "budget", "tokens %", "FLOPs %", "n", "decode", "vision", "own", "prefill", "first token"),
-    *("token", "end to end", "peak GB", "first token x", "end to end x"),
-)
+    "method", "budget", "tokens %", "FLOPs %", "n", "decode", "vision", "own", "prefill", "first token",
+    "token", "end to end", "peak GB", "first token x", "end to end x",
+)  # fmt: skip
 NOTE = (
     "Times in ms: median [quartiles]. decode: reading the frames; vision: tower, projector and pooling; own: the "
     "compressor itself; prefill: decoder layers over the prompt, the compressor included; first token: from the frames "
@@ -114,9 +114,9 @@ def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 def _beside_rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     heading = [
-        *("frames", "saving", "paper's", "seconds, all tokens", "paper's", "seconds, st_simdiff", "paper's"),
-        *("peak GB, all tokens", "paper's", "peak GB, st_simdiff", "paper's"),
-    ]
+        "frames", "saving", "paper's", "seconds, all tokens", "paper's", "seconds, st_simdiff", "paper's",
+        "peak GB, all tokens", "paper's", "peak GB, st_simdiff", "paper's",
+    ]  # fmt: skip
     rows = []
     for found in beside_the_paper(lines):
         full = next(

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from stsimdiff import video
 from stsimdiff.errors import ConfigError, DataError, MethodFault, RunFailed
-from stsimdiff.evaluate.settings import Settings, settings_from_config
 from stsimdiff.evaluate.values import expanded
 from stsimdiff.files import write_whole
-from stsimdiff.launcher import configurations
+from stsimdiff.launcher import Pass, configurations, passes_of
 from stsimdiff.report import film
 from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
 from stsimdiff.report.page import overlay_page
@@ -60,15 +59,6 @@ class Asked:
     words: list[str]
 
 
-@dataclass
-class Pass:
-    """Arms that share a model, and the frames that it is given."""
-
-    settings: Settings
-    arms: dict[str, Arm]
-    frames: video.Frames
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; wrong input raises a :class:`~stsimdiff.errors.UserError` before a model is loaded."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -80,27 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     asked = read_words(rest)
     passes = prepare(asked)
-    output = asked.output or passes[0].settings.folder.parent / "inspect" / asked.file.stem
+    output = asked.output or passes[0][0].settings.folder.parent / "inspect" / asked.file.stem
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output}: cannot make this folder: {error.strerror}") from error
     taken, films = [], {}
-    for number, one in enumerate(passes):
+    for number, (one, frames) in enumerate(passes):
         name = f"{number}"
-        films[name] = _film(asked, one)
-        for arm, found in answers(asked, one, name):
+        films[name] = _film(asked, frames)
+        for arm, found in answers(asked, one, frames, name):
             taken.append(found)
-            stills = film.stills(one.frames.pixels, found, films[name].seconds)
+            stills = film.stills(frames.pixels, found, films[name].seconds)
             film.write_mp4(output / f"{arm.folder}.mp4", stills)
             film.write_gif(output / f"{arm.folder}.gif", stills)
             _say(found, output / arm.folder)
-    overlay = Overlay(
-        *("overlay-" + asked.file.stem, asked.file.stem, "", "inspect", asked.file.name),
-        *(asked.question, None, taken),
-    )
+    id_, name = asked.file.stem, asked.file.name
+    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, asked.question, None, taken)
     page = output / "inspect.html"
-    write_whole(page, overlay_page(asked.file.name, [overlay], films))
+    write_whole(page, overlay_page(name, [overlay], films))
     say(f"\nPage: {page}")
     return 0
 
@@ -135,38 +123,30 @@ def read_words(words: Sequence[str]) -> Asked:
     return Asked(video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings)
 
 
-def prepare(asked: Asked) -> list[Pass]:
-    """The arms by the settings that they share, and the video's frames for each; no model is loaded.
+def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
+    """The passes, and the video's frames for each; no model is loaded.
 
     Raises:
         UserError: for a wrong setting, or a video that cannot be decoded.
     """
-    composed = [(cfg, settings_from_config(cfg)) for cfg in configurations(asked.words)]
-    for decoder in sorted({settings.benchmark["decoder"] for _, settings in composed}):
-        video.probe(asked.file, decoder)
-
-    from stsimdiff.evaluate.arms import arms_from_config  # imports torch
-
-    passes: list[Pass] = []
-    for cfg, settings in composed:
-        arms = arms_from_config(cfg, settings)
-        one = next((one for one in passes if one.settings == settings), None)
-        if one is None:
-            frames = video.read(asked.file, video.Sampling.of(settings.model), settings.benchmark["decoder"])
-            one = Pass(settings, {}, frames)
-            passes.append(one)
-        for arm in arms:
-            one.arms.setdefault(arm.id, arm)
-    return passes
+    passes = passes_of(configurations(asked.words))
+    return [
+        (
+            one,
+            video.read(asked.file, video.Sampling.of(one.settings.model), one.settings.benchmark["decoder"]),
+        )
+        for one in passes
+    ]
 
 
-def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
+def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tuple[Arm, Taken]]:
     """What each arm of a pass answers, and its tokens.
 
     Args:
         asked: the command line.
         one: the pass.
-        name: of its frames.
+        frames: what its model is given.
+        name: of these frames.
 
     Raises:
         DataError: when the question or the frames cannot be put to the model.
@@ -182,7 +162,7 @@ def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
     session.check(one.arms.values())
     signals = any(session.compressor(arm).needs_vision for arm in one.arms.values())
     try:
-        encoded = session.family.encode(one.frames, signals=signals)
+        encoded = session.family.encode(frames, signals=signals)
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.
@@ -201,11 +181,11 @@ def answers(asked: Asked, one: Pass, name: str) -> list[tuple[Arm, Taken]]:
     return found
 
 
-def _film(asked: Asked, one: Pass) -> Film:
+def _film(asked: Asked, frames: video.Frames) -> Film:
     from stsimdiff.evaluate.overlays import jpegs
 
-    seconds = [index / one.frames.fps for index in one.frames.indices]
-    return Film(asked.file.name, jpegs(one.frames.pixels, SIDE), seconds)
+    seconds = [index / frames.fps for index in frames.indices]
+    return Film(asked.file.name, jpegs(frames.pixels, SIDE), seconds)
 
 
 def _say(taken: Taken, path: Path) -> None:

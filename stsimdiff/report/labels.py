@@ -22,39 +22,19 @@ EXACT = ("pyav", "torchcodec")
 """Decoders that give exactly the frames asked for, and so the same."""
 UNTOLD = {
     "model": (
-        "name",
-        "path",
-        "checkpoint",
-        "frames",
-        "sampling",
-        "fps",
-        "device",
-        "device_map",
-        "threads",
-        "layers",
-        "attention",
+        "name", "path", "checkpoint", "frames", "sampling", "fps", "device", "device_map", "threads",
+        "layers", "attention",
     ),
     "benchmark": (
-        *(
-            "name",
-            *QUESTIONS,
-            "data",
-            "root",
-            "families",
-            "limit",
-            "chance",
-            "note",
-            "macro",
-            "allow_missing",
-        ),
-        *("video_seconds", "missing_questions", "split", "server"),
+        *QUESTIONS, "name", "data", "root", "families", "limit", "chance", "note", "macro", "allow_missing",
+        "video_seconds", "missing_questions", "split", "server",
     ),
-}
+}  # fmt: skip
 """Settings that change no answer, or are said elsewhere."""
 RECORD = (
-    *("format", "arm", "method", "label", "compressor", "budget", "protocol", "fidelity", "code", "seed"),
-    *("provenance", "resumed"),
-)
+    "format", "arm", "method", "label", "compressor", "budget", "protocol", "fidelity", "code", "seed",
+    "provenance", "resumed",
+)  # fmt: skip
 """Keys of a record that are no settings, or that a label says in its own words."""
 SHORTEST = 4
 """Digits that a fingerprint is cut to, unless more are needed."""

@@ -25,7 +25,6 @@ from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
 
 SCRIPTS = ("table.js", "plots.js", "overlay.js")
-MOST_FAILURES = 50
 """Kinds of failure that the page lists; the stored rows hold them all."""
 NUMBER = re.compile(r"[+<]?(-?\d+(?:\.\d+)?)")
 

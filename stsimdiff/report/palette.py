@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stsimdiff.compressors import BUILTIN
+
 if TYPE_CHECKING:
     from stsimdiff.report.comparison import Row
 
@@ -25,39 +27,49 @@ class Style:
     symbol: str
 
 
-KNOWN = {
+ENDS = {
     "none": Style("#808080", "_", "line-ew-open"),
     "no_video": Style("#808080", "x", "x-thin-open"),
-    "random": Style("#9C9A3A", "v", "triangle-down"),
-    "uniform_frames": Style("#C79A3B", "^", "triangle-up"),
-    "spatial_pool": Style("#56A9DC", "s", "square"),
-    "temporal_difference": Style("#3FA796", "D", "diamond"),
-    "fastervlm": Style("#B565C4", "X", "x"),
-    "fastv": Style("#7B6CDB", "o", "circle"),
-    "framefusion": Style("#2679B8", ">", "triangle-right"),
-    "prumerge": Style("#2F9355", "P", "cross"),
-    "visionzip": Style("#CC6677", "<", "triangle-left"),
-    "st_simdiff": Style("#D55E00", "*", "star"),
 }
+STYLES = (
+    Style("#B565C4", "X", "x"),
+    Style("#7B6CDB", "o", "circle"),
+    Style("#2679B8", ">", "triangle-right"),
+    Style("#2F9355", "P", "cross"),
+    Style("#9C9A3A", "v", "triangle-down"),
+    Style("#56A9DC", "s", "square"),
+    Style("#D55E00", "*", "star"),
+    Style("#3FA796", "D", "diamond"),
+    Style("#C79A3B", "^", "triangle-up"),
+    Style("#CC6677", "<", "triangle-left"),
+)
+"""Of the built-in methods in the order of their names; those behind the last have looks like a user's own."""
+KNOWN = ENDS | dict(zip((name for name in BUILTIN if name not in ENDS), STYLES, strict=False))
 OWN = (
-    *(("p", "pentagon"), ("h", "hexagon"), ("H", "hexagon2"), ("d", "diamond-tall"), ("8", "octagon")),
-    *(
-        ("1", "y-down-open"),
-        ("2", "y-up-open"),
-        ("3", "y-left-open"),
-        ("4", "y-right-open"),
-        ("+", "cross-thin-open"),
-    ),
+    ("p", "pentagon"),
+    ("h", "hexagon"),
+    ("H", "hexagon2"),
+    ("d", "diamond-tall"),
+    ("8", "octagon"),
+    ("1", "y-down-open"),
+    ("2", "y-up-open"),
+    ("3", "y-left-open"),
+    ("4", "y-right-open"),
+    ("+", "cross-thin-open"),
 )
 """Markers for methods of users, by turns in the order of their names; no known method has one of them."""
-OTHERS = (
-    *(Style("#A0522D", *OWN[0]), Style("#5B8C1F", *OWN[1]), Style("#D0508F", *OWN[2])),
-    Style("#4F7F8C", *OWN[3]),
+OTHERS = tuple(
+    Style(colour, *own)
+    for colour, own in zip(("#A0522D", "#5B8C1F", "#D0508F", "#4F7F8C"), OWN, strict=False)
 )
 """The first of them; the colours of further ones go round the circle of hues."""
 LINES: tuple[tuple[str | tuple[int, tuple[int, ...]], str], ...] = (
-    *(("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot")),
-    *(((0, (9, 3)), "longdash"), ((0, (9, 3, 2, 3)), "longdashdot")),
+    ("-", "solid"),
+    ("--", "dash"),
+    (":", "dot"),
+    ("-.", "dashdot"),
+    ((0, (9, 3)), "longdash"),
+    ((0, (9, 3, 2, 3)), "longdashdot"),
 )
 """Lines for matplotlib and for Plotly: those of a method's labels, by turns."""
 LIGHTER = 0.27

@@ -30,15 +30,7 @@ answers a server holds: the public subset has no published number to stand besid
 _WHOLE = 0.98
 """Share of them from which on the benchmark counts as answered."""
 _ABLATION = "ablation_llava_video_r30"
-_METHODS = {
-    "none": "LLaVA-Video (all tokens)",
-    "fastv": "FastV",
-    "prumerge": "PruMerge",
-    "fastervlm": "FasterVLM",
-    "visionzip": "VisionZip",
-    "framefusion": "FrameFusion",
-    "st_simdiff": "ST-SimDiff",
-}
+_ALL_TOKENS = "LLaVA-Video (all tokens)"
 _ABLATIONS = {
     "st_simdiff similarity=False difference=False": "importance pruning only (baseline)",
     "st_simdiff edges=spatial difference=False": "+ Sim (spatial edges)",
@@ -88,7 +80,6 @@ def paper_number(
     benchmark: str,
     label: str,
     retention: float,
-    family: str | None = None,
 ) -> float:
     """What was published for an arm in the protocol that it was measured in, in percent; NaN where nothing was.
 
@@ -98,7 +89,6 @@ def paper_number(
         benchmark: the benchmark's name.
         label: of the arm; only a method with its own defaults is the paper's.
         retention: 0.3 for 30 %.
-        family: one of the benchmark's question families instead of the overall accuracy.
 
     Raises:
         DataError: when the installation lacks the paper's tables.
@@ -109,9 +99,10 @@ def paper_number(
     if protocol.get("name") != (AUTHORS if whole else PAPER):
         return float("nan")
     column = _COLUMNS[benchmark]
-    if family is not None:
-        column = f"{column.removesuffix('_overall')}_{family}"
-    found = _cell(TABLE1, "method", _METHODS.get(label), column, retention)
+    # The paper's ST-SimDiff is our st_simdiff, and so on: of its own spelling only letters and digits count.
+    spelled = {_plain(name): name for name in paper_table(TABLE1)["method"]}
+    name = _ALL_TOKENS if whole else spelled.get(label.replace("_", ""))
+    found = _cell(TABLE1, "method", name, column, retention)
     if found != found and abs(retention - 0.3) < 1e-6:
         brief = column.removesuffix("_overall")
         found = _cell(_ABLATION, "configuration", _ABLATIONS.get(label), brief)
@@ -145,7 +136,7 @@ def retained(rows: Sequence[Row], benchmark: str) -> str | None:
 def printed_all_tokens(benchmark: str) -> float:
     """The paper's all-token accuracy on a benchmark, in percent; NaN where it printed none."""
     column = printed_column(benchmark)
-    return _cell(TABLE1, "method", _METHODS["none"], column) if column else float("nan")
+    return _cell(TABLE1, "method", _ALL_TOKENS, column) if column else float("nan")
 
 
 def _cell(table: str, by: str, name: str | None, column: str, retention: float | None = None) -> float:

@@ -213,9 +213,13 @@ def pair_line(pair: Pair) -> list[str]:
     """The cells of a comparison, under the heads of ``pair_cells``."""
     bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
     return [
-        *(pair.method, pair.against, f"{pair.difference:+.1f}", bounds),
+        pair.method,
+        pair.against,
+        f"{pair.difference:+.1f}",
+        bounds,
         *(f"{p:.3f}" if p >= 0.001 else "<0.001" for p in (pair.p_mcnemar, pair.p_cluster, pair.p_holm)),
-        *(pair.verdict, EMPTY if math.isinf(pair.n_needed) else f"{pair.n_needed:.0f}"),
+        pair.verdict,
+        EMPTY if math.isinf(pair.n_needed) else f"{pair.n_needed:.0f}",
     ]
 
 

@@ -32,9 +32,8 @@ REFERENCES = ("none", "no_video")
 """Methods without a retention of their own: all tokens, the question alone. They stand in the 100 % block."""
 
 NUMBERS = (
-    *("video_tokens", "text_tokens", "retention_tokens", "retention_compute"),
-    *("llm_flops", "llm_flops_all"),
-)
+    "video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all",
+)  # fmt: skip
 TIMES = ("prefill", "compressor", "answer")
 
 

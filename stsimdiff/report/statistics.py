@@ -151,36 +151,6 @@ class Answers:
         return float(stdtrit(self._freedom(), 1 - ALPHA / 2))
 
 
-def accuracy(correct: ArrayLike, videos: ArrayLike) -> Interval:
-    """One arm's share of right answers with its interval, by :meth:`Answers.accuracy`.
-
-    Args:
-        correct: ``(n,)`` booleans.
-        videos: ``(n,)`` the video of each question.
-
-    Raises:
-        ValueError: nothing to average, or lengths that differ.
-    """
-    return Answers(np.asarray(correct)[:, None], videos).accuracy(0)
-
-
-def difference(first: ArrayLike, second: ArrayLike, videos: ArrayLike) -> Difference:
-    """Accuracy of ``first`` minus that of ``second`` on the same questions, by :meth:`Answers.difference`.
-
-    Args:
-        first: ``(n,)`` booleans of one arm.
-        second: ``(n,)`` booleans of the other, same order of questions.
-        videos: ``(n,)`` the video of each question.
-
-    Raises:
-        ValueError: nothing to compare, or lengths that differ.
-    """
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if first.shape != second.shape:
-        raise ValueError(f"{first.size} answers against {second.size}: pairs need the same questions")
-    return Answers(np.stack([first, second], axis=1), videos).difference(0, 1)
-
-
 def mcnemar(won: int, lost: int) -> float:
     """Two-sided p of McNemar's exact test: are the questions that only one arm got right evenly split?
 

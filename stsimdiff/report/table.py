@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
 
-from stsimdiff.files import write_whole
 from stsimdiff.report import attribution_table, latex, render
 from stsimdiff.report.attribution import Attribution, attributions
 from stsimdiff.report.comparison import NAN, Group, Section
 from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
-from stsimdiff.report.rows import Arm, Stored, read
+from stsimdiff.report.rows import Arm, Stored
 from stsimdiff.report.text import csv
 from stsimdiff.terminal import Console
 
@@ -73,30 +71,9 @@ class Table:
 
 
 CSV = (
-    *("retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute"),
-    *("llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_missing", "n_unparsed"),
-)
-
-
-def make(run_dir: Path | str, console: Console | None) -> Table:
-    """Builds a run's table, writes ``table.md``, ``.csv``, ``.tex`` and ``pairs.csv`` beside it, prints it.
-
-    Args:
-        run_dir: ``results/<run>``.
-        console: where to print; None prints nothing.
-
-    Raises:
-        DataError: as ``rows.load`` does.
-    """
-    table = build(read(run_dir))
-    for name, content in files(table).items():
-        if content is None:
-            (Path(run_dir) / name).unlink(missing_ok=True)
-        else:
-            write_whole(Path(run_dir) / name, content)
-    if console is not None:
-        show(table, console)
-    return table
+    "retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute",
+    "llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_missing", "n_unparsed",
+)  # fmt: skip
 
 
 def files(table: Table) -> dict[str, str | None]:

@@ -35,7 +35,6 @@ from .world import FPS, Plan, World, lay_out
 GENERATOR_VERSION = "2"  # raise whenever the same seed no longer gives the same frames or questions
 VIDEOS = 128
 BLOCK = 4  # clips that share their questions: as many as there are options
-FAMILIES_PER_VIDEO = 7  # one family in turn is left out of a block
 LONG_VIDEOS = 4  # videos of joined clips, for measuring
 EVALUATION_SEED = 20_000_000  # one seed a block from here on; training uses no seed above TRAINING_SEEDS
 TRAINING_SEEDS = 10_000_000
