@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from stsimdiff.compressors import BUILTIN
-from stsimdiff.launcher import configurations
+from stsimdiff.launchers.base import configurations
 
 COLUMNS = {
     "method",

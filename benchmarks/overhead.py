@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff import video
+from stsimdiff.config.arms import Arm, arm_from_config, arm_record
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.evaluate import session as sessions
 from stsimdiff.evaluate import store
 from stsimdiff.evaluate.answering import Work, answer_all
-from stsimdiff.evaluate.arms import Arm, arm_from_config, arm_record
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.evaluate.store import ArmStore
-from stsimdiff.launcher import configurations
+from stsimdiff.launchers.base import configurations
 
 
 def bare(session: sessions.Session, questions: list[Question]) -> tuple[float, list[str]]:

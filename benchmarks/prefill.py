@@ -30,8 +30,8 @@ from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.cost import DecoderShape, closed_form, decoder_flops
 from stsimdiff.engine import Compression, Decoder, synchronise
-from stsimdiff.evaluate.dry_run import SHOT
 from stsimdiff.models.released import QWEN2_7B
+from stsimdiff.plan.dry_run import SHOT
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.trace import Trace
 

@@ -21,12 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from stsimdiff.budget import Budget
-from stsimdiff.evaluate.arms import Arm
+from stsimdiff.config.arms import Arm
+from stsimdiff.config.settings import Settings
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
-from stsimdiff.evaluate.session import answer_missing
-from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.report import rows, table
 from stsimdiff.tokens import Grid

@@ -69,7 +69,7 @@ class Report:
 
     def check(self, name: str, limit: str, probe: Callable[[], str]) -> None:
         """Make one check; ``probe`` returns what was measured, and raises what went wrong."""
-        from stsimdiff.evaluate.doctor import outcome
+        from stsimdiff.commands.doctor import outcome
 
         begun = time.perf_counter()
         if begun - self.started > self.seconds:
@@ -167,7 +167,7 @@ def _same_selections(options: argparse.Namespace, name: str) -> str:
 
     from stsimdiff import compressors
     from stsimdiff.budget import Budget
-    from stsimdiff.evaluate.dry_run import dry_run, synthetic_video
+    from stsimdiff.plan.dry_run import dry_run, synthetic_video
     from stsimdiff.tokens import Grid
 
     grid = Grid(4, 4, 5) if options.tiny else Grid(64, 14, 15)
@@ -239,7 +239,7 @@ def _bench(report: Report, options: argparse.Namespace) -> None:
 
 
 def _clocks(bench: Bench) -> str:
-    from stsimdiff.evaluate.latency import Clock
+    from stsimdiff.latency.measure import Clock
 
     bench.prefill("none")
     clock = Clock(bench.embeds.device)
@@ -250,7 +250,7 @@ def _clocks(bench: Bench) -> str:
     apart = abs(events - wall) / wall
     said = f"a prefill takes {1e3 * events:.2f} ms by events and {1e3 * wall:.2f} ms by the clock: {100 * apart:.2f} %"
     if not bench.embeds.is_cuda:
-        from stsimdiff.evaluate.doctor import Skipped
+        from stsimdiff.commands.doctor import Skipped
 
         raise Skipped(f"{NEEDS}: the CPU has no events; {said}")
     if apart > CLOCKS_APART:
@@ -260,7 +260,7 @@ def _clocks(bench: Bench) -> str:
 
 def _speed(bench: Callable[[], Bench], name: str) -> str:
     from benchmarks.prefill import measure
-    from stsimdiff.evaluate.doctor import Skipped
+    from stsimdiff.commands.doctor import Skipped
 
     given = argparse.Namespace(**{**vars(bench().options), "methods": [name]})
     (row,), full = measure(bench(), given, lambda line: None)
@@ -280,7 +280,7 @@ def _copies(bench: Callable[[], Bench], name: str) -> str:
     """Bytes that one prefill copies from the device to the host, as torch's profiler sees them."""
     from torch.profiler import ProfilerActivity, profile
 
-    from stsimdiff.evaluate.doctor import Skipped
+    from stsimdiff.commands.doctor import Skipped
 
     embeds = bench().embeds
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if embeds.is_cuda else [])]
@@ -349,7 +349,7 @@ def _engine(report: Report, name: str, load: Callable[[str], Case]) -> None:
 
 
 def _no_flash() -> str:
-    from stsimdiff.evaluate.doctor import Skipped
+    from stsimdiff.commands.doctor import Skipped
 
     raise Skipped("flash attention cannot be imported here: it is not installed, or there is no GPU")
 
@@ -357,7 +357,7 @@ def _no_flash() -> str:
 def _exact(
     report: Report, name: str, case: Callable[[], Case], reference: Callable[[], Case] | None = None
 ) -> None:
-    from stsimdiff.evaluate import doctor
+    from stsimdiff.commands import doctor
 
     report.check(f"{name}: keep-all equals stock", "bit for bit", lambda: doctor.keep_all(case()))
     report.check(
@@ -401,12 +401,13 @@ def _memory(path: str, options: argparse.Namespace, name: str) -> str:
     """The allocator's peak for the largest prompt, and what the plan says of it."""
     import torch
 
-    from stsimdiff import launcher
+    from stsimdiff.commands.doctor import Skipped, made_up
     from stsimdiff.data.published import FRAME
-    from stsimdiff.evaluate.doctor import Skipped, made_up
-    from stsimdiff.evaluate.latency import PeakMemory
-    from stsimdiff.evaluate.plan import plan_pass
+    from stsimdiff.evaluate import passes
     from stsimdiff.evaluate.session import load_model
+    from stsimdiff.latency.measure import PeakMemory
+    from stsimdiff.launchers import base
+    from stsimdiff.plan.estimate import plan_pass
 
     frames = 4 if options.tiny else 64
     words = [
@@ -422,7 +423,7 @@ def _memory(path: str, options: argparse.Namespace, name: str) -> str:
         "logger=none",
         "compressor=none",
     ]
-    (one,) = launcher.passes_of(launcher.configurations([*words, "plan=true", "plan_tflops=100"]))
+    (one,) = passes.passes_of(base.configurations([*words, "plan=true", "plan_tflops=100"]))
     plan = plan_pass(one.settings, list(one.arms.values()))
     planned = sum(plan.memory.values())
     family = load_model(one.settings)

@@ -29,13 +29,13 @@ from stsimdiff.errors import ConfigError
 
 OURS = __name__.partition(".")[0]
 STOPS = (
-    "cost", "evaluate", "report", "clusters", "cli", "launcher", "messages", "conformance", "resources",
-    "extras", "data.archives", "data.fetch", "data.videos", "data.headers", "data.clips.dataset",
-    "data.clips.world", "data.clips.rendering", "data.clips.labels",
+    "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "launchers", "commands",
+    "resources", "lock", "extras", "video.headers", "data.archives", "data.digests", "data.fetch", "data.videos",
+    "data.clips.dataset", "data.clips.world", "data.clips.rendering", "data.clips.labels",
 )  # fmt: skip
 """Modules of ours, or packages, whose code decides no answer: counts and times, files, what is printed. Videos and
 questions are known by their contents."""
-BUT = ("evaluate.parsing", "evaluate.questions")
+BUT = ("evaluate.questions",)
 """What counts all the same."""
 ASIDE = {"flops", "no_flops"}
 """Members of our classes that decide no answer either."""

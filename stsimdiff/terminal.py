@@ -129,3 +129,15 @@ def _raw(stream: TextIO | None) -> Any:
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback, cleaned."""
     say("".join(traceback.format_exception(kind, error, trace)).rstrip(), error=True)
+
+
+def log_to_stderr() -> None:
+    """The project's log on standard error, a message a line: in the command and in each job that it starts.
+
+    Standard streams are made such that printing never ends the process; see :func:`prepare`.
+    """
+    prepare()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("stsimdiff").setLevel(logging.INFO)

@@ -3,7 +3,7 @@
 import torch
 
 from stsimdiff.compressors.base import Run
-from stsimdiff.evaluate.dry_run import without_model
+from stsimdiff.plan.dry_run import without_model
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 
 LAYERS = 28

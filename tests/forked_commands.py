@@ -83,7 +83,7 @@ def _serve() -> None:
 
 def _run(request: dict[str, Any]) -> None:
     """In the child: the command line, with its own files behind standard output and error; never returns."""
-    from stsimdiff import cli
+    from stsimdiff.commands import cli
 
     null, log = (
         os.open(os.devnull, os.O_RDONLY),

@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 from stsimdiff.files import write_whole
+from stsimdiff.report.publish import files, show
 from stsimdiff.report.rows import read
-from stsimdiff.report.table import Table, build, files, show
+from stsimdiff.report.table import Table, build
 from stsimdiff.terminal import Console
 
 FAMILIES = ["attr", "order", "event_count"]

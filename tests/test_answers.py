@@ -12,15 +12,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
+from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.files import write_whole
+from stsimdiff.launchers.in_process import make_report
 from stsimdiff.models import base
 from stsimdiff.models.base import Family
 from stsimdiff.resources import folder
@@ -63,7 +64,7 @@ def test_an_arm_that_cannot_be_read_is_a_failure(tmp_path: Path, data: Path, mon
         ["", "", "The ring is red", "The ring is red", "!!!!!!", "!!!!!!", "A or B", "A or B", "A", "A"],
     )
     with pytest.raises(RunFailed) as caught:
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms, report=make_report)
     said = str(caught.value)
     assert "4 of 5 answers of none at 100 % give no letter, such as '', 'The ring is red', '!!!!!!'" in said
     # The question alone may well be refused an answer: that is said in the table only.
@@ -74,7 +75,7 @@ def test_an_arm_that_cannot_be_read_is_a_failure(tmp_path: Path, data: Path, mon
     assert "MOSTLY UNREAD: none, no_video" in table
     # Nothing is asked again, and it is a failure again.
     with pytest.raises(RunFailed, match="4 of 5 answers of none"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms, report=make_report)
 
 
 @pytest.mark.parametrize(("texts", "limit"), [(["", "A"], 10), (["", "", "A"], 3), ([""], 2)])
@@ -83,7 +84,7 @@ def test_a_few_unread_answers_are_wrong_and_no_failure(
 ) -> None:
     settings, arms = prepared(tmp_path, f"compressor=none benchmark.data={data} limit={limit}")
     says(monkeypatch, texts)
-    assert session.run_arms(settings, arms) == limit
+    assert run.run_arms(settings, arms, report=make_report) == limit
     assert "MOSTLY UNREAD" not in (settings.folder / "table.md").read_text()
 
 
@@ -104,7 +105,7 @@ def test_logits_that_are_no_numbers_are_failures(
 
     monkeypatch.setattr(session, "load_model", broken)
     with pytest.raises(RunFailed) as caught:
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     expected = "FloatingPointError: the model's logits are NaN or Inf at new token 1 (model.dtype=float32)"
     assert "3 samples have no answer" in str(caught.value) and expected in str(caught.value)
     metrics = json.loads((settings.folder / arms[0].folder / "metrics.json").read_text())
@@ -189,7 +190,7 @@ def test_the_table_says_where_the_stock_reading_differs(tmp_path: Path, monkeypa
         tmp_path, f"compressor=random benchmark=videomme benchmark.data={MINIATURES / 'videomme'}"
     )
     says(monkeypatch, ["A", "A man walks", "(A)"])
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms, report=make_report)
     rows = [
         json.loads(line)
         for line in (settings.folder / arms[0].folder / "answers.jsonl").read_text().splitlines()
@@ -206,13 +207,13 @@ def test_the_table_says_where_the_stock_reading_differs(tmp_path: Path, monkeypa
 
 def test_rows_of_an_earlier_version_have_no_stock_score(tmp_path: Path, data: Path) -> None:
     settings, arms = prepared(tmp_path, f"compressor=none benchmark.data={data} limit=3")
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     file = settings.folder / arms[0].folder / "answers.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert all((row["stock_parsed"], row["stock_correct"]) == (row["parsed"], row["correct"]) for row in rows)
     old = [{key: value for key, value in row.items() if not key.startswith("stock")} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in old))
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     metrics = json.loads((file.parent / "metrics.json").read_text())
     assert metrics["stock"] is None and metrics["accuracy"] == pytest.approx(
         100 * sum(row["correct"] for row in rows) / 3
@@ -308,14 +309,14 @@ def test_metrics_that_are_damaged_or_of_other_rows_are_made_again(
     tmp_path: Path, data: Path, content: str | None
 ) -> None:
     settings, arms = prepared(tmp_path, f"compressor=none benchmark.data={data} limit=2")
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     file = settings.folder / arms[0].folder / "metrics.json"
     right = file.read_text()
     if content is None:
         file.unlink()
     else:
         file.write_text(content)
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     assert file.read_text() == right
     assert not list(file.parent.glob(".metrics*"))
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from stsimdiff.data import __main__ as command
+from stsimdiff.commands import data as command
 from stsimdiff.data import archives
 from stsimdiff.data.benchmarks import VIDEOMME
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.lock import Lock
+from stsimdiff.lock import Lock
 
 MINIATURES = Path(__file__).parent / "benchmarks"
 NOISE = {f"d/{number}.mp4": random.Random(number).randbytes(30_000) for number in range(3)}

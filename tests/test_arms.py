@@ -11,11 +11,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from stsimdiff import cli, compressors, launcher
+from stsimdiff import compressors
 from stsimdiff.budget import Budget
+from stsimdiff.commands import cli
+from stsimdiff.config.arms import Arm, arm_from_config, arm_record
+from stsimdiff.config.settings import Settings, settings_from_config
+from stsimdiff.config.sweep import expand
 from stsimdiff.errors import BudgetError, ConfigError, DataError, RunFailed
-from stsimdiff.evaluate.arms import Arm, Settings, arm_from_config, arm_record
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.resources import folder
 
 
@@ -103,7 +105,7 @@ def test_the_id_changes_with_the_methods_code_and_the_checkpoint(configure, chec
 def test_the_id_changes_with_the_task_that_makes_the_prompt(configure, monkeypatch, tmp_path):
     before = arm(configure(*BASE))
     shutil.copytree(folder("tasks"), tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr("stsimdiff.evaluate.benchmark_settings.folder", lambda name: tmp_path / name)
+    monkeypatch.setattr("stsimdiff.config.benchmark.folder", lambda name: tmp_path / name)
     assert arm(configure(*BASE)).id == before.id
     task = tmp_path / "tasks" / "clips" / "clips.yaml"
     task.write_text(task.read_text() + "# a comment")
@@ -226,11 +228,11 @@ def composed_by_command_line(monkeypatch, *arguments: str, failure=None) -> list
         if failure is not None:
             raise failure
 
-    session = types.ModuleType("stsimdiff.evaluate.session")
+    session = types.ModuleType("stsimdiff.evaluate.run")
     session.run_arms = run_arms
     monkeypatch.setitem(sys.modules, session.__name__, session)
     # The checkpoint of these tests has a fingerprint, and no weights.
-    monkeypatch.setattr("stsimdiff.launcher.check_presence", lambda *rest: None)
+    monkeypatch.setattr("stsimdiff.launchers.in_process.check_presence", lambda *rest: None)
     monkeypatch.setattr(sys, "argv", ["stsimdiff", *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
     cli.main()
@@ -415,6 +417,6 @@ def test_every_line_of_every_experiment_is_a_sweep(configure, tmp_path):
             miniatures = Path(__file__).parent / "benchmarks"
             overrides += [f"data={miniatures}", f"model.path={tmp_path}"]
         cfg = configure(*overrides)
-        found = launcher.expand(cfg, overrides, lambda words: configure(*words))
+        found = expand(cfg, overrides, lambda words: configure(*words))
         arms = [arm(one) for one in found]
         assert len(arms) == len({one.id for one in arms}) > 1, f"{path.name} lists an arm twice"

@@ -17,12 +17,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pyarrow import parquet
 
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
+from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
-from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.launchers.in_process import make_report
 from stsimdiff.resources import folder
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.chdir(data)
     settings, arm = prepared(name, data)
-    assert session.run_arms(settings, [arm]) == len(written(name))
+    assert run.run_arms(settings, [arm], report=make_report) == len(written(name))
     rows, source = rows_of(settings, arm), written(name)
     assert rows[0]["id"] == ID[name] and len({row["id"] for row in rows}) == len(rows) == len(source) >= 8
     families = BENCHMARKS[name].families
@@ -302,7 +303,7 @@ def test_unusable_videos_are_listed_before_the_model_loads(name: str, data: Path
     gone, broken = harm(data, name)
     settings, arms = prepared(name, data)
     with pytest.raises(DataError) as caught:
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     lines = str(caught.value).splitlines()
     stem = Path(gone).stem
     assert any(stem in line and "does not exist" in line for line in lines)
@@ -314,7 +315,7 @@ def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     harm(data, "videomme")
     settings, arm = prepared("videomme", data, "benchmark.allow_missing=true", "max_failures=0")
     with pytest.raises(RunFailed, match="6 samples have no answer"):
-        session.run_arms(settings, [arm])
+        run.run_arms(settings, [arm], report=make_report)
     rows = rows_of(settings, arm)
     assert [row["error"] is None for row in sorted(rows, key=lambda row: row["id"])] == [False] * 6 + [
         True
@@ -339,7 +340,7 @@ def test_unusable_videos_block_the_others_only_above_the_limit(
     harm(data, "videomme")  # two of three videos, with three questions each
     settings, (arm,) = prepared("videomme", data, f"max_failures={limit}")
     with pytest.raises(RunFailed if goes_on else DataError) as caught:
-        session.run_arms(settings, [arm])
+        run.run_arms(settings, [arm])
     said = str(caught.value)
     if goes_on:
         assert "6 samples have no answer" in said
@@ -359,7 +360,7 @@ def test_decord_reads_the_same_frames(data: Path) -> None:
     answers = []
     for words in ((), ("benchmark.decoder=decord", "run=decord")):
         settings, arm = prepared("videomme", data, *words)
-        session.run_arms(settings, [arm])
+        run.run_arms(settings, [arm])
         answers.append({row["id"]: row["answer"] for row in rows_of(settings, arm)})
     assert answers[0] == answers[1]
 

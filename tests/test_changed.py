@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from test_session import prepared, stored
 
-from stsimdiff.data import clips
-from stsimdiff.evaluate import changed, digests, session
+from stsimdiff.data import clips, digests
+from stsimdiff.evaluate import changed
 from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.run import run_arms
 from stsimdiff.evaluate.store import ArmStore, counted_lines, done_ids, read_answers, read_record
 
 RECORD = {"arm": "0123456789ab", "provenance": {}}
@@ -23,7 +24,6 @@ RECORD = {"arm": "0123456789ab", "provenance": {}}
 def memory(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(digests, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(digests, "SETTLED", 0)
-    monkeypatch.setattr(session, "_report", lambda settings: [])
 
 
 def question(folder: Path, id_: str = "q1", text: str = "What?", video: str = "a.mp4", **content) -> Question:
@@ -185,7 +185,7 @@ def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
         row["video"] = f"{folder}/1.mp4"
     (data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings, arms = prepared(tmp_path, data, "compressor=none", overlays=4)
-    session.run_arms(settings, arms)
+    run_arms(settings, arms)
     answers = stored(settings, arms[0])
     assert {row["video"] for row in answers} == {"a/1.mp4", "b/1.mp4"}
     frames = {
@@ -196,15 +196,15 @@ def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
     assert read_record(settings.folder / arms[0].folder)["format"] == 2
     caplog.set_level(logging.WARNING)
     (data / "videos" / "a" / "1.mp4").touch()
-    assert session.run_arms(settings, arms) == 0
+    assert run_arms(settings, arms) == 0
 
 
 def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog, monkeypatch):
     import pyarrow.parquet
     from hydra import compose, initialize_config_dir
 
-    from stsimdiff.evaluate.arms import arm_from_config
-    from stsimdiff.evaluate.settings import settings_from_config
+    from stsimdiff.config.arms import arm_from_config
+    from stsimdiff.config.settings import settings_from_config
     from stsimdiff.resources import folder
 
     root = tmp_path / "videomme"
@@ -222,7 +222,7 @@ def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog
             config = compose("config", [*words, "compressor=none", "overlays=0"])
             settings = settings_from_config(config)
             arm = arm_from_config(config, settings)
-        return session.run_arms(settings, [arm]), settings, arm
+        return run_arms(settings, [arm]), settings, arm
 
     asked, settings, arm = run(root)
     rows = stored(settings, arm)

@@ -14,11 +14,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from stsimdiff import cli, compressors
+from stsimdiff import compressors
+from stsimdiff.commands import cli
+from stsimdiff.config.words import settled
 from stsimdiff.errors import ConfigError
-from stsimdiff.launcher import configurations
+from stsimdiff.launchers.base import configurations
 from stsimdiff.resources import IN_REPOSITORY, folder
-from stsimdiff.words import settled
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = folder("configs")

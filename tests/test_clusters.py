@@ -17,12 +17,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 
-from stsimdiff import cli, launcher
-from stsimdiff.clusters.jobs import JobLauncher
-from stsimdiff.clusters.submitit import LocalLauncher, SlurmLauncher
+from stsimdiff import launchers, lock
+from stsimdiff.commands import cli
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate import lock
+from stsimdiff.evaluate import passes
+from stsimdiff.launchers import base
+from stsimdiff.launchers.jobs import JobLauncher
+from stsimdiff.launchers.submitit import LocalLauncher, SlurmLauncher
 from stsimdiff.resources import folder
 
 SECRET = "SECRETMARKER" + 28 * "a"
@@ -230,7 +232,7 @@ def test_one_model_on_all_devices_is_refused_to_several_processes(command, capfd
 
 def test_jobs_do_not_start_where_a_live_process_writes(tmp_path, command, capfd, data) -> None:
     words = ["-m", "compressor=none", "hydra/launcher=joblib", "run=held", "limit=1"]
-    (one,) = launcher.passes_of(launcher.configurations(["compressor=none", f"benchmark.data={data}"]))
+    (one,) = passes.passes_of(base.configurations(["compressor=none", f"benchmark.data={data}"]))
     (arm,) = one.arms.values()
     place = tmp_path / "out" / "held" / arm.folder
     place.mkdir(parents=True)
@@ -244,7 +246,7 @@ def test_jobs_do_not_start_where_a_live_process_writes(tmp_path, command, capfd,
 
 
 def configured(name: str, *words: str) -> JobLauncher:
-    launcher.register()
+    base.register()
     with initialize_config_dir(str(folder("configs")), version_base="1.3"):
         cfg = compose("config", [f"hydra/launcher={name}", *words], return_hydra_config=True)
     options = {key: value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
@@ -318,9 +320,9 @@ def test_devices_that_have_no_number_are_refused(monkeypatch) -> None:
         configured("submitit_local").slots()
 
 
-@pytest.mark.parametrize("name", sorted(launcher.CLUSTERS))
+@pytest.mark.parametrize("name", sorted(launchers.CLUSTERS))
 def test_every_launcher_composes_and_is_found_by_hydra(name: str) -> None:
-    launcher.register()
+    base.register()
     with initialize_config_dir(str(folder("configs")), version_base="1.3"):
         cfg = compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
     assert isinstance(Plugins.instance()._instantiate(cfg.hydra.launcher), JobLauncher)

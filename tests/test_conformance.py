@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from stsimdiff.commands.conformance import check, main
 from stsimdiff.conformance import replay
-from stsimdiff.conformance.__main__ import check, main
 from stsimdiff.conformance.cases import Case, Fields, find, load
 from stsimdiff.conformance.compare import INPUTS, compare
 from stsimdiff.conformance.prompts import load_family

@@ -15,12 +15,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from stsimdiff.data import __main__ as command
+from stsimdiff.commands import data as command
 from stsimdiff.data import archives, hub
 from stsimdiff.data.benchmarks import MLVU, VIDEOMME, default_root
 from stsimdiff.data.videos import Index, VideoFolder
 from stsimdiff.errors import DataError
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 
 MINIATURES = Path(__file__).parent / "benchmarks"
 

@@ -12,8 +12,7 @@ import pytest
 from synthetic_run import QUESTIONS, answers, failed, make, write_arm
 
 from stsimdiff.report import figures
-from stsimdiff.report.publish import publish
-from stsimdiff.report.table import show
+from stsimdiff.report.publish import publish, show
 from stsimdiff.terminal import Console
 
 EMPTY = dict.fromkeys(

@@ -11,12 +11,13 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from pretended_devices import Pretended, pretended
 from torch.utils._pytree import tree_map
 
-from stsimdiff import engine, models
+from stsimdiff import models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.visionzip import VisionZip
+from stsimdiff.engine import compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, LoadOptions, execution_device
 from stsimdiff.models.kit import checks, miniatures, running
@@ -116,7 +117,7 @@ def move(case: running.Case) -> None:
 
 @pytest.fixture
 def unsynchronised(monkeypatch):
-    monkeypatch.setattr(engine, "synchronise", lambda device: None)
+    monkeypatch.setattr(compression, "synchronise", lambda device: None)
 
 
 def held(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stsimdiff.evaluate import checkpoint_files, digests
-from stsimdiff.evaluate.checkpoint_files import files_read, fingerprint, generation
-from stsimdiff.evaluate.digests import file_digest
+from stsimdiff.config import checkpoint_files
+from stsimdiff.config.checkpoint_files import files_read, fingerprint, generation
+from stsimdiff.data import digests
+from stsimdiff.data.digests import file_digest
 from stsimdiff.models.base import GREEDY
 
 

@@ -11,8 +11,8 @@ import pytest
 from hydra.errors import HydraException
 from safetensors.torch import load_file, save_file
 
+from stsimdiff.commands import doctor
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate import doctor
 from stsimdiff.models import FAMILIES
 from stsimdiff.models.kit.miniatures import make
 

@@ -10,10 +10,11 @@ import torch
 from tiny_models import TinyCase, qwen2_5_vl
 from transformers.cache_utils import DynamicCache, StaticLayer
 
-from stsimdiff.attention import attention_rows, mean_attention
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine import Compression, Trace
+from stsimdiff.engine import Compression
+from stsimdiff.engine.attention import attention_rows, mean_attention
 from stsimdiff.tokens import Reason, Selection
+from stsimdiff.trace import Trace
 
 NEW_TOKENS = 5
 
@@ -188,7 +189,7 @@ def test_reading_attention_is_counted_by_queries_keys_and_seconds(
 ) -> None:
     # A clock that ticks once each time it is looked at: each part of the compressor's work takes one second.
     ticks = itertools.count(1.0)
-    monkeypatch.setattr("stsimdiff.engine._now", lambda device: next(ticks))
+    monkeypatch.setattr("stsimdiff.engine.compression._now", lambda device: next(ticks))
     case = qwen2_5_vl(4)
     drops = {("input", 0): set(range(8)), ("between", 1): set(range(8, 20)), ("before", 3): set()}
     _, _, trace = generate(case, Scripted(drops, attention=frozenset({1, 2}), queries=queries))

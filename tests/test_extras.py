@@ -13,10 +13,10 @@ from synthetic_run import answers, write_arm
 
 from stsimdiff import extras
 from stsimdiff.budget import Budget
+from stsimdiff.commands.report import main
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.errors import ConfigError
 from stsimdiff.report import series
-from stsimdiff.report.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = (

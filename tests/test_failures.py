@@ -14,25 +14,20 @@ import torch
 from test_session import prepared, stored
 
 from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.config.checks import failure_limit
 from stsimdiff.data import clips
+from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import ConfigError, RunFailed, Terminated
-from stsimdiff.evaluate import answering, limits, progress, session
+from stsimdiff.evaluate import answering, features, limits, progress, run
 from stsimdiff.evaluate.failures import is_out_of_memory, once_more
 from stsimdiff.evaluate.limits import SampleTimeout, TimeLimit, sigterm_raises
 from stsimdiff.evaluate.progress import Progress
-from stsimdiff.evaluate.values import failure_limit, failures_allowed
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return clips.build(tmp_path_factory.mktemp("data"), videos=2)
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch) -> None:
-    """Tables, figures and pages are tested elsewhere, and take longer than the answers here."""
-    monkeypatch.setattr(session, "_report", lambda settings: [])
 
 
 class Clock:
@@ -115,8 +110,8 @@ def test_a_sample_that_runs_out_of_memory_once_is_answered(tmp_path, data, monke
 
     settings, arms = troubled(tmp_path, data, trouble, monkeypatch)
     freed = []
-    monkeypatch.setattr(session.FeatureCache, "forget", lambda self: freed.append(1))
-    session.run_arms(settings, arms)
+    monkeypatch.setattr(features.FeatureCache, "forget", lambda self: freed.append(1))
+    run.run_arms(settings, arms)
     assert all(row["error"] is None for arm in arms for row in stored(settings, arm))
     counted = [row for row in stored(settings, arms[0]) if row["id"].endswith("-count")]
     assert len(calls) == 2 * len(counted) and len(freed) == len(counted) > 0
@@ -132,7 +127,7 @@ def test_a_sample_that_runs_out_of_memory_twice_has_failed(tmp_path, data, monke
 
     settings, arms = troubled(tmp_path, data, trouble, monkeypatch)
     with pytest.raises(RunFailed, match="MemoryError: no room"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     failed = [row for row in stored(settings, arms[0]) if row["error"]]
     assert len(calls) == 2 * len(failed) > 0
     assert all(row["error"]["type"] == "MemoryError" for row in failed)
@@ -150,7 +145,7 @@ def test_a_video_that_runs_out_of_memory_once_is_encoded_again(tmp_path, data, m
 
     settings, arms = prepared(tmp_path, data, "compressor=none")
     monkeypatch.setattr(VideoProcess, "read", starved)
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     assert all(row["error"] is None for row in stored(settings, arms[0]))
     assert len(calls) == 3, "two videos, the first of them twice"
 
@@ -167,7 +162,7 @@ def test_a_sample_beyond_its_limit_has_failed_and_the_next_is_answered(tmp_path,
 
     settings, arms = troubled(tmp_path, data, trouble, monkeypatch, sample_seconds=60)
     with pytest.raises(RunFailed):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     for row in stored(settings, arms[0]):
         assert (row["error"] is not None) == row["id"].endswith("-count")
         if row["error"]:
@@ -222,7 +217,7 @@ def test_a_broken_video_counts_once_whatever_the_number_of_arms(tmp_path, data, 
     with pytest.raises(
         RunFailed, match="stopped after 1 failures" if most == 0 else "samples have no answer"
     ):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     for arm in arms:
         rows = stored(settings, arm)
         assert {row["video"] for row in rows if row["error"]} == {"clip000.mp4"}
@@ -246,7 +241,7 @@ def test_a_setting_that_the_model_forbids_ends_the_run(tmp_path, data, monkeypat
     settings, arms = prepared(tmp_path, data, "compressor=none")
     monkeypatch.setattr(VideoProcess, "read", forbidden)
     with pytest.raises(ConfigError, match="not installed"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     assert stored(settings, arms[0]) == []
 
 
@@ -256,11 +251,11 @@ def test_an_interrupt_is_no_failed_sample_and_gives_the_locks_back(tmp_path, dat
 
     settings, arms = troubled(tmp_path, data, trouble, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     assert not list(settings.folder.glob("*/.lock*"))
     assert all(row["error"] is None for row in stored(settings, arms[0]))
     monkeypatch.setattr(Troubled, "trouble", staticmethod(lambda: None))
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     ids = [row["id"] for row in stored(settings, arms[0])]
     assert len(ids) == len(set(ids)) == 10
 
@@ -296,7 +291,7 @@ def test_a_folder_that_vanishes_during_a_run_is_said(tmp_path, data, monkeypatch
 
     settings, arms = troubled(tmp_path, data, lambda: shutil.rmtree(settings.folder), monkeypatch)
     with pytest.raises(DataError, match="it was removed while the run was going on"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
 
 
 def test_a_line_a_minute_goes_to_the_log_and_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
@@ -332,6 +327,6 @@ def test_a_failed_row_keeps_its_traceback(tmp_path, data, monkeypatch):
 
     settings, arms = troubled(tmp_path, data, trouble, monkeypatch)
     with pytest.raises(RunFailed):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     errors = [row["error"] for row in stored(settings, arms[0]) if row["error"]]
     assert errors and all("in trouble" in json.dumps(error["traceback"]) for error in errors)

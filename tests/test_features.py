@@ -20,11 +20,12 @@ from stsimdiff.evaluate import session
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
+from stsimdiff.evaluate.run import run_arms
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Grid, VisionSignals
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 
 CPU = torch.device("cpu")
 ARMS = (
@@ -37,12 +38,6 @@ ARMS = (
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return clips.build(tmp_path_factory.mktemp("data"), videos=2)
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch) -> None:
-    """Tables, figures and pages are tested elsewhere, and take longer than the answers here."""
-    monkeypatch.setattr(session, "_report", lambda settings: [])
 
 
 def rows(settings, arms) -> list[list[dict]]:
@@ -59,19 +54,19 @@ def origins(settings, arms) -> set[str]:
 
 def test_answers_from_disk_and_memory_are_those_without_a_cache(tmp_path, data, monkeypatch):
     plain, arms = prepared(tmp_path / "plain", data, *ARMS)
-    session.run_arms(plain, arms)
+    run_arms(plain, arms)
     assert origins(plain, arms) == {"encoded"}
     kept = {"cache.folder": tmp_path / "features"}
     filling, _ = prepared(tmp_path / "filling", data, *ARMS, **kept)
-    session.run_arms(filling, arms)
+    run_arms(filling, arms)
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 2
     monkeypatch.setattr(VideoProcess, "read", lambda *a: pytest.fail("a video was decoded again"))
     kept |= {"cache.max_gb": 1, "overlays": 0}
     from_disk, _ = prepared(tmp_path / "disk", data, *ARMS, **kept)
     shared = Shared()
-    session.run_arms(from_disk, arms, shared)
+    run_arms(from_disk, arms, shared)
     from_memory, _ = prepared(tmp_path / "memory", data, *ARMS, **{"cache.max_gb": 1, "overlays": 0})
-    session.run_arms(from_memory, arms, shared)
+    run_arms(from_memory, arms, shared)
     for settings, origin in ((filling, "encoded"), (from_disk, "disk"), (from_memory, "memory")):
         assert rows(settings, arms) == rows(plain, arms)
         assert origins(settings, arms) == {origin}
@@ -84,7 +79,7 @@ def test_the_frames_of_overlays_are_stored_from_cached_features_too(tmp_path, da
     kept = {"cache.folder": tmp_path / "features", "overlays": 1, "limit": 7}
     for run in ("first", "second"):
         settings, arms = prepared(tmp_path / run, data, ARMS[2], **kept)
-        session.run_arms(settings, arms)
+        run_arms(settings, arms)
     assert origins(settings, arms) == {"disk"}
     frames = [sorted(p.name for p in (tmp_path / run).rglob("*.jpg")) for run in ("first", "second")]
     assert frames[0] == frames[1] and len(frames[0]) == 16
@@ -93,12 +88,12 @@ def test_the_frames_of_overlays_are_stored_from_cached_features_too(tmp_path, da
 def test_features_without_the_towers_attention_do_not_serve_a_method_that_reads_it(tmp_path, data):
     kept = {"cache.folder": tmp_path / "features"}
     without, arms = prepared(tmp_path / "a", data, ARMS[2], **kept)
-    session.run_arms(without, arms)
+    run_arms(without, arms)
     needing, arms = prepared(tmp_path / "b", data, ARMS[0], **kept)
-    session.run_arms(needing, arms)
+    run_arms(needing, arms)
     assert origins(needing, arms) == {"encoded"}
     again, arms = prepared(tmp_path / "c", data, *ARMS, **kept)
-    session.run_arms(again, arms)
+    run_arms(again, arms)
     assert origins(again, arms) == {"disk"}
 
 
@@ -313,7 +308,7 @@ def test_a_folder_that_cannot_be_used_is_said_before_the_model_is_loaded(tmp_pat
     settings, arms = prepared(tmp_path, data, ARMS[2], **{"cache.folder": tmp_path / "file" / "features"})
     monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
     with pytest.raises(DataError, match=r"cache\.folder=.*file/features cannot be used"):
-        session.run_arms(settings, arms)
+        run_arms(settings, arms)
 
 
 @pytest.mark.parametrize(
@@ -336,9 +331,9 @@ def test_values_out_of_range_are_named(tmp_path, data, key, value):
 
 def test_a_second_arm_on_cached_features_says_so_in_its_rows(tmp_path, data):
     settings, arms = prepared(tmp_path, data, ARMS[2], **{"cache.folder": tmp_path / "features"})
-    session.run_arms(settings, arms)
+    run_arms(settings, arms)
     settings, more = prepared(tmp_path, data, ARMS[1], **{"cache.folder": tmp_path / "features"})
-    session.run_arms(settings, more)
+    run_arms(settings, more)
     assert {json.dumps(row["features"]) for row in stored(settings, more[0])} == {'"disk"'}
 
 

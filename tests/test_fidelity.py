@@ -15,9 +15,9 @@ from synthetic_run import answers, write_arm
 from stsimdiff import compressors
 from stsimdiff.compressors.controls import RandomTokens
 from stsimdiff.compressors.visionzip import VisionZip
+from stsimdiff.config.arms import arm_from_config
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arm_from_config
-from stsimdiff.launcher import configurations
+from stsimdiff.launchers.base import configurations
 from stsimdiff.report import publish
 from stsimdiff.source import FIDELITIES
 from stsimdiff.terminal import Console

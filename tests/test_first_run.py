@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stsimdiff.evaluate import doctor
-from stsimdiff.launcher import configurations, run_configurations
+from stsimdiff.commands import doctor
+from stsimdiff.launchers.base import configurations
+from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.kit import miniatures
 
 

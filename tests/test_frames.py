@@ -11,10 +11,12 @@ import pytest
 from loguru import logger
 from numbered_clips import BACKENDS, numbers, picture, remuxed, with_edits, write
 
-from stsimdiff import video, video_decoders, video_process
-from stsimdiff.data.headers import read_header
+from stsimdiff import video
 from stsimdiff.data.videos import Index, VideoFolder, unusable_videos
 from stsimdiff.errors import VideoError
+from stsimdiff.video import decoders, process
+from stsimdiff.video import frames as reading
+from stsimdiff.video.headers import read_header
 
 H264, HEVC, MPEG4, MPEG2 = "libx264", "libx265", "mpeg4", "mpeg2video"
 REORDERING = (H264, HEVC, MPEG4, MPEG2, "mpeg1video")
@@ -107,7 +109,7 @@ def test_frames_far_apart_are_read_without_those_between(
     clips, monkeypatch, suffix: str, codec: str, bframes: int
 ) -> None:
     path = matrix_clip(clips, suffix, codec, bframes, 0)
-    monkeypatch.setattr(video_decoders, "_in_order", lambda *a: pytest.fail("decoded the whole file"))
+    monkeypatch.setattr(decoders, "_in_order", lambda *a: pytest.fail("decoded the whole file"))
     assert numbers(video.read(path, 3).pixels) == [0, 29, 59]
 
 
@@ -192,7 +194,7 @@ def test_a_file_that_begins_without_a_keyframe(tmp_path: Path, suffix, codec, lo
     )
     assert [line.strip() for line in said] == [f"video {path}: {frames.note}"]
     for backend in ("torchcodec", "decord"):
-        with pytest.raises((VideoError, video.ConfigError)):
+        with pytest.raises((VideoError, reading.ConfigError)):
             video.read(path, 5, backend)
 
 
@@ -400,4 +402,4 @@ def test_other_samplings(clips, backend: str, sampling: video.Sampling, expected
     path = matrix_clip(clips, "mp4", H264, 2, 0)
     frames = video.read(path, sampling, backend)
     assert numbers(frames.pixels) == list(frames.indices) == list(expected)
-    assert video_process.shared().read(path, sampling, backend).indices == frames.indices
+    assert process.shared().read(path, sampling, backend).indices == frames.indices

@@ -11,7 +11,7 @@ import torch
 
 from scripts import gpu_check
 from stsimdiff import compressors, models
-from stsimdiff.evaluate import doctor
+from stsimdiff.commands import doctor
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit.miniatures import Sizes, make
 from stsimdiff.models.kit.running import Case

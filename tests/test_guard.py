@@ -17,10 +17,10 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from stsimdiff import compressors, lent, models, process_state
+from stsimdiff import compressors, models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor, generator_for
-from stsimdiff.engine import Compression
+from stsimdiff.engine import Compression, lent, process_state
 from stsimdiff.errors import MethodFault
 from stsimdiff.evaluate import guard as guard_module
 from stsimdiff.evaluate.guard import Guard, WeightsChanged
@@ -294,7 +294,8 @@ def test_another_vocabulary_ends_the_run(asked, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["transformers.cache_utils.DynamicLayer", "stsimdiff.engine._now", "stsimdiff.tokens.Grid"]
+    "name",
+    ["transformers.cache_utils.DynamicLayer", "stsimdiff.engine.compression._now", "stsimdiff.tokens.Grid"],
 )
 def test_what_every_answer_runs_through_is_put_back(asked, name: str) -> None:
     module, _, attribute = name.rpartition(".")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
-from stsimdiff.data import __main__ as command
+from stsimdiff.commands import data as command
 from stsimdiff.data import hub
 from stsimdiff.data.benchmarks import EGOSCHEMA, VIDEOMME, default_root
 

@@ -15,12 +15,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from stsimdiff.compressors.controls import RandomTokens
+from stsimdiff.config.arms import arm_from_config, arm_record
+from stsimdiff.config.settings import settings_from_config
+from stsimdiff.config.task_files import asked_generation, read_task
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arm_from_config, arm_record
 from stsimdiff.evaluate.provenance import provenance
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.evaluate.store import arm_folders
-from stsimdiff.evaluate.task_files import asked_generation, read_task
 from stsimdiff.report import rows
 from stsimdiff.resources import folder
 
@@ -161,7 +161,7 @@ def test_generation_settings_that_would_be_ignored_are_refused(given, message):
 
 
 def test_what_lmms_evals_command_asks_for_is_in_the_id(made):
-    from stsimdiff.evaluate.lmms_model import StSimDiff
+    from stsimdiff.commands.lmms_eval import StSimDiff
 
     model = StSimDiff(compressor="random", retention=0.3)
     task = SimpleNamespace(config=SimpleNamespace(fewshot_delimiter="\n\n"))
@@ -235,7 +235,7 @@ def test_a_folder_of_an_earlier_version_is_read_and_left_as_it_is(tmp_path, made
 
 def test_two_folders_of_one_name_are_two_in_wandb(tmp_path):
     pytest.importorskip("wandb")
-    from stsimdiff.evaluate.wandb_log import UID, _uid
+    from stsimdiff.report.wandb_log import UID, _uid
 
     first, second = tmp_path / "a" / "run", tmp_path / "b" / "run"
     for run in (first, second):

@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from stsimdiff.data import __main__ as command
+from stsimdiff.commands import data as command
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.errors import DataError

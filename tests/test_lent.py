@@ -11,10 +11,10 @@ import torch
 from fake_engine import layout_for, video
 from tiny_models import qwen2_5_vl
 
-from stsimdiff import compressors, lent, models
+from stsimdiff import compressors, models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
-from stsimdiff.engine import Compression
+from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import MethodFault
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit import miniatures

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from lmms_eval.tasks import TaskManager, get_task_dict
 
+from stsimdiff.commands import lmms_command
+from stsimdiff.commands.lmms_eval import StSimDiff
 from stsimdiff.data import clips
-from stsimdiff.evaluate import lmms_command
-from stsimdiff.evaluate.lmms_model import StSimDiff
 from stsimdiff.models.base import Family
 from stsimdiff.resources import embedded_checkpoint, folder
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from stsimdiff import lock
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate import lock
-from stsimdiff.evaluate.lock import Lock
 from stsimdiff.evaluate.store import ArmStore
+from stsimdiff.lock import Lock
 
 HOLDER = """
 import socket, sys
 from pathlib import Path
-from stsimdiff.evaluate.lock import Lock
+from stsimdiff.lock import Lock
 host = sys.argv[2]
 if host:
     socket.gethostname = lambda: host

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from stsimdiff import models
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.qwen3_vl import Qwen3VL
 from stsimdiff.resources import folder

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from stsimdiff.config.model import model_settings
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.model_settings import model_settings
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.nvila import NVILA, Projector

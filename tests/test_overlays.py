@@ -17,18 +17,21 @@ from rich.console import Console
 from test_original_checkpoints import CHECKPOINT, frames, nvila  # noqa: F401
 from test_original_checkpoints import OPTIONS as ON_CPU
 
-from stsimdiff import cli, video
+from stsimdiff import video
+from stsimdiff.commands import cli, inspect
+from stsimdiff.commands.report import main as report
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
+from stsimdiff.evaluate import answering, session
 from stsimdiff.evaluate.overlays import Overlays, chosen, jpegs
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
-from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.evaluate.run import answer_missing, run_arms
+from stsimdiff.launchers.in_process import make_report
 from stsimdiff.models import resolve
-from stsimdiff.report import figures, film, inspect
-from stsimdiff.report.__main__ import main as report
+from stsimdiff.report import figures, film
 from stsimdiff.report.overlays import notes_on, read_films, read_overlays
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
@@ -60,9 +63,9 @@ def run(tmp_path_factory, data: Path) -> Path:
     """Ten questions on two videos, the tokens of three of them stored; one arm came when none were."""
     results = tmp_path_factory.mktemp("results")
     settings, arms = prepared(results, data, "limit=10", "overlays=0")
-    session.run_arms(settings, arms[:1])
+    run_arms(settings, arms[:1])
     settings, arms = prepared(results, data, "limit=10", "overlays=3")
-    session.run_arms(settings, arms)
+    run_arms(settings, arms, report=make_report)
     return settings.folder
 
 
@@ -132,9 +135,9 @@ class TestStored:
         asked = all_questions(task, settings.limit, None)
         for rank in (0, 1):
             processes = Processes(rank, 2)
-            mine = session.share(asked, processes)
+            mine = answering.share(asked, processes)
             overlays = Overlays(settings, asked)
-            session.answer_missing(settings, task, arms[1:2], mine, processes, overlays=overlays)
+            answer_missing(settings, task, arms[1:2], mine, processes, overlays=overlays)
         found = {}
         for path in (settings.folder / arms[1].folder).glob("answers.*-of-2.jsonl"):
             found |= {row["id"]: row.get("overlay") for row in map(json.loads, path.read_text().splitlines())}
@@ -249,11 +252,10 @@ class TestFigures:
         assert not (copy / "figures" / "retention_by_layer.svg").exists()
         assert (copy / "figures" / "accuracy_flops.png").is_file() and (copy / "report.html").is_file()
 
-    def test_a_run_whose_figures_fail_ends_with_exit_code_1(self, run: Path, data: Path, monkeypatch) -> None:
+    def test_a_run_whose_figures_fail_ends_with_exit_code_1(self, run: Path, data: Path) -> None:
         settings, arms = prepared(run.parent, data, "limit=10", "overlays=3")
-        monkeypatch.setattr(session, "_report", lambda settings: ["NOT DRAWN: x"])
         with pytest.raises(RunFailed, match="NOT DRAWN: x\nAll answers are stored"):
-            session.run_arms(settings, arms)
+            run_arms(settings, arms, report=lambda settings: ["NOT DRAWN: x"])
 
 
 class TestInspect:

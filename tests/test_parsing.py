@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from stsimdiff.evaluate.parsing import parse_letter, without_letters
+from stsimdiff.data.parsing import parse_letter, without_letters
 
 TEXTS = ["a red ring", "a blue ring", "My friend and I", "Both A and B"]
 FIRST = [

@@ -11,18 +11,19 @@ import pytest
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
-from stsimdiff.data.headers import read_header
 from stsimdiff.errors import BudgetError, ConfigError, DataError
 from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
-from stsimdiff.evaluate.dry_run import dry_run
-from stsimdiff.evaluate.plan import plan_pass
-from stsimdiff.evaluate.settings import settings_from_config
-from stsimdiff.launcher import configurations, run_configurations
+from stsimdiff.launchers.base import configurations
+from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.released import CONFIGURATIONS
-from stsimdiff.report.plan import duration, quantity
+from stsimdiff.plan.dry_run import dry_run
+from stsimdiff.plan.estimate import plan_pass
+from stsimdiff.plan.show import duration, quantity
 from stsimdiff.tokens import Grid
+from stsimdiff.video.headers import read_header
 
 ROOT = Path(__file__).resolve().parent
 FIXTURES = f"benchmark.data={ROOT / 'benchmarks'}/${{benchmark.name}}"

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError, Missing
-from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
+from stsimdiff.evaluate import run
 from stsimdiff.evaluate.preflight import check_data
-from stsimdiff.evaluate.settings import settings_from_config
-from stsimdiff.launcher import configurations, run_configurations
+from stsimdiff.launchers.base import configurations
+from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.presence import absent
 from stsimdiff.resources import embedded_checkpoint, folder
 
@@ -123,14 +124,14 @@ def test_what_a_checkpoint_lacks(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_weights_that_are_not_there_stop_a_run_before_the_model(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(session, "run_arms", lambda *a: pytest.fail("the run began"))
+    monkeypatch.setattr(run, "run_arms", lambda *a: pytest.fail("the run began"))
     shutil.copy(embedded_checkpoint() / "config.json", tmp_path)
     with pytest.raises(Missing, match="holds no safetensors weights"):
         run_configurations(configurations([f"model.path={tmp_path}", "logger=none"]))
 
 
 def test_the_videos_of_all_benchmarks_are_looked_at_first(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(session, "run_arms", lambda *a: pytest.fail("the run began"))
+    monkeypatch.setattr(run, "run_arms", lambda *a: pytest.fail("the run began"))
     shutil.copytree(MINIATURES, tmp_path / "data")
     (tmp_path / "data" / "mlvu" / "video" / "3_ego" / "ego_3.mp4").unlink()
     (tmp_path / "data" / "egoschema" / "videos" / "mini-2.mp4").write_bytes(b"")

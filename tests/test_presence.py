@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from stsimdiff.errors import DataError, Missing
-from stsimdiff.evaluate import session
-from stsimdiff.launcher import configurations, run_configurations
+from stsimdiff.evaluate import run
+from stsimdiff.launchers.base import configurations
+from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models import presence
 from stsimdiff.models.presence import absent, unready
 from stsimdiff.resources import embedded_checkpoint
@@ -217,7 +218,7 @@ def test_the_parts_of_nvila(tmp_path: Path) -> None:
 
 
 def test_folders_that_cannot_be_made_are_said_with_the_rest(tmp_path: Path, monkeypatch, model: Path) -> None:
-    monkeypatch.setattr(session, "run_arms", lambda *a, **k: pytest.fail("the run began"))
+    monkeypatch.setattr(run, "run_arms", lambda *a, **k: pytest.fail("the run began"))
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "gone" / "x")
     (model / "chat_template.jinja").unlink()

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from stsimdiff.commands import profile
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
 from stsimdiff.errors import DataError, RunFailed, UserError
-from stsimdiff.evaluate import profile
-from stsimdiff.evaluate.latency import TIMES, Clock, PeakMemory
-from stsimdiff.evaluate.profile import read_measurements
-from stsimdiff.report import efficiency, efficiency_table
-from stsimdiff.report.efficiency import Spread
+from stsimdiff.latency import protocol, summary
+from stsimdiff.latency import table as efficiency_table
+from stsimdiff.latency.measure import TIMES, Clock, PeakMemory
+from stsimdiff.latency.measurements import read_measurements
+from stsimdiff.latency.summary import Spread
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_the_tables_are_the_measurements(measured) -> None:
 
 
 def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(tmp_path, data, monkeypatch) -> None:
-    calls, measure = [], profile.measure
+    calls, measure = [], protocol.measure
 
     def interrupted(subject, question):
         calls.append(question.id)
@@ -116,7 +117,7 @@ def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(tmp_path, data, 
             raise KeyboardInterrupt
         return measure(subject, question)
 
-    monkeypatch.setattr(profile, "measure", interrupted)
+    monkeypatch.setattr(protocol, "measure", interrupted)
     given = words(tmp_path, data, "compressor=none,random")
     with pytest.raises(KeyboardInterrupt):
         profile.main(given)
@@ -127,7 +128,7 @@ def test_an_interrupted_run_keeps_what_was_measured_and_goes_on(tmp_path, data, 
     with (tmp_path / "t" / "efficiency.jsonl").open("a") as stream:
         stream.write('{"pass": "torn')
     calls.clear()
-    monkeypatch.setattr(profile, "measure", lambda s, q: calls.append(q.id) or measure(s, q))
+    monkeypatch.setattr(protocol, "measure", lambda s, q: calls.append(q.id) or measure(s, q))
     assert profile.main(given) == 0
     assert stored(tmp_path)[:6] == before and len(stored(tmp_path)) == 12
     assert len(calls) == 4 + 6
@@ -225,8 +226,8 @@ def test_beside_the_paper(measured) -> None:
         assert 1.6e6 < row["parameters"] < 1.65e6
         same = {"family": "llava_video", "parameters": 8_030_000_000}
         rows.append(row | same | {"frames": 128 if row["frames"] == 8 else 64})
-    lines = efficiency.summarise(rows)
-    found = {beside.frames: beside for beside in efficiency.beside_the_paper(lines)}
+    lines = summary.summarise(rows)
+    found = {beside.frames: beside for beside in summary.beside_the_paper(lines)}
     assert found[128].paper["relative_saving"] == 0.302 and found[64].paper == {}
     assert found[128].saving.median == pytest.approx(1 - found[128].line.ratios["inference"].median)
     assert "reference only" not in efficiency_table.markdown(lines, rows)
@@ -255,6 +256,6 @@ def test_long_clips_are_clips_joined(tmp_path) -> None:
     root = clips.build_long(tmp_path, joined=3, videos=2)
     questions = [json.loads(line) for line in (root / "questions.jsonl").read_text().splitlines()]
     assert {row["video"] for row in questions} == {"long000.mp4", "long001.mp4"}
-    from stsimdiff.data.headers import read_header
+    from stsimdiff.video.headers import read_header
 
     assert read_header(root / "videos" / "long001.mp4").frames == 48

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from stsimdiff.config.arms import arm_from_config, arm_record
+from stsimdiff.config.protocol import names
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.arms import arm_from_config, arm_record
-from stsimdiff.evaluate.protocol import names
 from stsimdiff.evaluate.questions import all_questions, load_task
-from stsimdiff.evaluate.settings import settings_from_config
-from stsimdiff.launcher import configurations
-from stsimdiff.report.rows import Arm
+from stsimdiff.launchers.base import configurations
+from stsimdiff.report.arm import Arm
 from stsimdiff.resources import folder
 
 MINIATURES = Path(__file__).parent / "benchmarks"

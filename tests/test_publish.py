@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import answers, write_arm
 
+from stsimdiff.commands.report import main
 from stsimdiff.errors import DataError
 from stsimdiff.files import write_whole
 from stsimdiff.report import figures, lock, publish
-from stsimdiff.report.__main__ import main
 from stsimdiff.terminal import Console
 
 FILES = {"table.csv", "table.md", "table.tex", "pairs.csv", "report.html"}

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from stsimdiff import cli, ranks
+from stsimdiff import ranks
+from stsimdiff.commands import cli
 from stsimdiff.errors import ConfigError, Stopped
 from stsimdiff.evaluate import processes
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.ranks import Ranks
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -74,7 +75,7 @@ def test_what_an_earlier_shell_left_is_said_before_anything_is_read(
     setenv(monkeypatch, values)
     with pytest.raises(ConfigError, match=message):
         ranks.ranks()
-    monkeypatch.setattr("stsimdiff.launcher._run", lambda *rest: pytest.fail("the run began"))
+    monkeypatch.setattr("stsimdiff.launchers.in_process._run", lambda *rest: pytest.fail("the run began"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stsimdiff", "logger=none"])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -220,7 +221,7 @@ def test_one_that_does_not_end_is_ended() -> None:
 
 DECODING = """
 import os, sys, threading, time
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 process = VideoProcess()
 threading.Thread(target=process.read, args=(sys.argv[1], 4, "pyav", None), daemon=True).start()
 while process._process is None or not process._process.stdout:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import QUESTIONS, answers, failed, write_arm
 
+from stsimdiff.commands.report import main
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.store import read_answers
 from stsimdiff.report import rows
-from stsimdiff.report.__main__ import main
 
 
 def test_load_gives_one_row_a_sample_and_arm_without_the_torn_line(

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from stsimdiff import launcher
 from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.config.arms import arm_from_config
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.errors import BudgetError, DataError, RunFailed
-from stsimdiff.evaluate import session
-from stsimdiff.evaluate.arms import arm_from_config
-from stsimdiff.evaluate.settings import settings_from_config
+from stsimdiff.evaluate import run, session
+from stsimdiff.launchers import base, in_process
 from stsimdiff.resources import folder
 
 LIMIT = 10
@@ -58,7 +58,7 @@ ARMS = (
 
 def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
     settings, arms = prepared(tmp_path, data, *ARMS)
-    assert session.run_arms(settings, arms) == LIMIT * len(ARMS)
+    assert run.run_arms(settings, arms) == LIMIT * len(ARMS)
     questions = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()][:LIMIT]
     targets = {q["id"]: q["answer"] for q in questions}
     for arm in arms:
@@ -91,12 +91,12 @@ def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
 
 def test_a_second_run_answers_nothing_and_loads_no_model(tmp_path: Path, data: Path, monkeypatch) -> None:
     settings, arms = prepared(tmp_path, data, ARMS[2])
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     before = stored(settings, arms[0])
     monkeypatch.setattr(
         session, "load_model", lambda settings: pytest.fail("a finished run loaded the model")
     )
-    assert session.run_arms(settings, arms) == 0
+    assert run.run_arms(settings, arms) == 0
     assert stored(settings, arms[0]) == before
 
 
@@ -104,16 +104,16 @@ def test_passes_of_one_command_share_the_model_and_make_one_table(
     tmp_path: Path, data: Path, monkeypatch
 ) -> None:
     loaded, tables = [], []
-    load, report = session.load_model, session._report
+    load, report = session.load_model, in_process.make_report
     monkeypatch.setattr(
         session, "load_model", lambda settings: loaded.append(settings.seed) or load(settings)
     )
     monkeypatch.setattr(
-        session, "_report", lambda settings: tables.append(settings.folder) or report(settings)
+        in_process, "make_report", lambda settings: tables.append(settings.folder) or report(settings)
     )
     common = [f"results={tmp_path}", "logger=none", f"benchmark.data={data}", "limit=2", "overlays=0"]
     words = [*common, "model.frames=8,16", "seed=0,1", "compressor=none,random", "budget.retention=0.3"]
-    launcher.run_configurations(launcher.configurations([*words, "run=a"]))
+    in_process.run_configurations(base.configurations([*words, "run=a"]))
     assert loaded == [0, 1, 0, 1]  # 8 frames, then 16: each seed loads anew, since it seeds torch
     assert tables == [tmp_path / "a"]
     assert len(list((tmp_path / "a").glob("*/metrics.json"))) == len(
@@ -121,8 +121,8 @@ def test_passes_of_one_command_share_the_model_and_make_one_table(
     )
     loaded.clear(), tables.clear()
     words = [word for word in words if not word.startswith("seed")]
-    batch = [*launcher.configurations([*words, "run=b"]), *launcher.configurations([*words, "run=c"])]
-    launcher.run_configurations(batch)
+    batch = [*base.configurations([*words, "run=b"]), *base.configurations([*words, "run=c"])]
+    in_process.run_configurations(batch)
     assert loaded == [0] and tables == [tmp_path / "b", tmp_path / "c"]
 
 
@@ -133,17 +133,17 @@ def test_another_parameter_is_another_arm(tmp_path: Path, data: Path) -> None:
         "compressor=st_simdiff budget.retention=0.3",
         "compressor=st_simdiff compressor.tau_sim=0.5 budget.retention=0.3",
     )
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     assert len({arm.id for arm in arms}) == len({arm.folder for arm in arms}) == 2
     assert all(len(stored(settings, arm)) == LIMIT for arm in arms)
 
 
 def test_arms_of_one_pass_equal_arms_alone(tmp_path: Path, data: Path) -> None:
     settings, arms = prepared(tmp_path / "together", data, *ARMS[2:5])
-    session.run_arms(settings, arms)
+    run.run_arms(settings, arms)
     for line, arm in zip(ARMS[2:5], arms, strict=True):
         alone, (single,) = prepared(tmp_path / "alone", data, line)
-        session.run_arms(alone, [single])
+        run.run_arms(alone, [single])
         assert single.id == arm.id
         drop = {"times": None}
         assert [row | drop for row in stored(alone, single)] == [row | drop for row in stored(settings, arm)]
@@ -162,7 +162,7 @@ def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -
     line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
     settings, arms = prepared(tmp_path, data, line, ARMS[2])
     with pytest.raises(RunFailed, match=r"samples have no answer"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     rows = {row["id"]: row for row in stored(settings, arms[0])}
     failed = [row for row in rows.values() if row["error"]]
     assert failed and all(row["id"].endswith("-count") for row in failed)
@@ -175,11 +175,11 @@ def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -
     assert all(row["error"] is None for row in stored(settings, arms[1]))
     # A second run leaves failures alone; retry_failed asks them again, and a mended method answers.
     with pytest.raises(RunFailed):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     assert len(stored(settings, arms[0])) == LIMIT
     monkeypatch.setattr(FailsOn, "score", lambda self, tokens, layout: tokens.features.norm(dim=1))
     settings, arms = prepared(tmp_path, data, line, ARMS[2], retry_failed=True)
-    assert session.run_arms(settings, arms) == len(failed)
+    assert run.run_arms(settings, arms) == len(failed)
 
 
 def test_changed_data_are_other_arms(tmp_path: Path, data: Path) -> None:
@@ -196,7 +196,7 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
     line = f"compressor=custom compressor._target_={__name__}.FailsOn budget.retention=0.3"
     settings, arms = prepared(tmp_path, data, line, max_failures=0)
     with pytest.raises(RunFailed, match="stopped after 1 failures"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     assert stored(settings, arms[0])[-1]["error"]
 
 
@@ -207,7 +207,7 @@ def test_a_missing_video_is_said_before_the_model_is_loaded(tmp_path: Path, data
     settings, arms = prepared(tmp_path, copy, ARMS[0])
     monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
     with pytest.raises(DataError, match=r"clip000\.mp4 does not exist"):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
 
 
 def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, data: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, data: Path) ->
     (copy / "videos" / "clip000.mp4").write_bytes(b"no video" * 100)
     settings, arms = prepared(tmp_path, copy, ARMS[2])
     with pytest.raises(RunFailed):
-        session.run_arms(settings, arms)
+        run.run_arms(settings, arms)
     for row in stored(settings, arms[0]):
         assert (row["error"] is not None) == (row["video"] == "clip000.mp4")
         if row["error"]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from stsimdiff.attention import probe
-from stsimdiff.slicing import cut_mask, cut_positions
+from stsimdiff.engine.attention import probe
+from stsimdiff.engine.slicing import cut_mask, cut_positions
 
 KEPT, LENGTH = torch.tensor([0, 2]), 3
 

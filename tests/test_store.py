@@ -158,7 +158,7 @@ CONTENDER = """
 import sys
 from pathlib import Path
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.lock import Lock
+from stsimdiff.lock import Lock
 sys.stdin.readline()
 lock = Lock(Path(sys.argv[1]))
 try:

@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 from pyarrow import Table, parquet
 
+from stsimdiff.commands import doctor, lmms_eval
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.errors import DataError, RunFailed
-from stsimdiff.evaluate import doctor, lmms_model, session
+from stsimdiff.evaluate import session
+from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
-from stsimdiff.launcher import configurations, passes_of, run_configurations
+from stsimdiff.evaluate.run import run_arms
+from stsimdiff.launchers.base import configurations
+from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.report.publish import publish
 
 MINIATURE = Path(__file__).parent / "benchmarks" / "egoschema"
@@ -54,7 +58,7 @@ def words(data: Path, *more: str) -> list[str]:
 def run(data: Path, *more: str) -> int:
     """Answers given in this call."""
     (one,) = passes_of(configurations(words(data, *more)))
-    return session.run_arms(one.settings, list(one.arms.values()))
+    return run_arms(one.settings, list(one.arms.values()))
 
 
 def says(monkeypatch, said: tuple[str, ...]) -> None:
@@ -190,8 +194,8 @@ def test_plan_and_doctor_need_no_answers(data: Path, capsys) -> None:
 def test_lmms_evals_own_command_is_refused(data: Path, capsys) -> None:
     (one,) = passes_of(configurations(words(data, "logger=none", "compressor=none")))
     task = load_task(one.settings.benchmark)
-    model = lmms_model.StSimDiff(data=str(data), results=str(data.parent))
-    with pytest.raises(SystemExit) as caught, lmms_model.ending():
+    model = lmms_eval.StSimDiff(data=str(data), results=str(data.parent))
+    with pytest.raises(SystemExit) as caught, lmms_eval.ending():
         model._answer(
             "stsimdiff_egoschema_full", task, all_questions(task, 1, None), task.config.generation_kwargs
         )

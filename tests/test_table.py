@@ -15,7 +15,7 @@ import recomputed
 from rich.console import Console
 from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 
-from stsimdiff.report.__main__ import main
+from stsimdiff.commands.report import main
 from stsimdiff.report.paper import paper_table
 
 COLUMNS = [
@@ -302,7 +302,7 @@ def test_command_fails_when_samples_failed(run: Path) -> None:
 
 def test_reports_import_no_model_library() -> None:
     code = (
-        "import sys, stsimdiff.report.__main__\n"
+        "import sys, stsimdiff.commands.report\n"
         "print([name for name in ('torch', 'transformers', 'lmms_eval', 'wandb') if name in sys.modules])"
     )
     done = subprocess.run(

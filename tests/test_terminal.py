@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import answers, write_arm
 
-from stsimdiff import cli, messages, terminal
+from stsimdiff import terminal
+from stsimdiff.commands import cli, messages
 from stsimdiff.evaluate import progress
 from stsimdiff.evaluate.store import ArmStore, read_answers, read_record
 from stsimdiff.report.publish import publish
@@ -151,9 +152,8 @@ def test_the_command_in_a_terminal_that_knows_ascii_alone(run):
 
 SCRIPT = """
 import logging, sys
-from stsimdiff import messages
-from stsimdiff.terminal import Console, say, unwritten
-messages.log_to_stderr()
+from stsimdiff.terminal import Console, log_to_stderr, say, unwritten
+log_to_stderr()
 for _ in range(3000):
     say("Größe 日本 \\udcff \\x1b[1m")
     say("Größe 日本 \\udcff \\x1b[1m", error=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.settings import settings_from_config
 from stsimdiff.models import OPTIONS, resolve
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit.miniatures import make

@@ -13,11 +13,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from stsimdiff.commands.messages import HYDRA_ERRORS
+from stsimdiff.config import model
+from stsimdiff.config.settings import budget_from_config, settings_from_config
+from stsimdiff.config.sweep import expand
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate import model_settings
-from stsimdiff.evaluate.settings import budget_from_config, settings_from_config
-from stsimdiff.launcher import configurations, expand
-from stsimdiff.messages import HYDRA_ERRORS
+from stsimdiff.launchers.base import configurations
 from stsimdiff.resources import folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +90,7 @@ def keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def test_every_setting_with_every_kind_of_value(form, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_settings, "fingerprint", lambda *given: "0")
+    monkeypatch.setattr(model, "fingerprint", lambda *given: "0")
     wrong = []
     for key in keys(form):
         taken = set()
@@ -151,10 +152,8 @@ def test_home_and_variables_are_filled_in_in_every_path(monkeypatch, tmp_path):
 
 
 def test_the_other_commands_fill_them_in_too(monkeypatch, tmp_path, capsys):
-    from stsimdiff.conformance import __main__ as conformance
-    from stsimdiff.data import __main__ as data
-    from stsimdiff.report import __main__ as report
-    from stsimdiff.report.inspect import read_words
+    from stsimdiff.commands import conformance, data, report
+    from stsimdiff.commands.inspect import read_words
 
     monkeypatch.setenv("PLACE", str(tmp_path))
     for main, words in ((report.main, ["$PLACE/none"]), (conformance.main, ["$PLACE/none"])):
@@ -232,7 +231,7 @@ def test_examples_in_comments_of_the_configs_are_settings():
 def test_an_undefined_variable_in_a_sweep_is_one_message(monkeypatch, tmp_path, capsys):
     import sys
 
-    from stsimdiff import cli
+    from stsimdiff.commands import cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stsimdiff", "-m", "results=$NO_SUCH_VARIABLE/x", "run=a,b"])

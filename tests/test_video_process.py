@@ -18,7 +18,7 @@ from numbered_clips import BACKENDS
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
-from stsimdiff.video_process import VideoProcess
+from stsimdiff.video.process import VideoProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_no_reply_for_the_next_video(
 
 def test_the_process_ends_with_its_parent(clip: Path) -> None:
     code = (
-        "import os, sys; from stsimdiff.video_process import shared\n"
+        "import os, sys; from stsimdiff.video.process import shared\n"
         f"shared().read({str(clip)!r}, 2); print(shared()._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

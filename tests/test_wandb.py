@@ -14,12 +14,12 @@ from synthetic_run import make
 from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 from wandb.sdk.internal.datastore import DataStore
 
-from stsimdiff import cli
+from stsimdiff.commands import cli
+from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate import wandb_log
-from stsimdiff.evaluate.wandb_log import log_run
-from stsimdiff.evaluate.wandb_mode import wandb_mode
+from stsimdiff.report import wandb_log
+from stsimdiff.report.wandb_log import log_run
 
 ARM = {
     "arm": "0123456789ab",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate.values import expanded
 
 INPUT = "input.npz"
 

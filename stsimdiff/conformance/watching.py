@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from stsimdiff.attention import attention_rows
 from stsimdiff.compressors import framefusion, st_simdiff
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.fastv import FastV
@@ -19,6 +18,7 @@ from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.conformance.selection import Arrays, Sequence, released_edges, removable
 from stsimdiff.engine import Compression, Decoder
+from stsimdiff.engine.attention import attention_rows
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 

@@ -2,7 +2,7 @@
 
 A multiply-add counts 2 FLOPs. Counted are products of matrices and convolutions, as ``torch.utils.flop_counter`` counts
 them, and what pooling and the compressors compute besides; norms, activations, rotary embeddings and the softmax are
-left out. What was measured with a clock stands elsewhere (:mod:`stsimdiff.evaluate.latency`).
+left out. What was measured with a clock stands elsewhere (:mod:`stsimdiff.latency.measure`).
 """
 
 from stsimdiff.cost.decoder import (

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.lock import Lock
+from stsimdiff.lock import Lock
+from stsimdiff.stand_ins import stand_in
 
 UNPACKED = "unpacked"
 DONE = ".done.json"

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data import cache_folder
-from stsimdiff.data.stand_ins import stand_in
+from stsimdiff.data.parsing import LETTERS
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate.parsing import LETTERS
+from stsimdiff.stand_ins import stand_in
 
 Row = Mapping[str, Any]
 PAD = "N/A"

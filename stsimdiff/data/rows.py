@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data.benchmarks import PAD, Benchmark, Row
+from stsimdiff.data.parsing import LETTERS, labelled, without_letters
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.parsing import LETTERS, labelled, without_letters
 
 SHOWN = 200
 """Characters of a row that a message shows."""

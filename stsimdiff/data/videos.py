@@ -10,19 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sized
+from fractions import Fraction
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stsimdiff import video, video_process
+from stsimdiff import video
 from stsimdiff.data import cache_folder
 from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
-from stsimdiff.evaluate.values import failures_allowed
 from stsimdiff.files import sha256, write_whole
 from stsimdiff.terminal import say
-from stsimdiff.video_process import SECONDS
+from stsimdiff.video import process
+from stsimdiff.video.process import SECONDS
 
 SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".qt", ".mp4v", ".3gp", ".3g2", ".mj2", ".mk3d", ".f4v",
@@ -162,7 +163,7 @@ def _too_slow_for(entry: dict[str, Any], seconds: float | None) -> bool:
 
 def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) -> dict[str, Any]:
     try:
-        found = video_process.shared().probe(path, seconds, decoder)
+        found = process.shared().probe(path, seconds, decoder)
     except VideoError as error:
         state = path.stat() if path.exists() else None
         known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns} if state else {}
@@ -250,3 +251,13 @@ def listing(reasons: Iterable[str]) -> str:
     reasons = list(reasons)
     more = [f"... and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
     return "\n".join(reasons[:SHOWN] + more)
+
+
+def failures_allowed(limit: int | str, videos: int) -> int:
+    """How many of so many videos may be unusable.
+
+    Args:
+        limit: what :func:`failure_limit` gave.
+        videos: that the questions are about.
+    """
+    return limit if isinstance(limit, int) else int(Fraction(limit.removesuffix("%")) / 100 * videos)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from stsimdiff.config.arms import Arm
+from stsimdiff.config.settings import Settings
+from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import RunFailed, UserError, VideoError
-from stsimdiff.evaluate.arms import Arm, Settings
 from stsimdiff.evaluate.changed import UNKNOWN, video_digest
 from stsimdiff.evaluate.failures import failure, once_more
 from stsimdiff.evaluate.guard import WeightsChanged
@@ -19,7 +21,6 @@ from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
-from stsimdiff.evaluate.values import failures_allowed
 from stsimdiff.models.base import EncodedVideo
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from stsimdiff.evaluate.digests import file_digest, say_what_takes_long
+from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from stsimdiff.evaluate.digests import file_digest
+from stsimdiff.config.settings import Settings
+from stsimdiff.data.digests import file_digest
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.packing import Packed, pack, unpack
 from stsimdiff.evaluate.provenance import versions
-from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import EncodedVideo, Family, Stopwatch
 from stsimdiff.source import version_of
 

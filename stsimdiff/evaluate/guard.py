@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from stsimdiff import lent, process_state
 from stsimdiff.compressors.base import Compressor
+from stsimdiff.engine import lent, process_state
 from stsimdiff.errors import MethodFault
 from stsimdiff.models.base import Family
 from stsimdiff.terminal import say
@@ -39,15 +39,10 @@ PATIENCE = 0.2
 
 
 CALLED = (
-    "torch",
-    "torch.nn.functional",
-    "torch._tensor",
-    "transformers.cache_utils",
-    *(
-        f"stsimdiff.{name}"
-        for name in ("attention", "budget", "engine", "lent", "slicing", "tokens", "trace")
-    ),
-)
+    "torch", "torch.nn.functional", "torch._tensor", "transformers.cache_utils", "stsimdiff.budget",
+    "stsimdiff.engine.attention", "stsimdiff.engine.compression", "stsimdiff.engine.lent",
+    "stsimdiff.engine.slicing", "stsimdiff.tokens", "stsimdiff.trace",
+)  # fmt: skip
 """Modules that every answer runs through, beside those of the model's classes."""
 
 

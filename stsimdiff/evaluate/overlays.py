@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stsimdiff.config.settings import Settings
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.questions import Question
-from stsimdiff.evaluate.settings import Settings
 from stsimdiff.tokens import Grid, Picture, Reason
 from stsimdiff.trace import Trace
 from stsimdiff.video import Frames

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.errors import DataError, Missing
 from stsimdiff.evaluate.questions import all_questions, load_task
-from stsimdiff.evaluate.settings import Settings
 from stsimdiff.ranks import ranks
 
 

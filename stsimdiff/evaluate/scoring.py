@@ -15,9 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.evaluate import parsing, questions
-from stsimdiff.evaluate.arms import Arm, Settings
-from stsimdiff.evaluate.parsing import LETTERS
+from stsimdiff.config.arms import Arm
+from stsimdiff.config.settings import Settings
+from stsimdiff.data import parsing
+from stsimdiff.data.parsing import LETTERS
+from stsimdiff.evaluate import questions
 from stsimdiff.evaluate.questions import Question, replay
 from stsimdiff.evaluate.store import SUBMISSION, read_answers, shards
 from stsimdiff.files import write_whole

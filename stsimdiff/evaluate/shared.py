@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from stsimdiff.config.settings import Settings
 from stsimdiff.evaluate.failures import free_memory
 from stsimdiff.evaluate.features import FeatureMemory
-from stsimdiff.evaluate.settings import Settings
 from stsimdiff.models.base import Family
 
 FRAMES = ("frames", "sampling", "fps")

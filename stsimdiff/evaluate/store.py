@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stsimdiff import lock
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate import lock
-from stsimdiff.evaluate.lock import Lock
 from stsimdiff.files import write_whole
+from stsimdiff.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class ArmStore:
 
     Args:
         folder: the arm's folder; made if absent.
-        record: what ``arm.json`` says, as ``stsimdiff.evaluate.arms.arm_record`` makes it.
+        record: what ``arm.json`` says, as ``stsimdiff.config.arms.arm_record`` makes it.
         shard: ``(rank, world)`` of this process.
-        launch: name of the launch whose job this process runs; see :class:`stsimdiff.evaluate.lock.Lock`.
+        launch: name of the launch whose job this process runs; see :class:`stsimdiff.lock.Lock`.
 
     Raises:
         DataError: for a folder that cannot be written, is held by a live process, or belongs to another arm.

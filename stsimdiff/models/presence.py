@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.data.stand_ins import stand_in
 from stsimdiff.models import OWN_READERS, PARTS, RELEASED
+from stsimdiff.stand_ins import stand_in
 
 SHOWN = 4
 """Missing files that a message lists by name."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stsimdiff.attention import QUERY_CHUNK, attention_rows, probe
+from stsimdiff.engine.attention import QUERY_CHUNK, attention_rows, probe
 from stsimdiff.tokens import VisionSignals
 
 

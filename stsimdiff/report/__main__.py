@@ -1,35 +1,6 @@
-"""``python -m stsimdiff.report results/<run>``: table, figures and page of a run, from its stored rows alone."""
+"""``python -m stsimdiff.report results/<run>``."""
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-from stsimdiff.errors import UserError
-from stsimdiff.evaluate.values import expanded
-from stsimdiff.report.publish import publish
-from stsimdiff.terminal import Console, say
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 when samples of the run failed or a file could not be made, 2 for a folder that is no run."""
-    parser = argparse.ArgumentParser(prog="python -m stsimdiff.report", description=__doc__)
-    parser.add_argument("run_dir", metavar="results/<run>", help="the folder of a run")
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="where the files go, instead of the folder of the run"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        output = Path(expanded("--output", given.output)) if given.output else None
-        published = publish(Path(expanded("the run", given.run_dir)), Console(), output)
-    except UserError as error:
-        say(error, error=True)
-        return 2
-    return 1 if published.table.n_failed or published.unmade else 0
-
+from stsimdiff.commands.cli import command
 
 if __name__ == "__main__":
-    from stsimdiff.cli import command
-
     command("report")

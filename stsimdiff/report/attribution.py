@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stsimdiff.report.arm import Arm
 from stsimdiff.report.pairs import Pair, against
-from stsimdiff.report.rows import Arm
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Group, Section
+    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.section import Section
 
 METHOD = "st_simdiff"
 PARTS = ("similarity", "difference", "pruning")

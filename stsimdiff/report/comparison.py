@@ -6,116 +6,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
+from stsimdiff.data.parsing import mostly_unread
 from stsimdiff.errors import VideoError
-from stsimdiff.evaluate.parsing import mostly_unread
 from stsimdiff.evaluate.store import SUBMISSION
+from stsimdiff.report.arm import REFERENCES, Arm
 from stsimdiff.report.labels import labels, settings
-from stsimdiff.report.pairs import Pair, all_pairs
+from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
-from stsimdiff.report.rows import REFERENCES, Arm
+from stsimdiff.report.section import CONTROLS, NAN, PROPOSED, WHOLE, Row, Section
 from stsimdiff.report.statistics import Answers, Interval
 from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import median_compute, verdicts
-
-NAN = float("nan")
-CONTROLS = ("random", "uniform", "spatial", "temporal")
-"""How the names of the controls begin; they stand above the methods they are there to check."""
-WHOLE = "all"
-"""The family of every question of a benchmark that knows no kinds of questions."""
-PROPOSED = "st_simdiff"
-"""Stands last in a block, and is what the others are shown against in pairs."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
-
-    Accuracies are percentages, retentions and ratios fractions, ``prefill_ms`` a median; NaN where there is
-    nothing to average. ``n_failed`` counts all failed samples of the arm, ``n_missing`` those of them whose video is
-    missing or cannot be read, ``n_unparsed`` is a part of ``n``. ``macro`` is the mean over the families, NaN where one
-    of them has no answer and for benchmarks that do not report it.
-    """
-
-    arm: str
-    method: str
-    label: str
-    retention: float
-    budget: str
-    overall: float
-    ci_low: float
-    ci_high: float
-    retention_tokens: float
-    retention_compute: float
-    llm_flops_ratio: float
-    prefill_ms: float
-    n: int
-    n_failed: int
-    n_unparsed: int
-    families: dict[str, float]
-    missed: bool = False
-    best: bool = False
-    macro: float = NAN
-    n_missing: int = 0
-    second: bool = False
-    """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
-    paper: float = NAN
-    """What the paper printed for this model, benchmark, method and retention."""
-    bare: bool = False
-    """Whether the method has its own defaults."""
-    settings: str = ""
-    """What the label says beside method and parameters."""
-
-    @property
-    def reference(self) -> bool:
-        """Whether the method has no retention of its own."""
-        return self.method in REFERENCES
-
-    @property
-    def over_budget(self) -> bool:
-        """Whether the row spends more than its budget, by more than the tolerance."""
-        return self.missed and getattr(self, f"retention_{self.budget}") > self.retention
-
-    @property
-    def competes(self) -> bool:
-        """Whether the row is in its block's contest: it has an accuracy, a retention of its own, and keeps to it."""
-        scored = self.n > 0 and not math.isnan(self.overall)
-        return not self.reference and scored and not self.over_budget
-
-
-@dataclass(frozen=True)
-class Section:
-    """The rows that may be compared with each other, in the order in which they are printed."""
-
-    model: str
-    benchmark: str
-    budget: str
-    families: tuple[str, ...]
-    rows: list[Row]
-    pairs: list[Pair]
-    notes: list[str]
-    about: list[str]
-    """What the benchmark is and is not, the provenance."""
-    macro: bool = False
-    """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
-    verdicts: list[str] = field(default_factory=list)
-    """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
-    gate_met: bool = False
-    """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
-
-    def blocks(self) -> dict[float, list[Row]]:
-        """Rows by retention, the highest retention first."""
-        found: dict[float, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.retention, []).append(row)
-        return found
-
 
 MACRO = (
     "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "

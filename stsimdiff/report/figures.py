@@ -18,9 +18,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from stsimdiff.report.comparison import Row, Section
 from stsimdiff.report.palette import Look, looks
 from stsimdiff.report.rows import Stored
+from stsimdiff.report.section import Row, Section
 from stsimdiff.report.series import COSTS, FORMATS, NAMES, THRESHOLDS, by_layer, front, threshold_maps
 
 if TYPE_CHECKING:

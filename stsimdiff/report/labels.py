@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stsimdiff.report.text import one_line
 
 if TYPE_CHECKING:
-    from stsimdiff.report.rows import Arm
+    from stsimdiff.report.arm import Arm
 
 QUESTIONS = ("task", "revision", "prompt", "decoder", "code")
 """Settings of a benchmark that change what is asked, or the frames that are shown."""

@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stsimdiff.report import render
-from stsimdiff.report.comparison import Row, Section
 from stsimdiff.report.render import EMPTY, Cells, number
+from stsimdiff.report.section import Row, Section
 
 if TYPE_CHECKING:
     from stsimdiff.report.table import Table

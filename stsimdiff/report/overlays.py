@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 
 from stsimdiff.errors import DataError
-from stsimdiff.report.comparison import Row, Section
-from stsimdiff.report.rows import Arm, Stored
+from stsimdiff.report.arm import Arm
+from stsimdiff.report.rows import Stored
+from stsimdiff.report.section import Row, Section
 
 FRAMES = "frames"
 """Folder of the frames within a run's folder."""

@@ -17,10 +17,11 @@ from typing import Any
 import jinja2
 
 from stsimdiff.report import render
-from stsimdiff.report.comparison import Section
+from stsimdiff.report.arm import Arm
 from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
-from stsimdiff.report.rows import Arm, Stored
+from stsimdiff.report.rows import Stored
+from stsimdiff.report.section import Section
 from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
 

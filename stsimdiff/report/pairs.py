@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from stsimdiff.report.rows import Arm
+from stsimdiff.report.arm import Arm
 from stsimdiff.report.statistics import ALPHA, Answers, holm, questions_needed
 
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no significant difference"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stsimdiff.compressors import BUILTIN
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Row
+    from stsimdiff.report.section import Row
 
 
 @dataclass(frozen=True)

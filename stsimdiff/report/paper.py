@@ -13,7 +13,7 @@ from stsimdiff import resources
 from stsimdiff.errors import DataError
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Row
+    from stsimdiff.report.section import Row
 
 TABLE1 = "table1_llava_video"
 AUTHORS, PAPER = "llava_video_authors", "st_simdiff_paper"

@@ -16,10 +16,12 @@ from pathlib import Path
 from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
+from stsimdiff.report import attribution_table, latex, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
 from stsimdiff.report.series import FORMATS, NAMES
-from stsimdiff.report.table import Table, build, files, show
+from stsimdiff.report.table import Table, build
+from stsimdiff.report.text import csv
 from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
@@ -170,3 +172,20 @@ def _write_page(
         published.unmade.append(f"NOT WRITTEN: {folder.path / PAGE}: {type(error).__name__}: {error}")
     if folder.put(PAGE, content) and content is not None:
         published.page = folder.path / PAGE
+
+
+def files(table: Table) -> dict[str, str | None]:
+    """The files of a table by name; None for one that a run like this has not."""
+    return {
+        "table.csv": csv(table.frame()),
+        "pairs.csv": csv(table.pairs()),
+        "table.md": render.markdown(table),
+        "table.tex": latex.latex(table),
+        **attribution_table.files(table.attributions, table.anchors),
+    }
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table and its verdicts."""
+    render.show(table, console)
+    render.show_verdicts(table, console)

@@ -14,14 +14,14 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from stsimdiff.report.comparison import PROPOSED
 from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, printed_column
+from stsimdiff.report.section import PROPOSED
 from stsimdiff.report.verdict import leader
 from stsimdiff.terminal import Console
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Row, Section
+    from stsimdiff.report.section import Row, Section
     from stsimdiff.report.table import Table
 
 EMPTY = "–"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from stsimdiff.report.comparison import Row, Section
-from stsimdiff.report.rows import Arm
+from stsimdiff.report.arm import Arm
+from stsimdiff.report.section import Row, Section
 
 FORMATS = ("svg", "png")
 NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from stsimdiff.report import attribution_table, latex, render
+from stsimdiff.report.arm import Arm
 from stsimdiff.report.attribution import Attribution, attributions
-from stsimdiff.report.comparison import NAN, Group, Section
+from stsimdiff.report.comparison import Group
 from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
-from stsimdiff.report.rows import Arm, Stored
-from stsimdiff.report.text import csv
-from stsimdiff.terminal import Console
+from stsimdiff.report.rows import Stored
+from stsimdiff.report.section import NAN, Section
 
 
 @dataclass(frozen=True)
@@ -74,23 +73,6 @@ CSV = (
     "retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute",
     "llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_missing", "n_unparsed",
 )  # fmt: skip
-
-
-def files(table: Table) -> dict[str, str | None]:
-    """The files of a table by name; None for one that a run like this has not."""
-    return {
-        "table.csv": csv(table.frame()),
-        "pairs.csv": csv(table.pairs()),
-        "table.md": render.markdown(table),
-        "table.tex": latex.latex(table),
-        **attribution_table.files(table.attributions, table.anchors),
-    }
-
-
-def show(table: Table, console: Console) -> None:
-    """Print a table and its verdicts."""
-    render.show(table, console)
-    render.show_verdicts(table, console)
 
 
 def build(stored: Stored) -> Table:

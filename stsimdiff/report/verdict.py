@@ -14,7 +14,7 @@ from stsimdiff.budget import TOLERANCE
 from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Row, Section
+    from stsimdiff.report.section import Row, Section
 
 
 def verdicts(section: Section) -> list[str]:

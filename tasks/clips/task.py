@@ -8,12 +8,12 @@ from typing import Any
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 
+from stsimdiff.commands import lmms_command
 from stsimdiff.data import cache_folder, clips
 from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
+from stsimdiff.data.parsing import parse_letter
 from stsimdiff.data.videos import VideoFolder
-from stsimdiff.evaluate import lmms_command
-from stsimdiff.evaluate.parsing import parse_letter
 
 METRIC = "clips_accuracy"
 

@@ -12,12 +12,12 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.utils import load_yaml_config
 
+from stsimdiff.commands import lmms_command
 from stsimdiff.data.benchmarks import by_task
+from stsimdiff.data.parsing import LETTERS, parse_letter
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.data.videos import SUFFIXES, VideoFolder
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate import lmms_command
-from stsimdiff.evaluate.parsing import LETTERS, parse_letter
 
 
 class StockTask(ConfigurableMessagesTask):

@@ -1,0 +1,1 @@
+"""What is started from a shell or by another program: a file a command."""

@@ -1,0 +1,198 @@
+"""``python -m stsimdiff inspect VIDEO``: which tokens of one video each arm keeps, and why, as a page, MP4 and GIF.
+
+The settings are those of a run, sweeps included; nothing is scored, and nothing is stored besides these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stsimdiff import video
+from stsimdiff.config.checks import expanded
+from stsimdiff.errors import ConfigError, DataError, MethodFault, RunFailed
+from stsimdiff.evaluate.passes import Pass, passes_of
+from stsimdiff.files import write_whole
+from stsimdiff.launchers.base import configurations
+from stsimdiff.report import film
+from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
+from stsimdiff.report.page import overlay_page
+from stsimdiff.terminal import say
+
+if TYPE_CHECKING:
+    from stsimdiff.config.arms import Arm
+
+QUESTION = "What happens in this video?"
+MAX_NEW_TOKENS = 64
+SIDE = 640
+"""Pixels of the longer side of a frame on the page."""
+USAGE = f"""\
+usage: python -m stsimdiff inspect VIDEO [question="..."] [output=DIR] [key=value ...]
+
+Shows which video tokens each arm keeps, and why: a page, and an MP4 and a GIF for each arm.
+
+  question="..."   what the model is asked (default: {QUESTION}); methods that read the text depend on it
+  output=DIR       where the files go (default: <results>/inspect/<name of the video>)
+  key=value        as for a run, sweeps included: compressor=st_simdiff,fastv budget.retention=0.3 model=...
+
+  python -m stsimdiff inspect video.mp4 compressor=st_simdiff budget.retention=0.3
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        file: the video.
+        question: what the model is asked.
+        output: where the files go; None for the usual place.
+        words: the settings.
+    """
+
+    file: Path
+    question: str
+    output: Path | None
+    words: list[str]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0; wrong input raises a :class:`~stsimdiff.errors.UserError` before a model is loaded."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m stsimdiff inspect", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(words)
+    if known.help:
+        say(USAGE.rstrip())
+        return 0
+    asked = read_words(rest)
+    passes = prepare(asked)
+    output = asked.output or passes[0][0].settings.folder.parent / "inspect" / asked.file.stem
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot make this folder: {error.strerror}") from error
+    taken, films = [], {}
+    for number, (one, frames) in enumerate(passes):
+        name = f"{number}"
+        films[name] = _film(asked, frames)
+        for arm, found in answers(asked, one, frames, name):
+            taken.append(found)
+            stills = film.stills(frames.pixels, found, films[name].seconds)
+            film.write_mp4(output / f"{arm.folder}.mp4", stills)
+            film.write_gif(output / f"{arm.folder}.gif", stills)
+            _say(found, output / arm.folder)
+    id_, name = asked.file.stem, asked.file.name
+    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, asked.question, None, taken)
+    page = output / "inspect.html"
+    write_whole(page, overlay_page(name, [overlay], films))
+    say(f"\nPage: {page}")
+    return 0
+
+
+def read_words(words: Sequence[str]) -> Asked:
+    """The command line, taken apart.
+
+    Raises:
+        ConfigError: when there is no video, more than one, or an unknown flag.
+        DataError: when the video is missing or empty.
+    """
+    own = {"question": QUESTION, "output": ""}
+    settings, files = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in own:
+            own[key] = value
+        elif word.startswith("-"):
+            raise ConfigError(f"{word} is no flag of inspect; allowed: --help, and settings key=value")
+        elif equals and not Path(word).is_file():
+            settings.append(word)
+        else:
+            files.append(word)
+    if len(files) != 1:
+        said = f"{len(files)} videos ({', '.join(files)})" if files else "no video"
+        raise ConfigError(
+            f"inspect was given {said}; write: python -m stsimdiff inspect VIDEO [key=value ...]"
+        )
+    if not own["question"].strip():
+        raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
+    output = Path(expanded("output", own["output"])) if own["output"] else None
+    return Asked(video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings)
+
+
+def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
+    """The passes, and the video's frames for each; no model is loaded.
+
+    Raises:
+        UserError: for a wrong setting, or a video that cannot be decoded.
+    """
+    passes = passes_of(configurations(asked.words))
+    return [
+        (
+            one,
+            video.read(asked.file, video.Sampling.of(one.settings.model), one.settings.benchmark["decoder"]),
+        )
+        for one in passes
+    ]
+
+
+def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tuple[Arm, Taken]]:
+    """What each arm of a pass answers, and its tokens.
+
+    Args:
+        asked: the command line.
+        one: the pass.
+        frames: what its model is given.
+        name: of these frames.
+
+    Raises:
+        DataError: when the question or the frames cannot be put to the model.
+        RunFailed: when an answer takes longer than ``sample_seconds``.
+    """
+    from stsimdiff.evaluate.limits import SampleTimeout
+    from stsimdiff.evaluate.overlays import overlay
+    from stsimdiff.evaluate.questions import Question
+    from stsimdiff.evaluate.session import Session
+
+    question = Question(asked.file.stem, str(asked.file), "inspect", asked.question, MAX_NEW_TOKENS, {})
+    session = Session(one.settings)
+    session.check(one.arms.values())
+    signals = any(session.compressor(arm).needs_vision for arm in one.arms.values())
+    try:
+        encoded = session.family.encode(frames, signals=signals)
+        put = session.ask(question, encoded)
+    except ValueError as error:
+        # A question that holds the model's video token, or frames that its tower cannot take.
+        raise DataError(f"{asked.file} cannot be put to {one.settings.model['name']}: {error}") from error
+    grid = put.prompt.layout.grid
+    found = []
+    for arm in one.arms.values():
+        try:
+            text, trace, _ = session.answer(arm, question, put)
+        except (MethodFault, SampleTimeout) as error:
+            raise RunFailed(f"{arm.label}: {error}") from error
+        packed = overlay(question, trace, grid, session.family.picture(grid))
+        label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
+        model = one.settings.model["name"]
+        found.append((arm, Taken(arm.id, label, model, text, None, "", name, **unpacked(packed))))
+    return found
+
+
+def _film(asked: Asked, frames: video.Frames) -> Film:
+    from stsimdiff.evaluate.overlays import jpegs
+
+    seconds = [index / frames.fps for index in frames.indices]
+    return Film(asked.file.name, jpegs(frames.pixels, SIDE), seconds)
+
+
+def _say(taken: Taken, path: Path) -> None:
+    counts = taken.counts()
+    kept = len(taken.reason) - counts.get("dropped", 0)
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    say(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({said})")
+    say(f"  answer: {taken.answer!r}")
+    say(f"  {path}.mp4\n  {path}.gif")

@@ -1,0 +1,183 @@
+"""What the user is told: the log, and errors of Hydra and OmegaConf in the user's words (what was written, what is
+allowed, what to write instead)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from stsimdiff.config.checks import suggestion
+from stsimdiff.config.words import groups
+from stsimdiff.errors import UserError
+
+EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
+
+
+def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> str:
+    """One message for an error of composing the configuration.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        arguments: the overrides as the user wrote them.
+        top: names of all groups and top-level keys, for suggestions.
+    """
+    inner = error.__cause__
+    while inner is not None and not isinstance(inner, UserError):
+        inner = inner.__cause__
+    if inner is not None:
+        return str(inner)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {_unreadable(str(error.override))}; {EXAMPLE}"
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    cause = _omegaconf(error)
+    if cause is not None and cause.full_key:
+        return _bad_key(cause, error, arguments, top)
+    return _composition(str(error), top)
+
+
+def raised_by_hydra(error: BaseException) -> bool:
+    """Whether the error comes from Hydra's work on the command line, and not from running what it composed."""
+    trace = error.__traceback__
+    modules = []
+    while trace is not None:
+        modules.append(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    ours = {name for name in modules if name.startswith("stsimdiff.")}
+    return ours <= {"stsimdiff.commands.cli", "stsimdiff.__main__"} and any(
+        name.startswith("hydra.") for name in modules
+    )
+
+
+def one_line(message: str) -> str:
+    """A message of several lines on one."""
+    return " ".join(line.strip() for line in message.splitlines() if line.strip()) or "wrong configuration"
+
+
+def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
+    while error is not None and not isinstance(error, OmegaConfBaseException):
+        error = error.__cause__
+    return error
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not group or not options:
+        return _first_line(str(error))
+    return f"{group}={name} is unknown; allowed: {', '.join(options)}{suggestion(name, options)}"
+
+
+def _bad_key(
+    cause: OmegaConfBaseException, error: Exception, arguments: Sequence[str], top: Sequence[str]
+) -> str:
+    key, reason = str(cause.full_key), _first_line(str(cause))
+    parent, _, name = key.rpartition(".")
+    if not re.search(r"is not in struct|^Key '.*' not in ", reason):
+        if type(cause).__name__ == "MissingMandatoryValue":
+            return f"{key} must be given; write {key}=VALUE"
+        said = f"{key}: {reason[0].lower()}{reason[1:]}"
+        # ${NAME} is another key of the configuration; whoever writes capitals means the environment.
+        variable = re.match(r"Interpolation key '([A-Z_0-9]+)' not found", reason)
+        return f"{said}; an environment variable is written ${variable[1]}" if variable else said
+    if key in top:
+        return f"{key} is missing from the configuration; leave out ~{key}"
+    if not parent:
+        return f"{key} is unknown; allowed: {', '.join(top)}{suggestion(key, top)}"
+    allowed = _keys(cause.parent_node)
+    known = f"it has {', '.join(allowed)}" if allowed else "it has no parameters"
+    if parent != "compressor":
+        return f"{key} is unknown: {known}{suggestion(name, allowed)}"
+    method = _method(cause.parent_node)
+    if method == "custom":
+        written = next((word for word in arguments if word.startswith(f"{key}=")), f"{key}=VALUE")
+        return f"{key}: parameters of your own class are written with a plus: +{written}"
+    unknown = f"{key} is unknown to compressor={method}: {known}{suggestion(name, allowed)}"
+    return unknown + _one_line_each(key, arguments)
+
+
+def _one_line_each(key: str, arguments: Sequence[str]) -> str:
+    """What to write when a sweep over compressors gives one of them a parameter that another lacks."""
+    swept = next((word for word in arguments if re.match(r"compressor=.*,", word)), None)
+    if swept is None:
+        return ""
+    written = next((word for word in arguments if re.match(rf"\+*{re.escape(key)}=", word)), f"{key}=...")
+    first, *rest = swept.partition("=")[2].split(",")
+    return (
+        f". A sweep gives each parameter to each of its compressors ({first}, {', '.join(rest)}); write one sweep for "
+        "each kind of method, in one command:\n"
+        f'  \'arms=["compressor=METHODS_WITHOUT_IT","compressor=METHOD_WITH_IT {written}"]\'\n'
+        "or as two commands with the same run=NAME, whose answers are joined"
+    )
+
+
+def _composition(message: str, top: Sequence[str]) -> str:
+    found = re.search(r"Could not override '([^']+)'", message)
+    if found:
+        return f"{found[1]} is unknown; allowed: {', '.join(top)}{suggestion(found[1], top)}"
+    found = re.search(r"Ambiguous value for argument '([^']+)'", message)
+    if found:
+        key, _, value = found[1].partition("=")
+        if key in groups():
+            return f"{found[1]}: several values need -m, which runs one after the other: -m {found[1]}"
+        return (
+            f"{found[1]}: several values need -m (a sweep over them); a list is written {key}=[{value}], text with a "
+            f"comma '{key}=\"{value}\"'"
+        )
+    found = re.search(r"Sweep parameters '([^']+)' requires", message)
+    if found:
+        return f"{found[1]}: a sweep needs -m"
+    found = re.search(r"Multiple values for (\S+)\.", message)
+    if found:
+        return f"{found[1]} is given twice; write it once, without a plus"
+    found = re.search(
+        r"Override (\S+) looks like a config group override, but config group '([^']+)'", message
+    )
+    if found:
+        return f"{found[1]}: {found[2]} is unknown; allowed: {', '.join(top)}{suggestion(found[2], top)}"
+    found = re.search(r"Could not append to config\. An item is already at '([^']+)'", message)
+    if found:
+        return f"{found[1]} is there already; write it without a plus: {found[1]}=VALUE"
+    found = re.search(r"Could not delete (?:from config\. )?'([^']+)'", message)
+    if found:
+        return f"~{found[1]} takes out what is not there; leave it out"
+    return one_line(message)
+
+
+def _unreadable(word: str) -> str:
+    """Why Hydra's parser cannot read a setting, in one clause."""
+    value = word.partition("=")[2]
+    if "=" not in word:
+        return "it has no value"
+    if re.search(r"(^|[,(\[{])\s*,|,\s*$", value):
+        return "a value is missing beside a comma"
+    if value.count("'") % 2 or value.count('"') % 2:
+        return "a quote is not closed"
+    if any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}")):
+        return "a bracket has no partner"
+    return "text with one of , ( ) [ ] { } = : or a quote in it is itself quoted, 'key=\"text\"'"
+
+
+def _keys(node: Any) -> list[str]:
+    return [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, DictConfig) else []
+
+
+def _method(node: Any) -> str:
+    """Name of the method that a ``compressor`` node is for; ``custom`` for a class that no name stands for."""
+    from stsimdiff.compressors import BUILTIN
+
+    target = node._get_node("_target_") if isinstance(node, DictConfig) else None
+    written = None if target is None or target._is_missing() else target._value()
+    return next((name for name, path in BUILTIN.items() if path == written), "custom")
+
+
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), "wrong configuration")
+
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)

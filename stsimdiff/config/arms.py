@@ -1,0 +1,291 @@
+"""Arms: the methods that one run answers with, and their identity, made from a composed configuration.
+
+Everything is checked here, before a model is loaded. Nothing here knows Hydra's command line or runs anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig
+
+from stsimdiff import compressors
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor
+from stsimdiff.compressors.controls import NoCompression, NoVideo
+from stsimdiff.config.checks import MOST_WHOLE, group, suggestion, told
+from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.data.benchmarks import by_task
+from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.source import placeless, version_of
+
+UNBUDGETED = (NoCompression, NoVideo)
+"""Both ends ignore the budget; a sweep over retentions must not run them once for each."""
+UNASKED = ("path", "device", "device_map", "threads")
+"""Settings of the model that are no part of an arm's identity."""
+ASKED = ("name", "task", "code", "prompt", "decoder", "generation", "max_new_tokens")
+"""Settings of the benchmark that are. The data's revision is, unless the benchmark is a public one: there each stored
+answer says which question and video it is of, so that only what has changed is asked again."""
+BENEATH = ("engine:Compression", "budget:Budget", "video:read")
+"""What lies under all methods; the rest of it is reached from these, or from the family."""
+FORMAT = 2
+"""Of ``arm.json`` and the stored lines. Lines of version 1, which says none, name a video by its file alone."""
+SAID = {
+    bool: "true, false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    type(None): "null",
+}
+"""How messages name the types that a parameter can have."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A compressor with its parameters and a budget.
+
+    Attributes:
+        method: short name, such as ``st_simdiff``; the class name for a user's own class.
+        label: the method with the parameters that differ from its defaults.
+        compressor: ``_target_`` and every parameter; ``hydra.utils.instantiate`` builds it.
+        budget: what the method must keep.
+        id: 12 hex digits: hash of everything that can change an answer, the code of the method and of what lies
+            under it included.
+        code: version of the method's code, as ``stsimdiff.compressors.code_version`` gives it.
+        told: the parameters as they may be stored and shown, where that differs: see
+            :func:`stsimdiff.config.checks.told`.
+        fidelity: what the method declares of it, as :func:`stsimdiff.compressors.fidelity_of` gives it.
+    """
+
+    method: str
+    label: str
+    compressor: dict[str, Any]
+    budget: Budget
+    id: str
+    code: str
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fidelity: dict[str, str] | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the arm's folder within the run: readable, and unique through the id."""
+        method = re.sub(r"[^\w.-]", "_", self.method)
+        return f"{method}_{self.budget.kind}{self.budget.retention:g}_{self.id[:8]}"
+
+    def build(self) -> Compressor:
+        """The compressor itself."""
+        return _instantiate(self.compressor)
+
+
+def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
+    """The arm of a composed configuration, checked; its ``arms`` lines are expanded before.
+
+    Args:
+        cfg: the configuration with ``compressor`` and ``budget``.
+        settings: what :func:`settings_from_config` made of it; made here when not given.
+
+    Raises:
+        ConfigError: for an unknown method or parameter, or a value out of range.
+        BudgetError: for a budget that the method can never meet.
+    """
+    settings = settings or settings_from_config(cfg)
+    given = group(cfg, "compressor")
+    cls = _compressor_class(given.get("_target_"))
+    compressor = _build(cls, {key: value for key, value in given.items() if key != "_target_"})
+    budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
+    try:
+        compressor.check(budget, settings.model["layers"])
+    except ValueError as error:
+        raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
+    parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
+    config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
+    method, code = _method_name(cls), compressors.code_version(cls)
+    shown = told(cfg, "compressor")
+    safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
+    return Arm(
+        method=method,
+        label=_label(method, compressor, settings.seed, safe),
+        compressor=config,
+        budget=budget,
+        id=_identity(config, budget, code, settings),
+        code=code,
+        told=safe,
+        fidelity=compressors.fidelity_of(cls),
+    )
+
+
+def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``arm.json`` holds: the arm, the model and benchmark it answered with, and where and by what."""
+    return {
+        "format": FORMAT,
+        "arm": arm.id,
+        "method": arm.method,
+        "label": arm.label,
+        "compressor": {**arm.compressor, **arm.told},
+        "budget": dataclasses.asdict(arm.budget),
+        "model": settings.model,
+        "benchmark": settings.benchmark,
+        "protocol": settings.protocol,
+        "seed": settings.seed,
+        "fidelity": arm.fidelity,
+        "code": arm.code,
+        "beneath": version_of(*BENEATH),
+        "provenance": dict(provenance),
+    }
+
+
+def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Settings) -> str:
+    # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
+    # question asked. Which questions (families, limit) and where the answers go are left out too.
+    model = {key: value for key, value in settings.model.items() if key not in UNASKED}
+    asked = ASKED if by_task(settings.benchmark.get("task")) else (*ASKED, "revision")
+    benchmark = {key: settings.benchmark.get(key) for key in asked}
+    codes = [code, version_of(*BENEATH)]
+    # Its values are in the model's settings; its name, too, tells two tables apart.
+    protocol = settings.protocol.get("name")
+    everything = [
+        FORMAT,
+        {**config, "_target_": placeless(config["_target_"])},
+        dataclasses.asdict(budget),
+        codes,
+        model,
+        benchmark,
+        protocol,
+        settings.seed,
+    ]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _label(method: str, compressor: Compressor, seed: int, safe: Mapping[str, Any]) -> str:
+    parts = [method]
+    for field in dataclasses.fields(compressor):
+        value = getattr(compressor, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            value = safe.get(field.name, value)
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            parts.append(f"{field.name}={shown}")
+    if seed and not any(part.startswith("seed=") for part in parts):
+        parts.append(f"seed={seed}")
+    return " ".join(parts)
+
+
+def _method_name(cls: type[Compressor]) -> str:
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    for name in compressors.names():
+        if name in compressors.BUILTIN:
+            if compressors.BUILTIN[name] == path:
+                return name
+            continue
+        # Another package's method that cannot be imported has no say in the name of this one.
+        with contextlib.suppress(ConfigError):
+            if compressors.resolve(name) is cls:
+                return name
+    return cls.__name__
+
+
+def _compressor_class(target: Any) -> type[Compressor]:
+    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+        raise ConfigError(
+            f"compressor._target_={target!r} is no class; write compressor=NAME with one of "
+            f"{', '.join(compressors.names())}, or compressor._target_=my_module.MyMethod"
+        )
+    module, _, attribute = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        # A user's module may do anything on import, end the process included.
+        raise ConfigError(
+            f"compressor._target_={target} cannot be imported: {type(error).__name__}: {error} (looked in the current "
+            "folder and among the installed packages)"
+        ) from error
+    # Arguments of an __init__ of its own would be no fields: they could not be set, nor make another arm.
+    own = (
+        isinstance(found, type)
+        and dataclasses.is_dataclass(found)
+        and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
+    )
+    if not (own and issubclass(found, Compressor)):
+        raise ConfigError(
+            f"compressor._target_={target} is not a compressor; it must be a class derived from "
+            "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"
+        )
+    return found
+
+
+def _build(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    name, hints = _method_name(cls), _hints(cls)
+    for key, value in list(parameters.items()):
+        if key not in fields:
+            raise ConfigError(
+                f"compressor.{key} is unknown: {name} has "
+                + (f"the parameters {', '.join(fields)}" if fields else "no parameters")
+                + suggestion(key, fields)
+            )
+        parameters[key] = _checked(f"compressor.{key}", value, hints[key])
+    return _instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", **parameters})
+
+
+def _hints(cls: type[Compressor]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError as error:
+        raise ConfigError(
+            f"compressor._target_={cls.__module__}.{cls.__qualname__} has an annotation that cannot be read: {error}"
+        ) from error
+
+
+def _instantiate(config: dict[str, Any]) -> Compressor:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            missing = f"{cause}; a parameter without a default is given as +compressor.NAME=VALUE"
+            raise ConfigError(f"compressor {config['_target_']}: {missing}") from error
+        if cause is not None:
+            raise ConfigError(f"compressor {config['_target_']}: {type(cause).__name__}: {cause}") from error
+        raise
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """The value, after catching a word where a number belongs and the like, by the field's annotation."""
+    accepted = set(get_args(hint) or (hint,))
+    if not accepted <= SAID.keys():
+        return value
+    if type(value) is int and abs(value) > MOST_WHOLE:
+        raise ConfigError(f"{name}={value} is out of range; allowed: at most {MOST_WHOLE}")
+    if type(value) is int and int not in accepted and float in accepted:
+        # 1 and 1.0 are the same setting and must give the same id.
+        return float(value)
+    if type(value) not in accepted:
+        allowed = " or ".join(said for kind, said in SAID.items() if kind in accepted)
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
+    return value
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_jsonable(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(
+        f"a compressor's parameter must be a plain value, not {type(value).__name__}: {value!r}"
+    )

@@ -1,0 +1,92 @@
+"""Protocols: a named choice of frames, sampling, pooling, limits, prompts and dtype (``configs/protocol``).
+
+A protocol's file sets values of the model; whatever the command line or an experiment then changes of them is named
+with it, since a published number counts in its own protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from stsimdiff.config.checks import group, one_of
+from stsimdiff.errors import ConfigError
+from stsimdiff.resources import folder
+
+
+def names() -> list[str]:
+    """The protocols that there are."""
+    return sorted(file.stem for file in (folder("configs") / "protocol").glob("*.yaml"))
+
+
+def check_protocol(cfg: DictConfig) -> None:
+    """Look at the node ``protocol`` first of all: a protocol of another family sets what that one lacks.
+
+    Raises:
+        ConfigError: for a protocol that is unknown, changed, or of another family.
+    """
+    given = group(cfg, "protocol")
+    one_of("protocol", given.get("name"), names())
+    own = _file(given["name"])["protocol"]
+    for key in {**own, **given}:
+        if key not in given or key not in own or given[key] != own[key]:
+            raise ConfigError(
+                f"protocol.{key}={given.get(key)!r} is not what protocol={given['name']} says; choose another "
+                "protocol=NAME, or change the model's settings: the table names what differs from the protocol"
+            )
+    family = cfg.model.family
+    if own["family"] not in (None, family):
+        fitting = [name for name in names() if _file(name)["protocol"]["family"] in (None, family)]
+        raise ConfigError(
+            f"protocol={given['name']} is one of model.family={own['family']}, not of {family}; allowed: "
+            f"{', '.join(fitting)}"
+        )
+
+
+def protocol_settings(cfg: DictConfig, benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of a configuration that :func:`check_protocol` lets pass, for one benchmark.
+
+    Args:
+        cfg: the whole configuration.
+        benchmark: the settings of the benchmark, its prompt chosen.
+
+    Returns:
+        ``name``, ``source`` and ``unknown`` as its file says, ``changed``: what the command line set otherwise, as
+        ``model.frames=32``; and of this benchmark ``all_tokens``, the published accuracy of all tokens in percent,
+        ``remeasured`` and ``tolerance``; ``None`` where there is none.
+    """
+    file, name = _file(cfg.protocol.name), str(benchmark["name"])
+    # The default's file says what every key is where another leaves it out.
+    about = {**_file("default")["protocol"], **file["protocol"]}
+    return {
+        "name": about["name"],
+        "source": about["source"],
+        "unknown": about["unknown"],
+        "changed": _changed(cfg, file.get("model", {}), benchmark),
+        "all_tokens": about["all_tokens"].get(name),
+        "remeasured": about["remeasured"].get(name),
+        "tolerance": about["tolerance"],
+    }
+
+
+@cache
+def _file(name: str) -> dict[str, Any]:
+    loaded = OmegaConf.load(folder("configs") / "protocol" / f"{name}.yaml")
+    return cast(dict[str, Any], OmegaConf.to_container(loaded))
+
+
+def _changed(cfg: DictConfig, model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+    """What a configuration says otherwise than the protocol of the model, as words of the command line."""
+    changed = []
+    for key, value in model.items():
+        found = cfg.model.get(key)
+        if key == "prompts":
+            asked = value.get(str(benchmark["name"]))
+            if asked not in (None, benchmark["prompt"]):
+                changed.append(f"benchmark.prompt={benchmark['prompt']}")
+        elif found != value:
+            changed.append(f"model.{key}={'null' if found is None else found}")
+    return changed

@@ -1,0 +1,62 @@
+"""Lines that sweep: every combination of their values, composed as configurations of their own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from stsimdiff.config.words import arm_words
+from stsimdiff.errors import ConfigError
+
+Compose = Callable[[Sequence[str]], DictConfig]
+
+
+def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[DictConfig]:
+    """The configuration itself, or one for each arm of its ``arms`` lines.
+
+    A line is composed as if its words stood on the command line behind ``overrides``, so a sweep written there gives
+    the same arms as one written with ``-m``.
+
+    Raises:
+        ConfigError: for a line that is no sweep, or that sets what the command line sets too.
+    """
+    lines = cfg.get("arms")
+    if lines is None:
+        return [cfg]
+    if not OmegaConf.is_list(lines) or not lines or not all(isinstance(line, str) for line in lines):
+        raise ConfigError(
+            "arms must be a list of command lines, such as ['compressor=random budget.retention=0.3']"
+        )
+    parser = OverridesParser.create()
+    given = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
+    found = []
+    for line in lines:
+        words = parser.parse_overrides(arm_words(line))
+        for word in words:
+            if word.key_or_group in given:
+                raise ConfigError(
+                    f"{word.key_or_group} is set by the arms of this experiment ({line}); leave it out, or leave the "
+                    "experiment out and sweep with -m"
+                )
+        found += [compose([*overrides, *combination]) for combination in combinations(words)]
+    return found
+
+
+def combinations(words: Sequence[Override]) -> Iterable[tuple[str, ...]]:
+    """Every combination of the values that a line of overrides sweeps over."""
+    choices: list[list[str]] = []
+    for word in words:
+        if not word.is_sweep_override():
+            choices.append([str(word.input_line)])
+            continue
+        choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
+    return itertools.product(*choices)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of a composed configuration without the ``hydra`` node."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

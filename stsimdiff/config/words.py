@@ -1,0 +1,187 @@
+"""The settings of a command line, ``key=value`` each, before Hydra composes them.
+
+Hydra would take some of them for something else than they say, without a word: a list of compressors runs the last
+one, of a key that is given twice the last value counts, a run named ``2024_11_25`` is the number 20241125. Here such
+words are refused with what to write instead, or written so that Hydra reads what they say.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    ValueType,
+)
+
+from stsimdiff.config.checks import suggestion
+from stsimdiff.errors import ConfigError
+from stsimdiff.resources import folder
+
+TEXT = ("run", "results", "data", "benchmark.data", "model.path", "cache.folder", "logger.project")
+"""Keys whose value is text even where it reads as a number."""
+LAUNCHER = "hydra/launcher"
+
+
+def with_own_class(words: Iterable[str]) -> list[str]:
+    """Choose ``compressor=custom`` where a line names a class of its own and no compressor.
+
+    Otherwise the parameters of the default compressor would be handed to the user's class.
+    """
+    words = list(words)
+    names = any(word.startswith("compressor._target_=") for word in words)
+    if names and not any(word.startswith("compressor=") for word in words):
+        return ["compressor=custom", *words]
+    return words
+
+
+def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
+    """The words of one command line, such that Hydra reads what they say.
+
+    Args:
+        words: the settings.
+        sweep: what a sweep needs before its settings: nothing, for a command that takes sweeps as they are.
+
+    Raises:
+        ConfigError: for a word that cannot mean what it says.
+        hydra.errors.OverrideParseException: for one that cannot be read.
+    """
+    parser = OverridesParser.create()
+    known: dict[str, Any] = {}
+    found: list[str] = []
+    for word in with_own_class(words):
+        word = _with_home(word)
+        (override,) = parser.parse_overrides([word])
+        key = override.key_or_group
+        if not key:
+            raise ConfigError(f"{word} names no key; write key=value")
+        if key in known:
+            raise ConfigError(f"{key} is given twice, as {known[key]} and {word}; write it once")
+        known[key] = word
+        found.append(word if override.is_delete() else _settled(override, sweep))
+    return found
+
+
+def arm_words(line: str) -> list[str]:
+    """The words of a line of ``arms``.
+
+    Raises:
+        ConfigError: for a line that is no list of settings, or sets what concerns more than an arm.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"the line {line!r} of arms cannot be read: {str(error).lower()}") from error
+    if not words:
+        raise ConfigError(
+            "a line of arms is empty; write settings, such as compressor=random, or leave it out"
+        )
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if word.startswith("-"):
+            raise ConfigError(f"the line {line!r} of arms holds the flag {word}; settings alone belong there")
+        if key in ("arms", "experiment") or key.startswith("hydra"):
+            raise ConfigError(f"the line {line!r} of arms sets {key}, which belongs on the command line")
+    return settled(words, sweep="")
+
+
+def groups() -> list[str]:
+    """Settings that are chosen among files: the folders of ``configs``, and the launcher."""
+    return sorted(path.name for path in folder("configs").iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options(group: str) -> list[str]:
+    """What can be chosen of a group: its files, and what other packages offer."""
+    files = {path.stem for path in (folder("configs") / group).glob("*.yaml")}
+    offered = ConfigStore.instance().repo.get(group, {})
+    return sorted(files | {name.removesuffix(".yaml") for name in offered})
+
+
+def _settled(override: Override, sweep: str) -> str:
+    word, key = str(override.input_line), override.key_or_group
+    said, _, written = word.partition("=")
+    if key in groups() or key == LAUNCHER:
+        _check_choice(override, sweep)
+    if override.value_type == ValueType.INTERVAL_SWEEP:
+        raise ConfigError(f"{word}: only lists of values can be swept, such as {sweep}{key}=1,2,3")
+    value = override._value
+    if isinstance(value, Glob) or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return f"{said}={','.join(_matching(override))}"
+    if isinstance(value, RangeSweep):
+        # 0.1 + 0.2 is not 0.3 in binary, but it is meant to be.
+        numbers = [float(f"{n:.12g}") if isinstance(n, float) else n for n in override.sweep_iterator()]
+        if not numbers:
+            raise ConfigError(
+                f"{word} is an empty range; allowed: range(start, stop, step) with values in it"
+            )
+        return f"{said}={','.join(map(str, numbers))}"
+    if key in TEXT:
+        if isinstance(value, (bool, int, float)):
+            return f"{said}={_quoted(written)}"
+        if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not set(written) & set("'\"[{("):
+            return f"{said}={','.join(_quoted(part.strip()) for part in written.split(','))}"
+    return word
+
+
+def _with_home(word: str) -> str:
+    """The word with paths from home quoted, which Hydra's grammar does not know: ``results=~/runs``."""
+    key, equals, value = word.partition("=")
+    if not re.search(r"(^|,)~", value) or set(value) & set("'\"[]{}()"):
+        return word
+    parts = [_quoted(part) if part.startswith("~") else part for part in value.split(",")]
+    return f"{key}{equals}{','.join(parts)}"
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.double).with_quotes()
+
+
+def _check_choice(override: Override, sweep: str) -> None:
+    """Raise :class:`ConfigError` unless what is chosen of a group is a name, or a sweep over names."""
+    word, key, value = str(override.input_line), override.key_or_group, override.value()
+    if override.is_force_add():
+        raise ConfigError(f"{word}: {key} is chosen without a plus: {word.lstrip('+')}")
+    if isinstance(value, RangeSweep):
+        value = word.partition("=")[2]
+        raise ConfigError(f"{key}={value} is unknown; allowed: {', '.join(options(key))}")
+    for chosen in value.list if isinstance(value, ChoiceSweep) else [value]:
+        chosen = chosen.text if isinstance(chosen, QuotedString) else chosen
+        if isinstance(chosen, list):
+            names = ",".join(name.text if isinstance(name, QuotedString) else str(name) for name in chosen)
+            raise ConfigError(
+                f"{word}: a list is no choice, {key} takes one; several, one after the other: {sweep}{key}={names}"
+            )
+        if not isinstance(chosen, (str, Glob)) and not isinstance(value, Glob):
+            raise ConfigError(_no_name(key, chosen))
+
+
+def _no_name(key: str, chosen: Any) -> str:
+    if chosen is None:
+        return f"{key}=null chooses nothing; leave {key} out, or choose one of {', '.join(options(key))}"
+    said = f"{key}={chosen} is unknown; allowed: {', '.join(options(key))}{suggestion(str(chosen), options(key))}"
+    return f"{said}; the share of tokens is budget.retention={chosen}" if key == "budget" else said
+
+
+def _matching(override: Override) -> list[str]:
+    """The options that ``glob(...)`` fits; ``custom`` has no meaning without a class or a folder of the user's own."""
+    key = override.key_or_group
+    if key not in groups():
+        raise ConfigError(
+            f"{override.input_line}: glob fits names of files, which {key} does not choose among"
+        )
+    named = [name for name in options(key) if name != "custom"]
+    glob: Any = override._value
+    found = glob.filter(named)
+    if not found:
+        raise ConfigError(f"{override.input_line} fits none of {', '.join(named)}")
+    return found

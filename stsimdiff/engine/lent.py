@@ -1,0 +1,147 @@
+"""What a method is given is lent: copies of its own, which it may read and must not write into.
+
+Whatever it does to them reaches neither the hidden states it goes on with nor another method, and a change is an error
+that names the method and what it changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Run, WrappedRun
+from stsimdiff.engine import process_state
+from stsimdiff.errors import MethodFault
+from stsimdiff.tokens import Layout, Selection, VideoTokens
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def start(compressor: Compressor, layout: Layout, budget: Budget) -> Run:
+    """The run of one video, with a layout of its own; its calls are watched.
+
+    Args:
+        compressor: the method. Only one that says ``needs_vision`` gets the vision tower's signals.
+        layout, budget: of the sample; they stay as they are, whatever the method does.
+
+    Raises:
+        MethodFault: when the method writes into what it is given, or changes how torch computes.
+    """
+    name = type(compressor).__name__
+    if layout.vision is not None and not compressor.needs_vision:
+        layout = dataclasses.replace(layout, vision=None)
+    lent = copy(layout), copy(budget)
+    run = _watched(
+        name, "start", {"layout": (lent[0], layout), "budget": (lent[1], budget)}, compressor.start, *lent
+    )
+    return LentRun(run, lent[0], layout, name)
+
+
+class LentRun(WrappedRun):
+    """A run that gets copies, and is looked after in each of its calls.
+
+    Args:
+        run: the run of one video.
+        lent: the layout that it was started with.
+        layout: what this layout must stay; where the run was started elsewhere, a copy made before its first call.
+        name: of the method.
+    """
+
+    def __init__(self, run: Run, lent: Layout, layout: Layout | None = None, name: str | None = None) -> None:
+        super().__init__(run)
+        self.lent, self.layout = lent, copy(lent) if layout is None else layout
+        self.name = name or type(run).__name__
+
+    @classmethod
+    def of(cls, run: Run, layout: Layout) -> LentRun:
+        """The run itself where it is looked after already."""
+        return run if isinstance(run, LentRun) else cls(run, layout)
+
+    @override
+    def at_input(self, tokens: VideoTokens) -> Selection | None:
+        return self._ask("at its input place", self.run.at_input, tokens)
+
+    @override
+    def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        return self._ask(f"before layer {layer}", self.run.before_layer, tokens, attention, layer)
+
+    @override
+    def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        return self._ask(f"inside layer {layer}", self.run.between, tokens, attention, layer)
+
+    def _ask(
+        self,
+        where: str,
+        method: Callable[..., Selection | None],
+        tokens: VideoTokens,
+        attention: Tensor | None = None,
+        *layer: int,
+    ) -> Selection | None:
+        given, seen = copy(tokens), copy(attention)
+        lent = {"tokens": (given, tokens), "attention": (seen, attention), "layout": (self.lent, self.layout)}
+        arguments = (*layer, given, seen) if layer else (given,)
+        return _watched(self.name, where, lent, method, *arguments)
+
+
+def copy(value: Any) -> Any:
+    """A copy that shares no memory: of tensors, of dataclasses and of what is in them."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{field.name: copy(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        )
+    return value
+
+
+def _watched(
+    name: str, where: str, lent: dict[str, tuple[Any, Any]], call: Callable[..., Any], *arguments: Any
+) -> Any:
+    """What the call returns; raises :class:`MethodFault` when it changed what was lent, or how torch computes."""
+    before = process_state.read(process_state.TORCH)
+    try:
+        result = call(*arguments)
+    finally:
+        changed = process_state.put_back(process_state.TORCH, before)
+    written = [path for what, (copied, own) in lent.items() for path in _changed(what, copied, own)]
+    faults = (
+        [f"wrote into {', '.join(written)}: work on a copy, such as {written[0]}.clone()"] if written else []
+    )
+    faults += [f"changed {what}" for what in changed]
+    if faults:
+        raise MethodFault(
+            f"{name}, {where}, {'; '.join(faults)}. What a method is given, and the process, are not its own"
+        )
+    return result
+
+
+def _changed(path: str, lent: Any, own: Any) -> Iterator[str]:
+    """Names of what differs in ``lent`` from what it is a copy of; there it is put back."""
+    if isinstance(own, Tensor):
+        if not (isinstance(lent, Tensor) and same(lent, own)):
+            yield path
+    elif dataclasses.is_dataclass(own) and type(lent) is type(own):
+        for name in vars(own).keys() | vars(lent).keys():
+            before, found = getattr(own, name, None), vars(lent).get(name)
+            inner = list(_changed(f"{path}.{name}", found, before))
+            if inner:
+                object.__setattr__(lent, name, copy(before))
+            yield from inner
+    elif type(lent) is not type(own) or lent != own:
+        yield path
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bits, NaN included."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    kind = _INTEGERS.get(one.element_size())
+    if kind is None or not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.equal(one.detach().contiguous().view(kind), other.detach().contiguous().view(kind))

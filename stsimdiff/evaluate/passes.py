@@ -1,0 +1,120 @@
+"""Configurations, all checked, grouped into passes: what is answered together by one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from stsimdiff.config.checks import obstacle, path
+from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.data import cache_folder
+from stsimdiff.errors import Missing
+from stsimdiff.models.presence import absent, unready
+
+if TYPE_CHECKING:
+    from stsimdiff.config.arms import Arm
+
+
+@dataclass
+class Pass:
+    """What is answered together: the settings, their arms by id, and the number of the first configuration of them."""
+
+    settings: Settings
+    arms: dict[str, Arm]
+    first: int
+
+
+def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
+    """Configurations, all of them checked, grouped by what they share; of equal arms one is kept.
+
+    Raises:
+        UserError: for the first wrong configuration.
+    """
+    shared = _settings(configurations)
+
+    from stsimdiff.config.arms import arm_from_config  # imports torch
+
+    passes: list[Pass] = []
+    for number, (cfg, settings) in enumerate(zip(configurations, shared, strict=True)):
+        group = next((one for one in passes if one.settings == settings), None)
+        if group is None:
+            group = Pass(settings, {}, number)
+            passes.append(group)
+        arm = arm_from_config(cfg, settings)
+        group.arms.setdefault(arm.id, arm)
+    return passes
+
+
+def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
+    """Settings of each configuration; all of these and the budgets are checked before torch is imported."""
+    known: dict[str, Settings | None] = {}
+    found, missing = [], []
+    for cfg in configurations:
+        budget_from_config(cfg)
+        # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
+        shared = OmegaConf.masked_copy(
+            cfg, [str(key) for key in cfg if key not in ("compressor", "budget", "arms")]
+        )
+        key = OmegaConf.to_yaml(shared)
+        if key not in known:
+            try:
+                known[key] = settings_from_config(cfg)
+            except Missing as error:
+                known[key] = None
+                missing += error.parts
+        found.append(known[key])
+    if missing:
+        raise Missing(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
+    return [settings for settings in found if settings is not None]
+
+
+def last_of_folders(passes: Sequence[Pass]) -> list[Pass]:
+    """The last pass of each run's folder: it makes the table of all of them, once."""
+    return list({one.settings.folder: one for one in passes}.values())
+
+
+def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
+    """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack, or a
+    folder cannot be made."""
+    if lacking := absent_weights(configurations) + _unwritable(one.settings for one in passes):
+        raise Missing(lacking)
+    if len(passes) > 1:
+        from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
+
+        check_data(one.settings for one in passes)
+
+
+def absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
+    """What the checkpoint folders lack, a sentence each."""
+    asked = dict.fromkeys(
+        (cfg.model.family, path("model.path", cfg.model.path, nullable=True))
+        for cfg in configurations
+        if cfg.plan is not True
+    )
+    return [said for family, place in asked for said in (*absent(family, place), *unready(family, place))]
+
+
+def _unwritable(asked: Iterable[Settings]) -> list[str]:
+    """The folders that a run could not write, a sentence each; nothing is made."""
+    found: dict[str, None] = {}
+    for settings in asked:
+        if settings.plan:
+            continue
+        place, cache, own = settings.folder, settings.cache["folder"], cache_folder()
+        # The packaged benchmarks are drawn into it.
+        drawn = not settings.benchmark["root"] and not settings.benchmark["data"] and not own.is_dir()
+        if drawn and (why := obstacle(own)):
+            found[f"the cache folder {own} cannot be made: {why}; set XDG_CACHE_HOME to one that can"] = None
+        if why := obstacle(place):
+            found[
+                f"results={place.parent} cannot hold the run {place.name}: {why}; name another results=FOLDER"
+            ] = None
+        if cache and (why := obstacle(Path(cache))):
+            found[
+                f"cache.folder={cache} cannot be used: {why}; name a folder that can be written, or null"
+            ] = None
+    return list(found)

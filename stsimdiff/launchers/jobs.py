@@ -1,0 +1,310 @@
+"""A sweep as jobs: one for each model, benchmark and shard of the videos, which all arms of the sweep share.
+
+The parent checks everything before it starts a job, and scores, tabulates and logs once all jobs have ended. A job does
+nothing but answer: it is handed settings and arms that were checked, and opens the store as any other process does. No
+scheduler is known here. What imports torch is imported where it is used: Hydra loads this module for every command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from stsimdiff import lock, terminal
+from stsimdiff.config.checks import expanded
+from stsimdiff.config.settings import Settings
+from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
+from stsimdiff.evaluate.passes import Pass, check_presence, last_of_folders, passes_of
+from stsimdiff.evaluate.store import done_ids
+from stsimdiff.launchers.base import BatchLauncher
+from stsimdiff.launchers.in_process import make_report, planned
+from stsimdiff.ranks import world_size
+
+if TYPE_CHECKING:
+    from stsimdiff.config.arms import Arm
+    from stsimdiff.evaluate.processes import Processes
+    from stsimdiff.evaluate.questions import Question
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one job answers.
+
+    Attributes:
+        settings: what the arms share, all paths absolute.
+        arms: the arms that answer.
+        unusable: videos that cannot be used, and why.
+        shard: number of this job among those of the same model and benchmark.
+        shards: how many they are.
+    """
+
+    settings: Settings
+    arms: tuple[Arm, ...]
+    unusable: Mapping[str, str]
+    shard: int
+    shards: int
+
+    def __str__(self) -> str:
+        part = f", shard {self.shard + 1} of {self.shards}" if self.shards > 1 else ""
+        named = f"{self.settings.model['name']} on {self.settings.benchmark['name']}"
+        return f"{named}{part}, {len(self.arms)} {'arm' if len(self.arms) == 1 else 'arms'}"
+
+    def answer(self, processes: Processes) -> int:
+        """Answer what is missing in this process's share; returns how many lines were written."""
+        from stsimdiff.evaluate.answering import share
+        from stsimdiff.evaluate.overlays import Overlays
+        from stsimdiff.evaluate.questions import all_questions, load_task
+        from stsimdiff.evaluate.run import answer_missing
+
+        task = load_task(self.settings.benchmark)
+        questions = all_questions(task, self.settings.limit, self.settings.benchmark.get("families"))
+        return answer_missing(
+            self.settings,
+            task,
+            self.arms,
+            share(questions, processes),
+            processes,
+            self.unusable,
+            overlays=Overlays(self.settings, questions),
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        answered: lines that it wrote.
+        error: why it stopped; ``None`` when it came to its end.
+    """
+
+    answered: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process of a job runs.
+
+    Attributes:
+        task: its number among the processes of the job.
+        tasks: how many processes the job has.
+        device: number of the device that it drives, counted on its machine (modulo the devices it sees).
+        show: whether its output is its own, so that it may show its progress.
+    """
+
+    task: int = 0
+    tasks: int = 1
+    device: int = 0
+    show: bool = True
+
+
+class Engine:
+    """What only the scheduler knows, asked inside a job. Subclasses stand beside their launchers."""
+
+    def place(self, number: int) -> Place:
+        """Where this process runs; ``number`` is that of the job within its launch."""
+        return Place(show=number == 0)
+
+    def guard(self) -> AbstractContextManager[None]:
+        """What must hold while a job answers, such as that a signal of the scheduler ends it cleanly."""
+        return nullcontext()
+
+
+class Jobs:
+    """The function that Hydra's launcher plug-ins run in each job: it finds its own job by Hydra's number.
+
+    Args:
+        jobs: all jobs of a launch.
+        first: Hydra's number of the first one.
+        engine: asks the scheduler.
+    """
+
+    def __init__(self, jobs: Sequence[Job], first: int, engine: Engine) -> None:
+        self.jobs, self.first, self.engine = tuple(jobs), first, engine
+        self.launch = uuid.uuid4().hex[:12]
+        self.folder = os.getcwd()
+
+    def __call__(self, cfg: DictConfig) -> Ended:
+        """Run the job; an error that is no signal of the scheduler is returned, never raised.
+
+        Args:
+            cfg: what Hydra composed for the job; not used, since the parent has made and checked settings from it.
+        """
+        from stsimdiff.evaluate.processes import Processes
+
+        terminal.log_to_stderr()
+        if self.folder not in sys.path:  # a user's own module lies there, see `stsimdiff.commands.cli.main`
+            sys.path.append(self.folder)
+        number = HydraConfig.get().job.num - self.first
+        job, place = self.jobs[number], self.engine.place(number)
+        log.info("job %d: %s", number, job)
+        rank, world = job.shard * place.tasks + place.task, job.shards * place.tasks
+        try:
+            with _driving(place.device), self.engine.guard():
+                return Ended(job.answer(Processes(rank, world, self.launch, place.show)))
+        except (UserError, RunFailed) as error:
+            reason = str(error)
+        except Exception as error:
+            reason = "".join(traceback.format_exception(error)).strip()
+        log.error("job %d failed: %s", number, reason)
+        return Ended(error=reason)
+
+
+@contextmanager
+def _driving(device: int) -> Iterator[None]:
+    """Say which device this process drives for the time of a job: some launchers run a job in the parent itself."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device)
+    try:
+        yield
+    finally:
+        os.environ.pop("LOCAL_RANK")
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
+
+
+class JobLauncher(BatchLauncher):
+    """Turns a batch into jobs; subclasses also derive from the plug-in's launcher, which starts them."""
+
+    engine = Engine()
+
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+        """Start a job for each list of words and wait for all; gives how each one's processes ended."""
+        raise NotImplementedError
+
+    def tasks(self) -> int:
+        """Processes of one job."""
+        return 1
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` if this launcher cannot start jobs here."""
+        if (world := world_size()) > 1:
+            raise ConfigError(
+                "a launcher of jobs is started once and not under torch.distributed.run; for several processes in "
+                "each job set hydra.launcher.tasks_per_node (submitit), or more shards. Where an earlier shell left "
+                f"WORLD_SIZE={world} in the environment: unset WORLD_SIZE"
+            )
+
+    def run(
+        self, configurations: Sequence[DictConfig], overrides: Sequence[Sequence[str]], first: int
+    ) -> None:
+        """See :class:`~stsimdiff.launchers.base.BatchLauncher`.
+
+        Raises:
+            UserError: before any job is started.
+            RunFailed: when a job failed or samples have no answer; what was answered is scored and tabulated.
+        """
+        from stsimdiff.evaluate.run import conclude
+
+        passes = passes_of(configurations)
+        if planned(passes):
+            return
+        self.check()
+        for one in passes:
+            if one.settings.model["device_map"] and self.tasks() > 1:
+                raise ConfigError(
+                    f"model.device_map={one.settings.model['device_map']} spreads one model over the devices of a job, "
+                    f"which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
+                )
+        check_presence(configurations, passes)
+        prepared = [_prepared(one) for one in passes]
+        jobs, words = [], []
+        for one, _, questions, unusable in prepared:
+            for job in _missing(one, questions, unusable, self.tasks()):
+                jobs.append(job)
+                words.append(_words(overrides[one.first], job.settings))
+        failures = []
+        if jobs:
+            self.task_function = Jobs(jobs, first, self.engine)
+            for number, job in enumerate(jobs):
+                log.info("job %d: %s", number, job)
+            for number, ended in enumerate(self.start(words, first)):
+                failures += [f"job {number} ({jobs[number]}): {one.error}" for one in ended if one.error]
+        last = last_of_folders([one for one, *_ in prepared])
+        for one, task, questions, _ in prepared:
+            try:
+                report = make_report if one in last else None
+                conclude(one.settings, task, list(one.arms.values()), questions, report=report)
+            except RunFailed as failure:
+                failures.append(str(failure))
+        if failures:
+            raise RunFailed("\n".join(failures))
+
+
+def _prepared(one: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
+    """The pass with all of its paths absolute, its task, questions and unusable videos.
+
+    Raises:
+        DataError: when a live process writes into one of its folders.
+    """
+    from stsimdiff.evaluate.run import prepare
+
+    settings, task, questions, unusable = prepare(_absolute(one.settings))
+    for arm in one.arms.values():
+        for path in (settings.folder / arm.folder).glob(".lock.*-of-*"):
+            if owner := lock.holder(path):
+                raise DataError(
+                    f"{path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
+                    f"{owner['since']}); wait for it, or choose another run=NAME. If no such process exists, remove "
+                    f"{settings.folder}/*/.lock.*"
+                )
+    return dataclasses.replace(one, settings=settings), task, questions, unusable
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Settings whose paths mean the same in another working folder."""
+
+    def absolute(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        paths = {key: str(Path(expanded(key, str(group[key]))).absolute()) for key in keys if group.get(key)}
+        return {**group, **paths}
+
+    return dataclasses.replace(
+        settings,
+        folder=settings.folder.absolute(),
+        benchmark=absolute(settings.benchmark, "data", "root"),
+        cache=absolute(settings.cache, "folder"),
+    )
+
+
+def _missing(
+    one: Pass, questions: Sequence[Question], unusable: Mapping[str, str], tasks: int
+) -> Iterator[Job]:
+    """The jobs of a pass that have something to answer."""
+    from stsimdiff.evaluate.answering import share
+    from stsimdiff.evaluate.processes import Processes
+
+    settings, arms = one.settings, tuple(one.arms.values())
+    done = [done_ids(settings.folder / arm.folder, settings.retry_failed) for arm in arms]
+    # A job more than there are videos would find nothing to do.
+    videos = len({question.video for question in questions})
+    shards = min(settings.shards, -(-videos // tasks))
+    for shard in range(shards):
+        ranks = range(shard * tasks, (shard + 1) * tasks)
+        mine = [q for rank in ranks for q in share(questions, Processes(rank, shards * tasks))]
+        if any(question.id not in ids for question in mine for ids in done):
+            yield Job(settings, arms, unusable, shard, shards)
+
+
+def _words(overrides: Sequence[str], settings: Settings) -> list[str]:
+    """What Hydra composes for a job: the words that its arms share, and the run's folder wherever the job runs."""
+    own = ("compressor", "budget", "results", "run")
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    kept = [str(word.input_line) for word in parsed if word.key_or_group.partition(".")[0] not in own]
+    results = str(settings.folder.parent).replace("'", r"\'")
+    return [*kept, f"results='{results}'", f"run={settings.run}"]

@@ -1,0 +1,125 @@
+"""A compressor run on a synthetic video without any model: how many tokens would enter each layer.
+
+For plans, and for tests of methods: the engine itself runs it, on layers that change nothing. Counts that a budget
+fixes are exact; where a method's count follows the video's content (ST-SimDiff's first stage, FrameFusion's merging)
+they are those of a scene with some motion.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Run
+from stsimdiff.engine import Compression, Decoder, lent
+from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.trace import Trace
+
+WIDTH, HEADS, HEAD = 64, 4, 16
+SHOT = 16
+"""Frames until the picture changes."""
+
+
+def dry_run(
+    compressor: Compressor,
+    budget: Budget,
+    grid: Grid,
+    text: int,
+    layers: int,
+    features: Tensor | None = None,
+) -> Trace:
+    """The trace that a method leaves on a synthetic video; its times mean nothing.
+
+    Args:
+        compressor: the method.
+        budget: what it must keep.
+        grid: of the video.
+        text: tokens of the prompt that are not video tokens.
+        layers: decoder layers of the model.
+        features: ``(N, D)`` of the video, on any device; those of :func:`synthetic_video` if not given.
+
+    Raises:
+        Exception: whatever the method raises, and what the engine does (:class:`~stsimdiff.engine.Compression`).
+    """
+    features = synthetic_video(grid) if features is None else features
+    generator = torch.Generator().manual_seed(0)
+    signals = VisionSignals(
+        torch.rand(grid.tokens, generator=generator).to(features.device),
+        torch.randn(grid.tokens, HEADS, HEAD, generator=generator).to(features.device),
+    )
+    before = text // 2
+    video = torch.arange(before, before + grid.tokens)
+    layout = Layout(grid, video, grid.tokens + text, layers, "plan", signals)
+    return without_model(lent.start(compressor, layout, budget), layout, features, generator)
+
+
+def synthetic_video(grid: Grid) -> Tensor:
+    """``(N, WIDTH)`` features: a picture for each shot, and noise that differs by place."""
+    generator = torch.Generator().manual_seed(1)
+    amount = 0.2 + 0.8 * torch.rand(grid.per_frame, 1, generator=generator)
+    shots = -(-grid.frames // SHOT)
+    pictures = torch.randn(shots, grid.per_frame, WIDTH, generator=generator)
+    noise = torch.randn(grid.frames, grid.per_frame, WIDTH, generator=generator)
+    return (pictures.repeat_interleave(SHOT, 0)[: grid.frames] + amount * noise).flatten(0, 1)
+
+
+@torch.no_grad()
+def without_model(run: Run, layout: Layout, features: Tensor, generator: torch.Generator) -> Trace:
+    """The trace of a run in the engine, over layers that change nothing and whose attention is drawn.
+
+    Args:
+        run: of one video.
+        layout: that it was started with; it says how many layers there are.
+        features: ``(N, D)`` of the video tokens; text tokens are zero.
+        generator: of the attention.
+    """
+    layers = nn.ModuleList(_Layer(generator) for _ in range(layout.layers))
+    decoder = _Stack(layers)
+    embeds = features.new_zeros(1, layout.length, features.shape[1])
+    embeds[0, layout.video] = features
+    with Compression(Decoder(decoder, layers), run, layout) as trace:
+        decoder(inputs_embeds=embeds)
+    return trace
+
+
+class _Stack(nn.Module):
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        for layer in self.layers:
+            inputs_embeds = layer(inputs_embeds)
+        return inputs_embeds
+
+
+class _Layer(nn.Module):
+    """A decoder layer by its parts, each of which adds nothing."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.input_layernorm = self.post_attention_layernorm = nn.Identity()
+        self.self_attn, self.mlp = _Attention(generator), torch.zeros_like
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.self_attn(hidden_states)[0]
+
+
+class _Config:
+    """What :func:`~stsimdiff.engine.attention.probe` leaves in place of it says who reads the attention."""
+
+    stsimdiff_receive = None
+
+
+class _Attention(nn.Module):
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config, self.generator = _Config(), generator
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+        if self.config.stsimdiff_receive is not None:
+            drawn = torch.randn(2, 1, HEADS, hidden_states.shape[1], 1, generator=self.generator)
+            query, key = drawn.to(hidden_states)
+            self.config.stsimdiff_receive(query, key, 1.0, {})
+        return torch.zeros_like(hidden_states), None

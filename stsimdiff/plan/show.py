@@ -1,0 +1,161 @@
+"""How a plan looks in the terminal. What it says is worked out in :mod:`stsimdiff.plan.estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from stsimdiff.config.arms import Arm
+from stsimdiff.config.settings import Settings
+from stsimdiff.plan.estimate import ArmPlan, PassPlan, plan_pass
+from stsimdiff.terminal import Console
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+
+
+def render(plans: Sequence[PassPlan], console: Console) -> None:
+    """Print every pass, then the sum of all."""
+    for plan in plans:
+        _pass(plan, console)
+    cells = sum(len(plan.arms) for plan in plans)
+    left = sum(arm.open for plan in plans for arm in plan.arms)
+    done = sum(arm.answered for plan in plans for arm in plan.arms)
+    models = len({(plan.settings.model["name"], plan.settings.model["path"]) for plan in plans})
+    benchmarks = len({plan.settings.benchmark["name"] for plan in plans})
+    flops, seconds = sum(plan.flops for plan in plans), sum(plan.seconds for plan in plans)
+    disk = sum(plan.disk["answers"] for plan in plans)
+    least = max(sum(plan.memory.values()) for plan in plans)
+    console.print(
+        Text.assemble(
+            ("In all", "bold"),
+            f": {cells} cells (arms of {models} models on {benchmarks} benchmarks), {left} answers to give, "
+            f"{done} there already; {quantity(flops, 'FLOPs')}, about {duration(seconds)} on one device; at least "
+            f"{size(least)} of memory, {size(disk)} of answers.",
+        ),
+        soft_wrap=True,
+    )
+    console.print(
+        "Nothing was loaded and nothing was written; leave plan=true out to run it.", soft_wrap=True
+    )
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with three digits and a prefix: ``1.23 TFLOPs``."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {PREFIXES[power]}{unit}"
+
+
+def size(bytes_: float) -> str:
+    """Bytes with a decimal prefix."""
+    return quantity(bytes_, "B")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of two units at most."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _pass(plan: PassPlan, console: Console) -> None:
+    model, benchmark = plan.settings.model, plan.settings.benchmark
+    console.print(
+        Text.assemble((f"{model['name']} on {benchmark['name']}", "bold"), f", {model['frames']} frames"),
+        soft_wrap=True,
+    )
+    grid = plan.typical
+    lines = [
+        f"sizes: {plan.source}; {plan.shape.parameters / 1e9:.3g} billion weights, "
+        f"{plan.shape.decoder.layers} layers",
+        f"questions: {plan.questions} about {plan.videos} videos, {plan.hours:.3g} hours of video",
+        f"tokens of a video: {grid.tokens} ({grid.frames} x {grid.height} x {grid.width}), the most frequent; "
+        f"{plan.largest.tokens}, the largest; about {plan.text} of text",
+        f"vision tower and projector: {quantity(plan.vision, 'FLOPs')} for {plan.open_videos} videos, each once "
+        "for all arms",
+    ]
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+    console.print(_table(plan))
+    console.print(
+        "  LLM: of the language model for one question, counted; closed: 4nd^2 + 2n^2d + 2ndm, as papers print; "
+        "method: of the compressor itself",
+        style="dim",
+        soft_wrap=True,
+    )
+    for arm in plan.arms:
+        if arm.trace is None:
+            console.print(
+                f"  {arm.arm.label} is in no sum: it failed on a synthetic video with {arm.reason}",
+                soft_wrap=True,
+            )
+    memory = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
+    reading = "reading the videos not included"
+    if plan.reading is not None:
+        reading = f"with {duration(plan.reading * plan.open_videos)} of reading videos"
+    lines = [
+        f"memory: about {size(sum(plan.memory.values()))} at the largest video ({memory})",
+        f"disk: {size(plan.disk['answers'])} of answers; the features of all videos would be "
+        f"{size(plan.disk['features'])}",
+        f"time: about {duration(plan.seconds)} for {quantity(plan.flops, 'FLOPs')} at "
+        f"{quantity(plan.throughput, 'FLOP/s')}, which rests on {plan.rests_on}; {reading}, generated tokens neither",
+        *plan.notes,
+    ]
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+    console.print()
+
+
+def _table(plan: PassPlan) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("arm")
+    numbers = "budget,open,done,tokens %,compute %,LLM FLOPs,LLM %,closed %,method,all open,KV cache"
+    for heading in numbers.split(","):
+        table.add_column(heading, justify="right")
+    for arm in plan.arms:
+        table.add_row(*_row(arm))
+    return table
+
+
+def _row(plan: ArmPlan) -> list[str]:
+    arm = plan.arm
+    budget = f"{100 * arm.budget.retention:g} % {arm.budget.kind}"
+    row = [arm.label, budget, str(plan.open), str(plan.answered)]
+    if plan.trace is None:
+        return [*row, *["not known"] * 7]
+    kept = plan.trace.retention()
+    return [
+        *row,
+        f"{100 * kept['tokens']:.1f}",
+        f"{100 * kept['compute']:.1f}",
+        quantity(plan.each, ""),
+        f"{100 * plan.each / plan.each_all:.1f}",
+        f"{100 * plan.closed:.1f}",
+        "not counted" if plan.compressor is None else quantity(plan.compressor, ""),
+        quantity(plan.flops, ""),
+        size(plan.kv),
+    ]
+
+
+WIDE = 140
+
+
+def show(passes: Sequence[tuple[Settings, Sequence[Arm]]]) -> None:
+    """Print the plan of a whole batch.
+
+    Raises:
+        UserError: for whatever would stop the run before its model is loaded.
+    """
+    pass
+
+    console = Console()
+    # Where no terminal says its width, a line of the table is better long than cut.
+    console = console if console.is_terminal else Console(width=WIDE)
+    render([plan_pass(settings, arms) for settings, arms in passes], console)

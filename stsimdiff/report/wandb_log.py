@@ -1,0 +1,325 @@
+"""A finished run shown in Weights & Biases: one W&B run an arm, made from the stored rows alone.
+
+The numbers are those of the table, with the medians of the stored times. No result needs this: it can be done later,
+again, or never.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from stsimdiff.config.wandb_mode import wandb_mode
+from stsimdiff.errors import RunFailed
+from stsimdiff.files import write_whole
+from stsimdiff.report.arm import Arm
+from stsimdiff.report.lock import WANDB, alone
+from stsimdiff.report.rows import TIMES, read
+from stsimdiff.report.section import Row
+from stsimdiff.report.table import build
+from stsimdiff.terminal import say
+
+MARKER = "wandb.json"
+"""In an arm's folder: what was logged last, so that a second call logs only what has changed."""
+
+UID = ".run.json"
+"""In a run's folder: what tells it from other folders of the same name."""
+
+DATA_FOLDER = "WANDB_DATA_DIR"
+"""Names where sample tables wait for their upload; W&B would put them into the home directory."""
+INIT_SECONDS = 60
+RETRIES = 4
+"""Of each request, with growing pauses: some seconds. W&B's own numbers would hold a finished run for hours."""
+COPIES, OVERHEAD = 4, 200_000
+"""Room that an arm needs: copies of its samples as text, and bytes of everything else, W&B's logs included."""
+
+MOST_CHARACTERS = 128
+"""Of a W&B run's name."""
+
+SAMPLES = (
+    "id",
+    "video",
+    "family",
+    "answer",
+    "parsed",
+    "target",
+    "correct",
+    "stock_parsed",
+    "stock_correct",
+    "stock_error",
+    "retention_tokens",
+    "retention_compute",
+)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What one W&B run will show."""
+
+    arm: Arm
+    name: str
+    summary: Mapping[str, float | int]
+    samples: pd.DataFrame
+
+    def content(self) -> str:
+        """A hash of everything that is logged."""
+        samples = self.samples.to_csv(index=False)
+        text = json.dumps([self.arm.record, self.name, self.summary, samples], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[str]:
+    """Logs every arm of a run that has stored something and whose content changed since it was logged.
+
+    W&B's files go to ``<run_dir>/wandb``. Nothing is asked and nothing of W&B's own is printed; after logging
+    offline the command that uploads is.
+
+    Args:
+        run_dir: ``results/<run>``; its name is the group in W&B.
+        project: W&B's project.
+        mode: ``online``, ``offline``, or None, see :func:`~stsimdiff.config.wandb_mode.wandb_mode`.
+
+    Returns:
+        For each arm where it is: the folder of its offline run, or its address.
+
+    Raises:
+        ConfigError: an unknown mode, or ``online`` without a key.
+        DataError: as ``report.rows.load`` does.
+        RunFailed: when the service or the disk does not take what is logged; the next call logs it again.
+    """
+    run_dir = Path(run_dir)
+    mode = wandb_mode(mode)
+    if mode is None:
+        say("W&B: off, as WANDB_MODE=disabled says")
+        return []
+    with alone(run_dir, WANDB):
+        places = _log_pages(run_dir, project, mode)
+    if mode == "online":
+        return list(places.values())
+    folder = run_dir / "wandb"
+    if places:
+        upload = f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
+        say(f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}")
+    return [str(folder / name) for name in places.values()]
+
+
+def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
+    """Log what has changed; the place of every arm, by its id. Two commands at once would write into one W&B run."""
+    pages = _pages(run_dir)
+    places = {page.arm.id: _logged(page, run_dir, project, mode) for page in pages}
+    changed = [page for page in pages if places[page.arm.id] is None]
+    if changed:
+        with _failures_said(run_dir):
+            _check_room(run_dir, changed)
+            with _service(run_dir):
+                written = {page.arm.id: _write(page, run_dir, project, mode) for page in changed}
+            for page in changed:
+                if mode == "offline":
+                    _check_file(run_dir / "wandb" / written[page.arm.id])
+                _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
+        places |= written
+    return {arm: place for arm, place in places.items() if place is not None}
+
+
+def _pages(run_dir: Path) -> list[_Page]:
+    stored = read(run_dir)
+    samples = dict(list(stored.samples.groupby("arm", sort=False)))
+    rows = {row.arm: row for section in build(stored).sections for row in section.rows}
+    return [
+        _Page(arm, _name(rows[arm.id]), _summary(rows[arm.id], samples[arm.id]), _samples(samples[arm.id]))
+        for arm in stored.arms
+        if arm.id in samples
+    ]
+
+
+def _name(row: Row) -> str:
+    """A name that W&B takes: it allows 128 characters, and the end tells variants apart."""
+    place = "" if row.reference else f" {100 * row.retention:.4g} % {row.budget}"
+    room = MOST_CHARACTERS - len(place)
+    label = row.label if len(row.label) <= room else f"{row.label[: room // 2 - 1]}…{row.label[-room // 2 :]}"
+    return label + place
+
+
+def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int]:
+    """The row's numbers as in ``table.csv``, TFLOPs and times of a sample; what could not be averaged is absent."""
+    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    numbers = {
+        name: value
+        for name, value in fields.items()
+        if name != "retention" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    numbers |= {f"acc_{family}": value for family, value in row.families.items()}
+    answered = samples[~samples["failed"]]
+    numbers["llm_tflops"] = float(answered["llm_flops"].mean()) / 1e12
+    for time in TIMES:
+        numbers.setdefault(f"{time}_ms", 1000 * float(answered[f"{time}_s"].median()))
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+
+def _samples(rows: pd.DataFrame) -> pd.DataFrame:
+    """The sample table, times in milliseconds, None where there is nothing."""
+    shown = rows[list(SAMPLES)].assign(prefill_ms=1000 * rows["prefill_s"], error=rows["error_message"])
+    shown = shown.astype(object)
+    return shown.where(shown.notna(), None)
+
+
+def _logged(page: _Page, run_dir: Path, project: str, mode: str) -> str | None:
+    """The place that the arm's marker names, if this very content is there; else None."""
+    try:
+        told = json.loads((page.arm.folder / MARKER).read_text(encoding="utf-8"))
+        place = told.pop("place")
+    except (OSError, ValueError, KeyError):
+        return None  # never logged, or cut off while the marker was written
+    if told != {"content": page.content(), "project": project, "mode": mode}:
+        return None
+    return place if mode == "online" or (run_dir / "wandb" / place).is_dir() else None
+
+
+def _mark(page: _Page, run_dir: Path, place: str, target: Mapping[str, str]) -> None:
+    """Notes what is logged now, and removes offline folders of the arm that it supersedes.
+
+    All of them would be uploaded under one id, and only the newest is true.
+    """
+    for folder in (run_dir / "wandb").glob(f"offline-run-*-{_run_id(page, run_dir)}*"):
+        if folder.name != place:
+            shutil.rmtree(folder, ignore_errors=True)
+    told = {"content": page.content(), **target, "place": place}
+    write_whole(page.arm.folder / MARKER, json.dumps(told, indent=1) + "\n")
+
+
+@contextmanager
+def _service(run_dir: Path) -> Iterator[None]:
+    """W&B's service for the time of the logging, with all its files in the run's folder.
+
+    Its files are complete only when it has ended: a run's ``finish`` returns before its file is closed.
+    """
+    import wandb
+
+    earlier = os.environ.get(DATA_FOLDER)
+    (run_dir / "wandb").mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        os.environ.pop(DATA_FOLDER, None)
+        if earlier is not None:
+            os.environ[DATA_FOLDER] = earlier
+        if wandb.run is None:  # else the caller is logging something of its own
+            wandb.teardown()
+
+
+@contextmanager
+def _failures_said(run_dir: Path) -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except (wandb.Error, OSError) as error:
+        raise RunFailed(
+            f"W&B did not take the arms of {run_dir}: {str(error).strip().rstrip('.') or type(error).__name__}; the "
+            "same command logs them again, logger.mode=offline needs no service, logger=none leaves W&B out"
+        ) from error
+
+
+def _check_room(run_dir: Path, pages: list[_Page]) -> None:
+    """Raise :class:`OSError` where the disk has no room: W&B's service would not say that its file is torn."""
+    needed = sum(COPIES * len(page.samples.to_csv(index=False)) + OVERHEAD for page in pages)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise OSError(
+            f"no space left on the disk: {free // 1000} kB are free, {needed // 1000} kB are needed"
+        )
+
+
+def _check_file(folder: Path) -> None:
+    """Raise :class:`OSError` unless W&B has written an offline run there; where it may not, it writes elsewhere."""
+    files = list(folder.glob("run-*.wandb"))
+    if not files or not files[0].stat().st_size:
+        raise OSError(f"{folder} was not written")
+
+
+def _run_id(page: _Page, run_dir: Path) -> str:
+    return hashlib.sha256(f"{_uid(run_dir)}/{page.arm.id}".encode()).hexdigest()[:16]
+
+
+def _uid(run_dir: Path) -> str:
+    """What tells this run's folder from every other, made once: it goes with the folder, and a copy gets its own.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    file, here = run_dir / UID, str(run_dir.resolve())
+    told = _told(file)
+    if told is not None and told["folder"] == here:
+        return told["uid"]
+    origin = Path(told["folder"]) / UID if told else None
+    moved = origin is not None and _told(origin) != told
+    found = {"uid": told["uid"] if told and moved else secrets.token_hex(16), "folder": here}
+    write_whole(file, json.dumps(found) + "\n")
+    # Of several processes the last one decides for all.
+    return (_told(file) or found)["uid"]
+
+
+def _told(file: Path) -> dict[str, str] | None:
+    """What a folder's file says of it; ``None`` where it is absent or broken."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return {"uid": str(told["uid"]), "folder": str(told["folder"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
+    """One W&B run from start to finish; the name of its offline folder, or its address."""
+    import wandb
+
+    run_id = _run_id(page, run_dir)
+    staged = run_dir.resolve() / "wandb" / "tables" / run_id
+    shutil.rmtree(
+        staged, ignore_errors=True
+    )  # of an earlier time; nothing refers to it once that is superseded
+    staged.mkdir(parents=True)
+    os.environ[DATA_FOLDER] = str(staged)
+    settings = wandb.Settings(
+        silent=True,
+        init_timeout=INIT_SECONDS,
+        x_graphql_retry_max=RETRIES,
+        x_file_stream_retry_max=RETRIES,
+        x_file_transfer_retry_max=RETRIES,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        project=project,
+        dir=str(run_dir),
+        id=run_id,
+        resume="allow" if mode == "online" else None,  # offline there is nothing to resume, and it warns
+        group=run_dir.resolve().name,
+        name=page.name,
+        config=dict(page.arm.record),
+        mode=mode,
+        reinit="create_new",
+        settings=settings,
+    )
+    samples = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
+    run.log({"samples": samples})
+    run.summary.update(page.summary)
+    run.finish(exit_code=0)
+    return run.url if mode == "online" else Path(run.dir).parent.name
