@@ -21,7 +21,7 @@ from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
 from stsimdiff.evaluate.run import run_arms
 from stsimdiff.launchers.base import configurations
-from stsimdiff.launchers.in_process import run_configurations
+from stsimdiff.launchers.in_process import make_report, run_configurations
 from stsimdiff.report.publish import publish
 
 MINIATURE = Path(__file__).parent / "benchmarks" / "egoschema"
@@ -58,7 +58,7 @@ def words(data: Path, *more: str) -> list[str]:
 def run(data: Path, *more: str) -> int:
     """Answers given in this call."""
     (one,) = passes_of(configurations(words(data, *more)))
-    return run_arms(one.settings, list(one.arms.values()))
+    return run_arms(one.settings, list(one.arms.values()), report=make_report)
 
 
 def says(monkeypatch, said: tuple[str, ...]) -> None:
