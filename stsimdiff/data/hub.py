@@ -198,7 +198,7 @@ def _zip(benchmark: Benchmark, revision: str, name: str) -> Iterator[zipfile.Zip
     from huggingface_hub import HfFileSystem
 
     place = f"datasets/{benchmark.hub}@{revision}/{name}"
-    with HfFileSystem().open(place, block_size=BLOCK) as file, zipfile.ZipFile(file) as archive:
+    with HfFileSystem().open(place, "rb", block_size=BLOCK) as file, zipfile.ZipFile(file) as archive:
         yield archive
 
 
