@@ -338,7 +338,7 @@ def test_unusable_videos_block_the_others_only_above_the_limit(
         session, "load_model", lambda settings: pytest.fail("loaded") if not goes_on else load_model(settings)
     )
     harm(data, "videomme")  # two of three videos, with three questions each
-    settings, (arm,) = prepared("videomme", data, f"max_failures={limit}")
+    settings, arm = prepared("videomme", data, f"max_failures={limit}")
     with pytest.raises(RunFailed if goes_on else DataError) as caught:
         run.run_arms(settings, [arm])
     said = str(caught.value)
