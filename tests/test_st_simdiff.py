@@ -303,3 +303,20 @@ def test_no_community_is_larger_than_the_root_of_all_tokens(monkeypatch, grid, l
     layout = layout_for(grid)
     drive(method.start(layout, Budget("tokens", 0.5)), video("constant", grid), layout)
     assert asked == [([grid.tokens], largest)]
+
+
+def test_without_the_similarity_path_no_community_method_has_edges_to_join():
+    grid = Grid(4, 2, 2)
+    layout, kept = layout_for(grid), []
+    for community in ("connected", "leiden", "louvain"):
+        method = STSimDiff(similarity=False, community=community)
+        kept.append(drive(method.start(layout, Budget("tokens", 0.5)), video("mixed", grid), layout))
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_the_last_stage_keeps_one_token_at_least():
+    grid = Grid(4, 2, 2)
+    layout = layout_for(grid)
+    run = STSimDiff(released_layers=28).start(layout, Budget("compute", 0.05))
+    run.had_edges = True
+    assert [run._final_count(present) for present in (1, 2, 3)] == [1, 1, 1]

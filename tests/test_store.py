@@ -386,3 +386,11 @@ def test_every_line_is_asked_to_be_on_the_disk_before_it_counts(tmp_path, monkey
         store.append(answer("q1"))
         store.append(answer("q2"))
     assert synced == [1, 2]
+
+
+def test_what_a_line_is_of_and_whether_it_failed_stand_at_its_end(tmp_path):
+    # A sweep that goes on reads the ends alone.
+    with open_store(tmp_path) as store:
+        store.append({"of": "0123", "error": None, "id": "q1", "answer": "A"})
+    text = (tmp_path / "answers.jsonl").read_text()
+    assert text == '{"id": "q1", "answer": "A", "of": "0123", "error": null}\n'
