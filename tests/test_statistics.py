@@ -151,6 +151,15 @@ def test_one_question_a_video_is_the_textbook_interval() -> None:
     assert interval.high == pytest.approx(1 / (1 + np.exp(-np.log(3) - reach)))
 
 
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_videos_all_alike_have_wilsons_interval_over_the_videos(right: int) -> None:
+    # Four questions on each of 40 videos, of which the same share is right everywhere.
+    found = accuracy(np.tile(np.arange(4) < right, 40), videos_of(np.full(40, 4)))
+    quantile = 2 * stats.norm.sf(stats.t.ppf(0.975, 39))
+    low, high = proportion_confint(10 * right, 40, alpha=quantile, method="wilson")
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
 def test_all_right_is_wilsons_interval_and_never_of_no_width() -> None:
     low, _ = proportion_confint(40, 40, alpha=2 * stats.norm.sf(stats.t.ppf(0.975, 39)), method="wilson")
     for sizes in (np.ones(40, int), np.full(40, 5)):

@@ -90,6 +90,8 @@ def test_a_block_ends_with_the_proposed_method_and_begins_with_what_needs_none(t
         write_arm(tmp_path, name, 1.0 if name in expected[:2] else 0.3, answers(0.6, 0.3))
     (section,) = make(tmp_path, None).sections
     assert [row.method for row in section.rows] == expected
+    # What needs no budget takes no place in a block.
+    assert not any(row.best or row.second for row in section.rows[:2])
 
 
 def test_where_the_mean_over_families_is_explained(tmp_path: Path) -> None:
