@@ -59,3 +59,8 @@ class Stopped(RunFailed):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; like an interrupt it is no error of a sample, and ends the run cleanly. Exit code 143."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a sentence of ours; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -34,6 +34,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise
 
 
+def existing(place: Path) -> Path:
+    """A place, or the nearest folder above it that is there."""
+    return next(path for path in (place.resolve(), *place.resolve().parents) if path.exists())
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a whole file, 64 hex digits, read in blocks. Raises :class:`OSError`."""
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))

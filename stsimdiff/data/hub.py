@@ -19,7 +19,8 @@ from stsimdiff.data.archives import gib, grouped
 from stsimdiff.data.benchmarks import Benchmark, default_root
 from stsimdiff.data.rows import read_rows
 from stsimdiff.data.videos import SUFFIXES
-from stsimdiff.errors import DataError
+from stsimdiff.errors import DataError, first_line
+from stsimdiff.files import existing, write_whole
 
 FETCHED = ".fetched.json"
 PATIENCE = 30
@@ -96,7 +97,7 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         part = _part(benchmark, root, info.sha, sizes, say) if benchmark.part else None
     here = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.is_dir() else 0
-    free = shutil.disk_usage(next(place for place in (root, *root.parents) if place.exists())).free
+    free = shutil.disk_usage(existing(root)).free
     if part:
         files, members = part
         most = sum(info.file_size for found in members.values() for info in found)
@@ -135,7 +136,7 @@ def fetch(need: Need, say: Say) -> None:
         for name, infos in need.members.items():
             _tried(partial(_read, need, name, infos), say)
         told = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
-        (root / FETCHED).write_text(json.dumps(told) + "\n", encoding="utf-8")
+        write_whole(root / FETCHED, json.dumps(told) + "\n")
 
 
 def _download(
@@ -254,7 +255,7 @@ def _tried(attempt: Callable[[], T], say: Say) -> T:
         except Exception as error:
             if not _passing(error):
                 raise
-            say(f"the hub failed ({_reason(error)}); try {number + 1} of {TRIES}")
+            say(f"the hub failed ({first_line(error)}); try {number + 1} of {TRIES}")
             time.sleep(PAUSE * number)
     return attempt()
 
@@ -270,10 +271,6 @@ def _passing(error: Exception) -> bool:
         return False
     disk = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
     return not (isinstance(error, OSError) and error.errno in disk)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager
@@ -292,7 +289,9 @@ def _said(benchmark: Benchmark) -> Iterator[None]:
         raise
     except Exception as error:
         # The hub's client changes its network library, and so its errors, from version to version.
-        raise DataError(f"cannot fetch {benchmark.hub}: {_reason(error)}; {_elsewhere(benchmark)}") from error
+        raise DataError(
+            f"cannot fetch {benchmark.hub}: {first_line(error)}; {_elsewhere(benchmark)}"
+        ) from error
 
 
 def _elsewhere(benchmark: Benchmark) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from stsimdiff.errors import first_line
 from stsimdiff.evaluate.questions import Question
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def once_more(attempt: Callable[[], T], free: Callable[[], None]) -> T:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        log.warning("out of memory (%s); freeing what can be freed and trying once more", _first_line(error))
+        log.warning("out of memory (%s); freeing what can be freed and trying once more", first_line(error))
         # The frames of the failed attempt hold its tensors.
         traceback.clear_frames(error.__traceback__)
     free()
@@ -79,7 +80,3 @@ def free_memory() -> None:
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None:
         torch.get_device_module(device).empty_cache()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,13 +11,16 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from stsimdiff.errors import ConfigError, Stopped
+from stsimdiff.errors import ConfigError, Stopped, first_line
 from stsimdiff.ranks import MEND, ranks
 
 RENDEZVOUS = timedelta(minutes=10)
 """How long a process waits for the others to start: they come once their imports are done, before any work."""
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the slowest one; of one that died it hears at once."""
+
+SHOWN = 200
+"""Characters that a message shows of what another process said."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ class Processes:
                 dist.monitored_barrier(timeout=PATIENCE)
             except RuntimeError as error:
                 raise Stopped(
-                    f"process {self.rank} of {self.world} waited for one that has ended ({_first_line(error)}); its "
-                    "own output says why. What was answered is stored: start the same command again to go on"
+                    f"process {self.rank} of {self.world} waited for one that has ended "
+                    f"({first_line(error)[:SHOWN]}); its own output says why. What was answered is stored: start "
+                    "the same command again to go on"
                 ) from error
 
     @classmethod
@@ -79,13 +83,9 @@ class Processes:
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ConfigError(
                 f"process {rank} of WORLD_SIZE={world} found no others at MASTER_ADDR:MASTER_PORT={place} within "
-                f"{RENDEZVOUS.total_seconds():g} s ({_first_line(error)}): start them all, or {MEND}"
+                f"{RENDEZVOUS.total_seconds():g} s ({first_line(error)[:SHOWN]}): start them all, or {MEND}"
             ) from error
         try:
             yield cls(rank, world, show=rank == 0)
         finally:
             dist.destroy_process_group()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

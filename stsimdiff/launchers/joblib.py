@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 
+from stsimdiff.errors import first_line
 from stsimdiff.launchers.jobs import Ended, Engine, JobLauncher, Place
 from stsimdiff.ranks import end_with
 
@@ -50,5 +51,5 @@ class JoblibLauncher(JobLauncher, joblib_launcher.JoblibLauncher):
             returns = joblib_launcher.JoblibLauncher.launch(self, words, first)
         except TerminatedWorkerError as error:
             # joblib stops the whole pool then, and does not say whose process it was.
-            return [[Ended(error=f"a process of the pool died: {str(error).splitlines()[0]}")]]
+            return [[Ended(error=f"a process of the pool died: {first_line(error)}")]]
         return [[one.return_value] for one in returns]

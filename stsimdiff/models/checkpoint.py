@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
-from stsimdiff.errors import ConfigError
+from stsimdiff.errors import ConfigError, first_line
 from stsimdiff.models.base import LoadOptions
 
 SHOWN = 8
@@ -45,10 +45,9 @@ def load_processor(folder: Path, options: LoadOptions) -> Any:
             folder, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"the tokenizer or processor files in {folder} cannot be read: {reason}; take them from the released "
-            "checkpoint"
+            f"the tokenizer or processor files in {folder} cannot be read: {first_line(error)}; take them "
+            "from the released checkpoint"
         ) from error
 
 
@@ -90,13 +89,11 @@ def load_weights(
             **given,
         )
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"no safetensors weights can be read from {folder}: {reason}") from error
+        raise ConfigError(f"no safetensors weights can be read from {folder}: {first_line(error)}") from error
     except (ValueError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
         # A configuration that contradicts itself, or an attention backend that is not installed.
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"the checkpoint {folder} cannot be loaded with these settings: {reason}"
+            f"the checkpoint {folder} cannot be loaded with these settings: {first_line(error)}"
         ) from error
     account(
         folder,
