@@ -6,7 +6,6 @@ with this attention backend. A check that fails says what to do, and the others 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import platform
 import shutil
@@ -20,11 +19,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stsimdiff.commands import HELP
 from stsimdiff.config.checks import obstacle
 from stsimdiff.config.settings import Settings
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import ConfigError, DataError, Missing, UserError
 from stsimdiff.evaluate.passes import Pass, passes_of
+from stsimdiff.files import existing
 from stsimdiff.launchers import base
 from stsimdiff.terminal import say
 from stsimdiff.video import process
@@ -108,16 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError: for wrong settings.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(prog="python -m stsimdiff doctor", add_help=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    known, rest = parser.parse_known_args(words)
-    if known.help:
+    if not HELP.isdisjoint(words):
         say(USAGE.rstrip())
         return 0
-    if flags := [word for word in rest if word.startswith("-")]:
+    if flags := [word for word in words if word.startswith("-")]:
         raise ConfigError(f"{flags[0]} is no flag of doctor; allowed: --help, and settings key=value")
     # A plan's settings need neither weights nor data, whose lack is a finding here.
-    configurations = base.configurations([*rest, "plan=true"])
+    configurations = base.configurations([*words, "plan=true"])
     doctor = Doctor(say)
     try:
         passes = passes_of(configurations)
@@ -170,7 +168,7 @@ def _versions() -> str:
 def _disk(folder: Path) -> str:
     if why := obstacle(folder):
         raise DataError(f"{why}; choose another folder: results=FOLDER")
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    there = existing(folder)
     free = shutil.disk_usage(there).free
     said = f"{free / 1e9:.1f} GB free below {there}"
     if free < LEAST_FREE:

@@ -5,7 +5,6 @@ The settings are those of a run, sweeps included; nothing is scored, and nothing
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stsimdiff import video
+from stsimdiff.commands import HELP
 from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError, MethodFault, RunFailed
 from stsimdiff.evaluate.passes import Pass, passes_of
@@ -63,13 +63,10 @@ class Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; wrong input raises a :class:`~stsimdiff.errors.UserError` before a model is loaded."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(prog="python -m stsimdiff inspect", add_help=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    known, rest = parser.parse_known_args(words)
-    if known.help:
+    if not HELP.isdisjoint(words):
         say(USAGE.rstrip())
         return 0
-    asked = read_words(rest)
+    asked = read_words(words)
     passes = prepare(asked)
     output = asked.output or passes[0][0].settings.folder.parent / "inspect" / asked.file.stem
     try:
