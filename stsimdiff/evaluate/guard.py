@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.engine import lent, process_state
+from stsimdiff.engine.process_state import Setting
 from stsimdiff.errors import MethodFault
 from stsimdiff.models.base import Family
 from stsimdiff.terminal import say
@@ -58,9 +60,10 @@ class Guard:
     """
 
     def __init__(self, family: Family) -> None:
-        tokenizer = family.processor and family.tokenizer
+        self.tokenizer = family.processor and family.tokenizer
         # Of some families the tokenizer is the whole processor: put back under one name, it is as before under both.
-        self.speakers = {"tokenizer": tokenizer, "processor": family.processor}
+        speakers = {"tokenizer": self.tokenizer, "processor": family.processor}
+        self.settings = (*process_state.EVERYTHING, *_speaking(speakers))
         roots = {"model": family.model}
         roots |= {name: value for name, value in vars(family).items() if isinstance(value, nn.Module)}
         self.modules: dict[int, tuple[str, nn.Module]] = {}
@@ -182,6 +185,9 @@ class Guard:
         before = self._weighed
         return [versions, addresses] != [*before[:2]] or not all(map(lent.same, values, before[2]))
 
+    def _tokens(self) -> int:
+        return 0 if self.tokenizer is None else len(self.tokenizer)
+
     @contextmanager
     def sample(self, compressor: Compressor, **given: Any) -> Iterator[None]:
         """Watch over one sample of a method.
@@ -196,9 +202,9 @@ class Guard:
             MethodFault: when it changed anything else; that is put back.
         """
         name = type(compressor).__name__
-        process = process_state.read(process_state.EVERYTHING)
+        process, tokens = process_state.read(self.settings), self._tokens()
         threads, kept = set(threading.enumerate()), state_of(compressor)
-        held, spoken = _held(given), _spoken(self.speakers)
+        held = _held(given)
         failed: BaseException | None = None
         try:
             yield
@@ -206,12 +212,12 @@ class Guard:
             failed = error
             raise
         finally:
-            faults = [f"changed {what}" for what in process_state.put_back(process_state.EVERYTHING, process)]
+            faults = [f"changed {what}" for what in process_state.put_back(self.settings, process)]
             # Before the namespaces, which refresh what is known of the weights.
             spoiled = "weights of the model" if self._weights_changed() else ""
-            spoiled = spoiled or _other_vocabulary(self.speakers["tokenizer"], spoken)
+            if self._tokens() != tokens:
+                spoiled = spoiled or "the tokenizer's vocabulary"
             faults += self._put_back()
-            faults += [f"changed {what}" for what in _unsaid(self.speakers, spoken)]
             faults += [f"wrote into {path}" for path in _given_back(held)]
             faults += [f"left the thread {thread.name!r} running; end it" for thread in _left(threads)]
             now = state_of(compressor)
@@ -286,34 +292,19 @@ def _given_back(held: list[tuple[str, Tensor, Tensor]]) -> list[str]:
 # What turns questions into ids and ids into text ---------------------------------------------------------------
 
 
-def _spoken(speakers: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings of processor and tokenizer, such as the chat template, by path; and the tokens there are."""
-    found: dict[str, Any] = {"tokens": _tokens(speakers["tokenizer"])}
+def _speaking(speakers: Mapping[str, Any]) -> Iterator[Setting]:
+    """The plain settings of processor and tokenizer, such as the chat template."""
     for label, owner in speakers.items():
         for name, value in vars(owner).items() if owner is not None else ():
             # Which warnings were given is no setting.
             if name != "deprecation_warnings" and isinstance(value, (str, int, float, dict, type(None))):
-                found[f"{label}.{name}"] = dict(value) if isinstance(value, dict) else value
-    return found
+                held = vars(owner)
+                yield Setting(f"{label}.{name}", partial(_plain, held, name), partial(held.__setitem__, name))
 
 
-def _tokens(tokenizer: Any) -> int:
-    return 0 if tokenizer is None else len(tokenizer)
-
-
-def _other_vocabulary(tokenizer: Any, before: Mapping[str, Any]) -> str:
-    return "the tokenizer's vocabulary" if _tokens(tokenizer) != before["tokens"] else ""
-
-
-def _unsaid(speakers: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Paths of the settings that differ from before; they are put back."""
-    changed = []
-    for path, value in before.items():
-        label, _, name = path.partition(".")
-        if name and vars(speakers[label]).get(name) != value:
-            changed.append(path)
-            vars(speakers[label])[name] = value
-    return changed
+def _plain(held: Mapping[str, Any], name: str) -> Any:
+    value = held.get(name)
+    return dict(value) if isinstance(value, dict) else value
 
 
 # What a compressor keeps ---------------------------------------------------------------------------------------
