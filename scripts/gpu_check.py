@@ -201,22 +201,9 @@ def _bench(report: Report, options: argparse.Namespace) -> None:
     """Clocks, prefill and copies on a decoder of the 7B shape with all its layers."""
     from benchmarks import prefill
 
-    full = ["--shape", "qwen2-7b", "--layers", "28", "--frames", "64", "--height", "14", "--width", "15"]
-    tiny = [
-        "--shape",
-        "tiny",
-        "--layers",
-        "4",
-        "--frames",
-        "4",
-        "--height",
-        "7",
-        "--width",
-        "7",
-        "--repeats",
-        "1",
-    ]
-    given = prefill.options_of([*(tiny if options.tiny else full), "--device", options.device])
+    full = "--shape qwen2-7b --layers 28 --frames 64 --height 14 --width 15"
+    tiny = "--shape tiny --layers 4 --frames 4 --height 7 --width 7 --repeats 1"
+    given = prefill.options_of([*(tiny if options.tiny else full).split(), "--device", options.device])
     bench = cache(lambda: prefill.Bench(given))
     report.check(
         "CUDA events against the host's clock", f"{100 * CLOCKS_APART:g} %", lambda: _clocks(bench())
@@ -416,13 +403,7 @@ def _memory(path: str, options: argparse.Namespace, name: str) -> str:
         f"model.frames={frames}",
         f"model.device={options.device}",
     ]
-    words += [
-        "model.dtype=bfloat16",
-        "benchmark=videomme",
-        f"data={path}",
-        "logger=none",
-        "compressor=none",
-    ]
+    words += ["model.dtype=bfloat16", "benchmark=videomme", f"data={path}", "logger=none", "compressor=none"]
     (one,) = passes.passes_of(base.configurations([*words, "plan=true", "plan_tflops=100"]))
     plan = plan_pass(one.settings, list(one.arms.values()))
     planned = sum(plan.memory.values())

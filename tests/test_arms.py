@@ -360,31 +360,31 @@ def test_a_class_of_ones_own_runs_beside_ours(monkeypatch, checkpoint, own_metho
 
 
 def test_errors_of_ones_own_class_are_said(monkeypatch, checkpoint, own_method, capsys):
+    loudest, needy = (f"compressor._target_=my_method.{name}" for name in ("Loudest", "Needy"))
     for words, message in (
-        (["+compressor.power=-1"], "compressor my_method.Loudest: ValueError: power must be positive"),
         (
-            ["+compressor.pwer=1"],
+            [loudest, "+compressor.power=-1"],
+            "compressor my_method.Loudest: ValueError: power must be positive",
+        ),
+        (
+            [loudest, "+compressor.pwer=1"],
             "compressor.pwer is unknown: Loudest has the parameters power, skip; did you mean",
         ),
-        (["compressor.power=3"], "parameters of your own class are written with a plus: +compressor.power=3"),
         (
-            ["compressor._target_=my_method.Needy"],
+            [loudest, "compressor.power=3"],
+            "parameters of your own class are written with a plus: +compressor.power=3",
+        ),
+        (
+            [needy],
             "a parameter without a default is given as +compressor.NAME=VALUE",
         ),
         (
-            ["compressor._target_=my_method.Needy", f"+compressor.power={-(2**63)}"],
+            [needy, f"+compressor.power={-(2**63)}"],
             f"compressor.power={-(2**63)} is out of range; allowed: at most {2**63 - 1}",
         ),
     ):
         with pytest.raises(SystemExit) as stop:
-            composed_by_command_line(
-                monkeypatch,
-                *(
-                    f"model.path={checkpoint}",
-                    *["compressor._target_=my_method.Loudest"][: "_target_" not in words[0]],
-                ),
-                *words,
-            )
+            composed_by_command_line(monkeypatch, f"model.path={checkpoint}", *words)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 

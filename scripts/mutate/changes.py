@@ -120,10 +120,8 @@ def changes(module: str, source: bytes) -> list[Change]:
         before = " ".join(" ".join(rows[node.lineno - 1 : node.end_lineno]).split())
         after = " ".join((around[0] + text + around[1]).split())
         imported = not any(first <= node.lineno <= last for first, last in bodies)
-        change = Change(
-            *(module, node.lineno, node.end_lineno, span, kind),
-            *(start, stop, text, before, after, imported),
-        )
+        last = node.end_lineno
+        change = Change(module, node.lineno, last, span, kind, start, stop, text, before, after, imported)
         found.setdefault((start, stop, text), change)
     return sorted(found.values(), key=lambda change: (change.start, change.stop, change.kind, change.text))
 

@@ -34,7 +34,7 @@ def wandb_mode(mode: str | None) -> str | None:
     said = os.environ.get("WANDB_MODE")
     if said and said not in ENVIRONMENT:
         raise ConfigError(
-            f"WANDB_MODE={said} is unknown; allowed: {', '.join(ENVIRONMENT)}; unset it or mend it"
+            f"WANDB_MODE={said} is unknown; allowed: {', '.join(ENVIRONMENT)}; unset or correct it"
         )
     keyed = has_key()
     if mode is None:
