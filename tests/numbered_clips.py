@@ -17,7 +17,8 @@ from stsimdiff import video
 SIDE, BLOCK = 64, 16
 LOSSLESS = {
     "libx264": {"crf": "18"},
-    "libx265": {"crf": "18", "x265-params": "log-level=none"},
+    # The slower presets spoil a group of pictures of this size now and then, most often on a busy machine.
+    "libx265": {"crf": "18", "preset": "ultrafast", "x265-params": "log-level=none"},
     "libsvtav1": {"crf": "1", "preset": "8"},
 }
 
