@@ -13,8 +13,9 @@ import torch
 from stsimdiff.commands.conformance import check, main
 from stsimdiff.conformance import replay
 from stsimdiff.conformance.cases import Case, Fields, find, load
-from stsimdiff.conformance.compare import INPUTS, compare
+from stsimdiff.conformance.compare import compare
 from stsimdiff.conformance.prompts import load_family
+from stsimdiff.conformance.replays import replay_of
 from stsimdiff.errors import ConfigError, DataError
 
 torch.set_num_threads(1)
@@ -38,7 +39,8 @@ def stripped(case: Case, target: Path) -> Case:
     recorded = load(case.recorded)
     left = {name: value for name, value in recorded.items() if name in RULE_ON_TIES}
     if case.run is None:
-        left |= {name: value for name, value in recorded.items() if INPUTS.fullmatch(name)}
+        is_input = replay_of(case, recorded).is_input
+        left |= {name: value for name, value in recorded.items() if is_input(name)}
         np.savez(target / case.path.name, **left)
         return Case(target / case.path.name)
     folder = target / case.path.name
@@ -163,7 +165,8 @@ class TestTheCommand:
         assert "no recorded case at" in capsys.readouterr().err
         file = folder / "stsimdiff_03_newline_column_ties_t8_6x7.npz"
         arrays = dict(load(file))
-        np.savez(file, **{name: value for name, value in arrays.items() if INPUTS.fullmatch(name)})
+        is_input = replay_of(Case(file), load(file)).is_input
+        np.savez(file, **{name: value for name, value in arrays.items() if is_input(name)})
         assert main([str(file)]) == 2
         assert "holds no recorded outputs" in capsys.readouterr().out
         del arrays["hidden"]

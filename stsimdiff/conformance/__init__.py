@@ -13,12 +13,8 @@ import numpy as np
 
 from stsimdiff.conformance.cases import Case, load, locate
 from stsimdiff.conformance.end_to_end import replay_run
-from stsimdiff.conformance.selection import METHODS as SELECTIONS
-from stsimdiff.conformance.vision import METHODS as VISION
-from stsimdiff.errors import ConfigError
+from stsimdiff.conformance.replays import replay_of
 from stsimdiff.models.base import Family
-
-METHODS = {**SELECTIONS, **VISION}
 
 __all__ = ["replay", "replay_case"]
 
@@ -47,10 +43,4 @@ def replay_case(case: Case, family: Family | None = None) -> dict[str, np.ndarra
     if case.run is not None:
         return replay_run(case.path, case.run, family)
     data = load(case.path)
-    method = case.method(data)
-    if method not in METHODS:
-        raise ConfigError(
-            f"{case.path} is a case of {method!r}, which this product does not implement; it has "
-            f"{', '.join(sorted(METHODS))}"
-        )
-    return METHODS[method](data)
+    return replay_of(case, data).run(data)

@@ -9,22 +9,17 @@ neither an input, nor skipped, nor among our outputs is a difference.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from stsimdiff.conformance.cases import Case, Fields
+from stsimdiff.conformance.replays import Replay, replay_of
 from stsimdiff.errors import DataError
 
 Arrays = dict[str, np.ndarray]
-INPUTS = re.compile(
-    "meta|hidden|patch_type|cos|sin|n_frames|height|width|patch_num|image_token_(start_index|end_index|length)"
-    "|original_length|cost|similarity_lower_bound|event_upper_bound|ratio_lower_bound|strategy|right|bottom|spatial"
-    r"|temporal|num_layers|s2_attn|n_calls|call\d+_(in_hidden|attn)|attention|sys_length|attention_rank|agg_layer"
-    "|seq_length|metric|attn_cls|dominant_num|contextual_num|visual_token_num|tile_grid|k|q_cls|if_adaptive"
-    "|reduction_ratio|n_neighbours"
-)
-"""Fields of a case file that are inputs. The file of a run holds outputs only; its inputs are files of their own."""
 SKIPPED = {
     "s1_ambiguous|tie_index": "says where the tie rule applies",
     "newline_kept": "a part of merge_keep_index",
@@ -66,27 +61,31 @@ def compare(case: Case, recorded: Fields, own: Arrays) -> Comparison:
         DataError: when the case holds no recorded outputs.
     """
     result = Comparison()
-    outputs = [name for name in recorded if case.run is not None or not INPUTS.fullmatch(name)]
+    # The file of a run holds outputs only; its inputs are files of their own.
+    replay = None if case.run is not None else replay_of(case, recorded)
+    outputs = [name for name in recorded if replay is None or not replay.is_input(name)]
     if not outputs:
         raise DataError(f"{case.recorded} holds no recorded outputs to compare with; replay() gives ours")
     for name in outputs:
-        if reason := _skipped(name, recorded):
+        if reason := _matching({**(replay.skipped if replay else {}), **SKIPPED}, name):
             result.skipped[name] = reason
             continue
         result.compared.append(name)
-        said = _difference(name, recorded, own, 1e-5 if case.run is None else 1e-4)
+        said = _difference(name, recorded, own, replay)
         if said:
             result.differences.append(f"{name}: {said}")
     return result
 
 
-def _skipped(name: str, recorded: Fields) -> str:
-    return next((reason for pattern, reason in SKIPPED.items() if re.fullmatch(pattern, name)), "")
+def _matching(table: Mapping[str, Any], name: str) -> Any:
+    return next((value for pattern, value in table.items() if re.fullmatch(pattern, name)), None)
 
 
-def _difference(name: str, recorded: Fields, own: Arrays, atol: float) -> str:
+def _difference(name: str, recorded: Fields, own: Arrays, replay: Replay | None) -> str:
     if name not in own:
         return "recorded, but not among our outputs"
+    if replay and (rule := _matching(replay.rules, name)):
+        return rule(name, recorded, own)
     want, have = recorded[name], np.asarray(own[name])
     if name in TIED and len(ties := _ties(recorded, own)):
         return _tied_difference(name, recorded, own, ties)
@@ -104,10 +103,9 @@ def _difference(name: str, recorded: Fields, own: Arrays, atol: float) -> str:
             f"{len(wrong)} of {want.size} differ, first at {first}: {have.ravel()[first]}, "
             f"recorded {want.ravel()[first]}"
         )
-    if want.dtype == np.float64:
-        atol = 1e-9
-    fixed = (tolerance for pattern, tolerance in TOLERANCES.items() if re.fullmatch(pattern, name))
-    return _close(want, have, *next(fixed, (atol, 0.0)))
+    usual = 1e-9 if want.dtype == np.float64 else 1e-5 if replay else 1e-4
+    fixed = _matching({**(replay.tolerances if replay else {}), **TOLERANCES}, name)
+    return _close(want, have, *(fixed or (usual, 0.0)))
 
 
 def _close(want: np.ndarray, have: np.ndarray, atol: float, rtol: float) -> str:

@@ -1,0 +1,80 @@
+"""How the recorded selections of each method are replayed and compared: a table by the method's name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stsimdiff.conformance import methods
+from stsimdiff.conformance.cases import Case, Fields
+from stsimdiff.conformance.selection import METHODS as SELECTIONS
+from stsimdiff.conformance.vision import METHODS as VISION
+from stsimdiff.errors import ConfigError
+
+Arrays = dict[str, np.ndarray]
+SEVEN = (
+    "hidden|patch_type|cos|sin|n_frames|height|width|patch_num|image_token_(start_index|end_index|length)"
+    "|original_length|cost|similarity_lower_bound|event_upper_bound|ratio_lower_bound|strategy|right|bottom|spatial"
+    r"|temporal|num_layers|s2_attn|n_calls|call\d+_(in_hidden|attn)|attention|sys_length|attention_rank|agg_layer"
+    "|seq_length|metric|attn_cls|dominant_num|contextual_num|visual_token_num|tile_grid|k|q_cls|if_adaptive"
+    "|reduction_ratio|n_neighbours"
+)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How the recordings of one method are replayed and compared.
+
+    All names of fields are regular expressions that must match the whole name.
+
+    Attributes:
+        run: our outputs under the recorded names, from the inputs alone.
+        inputs: the fields that are inputs.
+        skipped: fields that are not compared, and why.
+        tolerances: absolute and relative tolerance of single fields; float64 otherwise 1e-9, float32 1e-5, all
+            others are equal.
+        rules: for a field that is compared in another way, what differs, given its name, what was recorded and ours;
+            empty where nothing does.
+    """
+
+    run: Callable[[Fields], Arrays]
+    inputs: str = SEVEN
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    tolerances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[str, Fields, Arrays], str]] = field(default_factory=dict)
+
+    def is_input(self, name: str) -> bool:
+        """Whether a field of a case is an input."""
+        return name == "meta" or re.fullmatch(self.inputs, name) is not None
+
+
+def _modules() -> dict[str, Replay]:
+    names = [module.name for module in pkgutil.iter_modules(methods.__path__)]
+    return {name: importlib.import_module(f"{methods.__name__}.{name}").REPLAY for name in names}
+
+
+METHODS: dict[str, Replay] = {
+    **{name: Replay(run) for name, run in {**SELECTIONS, **VISION}.items()},
+    **_modules(),
+}
+"""The replay of each method, by the name that its recordings have."""
+
+
+def replay_of(case: Case, data: Fields) -> Replay:
+    """The replay of a file's method.
+
+    Raises:
+        ConfigError: for a method that the product does not have.
+    """
+    method = case.method(data)
+    if method not in METHODS:
+        raise ConfigError(
+            f"{case.path} is a case of {method!r}, which this product does not implement; it has "
+            f"{', '.join(sorted(METHODS))}"
+        )
+    return METHODS[method]
