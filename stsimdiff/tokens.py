@@ -6,6 +6,7 @@ Nothing here knows a model or a compression method.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -80,6 +81,76 @@ class Picture:
             raise ValueError(f"no picture of a frame: {self}")
 
 
+ROWS = ("last", "all", "text", "after", "question")
+JOINS = ("mean", "max", None)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Which rows of a layer's attention are read, and how they are joined.
+
+    Attributes:
+        rows: of which tokens of the prompt: the ``last`` one, ``all``, those of the ``text``, the text ``after`` the
+            video, those of the ``question`` alone (no system prompt, no template), or a number of last ones.
+        heads: how the heads of a row are joined: ``mean``, ``max`` or ``None``, not at all.
+        over: how rows are joined after that; ``None`` is not for ``all`` rows, which would make an N x N matrix.
+        coming: whether it is read before the layer runs, from what enters it, by the layer's own norm, projections and
+            rotary embedding: it reaches the place before this very layer. Else it is that of the layer as it runs.
+        rotary: whether queries and keys are rotated.
+        causal: whether a row sees the tokens up to its own alone. Without ``rotary`` or ``causal`` it is not the
+            model's attention, but some methods are defined by it.
+    """
+
+    rows: str | int = "last"
+    heads: str | None = None
+    over: str | None = "mean"
+    coming: bool = False
+    rotary: bool = True
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.rows, int) and not isinstance(self.rows, bool)
+        if not (number and int(self.rows) > 0 or self.rows in ROWS):
+            raise ValueError(f"Read.rows={self.rows!r} is unknown; allowed: {', '.join(ROWS)}, or 1, 2, ...")
+        for name in ("heads", "over"):
+            if getattr(self, name) not in JOINS:
+                raise ValueError(f"Read.{name}={getattr(self, name)!r} is unknown; allowed: mean, max, None")
+        if self.rows == "all" and self.over is None:
+            raise ValueError("Read.over=None of all rows would be an N x N matrix; allowed: mean, max")
+
+
+class View(ABC):
+    """What a place shows besides the video tokens, computed when it is asked for, and a copy of the method's own.
+
+    Places in the prompt are those of the whole prompt, as ``layout.video`` has them; a token that was dropped has
+    none any more. Layers other than the coming one are those that the method named in ``Places.reads``. What needs no
+    attention of a layer that has run needs no name there.
+    """
+
+    @abstractmethod
+    def states(self, places: Tensor) -> Tensor:
+        """``(q, D)`` hidden states, as they enter this place, of the tokens at ``places`` ``(q,)`` int64."""
+
+    @abstractmethod
+    def normed(self, states: Tensor) -> Tensor:
+        """``states`` ``(..., D)`` through the decoder's final norm."""
+
+    @abstractmethod
+    def keys(self, layer: int, places: Tensor | None = None) -> Tensor:
+        """``(q, heads, d)`` keys of a layer, rotated, of the tokens at ``places``, or of the video tokens present."""
+
+    @abstractmethod
+    def values(self, layer: int, places: Tensor | None = None) -> Tensor:
+        """``(q, heads, d)`` values of a layer; arguments as in :meth:`keys`."""
+
+    @abstractmethod
+    def attention(self, layer: int, read: Read, places: Tensor | None = None) -> Tensor:
+        """Attention to the video tokens present: ``(heads, q, n)`` float32, less what ``read`` joins.
+
+        ``places``: the rows instead of those that ``read.rows`` names, such as some that the method chose.
+        """
+
+
 @dataclass(frozen=True)
 class VideoTokens:
     """Some or all tokens of one video.
@@ -88,11 +159,13 @@ class VideoTokens:
         features: ``(n, D)`` hidden states, any floating dtype and device.
         grid: the grid of the whole video (``N >= n``).
         index: ``(n,)`` int64, ascending: raster position of each row of ``features`` in the grid.
+        view: what else the place shows; ``None`` where there is no model.
     """
 
     features: Tensor
     grid: Grid
     index: Tensor
+    view: View | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.index.shape != self.features.shape[:1]:
@@ -256,6 +329,9 @@ class Layout:
         layers: decoder layers of the model.
         sample: id of the question; seeds of random methods derive from it.
         vision: the vision tower's signals, where the method asked for them.
+        question: the question's text.
+        asked: ``(q,)`` int64 on the CPU, ascending: places of the tokens that hold the question's text, apart from
+            system prompt and template; ``None`` where the family does not say them.
     """
 
     grid: Grid
@@ -264,6 +340,8 @@ class Layout:
     layers: int
     sample: str = ""
     vision: VisionSignals | None = None
+    question: str = ""
+    asked: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.video.shape != (self.grid.tokens,):
@@ -273,3 +351,22 @@ class Layout:
     def text(self) -> int:
         """Tokens of the sequence that are not video tokens."""
         return self.length - self.grid.tokens
+
+    def places(self, rows: str | int) -> Tensor:
+        """``(q,)`` int64 on the CPU, ascending: places in the prompt that :class:`Read` calls ``rows``.
+
+        Raises:
+            ValueError: for ``question`` where the family does not say where it is.
+        """
+        everything = torch.arange(self.length)
+        if rows == "question":
+            if self.asked is None:
+                raise ValueError(
+                    "the question's tokens are not known: this model family's prompt() gives no layout.asked"
+                )
+            return self.asked
+        if rows in ("text", "after"):
+            text = torch.ones(self.length, dtype=torch.bool)
+            text[self.video if rows == "text" else everything[: int(self.video[-1]) + 1]] = False
+            return everything[text]
+        return everything if rows == "all" else everything[-(1 if rows == "last" else int(rows)) :]

@@ -41,6 +41,7 @@ class Trace:
         stages: the selections in order.
         asked: place, layer and video tokens present of each time the run was asked, selections of nothing included.
         reads: query rows and keys of each attention that was read for the run.
+        projected: tokens whose queries, keys and values were made once more, for a read of what enters a layer.
         reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
         compressor_seconds: time of all selections.
         prefill_seconds: time of the decoder's prefill, selections included.
@@ -54,6 +55,7 @@ class Trace:
     stages: list[Stage] = field(default_factory=list)
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     reads: list[tuple[int, int]] = field(default_factory=list)
+    projected: list[int] = field(default_factory=list)
     reason: Tensor | None = None
     compressor_seconds: float = 0.0
     prefill_seconds: float = 0.0

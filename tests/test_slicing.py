@@ -63,8 +63,8 @@ def test_the_probe_hands_over_what_the_layer_hands_to_its_backend(options: dict,
     assert torch.equal(attention(query, key, value), stock)
     undo()
     attention(query, key, value)
-    ((got_query, got_key, got_scaling, got_options),) = given
-    assert got_query is query and got_key is key
+    ((got_query, got_key, got_value, got_scaling, got_options),) = given
+    assert got_query is query and got_key is key and got_value is value
     assert got_scaling == scaling
     assert got_options == options
 

@@ -1,8 +1,9 @@
 """The contract of a compressor: a frozen dataclass of parameters whose ``start`` gives the run of one video.
 
 A run acts at up to three places (vision tower, input, decoder layer) and says which in :class:`Places`. It
-knows no model: the engine brings it tokens and, where asked for, attention. Subclass :class:`ScoreCompressor`
-when the method is "give each token a score, keep the best".
+knows no model: the engine brings it tokens and, where asked for, attention; ``tokens.view`` shows hidden states of the
+text, keys and values, and attention of rows that the method chose as it ran. ``layout`` holds the question, and where
+its tokens stand. Subclass :class:`ScoreCompressor` when the method is "give each token a score, keep the best".
 
 An answer depends on its sample alone. So a method reads what it is given (tokens, attention, layout, budget) and does
 not write into it; work on a copy where an operation is in place. What one video needs lies in its run, not in the
@@ -24,7 +25,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff.budget import Budget
-from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
 COSINE = 6
@@ -41,14 +42,17 @@ class Places:
         between: layers between whose attention and MLP it selects.
         attention: layers whose attention weights it reads; they reach the next place at or after that layer.
         queries: ``last`` for the last prompt token's row, ``all`` for the mean over all rows, a number for the mean
-            over the rows of so many last tokens.
+            over the rows of so many last tokens, heads apart; or a :class:`~stsimdiff.tokens.Read`, which says more.
+        reads: layers of which it asks ``tokens.view`` for keys, values or attention: at the place before the layer, and
+            at every later one. What enters them is held for that; nothing is computed until it is asked for.
     """
 
     input: bool = False
     before: frozenset[int] = frozenset()
     between: frozenset[int] = frozenset()
     attention: frozenset[int] = frozenset()
-    queries: str | int = "last"
+    queries: str | int | Read = "last"
+    reads: frozenset[int] = frozenset()
 
 
 class Run(ABC):
@@ -70,7 +74,8 @@ class Run(ABC):
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         """Select before ``layer``.
 
-        ``attention``: ``(heads, n)`` float32 of the latest layer asked for, over the tokens present, or None.
+        ``attention``: ``(heads, n)`` float32 of the latest layer asked for, over the tokens present, or None; of a
+        :class:`~stsimdiff.tokens.Read`, ``(heads, q, n)`` less what it joins.
         """
         raise TypeError(
             f"{type(self).__name__} announces a place before layer {layer} but does not act there"

@@ -161,15 +161,17 @@ class Watching(Compression):
             hidden = output[0] if isinstance(output, tuple) else output
             self.last.append(hidden[0, -1].cpu().numpy())
 
-    def _select(self, place: str, number: int, hidden: Tensor, decide: Any) -> Tensor:
-        result = super()._select(place, number, hidden, decide)
+    def _select(self, place: str, number: int, hidden: Tensor, decide: Any, entered: Any) -> Tensor:
+        result = super()._select(place, number, hidden, decide, entered)
         self.hidden[place, number] = result[0].cpu().numpy()
         if self._latest is not None:
             self.row[place, number] = self._latest
         return result
 
-    def _receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
-        super()._receive(query, key, scaling, options)
+    def _receive(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
+    ) -> None:
+        super()._receive(query, key, value, scaling, options)
         if self._active:
             count = 1 if self.run.places.queries == "last" else self.run.places.queries
             first = query.shape[2] - count

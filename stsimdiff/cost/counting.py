@@ -132,8 +132,10 @@ class CountedRun(WrappedRun):
 
 
 def read_flops(trace: Trace, decoder: DecoderShape) -> int:
-    """FLOPs of the attention scores that the engine read for a run."""
-    return sum(2 * rows * keys for rows, keys in trace.reads) * decoder.heads * decoder.head
+    """FLOPs of the attention scores that the engine read for a run, and of projections made for that."""
+    scores = sum(2 * rows * keys for rows, keys in trace.reads) * decoder.heads * decoder.head
+    widths = (decoder.heads + 2 * decoder.key_heads) * decoder.head
+    return scores + sum(trace.projected) * 2 * decoder.hidden * widths
 
 
 def _floating(values: Any) -> int:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine.attention import attention_rows, mean_attention, probe
+from stsimdiff.engine.attention import attention_rows, joined_attention, mean_attention, probe
 from stsimdiff.engine.lent import LentRun
 from stsimdiff.engine.slicing import SLICED
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.engine.view import Entered, LayerView, rows_read
+from stsimdiff.tokens import Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Stage, Trace
 
 Args = tuple[Any, ...]
@@ -85,7 +86,7 @@ class Compression:
                 self._hook(layer.register_forward_pre_hook(self._before(number), with_kwargs=True))
                 if number in places.between:
                     self._split(number, layer)
-                if number in places.attention:
+                if number in places.attention and not _at_entry(places.queries):
                     self._undo.append(probe(layer.self_attn, self._receive))
                 if self.decoder.added is not None:
                     self._hook(layer.register_forward_hook(self._after(number)))
@@ -144,6 +145,7 @@ class Compression:
         self._attention: Tensor | None = None
         self._sliced: dict[Any, Any] = {}
         self._added: Sequence[Tensor] = ()
+        self._held: dict[int, Entered] = {}
         if self.decoder.added is None:
             return None
         kwargs = dict(kwargs)
@@ -157,12 +159,13 @@ class Compression:
         self.trace.reason = self._reason.cpu()
         self._prefilled, self._active = True, False
         # Tensors of the prefill must not live as long as the decoding does.
-        self._sliced, self._attention, self._added = {}, None, ()
+        self._sliced, self._attention, self._added, self._held = {}, None, (), {}
 
     # One layer -------------------------------------------------------------------------------------------------
 
     def _before(self, number: int) -> Callable[..., Any]:
         places = self.run.places
+        read = _at_entry(places.queries) if number in places.attention else None
 
         def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
             if not self._active:
@@ -170,15 +173,31 @@ class Compression:
                 # down was made for the first layer's cache length and would be wrong for the others.
                 return (args, {**kwargs, "attention_mask": None}) if self._kept is not None else None
             hidden = args[0] if args else kwargs["hidden_states"]
+
+            def entered() -> Entered:
+                return self._entered(layer, hidden, kwargs)
+
             if number == 0 and places.input:
-                hidden = self._select("input", 0, hidden, lambda tokens: self.run.at_input(tokens))
+                if 0 in places.reads:
+                    self._held[0] = entered()
+                hidden = self._select("input", 0, hidden, lambda tokens: self.run.at_input(tokens), entered)
+            if number in places.reads:
+                self._held[number] = entered()
+            if read is not None and read.coming:
+                self._read(read, entered())
             if number in places.before:
+                present = self._raster
                 hidden = self._select(
                     "before",
                     number,
                     hidden,
                     lambda tokens: self.run.before_layer(number, tokens, self._attention),
+                    entered,
                 )
+                if number in places.reads and self._raster is not present:
+                    self._held[number] = entered()
+            if read is not None and not read.coming:
+                self._read(read, entered())
             self.trace.entering.append(self._raster.shape[0])
             if number not in places.between:
                 self.trace.mlp.append(self._raster.shape[0])
@@ -189,6 +208,14 @@ class Compression:
 
         return hook
 
+    def _entered(self, layer: nn.Module, hidden: Tensor, kwargs: Kwargs) -> Entered:
+        """What enters a layer now; ``kwargs`` are those of the full sequence."""
+        left_out = ("hidden_states", "attention_mask", "past_key_values")
+        arguments = {key: value for key, value in kwargs.items() if key not in left_out}
+        if self._kept is not None:
+            arguments = {key: self._slice(key, value) for key, value in arguments.items()}
+        return Entered(layer, hidden, arguments, self._kept)
+
     def _split(self, number: int, layer: nn.Module) -> None:
         """Put a forward on this layer instance that is the stock one with a selection after the attention."""
 
@@ -197,8 +224,13 @@ class Compression:
             # Where layers lie on several devices, the attention has moved to this layer's.
             hidden_states = hidden_states.to(attended.device) + attended
             if self._active:
+                states = hidden_states
                 hidden_states = self._select(
-                    "between", number, hidden_states, lambda t: self.run.between(number, t, self._attention)
+                    "between",
+                    number,
+                    states,
+                    lambda t: self.run.between(number, t, self._attention),
+                    lambda: Entered(layer, states, {}, self._kept),
                 )
                 self.trace.mlp.append(self._raster.shape[0])
             return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
@@ -236,9 +268,17 @@ class Compression:
     # Selecting -------------------------------------------------------------------------------------------------
 
     def _select(
-        self, place: str, number: int, hidden: Tensor, decide: Callable[[VideoTokens], Selection | None]
+        self,
+        place: str,
+        number: int,
+        hidden: Tensor,
+        decide: Callable[[VideoTokens], Selection | None],
+        entered: Callable[[], Entered],
     ) -> Tensor:
-        """Ask the run, apply what it says to the hidden states ``(1, S, D)``, and write the trace."""
+        """Ask the run, apply what it says to the hidden states ``(1, S, D)``, and write the trace.
+
+        ``entered`` gives what enters the place, for its view.
+        """
         if self.run.finished or self._raster.shape[0] == 0:
             return hidden
         started = _now(hidden.device)
@@ -246,13 +286,25 @@ class Compression:
         self.trace.asked.append((place, number, self._raster.shape[0]))
         rows = self._video_rows()
         features = hidden[0, rows] if isinstance(rows, slice) else hidden[0].index_select(0, rows)
-        tokens = VideoTokens(features, self.layout.grid, self._raster)
+        view = LayerView(
+            f"{self.run.name}, {place} of layer {number},",
+            entered(),
+            self._held,
+            self.layout,
+            self._video[self._raster],
+            getattr(self.decoder.module, "norm", None),
+            self.trace,
+        )
+        tokens = VideoTokens(features, self.layout.grid, self._raster, view)
         if self._attention is not None and bool(torch.isnan(self._attention).any()):
             raise ValueError(
                 f"{self.run.name}, {place} of layer {number}: the attention read for it is NaN; queries and keys of "
                 f"{hidden.dtype} overflow: load the model in a wider dtype, such as bfloat16"
             )
-        selection = decide(tokens)
+        try:
+            selection = decide(tokens)
+        finally:
+            view.close()
         if selection is None:
             return hidden
         if not isinstance(selection, Selection):
@@ -290,7 +342,7 @@ class Compression:
         self._raster = self._raster[keep]
         self._sliced = {}
         if self._attention is not None:
-            self._attention = self._attention[:, keep]
+            self._attention = self._attention[..., keep]
         return hidden
 
     def _follow(self, device: torch.device) -> None:
@@ -321,20 +373,37 @@ class Compression:
 
     # Attention -------------------------------------------------------------------------------------------------
 
-    def _receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
+    def _read(self, read: Read, entered: Entered) -> None:
+        """Attention that is made of what enters a layer, not taken from the layer as it runs."""
+        if self.run.finished or self._raster.shape[0] == 0:
+            return
+        started = _now(entered.hidden.device)
+        self._follow(entered.hidden.device)
+        rows = rows_read(read, self.layout, self._kept, entered.hidden.shape[1])
+        video = torch.arange(entered.hidden.shape[1], device=rows.device)[self._video_rows()]
+        self._attention = entered.attention(read, rows, video, self.trace).to(entered.hidden.device)
+        self.trace.compressor_seconds += _now(entered.hidden.device) - started
+
+    def _receive(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
+    ) -> None:
         if not self._active or self.run.finished or self._raster.shape[0] == 0:
             return
         started = _now(query.device)
         self._follow(query.device)
         queries = self.run.places.queries
-        if queries == "all":
-            rows = mean_attention(query, key, scaling)[0]
+        if isinstance(queries, Read):
+            rows = rows_read(queries, self.layout, self._kept, query.shape[2])
+            self._attention = joined_attention(query, key, scaling, rows, self._video_rows(), queries)
+            read = len(rows)
+        elif queries == "all":
+            self._attention = mean_attention(query, key, scaling)[0][:, self._video_rows()]
+            read = query.shape[2]
         else:
             # A number: the mean over so many last tokens, each of which sees what is before it.
-            count = 1 if queries == "last" else int(queries)
-            rows = attention_rows(query[:, :, -count:], key, scaling, query.shape[2] - count)[0].mean(1)
-        self._attention = rows[:, self._video_rows()]
-        read = query.shape[2] if queries == "all" else count
+            read = 1 if queries == "last" else int(queries)
+            last = attention_rows(query[:, :, -read:], key, scaling, query.shape[2] - read)[0].mean(1)
+            self._attention = last[:, self._video_rows()]
         self.trace.reads.append((read, key.shape[2]))
         self.trace.compressor_seconds += _now(query.device) - started
 
@@ -347,8 +416,13 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def _at_entry(queries: str | int | Read) -> Read | None:
+    """A read that is made of what enters a layer; ``None`` for one of the layer's attention as it runs."""
+    return queries if isinstance(queries, Read) and (queries.coming or not queries.rotary) else None
+
+
 def _check_places(places: Places, layers: int) -> None:
-    for name in ("before", "between", "attention"):
+    for name in ("before", "between", "attention", "reads"):
         wrong = [n for n in getattr(places, name) if not 0 <= n < layers]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {layers - 1}")

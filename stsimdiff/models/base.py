@@ -11,9 +11,9 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -164,6 +164,40 @@ class Prompt:
     inputs: dict[str, Any]
     layout: Layout
 
+    def asking(self, question: str, asked: Tensor | None) -> Prompt:
+        """The prompt, whose layout says where the question is; arguments as in :class:`~stsimdiff.tokens.Layout`."""
+        return Prompt(self.inputs, replace(self.layout, question=question, asked=asked))
+
+
+_MARK = "the question stands here"
+
+
+def worded(
+    tokenizer: Any, words_of: Callable[[str], str], text: str, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Token ids ``(1, S)`` of a text within its template, and the rows of those that hold any of it.
+
+    Args:
+        tokenizer: of the model.
+        words_of: the template: gives a text with all that stands around it.
+        text: the question.
+        options: of the tokenizer.
+
+    Returns:
+        The rows are ``(q,)`` int64, ascending; ``None`` where the template changes the text, or the tokenizer does not
+        say which characters a token holds.
+    """
+    words, marked = words_of(text), words_of(_MARK)
+    start = marked.find(_MARK)
+    known = start >= 0 and getattr(tokenizer, "is_fast", False)
+    batch = tokenizer(words, return_tensors="pt", return_offsets_mapping=known, **options)
+    if not known:
+        return batch["input_ids"], None
+    end = len(words) - (len(marked) - start - len(_MARK))
+    first, last = batch["offset_mapping"][0].unbind(-1)
+    inside = (first < end) & (last > start) & (first < last)
+    return batch["input_ids"], inside.nonzero(as_tuple=True)[0]
+
 
 class Family(ABC):
     """A loaded model of one family.
@@ -228,7 +262,10 @@ class Family(ABC):
 
     @abstractmethod
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
-        """The chat prompt of one user message: the video, then ``text``. ``sample`` is the question's id."""
+        """The chat prompt of one user message: the video, then ``text``. ``sample`` is the question's id.
+
+        :func:`worded` and :meth:`Prompt.asking` say in its layout where the question is.
+        """
 
     def picture(self, grid: Grid) -> Picture:
         """Where in the frames the tokens of an encoded video's grid lie: one frame a row, every token a cell.

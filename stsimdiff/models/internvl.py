@@ -15,7 +15,15 @@ from typing_extensions import override
 from stsimdiff.cost import DecoderShape, TowerShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.base import (
+    EncodedVideo,
+    Family,
+    LoadOptions,
+    Prompt,
+    Stopwatch,
+    require_folder,
+    worded,
+)
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, dtype_of
 from stsimdiff.models.tower import pooled_signals, reading
@@ -122,12 +130,14 @@ class InternVL(Family):
     @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-        chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        words = chat.replace(self.processor.video_token, video.inputs["placeholder"])
-        return self.prompt_from_ids(
-            video, self.processor.tokenizer(words, return_tensors="pt")["input_ids"], sample
-        )
+
+        def words_of(text: str) -> str:
+            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+            chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            return chat.replace(self.processor.video_token, video.inputs["placeholder"])
+
+        ids, asked = worded(self.processor.tokenizer, words_of, text)
+        return self.prompt_from_ids(video, ids, sample).asking(text, asked)
 
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``, in which the image token stands once for each video feature."""

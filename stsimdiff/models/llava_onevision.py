@@ -16,7 +16,15 @@ from typing_extensions import override
 from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.base import (
+    EncodedVideo,
+    Family,
+    LoadOptions,
+    Prompt,
+    Stopwatch,
+    require_folder,
+    worded,
+)
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.tower import pooled_signals, reading
@@ -109,10 +117,14 @@ class LlavaOnevision(Family):
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         pad = self.processor.video_token
         self.refuse_placeholders(text)
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-        chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        ids = self.processor.tokenizer(chat.replace(pad, pad * (video.grid.tokens + 1)), return_tensors="pt")
-        return self.prompt_from_ids(video, ids["input_ids"], sample)
+
+        def words_of(text: str) -> str:
+            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+            chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            return chat.replace(pad, pad * (video.grid.tokens + 1))
+
+        ids, asked = worded(self.processor.tokenizer, words_of, text)
+        return self.prompt_from_ids(video, ids, sample).asking(text, asked)
 
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``: the video token for each video feature, and once for the end."""

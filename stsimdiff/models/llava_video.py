@@ -177,9 +177,8 @@ class LlavaVideo(SiglipQwen2):
     @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
-        if self.time_instruction:
-            text = f"{video.inputs['time_instruction']}\n{text}"
-        return self.prompt_from_ids(video, self._ids(BEFORE), self._ids(f"\n{text}{AFTER}"), sample)
+        timed = f"{video.inputs['time_instruction']}\n" if self.time_instruction else ""
+        return self._prompt(video, BEFORE, lambda text: f"\n{timed}{text}{AFTER}", text, sample)
 
 
 def end_rows(pooled: Tensor, newline: Tensor) -> Tensor:

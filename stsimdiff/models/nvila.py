@@ -227,10 +227,14 @@ class NVILA(SiglipQwen2):
     @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         self.refuse_placeholders(text)
-        message = {"role": "user", "content": VIDEO_TOKEN + text.strip()}
-        chat = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        before, _, after = chat.partition(VIDEO_TOKEN)
-        return self.prompt_from_ids(video, self._ids(before), self._ids(after), sample)
+
+        def around(text: str) -> tuple[str, str]:
+            message = {"role": "user", "content": VIDEO_TOKEN + text.strip()}
+            chat = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            before, _, after = chat.partition(VIDEO_TOKEN)
+            return before, after
+
+        return self._prompt(video, around(text)[0], lambda text: around(text)[1], text, sample)
 
 
 def _video_encoder(path: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from typing_extensions import override
 from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch, require_folder
+from stsimdiff.models.base import (
+    EncodedVideo,
+    Family,
+    LoadOptions,
+    Prompt,
+    Stopwatch,
+    require_folder,
+    worded,
+)
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import dtype_of
 from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape, TokenLimits
@@ -199,12 +207,14 @@ class QwenVL(Family):
         processor = self._processor()
         pad = processor.video_token
         self.refuse_placeholders(text)
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-        chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        ids = processor.tokenizer(
-            chat.replace(pad, self._placeholder(video)), return_tensors="pt", add_special_tokens=False
-        )["input_ids"]
-        return self.prompt_from_ids(video, ids, sample)
+
+        def words_of(text: str) -> str:
+            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+            chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            return chat.replace(pad, self._placeholder(video))
+
+        ids, asked = worded(processor.tokenizer, words_of, text, add_special_tokens=False)
+        return self.prompt_from_ids(video, ids, sample).asking(text, asked)
 
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``, in which the video token stands once for each video feature."""

@@ -5,6 +5,7 @@ Neither has a placeholder token of the video's length: the features stand betwee
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from typing_extensions import override
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.base import EncodedVideo, Family, Prompt, execution_device
+from stsimdiff.models.base import EncodedVideo, Family, Prompt, execution_device, worded
 from stsimdiff.tokens import Layout
 from stsimdiff.video import Frames
 
@@ -82,6 +83,16 @@ class SiglipQwen2(Family):
         )
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device)
         return Prompt({"inputs_embeds": embeds, "attention_mask": mask}, layout)
+
+    def _prompt(
+        self, video: EncodedVideo, before: str, after: Callable[[str], str], text: str, sample: str
+    ) -> Prompt:
+        """The prompt of the words before the video and of those after it, which hold the question's text."""
+        first = self._ids(before)
+        ids, asked = worded(self.tokenizer, after, text, add_special_tokens=False)
+        if asked is not None:
+            asked = asked + len(first) + video.grid.tokens
+        return self.prompt_from_ids(video, first, ids[0], sample).asking(text, asked)
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)

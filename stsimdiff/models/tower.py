@@ -43,7 +43,9 @@ class TowerReader:
         """Keys of all patches, ``(patches, heads, d)``."""
         return torch.cat(self._keys)
 
-    def receive(self, query: Tensor, key: Tensor, scaling: float, options: dict[str, Any]) -> None:
+    def receive(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
+    ) -> None:
         """One call of the attention: ``(frames, H, patches, d)``, or one sequence with cumulative lengths."""
         if self.class_token:
             rows = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, 1:]

@@ -7,6 +7,8 @@ they are those of a scene with some motion.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ def without_model(run: Run, layout: Layout, features: Tensor, generator: torch.G
 class _Stack(nn.Module):
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.norm = layers, nn.Identity()
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
         for layer in self.layers:
@@ -117,9 +119,9 @@ class _Attention(nn.Module):
         super().__init__()
         self.config, self.generator = _Config(), generator
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, None]:
         if self.config.stsimdiff_receive is not None:
             drawn = torch.randn(2, 1, HEADS, hidden_states.shape[1], 1, generator=self.generator)
             query, key = drawn.to(hidden_states)
-            self.config.stsimdiff_receive(query, key, 1.0, {})
+            self.config.stsimdiff_receive(query, key, key, 1.0, {})
         return torch.zeros_like(hidden_states), None

@@ -132,6 +132,22 @@ def the_question_is_in_the_prompt(case: Case) -> None:
     )
 
 
+def the_questions_tokens_are_known(case: Case) -> None:
+    """``layout.asked`` are the places of the tokens that hold the question's text, and of no other text."""
+    layout, family = case.prompt.layout, case.family
+    if layout.asked is None:
+        raise NotGiven("the family does not say where the question is: see worded and Prompt.asking")
+    assert layout.question == TEXT, "layout.question is not the question's text: see Prompt.asking"
+    if "input_ids" in case.prompt.inputs:
+        ids = case.prompt.inputs["input_ids"][0].cpu()[layout.asked]
+    else:
+        table = family.model.get_input_embeddings().weight
+        rows = case.prompt.inputs["inputs_embeds"][0].to(table)[layout.asked]
+        ids = torch.stack([(table - row).abs().sum(1).argmin() for row in rows])
+    said = family.tokenizer.decode(ids).strip()
+    assert said == TEXT, f"the tokens of layout.asked hold {said!r}, the question is {TEXT!r}"
+
+
 def placeholders_in_a_question_are_refused(case: Case) -> None:
     """A question that holds the text of a video token raises ``ValueError``."""
     given = case.family.placeholders
@@ -308,6 +324,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "the picture fits the grid": the_picture_fits_the_grid,
     "the sizes are the model's": the_sizes_are_the_models,
     "the question is in the prompt": the_question_is_in_the_prompt,
+    "the question's tokens are known": the_questions_tokens_are_known,
     "placeholders in a question are refused": placeholders_in_a_question_are_refused,
     "signals have the grid": signals_have_the_grid,
     "another checkpoint is refused": another_checkpoint_is_refused,
