@@ -2,7 +2,8 @@
 
 import torch
 
-from stsimdiff.compressors.base import Run
+from stsimdiff.compressors.base import Compressor, Run
+from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.plan.dry_run import without_model
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 
@@ -37,3 +38,8 @@ def drive(run: Run, features: torch.Tensor, layout: Layout, seed: int = 0) -> tu
     trace = without_model(run, layout, features, torch.Generator().manual_seed(seed))
     kept = trace.stages[-1].kept if trace.stages else torch.arange(layout.grid.tokens)
     return trace.entering, kept.tolist()
+
+
+def reach(method: Compressor, grid: Grid) -> int:
+    """The fewest tokens that a method can leave of a video; 0 for one that meets every budget."""
+    return -(-grid.frames // 4) * grid.per_frame if isinstance(method, DyCoke) else 0

@@ -99,7 +99,7 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
         ("+seed=1", r"seed is there already; write it without a plus"),
         ("seed=1 seed=2", r"seed is given twice, as seed=1 and seed=2; write it once"),
         ("=1", r"=1 names no key"),
-        ("-m compressor=glob(zz*)", r"compressor=glob\(zz\*\) fits none of fastervlm, "),
+        ("-m compressor=glob(zz*)", r"compressor=glob\(zz\*\) fits none of .*fastervlm, "),
         ("-m seed=glob(*)", r"seed=glob\(\*\): glob fits names of files"),
         ("-m seed=range(3,3)", r"seed=range\(3,3\) is an empty range"),
         ("-m limit=interval(1,5)", r"only lists of values can be swept"),
@@ -299,11 +299,8 @@ def test_a_command_line_can_be_composed_without_hydras_entry_point():
 @pytest.mark.parametrize(
     ("word", "read"),
     [
-        ("compressor=glob(f*)", "compressor=fastervlm,fastv,framefusion"),
-        (
-            "compressor=glob(*,exclude=[f*,s*])",
-            "compressor=no_video,none,prumerge,random,temporal_difference,uniform_frames,visionzip",
-        ),
+        ("compressor=glob(no*)", "compressor=no_video,none"),
+        ("compressor=glob([n*,u*],exclude=[no_*])", "compressor=none,uniform_frames"),
         ("model=glob(qwen*)", "model=qwen2_5_vl,qwen2_vl,qwen3_vl"),
         ("budget.retention=range(0.1,0.5,0.1)", "budget.retention=0.1,0.2,0.3,0.4"),
         ("seed=range(0,3)", "seed=0,1,2"),

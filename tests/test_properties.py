@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_engine import drive, layout_for, video
+from fake_engine import drive, layout_for, reach, video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import qwen2_5_vl
@@ -30,6 +30,8 @@ some = settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_budget_is_never_exceeded(name: str, grid: Grid, retention: float, kind: str, seed: int) -> None:
     method, layout = compressors.resolve(name)(), layout_for(grid)
     features = video(kind, grid, seed=seed)
+    if retention * grid.tokens + 0.5 < reach(method, grid):
+        return  # refused, as test_compressors.py checks
     _, kept = drive(method.start(layout, Budget("tokens", retention)), features, layout, seed)
     assert kept == sorted(set(kept)) and 1 <= len(kept) <= max(1, retention * grid.tokens + 0.5)
     assert kept[0] >= 0 and kept[-1] < grid.tokens
