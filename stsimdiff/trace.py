@@ -60,6 +60,10 @@ class Trace:
     compressor_seconds: float = 0.0
     prefill_seconds: float = 0.0
 
+    def restart(self, video: int, text: int) -> None:
+        """Forget what is written down, for another prompt of so many tokens."""
+        vars(self).update(vars(Trace(self.layers, video, text)))
+
     @property
     def final(self) -> int:
         """Video tokens left after the last drop."""

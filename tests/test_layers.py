@@ -38,7 +38,7 @@ LAYERS = (
     {"report"},
     {"latency", "plan"},
     {"launchers"},
-    {"commands"},
+    {"commands", "api"},
 )
 """Modules and packages, the lowest layer first. The modules that ``python -m`` runs belong to the highest."""
 

@@ -61,6 +61,7 @@ class Compression:
         decoder: the stock decoder.
         run: the run of one video; see :class:`~stsimdiff.compressors.base.Run`.
         layout: where the video tokens are in the prompt.
+        trace: one of an earlier prompt, to be filled anew; made if not given.
 
     Raises:
         ValueError: from the forward pass, when the batch is not one, the prompt's length is not the layout's, the
@@ -69,10 +70,11 @@ class Compression:
         MethodFault: from the forward pass, when the run writes into what it is given.
     """
 
-    def __init__(self, decoder: Decoder, run: Run, layout: Layout) -> None:
+    def __init__(self, decoder: Decoder, run: Run, layout: Layout, trace: Trace | None = None) -> None:
         self.decoder, self.layout = decoder, layout
         self.run = LentRun.of(run, layout)
-        self.trace = Trace(len(decoder), layout.grid.tokens, layout.text)
+        self.trace = trace or Trace(len(decoder), 0, 0)
+        self.trace.restart(layout.grid.tokens, layout.text)
         self._undo: list[Callable[[], None]] = []
         self._prefilled = False
         self._active = False

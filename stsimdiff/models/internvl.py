@@ -26,7 +26,7 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, dtype_of
-from stsimdiff.models.tower import pooled_signals, reading
+from stsimdiff.models.tower import TowerReader, pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
 
@@ -40,6 +40,9 @@ class InternVL(Family):
     vision signals are its attention and not the one that patches receive of each other; nobody trained that token for
     a task of its own.
     """
+
+    model_class = InternVLForConditionalGeneration
+    encoder = "get_image_features"
 
     @classmethod
     def load(cls, path: str, options: LoadOptions) -> InternVL:
@@ -108,16 +111,30 @@ class InternVL(Family):
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(T, 3, H, W)``; ``signals``: also read the class token's attention."""
-        body = self.model.model
-        layer = body.vision_tower.encoder.layer[self.model.config.vision_feature_layer]
-        with reading(layer.attention, class_token=True) if signals else nullcontext() as reader:
-            features = body.get_image_features(pixels.to(self.device), return_dict=True).pooler_output
+        with self.tower(signals) as reader:
+            outputs = self.model.model.get_image_features(pixels.to(self.device), return_dict=True)
+        return self.encoded(outputs, reader, {"pixel_values": pixels})
+
+    def tower(self, signals: bool) -> Any:
+        """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
+        layer = self.model.model.vision_tower.encoder.layer[self.model.config.vision_feature_layer]
+        return reading(layer.attention, class_token=True) if signals else nullcontext()
+
+    def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
+        """The video of the stock ``get_image_features``, which takes frames and images alike: all are frames of one.
+
+        Args:
+            outputs: what it returned.
+            reader: of the tower that ran.
+            inputs: its arguments by name.
+        """
+        features, frames = outputs.pooler_output, len(inputs["pixel_values"])
         side = round(features.shape[1] ** 0.5)
         return EncodedVideo(
             features=features.flatten(0, 1),
-            grid=Grid(len(pixels), side, side),
+            grid=Grid(frames, side, side),
             inputs={},
-            signals=pooled_signals(reader, len(pixels), self._pool) if reader else None,
+            signals=pooled_signals(reader, frames, self._pool) if reader else None,
         )
 
     def _pool(self, values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
-from stsimdiff.models.tower import pooled_signals, reading
+from stsimdiff.models.tower import TowerReader, pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
 
@@ -39,6 +39,9 @@ class LlavaOnevision(Family):
 
     That last token marks the end and holds nothing of the video: it is no token of the grid and always stays.
     """
+
+    model_class = LlavaOnevisionForConditionalGeneration
+    encoder = "get_video_features"
 
     @classmethod
     def load(cls, path: str, options: LoadOptions) -> LlavaOnevision:
@@ -98,19 +101,37 @@ class LlavaOnevision(Family):
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(1, T, 3, S, S)``."""
-        body = self.model.model
-        layer = self.model.config.vision_feature_layer
-        with reading(self._tower_layers()[layer].self_attn) if signals else nullcontext() as reader:
-            features = body.get_video_features(
+        with self.tower(signals) as reader:
+            outputs = self.model.model.get_video_features(
                 pixels.to(self.device, self.model.dtype), return_dict=True
-            ).pooler_output
-        frames = pixels.shape[1]
+            )
+        return self.encoded(outputs, reader, {"pixel_values": pixels})
+
+    def tower(self, signals: bool) -> Any:
+        """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
+        layer = self.model.config.vision_feature_layer
+        return reading(self._tower_layers()[layer].self_attn) if signals else nullcontext()
+
+    def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
+        """The video of the stock ``get_video_features``.
+
+        Args:
+            outputs: what it returned.
+            reader: of the tower that ran.
+            inputs: its arguments by name.
+
+        Raises:
+            ValueError: for several videos.
+        """
+        features, (videos, frames) = outputs.pooler_output, inputs["pixel_values"].shape[:2]
+        if videos != 1:
+            raise ValueError(f"compression runs on one prompt with one video, got {videos} videos")
         side = round(((features.shape[1] - 1) / frames) ** 0.5)
         return EncodedVideo(
             features=features[0, :-1],
             grid=Grid(frames, side, side),
             inputs={"features": features},
-            signals=pooled_signals(reader, frames, body.apply_pooling) if reader else None,
+            signals=pooled_signals(reader, frames, self.model.model.apply_pooling) if reader else None,
         )
 
     @override

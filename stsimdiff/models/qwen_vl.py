@@ -53,6 +53,7 @@ class QwenVL(Family):
 
     model_class: Any
     model_type: str
+    encoder = "get_video_features"
     positions = POSITIONS[0]
     shape_class: type[QwenShape] = QwenShape
     limits = PixelLimits()
@@ -168,11 +169,30 @@ class QwenVL(Family):
             grid_thw: ``(1, 3)`` int64: temporal patches, rows and columns of patches before merging.
             signals: also read the attention of the tower's last layer.
         """
-        tower = self.model.model.visual
-        with reading(tower.blocks[-1].attn) if signals else nullcontext() as reader:
+        with self.tower(signals) as reader:
             outputs = self.model.model.get_video_features(
                 patches.to(self.device), grid_thw.to(self.device), return_dict=True
             )
+        return self.encoded(outputs, reader, {"video_grid_thw": grid_thw})
+
+    def tower(self, signals: bool) -> Any:
+        """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
+        return reading(self.model.model.visual.blocks[-1].attn) if signals else nullcontext()
+
+    def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
+        """The video of the stock ``get_video_features``.
+
+        Args:
+            outputs: what it returned.
+            reader: of the tower that ran.
+            inputs: its arguments by name.
+
+        Raises:
+            ValueError: for several videos.
+        """
+        grid_thw = inputs["video_grid_thw"]
+        if len(grid_thw) != 1:
+            raise ValueError(f"compression runs on one prompt with one video, got {len(grid_thw)} videos")
         merge = self.model.config.vision_config.spatial_merge_size
         time_steps, height, width = (int(v) for v in grid_thw[0])
         return EncodedVideo(
