@@ -28,6 +28,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.tokens import Grid, Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
+POSITIONS = ("kept", "renumbered")
 COSINE = 6
 """FLOPs a feature value of a cosine: the product of two features and their squares, each summed up."""
 
@@ -61,6 +62,8 @@ class Run(ABC):
     places = Places()
     may_be_empty = False
     """Only the text-only control may drop every video token."""
+    positions = "kept"
+    """Those of the compressor hold where it was started by the engine."""
 
     @property
     def finished(self) -> bool:
@@ -110,6 +113,11 @@ class WrappedRun(Run):
 
     @property
     @override
+    def positions(self) -> str:  # type: ignore[override]
+        return self.run.positions
+
+    @property
+    @override
     def finished(self) -> bool:
         return self.run.finished
 
@@ -124,10 +132,15 @@ class Compressor(ABC):
         fidelity: how near it is to its authors' code, one of :data:`stsimdiff.source.FIDELITIES`, with the reason
             in a paragraph ``Fidelity: ...`` of the class's docstring; empty for a method of the user's own. It decides
             no answer, so it is no part of an arm's identity.
+        positions: ``kept``: tokens that stay keep their positions, and generated ones continue from the whole prompt's.
+            ``renumbered``: after each drop the tokens that are left have the positions 0, 1, ... in the layers from
+            there on, and a generated token follows, in each layer, the last one in that layer's cache, as several
+            authors' codes do; not for models with M-RoPE. A method may make a parameter of it.
     """
 
     needs_vision: ClassVar[bool] = False
     fidelity: ClassVar[str] = ""
+    positions = "kept"
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -17,9 +17,9 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig
 
-from stsimdiff import compressors
+from stsimdiff import compressors, models
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor
+from stsimdiff.compressors.base import POSITIONS, Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.config.checks import MOST_WHOLE, group, suggestion, told
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
@@ -101,6 +101,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
     cls = _compressor_class(given.get("_target_"))
     compressor = _build(cls, {key: value for key, value in given.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
+    _check_positions(compressor, settings.model["family"])
     try:
         compressor.check(budget, settings.model["layers"])
     except ValueError as error:
@@ -162,6 +163,18 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
         settings.seed,
     ]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_positions(compressor: Compressor, family: str) -> None:
+    """Refuse positions that no model has, and those that this family's models cannot have."""
+    positions = compressor.positions
+    if positions not in POSITIONS:
+        raise ConfigError(f"compressor.positions={positions!r} is unknown; allowed: {', '.join(POSITIONS)}")
+    if positions == "renumbered" and models.resolve(family).mrope:
+        raise ConfigError(
+            f"{type(compressor).__name__} with positions=renumbered cannot run on model={family}: positions of its "
+            "tokens are more than one number (M-RoPE); use compressor.positions=kept, or a family such as llava_video"
+        )
 
 
 def _label(method: str, compressor: Compressor, seed: int, safe: Mapping[str, Any]) -> str:

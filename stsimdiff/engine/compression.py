@@ -38,11 +38,13 @@ class Decoder:
             them out of the module's keyword arguments, which it may change, and returns ``(N, D)`` in raster order for
             each of these layers. The engine then adds them to the tokens that are left. A merged token gets those of
             the token in whose place it stands.
+        mrope: whether a token's position is more than one number (M-RoPE).
     """
 
     module: nn.Module
     layers: nn.ModuleList
     added: Callable[[dict[str, Any]], Sequence[Tensor]] | None = None
+    mrope: bool = False
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -64,6 +66,7 @@ class Compression:
         trace: one of an earlier prompt, to be filled anew; made if not given.
 
     Raises:
+        ValueError: for positions that are to be renumbered in a decoder with M-RoPE.
         ValueError: from the forward pass, when the batch is not one, the prompt's length is not the layout's, the
             prompt is prefilled in chunks, the cache has a fixed length, the attention read for the run is NaN, or the
             run returns an invalid selection.
@@ -78,6 +81,12 @@ class Compression:
         self._undo: list[Callable[[], None]] = []
         self._prefilled = False
         self._active = False
+        self._renumbered = self.run.positions == "renumbered"
+        if self._renumbered and decoder.mrope:
+            raise ValueError(
+                f"{self.run.name} renumbers positions, but positions of this model's tokens are more than one number "
+                "(M-RoPE): use positions: kept"
+            )
         _check_places(run.places, len(decoder))
 
     def __enter__(self) -> Trace:
@@ -173,7 +182,10 @@ class Compression:
             if not self._active:
                 # Batch of one without padding: a new token sees every key that its layer kept. The mask handed
                 # down was made for the first layer's cache length and would be wrong for the others.
-                return (args, {**kwargs, "attention_mask": None}) if self._kept is not None else None
+                if self._kept is None:
+                    return None
+                kwargs = {**kwargs, "attention_mask": None}
+                return args, self._following(number, args, kwargs) if self._renumbered else kwargs
             hidden = args[0] if args else kwargs["hidden_states"]
 
             def entered() -> Entered:
@@ -210,12 +222,18 @@ class Compression:
 
         return hook
 
+    def _following(self, number: int, args: Args, kwargs: Kwargs) -> Kwargs:
+        """A generated token's position is that after the last token in the layer's own cache."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        position = torch.tensor([[kwargs["past_key_values"].get_seq_length(number)]], device=hidden.device)
+        embeddings = self.decoder.module.rotary_emb(hidden, position)
+        return {**kwargs, "position_ids": position, "position_embeddings": embeddings}
+
     def _entered(self, layer: nn.Module, hidden: Tensor, kwargs: Kwargs) -> Entered:
         """What enters a layer now; ``kwargs`` are those of the full sequence."""
         left_out = ("hidden_states", "attention_mask", "past_key_values")
         arguments = {key: value for key, value in kwargs.items() if key not in left_out}
-        if self._kept is not None:
-            arguments = {key: self._slice(key, value) for key, value in arguments.items()}
+        arguments = {key: self._slice(key, value) for key, value in arguments.items()}
         return Entered(layer, hidden, arguments, self._kept)
 
     def _split(self, number: int, layer: nn.Module) -> None:
@@ -365,12 +383,16 @@ class Compression:
 
     def _slice(self, key: str, value: Any) -> Any:
         """Cut a stock argument of full length S to the tokens that are left; once for each drop and tensor."""
-        if value is None or key not in SLICED:
+        if value is None or key not in SLICED or self._kept is None:
             return value
         memo = (key, id(value))
         if memo not in self._sliced:
             # The value is held beside its cut, so that its id cannot be used again by another tensor.
-            self._sliced[memo] = (value, SLICED[key](value, self._kept, self.layout.length))
+            places = self._kept
+            if self._renumbered and key != "attention_mask":
+                # The prompt's positions are 0, 1, ...: those of its first tokens are the new ones.
+                places = torch.arange(self._kept.shape[0], device=self._kept.device)
+            self._sliced[memo] = (value, SLICED[key](value, places, self.layout.length))
         return self._sliced[memo][1]
 
     # Attention -------------------------------------------------------------------------------------------------

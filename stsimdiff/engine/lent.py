@@ -40,7 +40,7 @@ def start(compressor: Compressor, layout: Layout, budget: Budget) -> Run:
     run = _watched(
         name, "start", {"layout": (lent[0], layout), "budget": (lent[1], budget)}, compressor.start, *lent
     )
-    return LentRun(run, lent[0], layout, name)
+    return LentRun(run, lent[0], layout, name, compressor.positions)
 
 
 class LentRun(WrappedRun):
@@ -51,10 +51,19 @@ class LentRun(WrappedRun):
         lent: the layout that it was started with.
         layout: what this layout must stay; where the run was started elsewhere, a copy made before its first call.
         name: of the method.
+        positions: of the tokens that stay, see :class:`~stsimdiff.compressors.base.Compressor`.
     """
 
-    def __init__(self, run: Run, lent: Layout, layout: Layout | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        lent: Layout,
+        layout: Layout | None = None,
+        name: str | None = None,
+        positions: str | None = None,
+    ) -> None:
         super().__init__(run)
+        self._positions = positions or run.positions
         self.lent, self.layout = lent, copy(lent) if layout is None else layout
         self.name = name or type(run).__name__
 
@@ -62,6 +71,11 @@ class LentRun(WrappedRun):
     def of(cls, run: Run, layout: Layout) -> LentRun:
         """The run itself where it is looked after already."""
         return run if isinstance(run, LentRun) else cls(run, layout)
+
+    @property
+    @override
+    def positions(self) -> str:  # type: ignore[override]
+        return self._positions
 
     @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:

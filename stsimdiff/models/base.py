@@ -213,6 +213,8 @@ class Family(ABC):
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     CONFIGURATIONS: ClassVar[tuple[str, ...]] = ("config.json",)
     """The configuration files that :meth:`shape_from` reads where a checkpoint has them; the first one it must have."""
+    mrope: ClassVar[bool] = False
+    """Whether a token's position is more than one number (M-RoPE); :attr:`decoder` says it too."""
 
     def __init__(self, model: Any, processor: Any, path: str) -> None:
         self.model, self.processor, self.path = model.eval(), processor, path

@@ -38,7 +38,7 @@ class Qwen3VL(QwenVL):
     @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
-        return Decoder(language_model, language_model.layers, added=_deepstack)
+        return Decoder(language_model, language_model.layers, added=_deepstack, mrope=self.mrope)
 
     @override
     def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:

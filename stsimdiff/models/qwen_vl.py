@@ -54,6 +54,7 @@ class QwenVL(Family):
     model_class: Any
     model_type: str
     encoder = "get_video_features"
+    mrope = True
     positions = POSITIONS[0]
     shape_class: type[QwenShape] = QwenShape
     limits = PixelLimits()
@@ -95,7 +96,7 @@ class QwenVL(Family):
     @override
     def decoder(self) -> Decoder:
         language_model = self.model.model.language_model
-        return Decoder(language_model, language_model.layers)
+        return Decoder(language_model, language_model.layers, mrope=self.mrope)
 
     @classmethod
     def _check(cls, path: str, given: Mapping[str, Any]) -> None:

@@ -95,6 +95,7 @@ def video_places_hold_video_features(case: Case) -> None:
     assert layout.layers == len(decoder) == len(decoder.layers), "layout.layers is not the decoder's depth"
     assert layout.grid == case.video.grid and layout.sample == "kit", "layout.grid or layout.sample is wrong"
     assert layout.text > 0, "the prompt holds no text"
+    assert decoder.mrope == case.family.mrope, "the decoder and the family contradict each other on mrope"
 
 
 def the_picture_fits_the_grid(case: Case) -> None:

@@ -130,8 +130,13 @@ def generate(
     return torch.cat(output.logits).float(), output.sequences[0, -NEW_TOKENS:], trace
 
 
-def masked(case: Case, drops: dict[tuple[str, int], set[int]], tokens: Tensor) -> Tensor:
-    """Logits of the stock model, led along ``tokens``, with the dropped keys masked from their layer on."""
+def masked(
+    case: Case, drops: dict[tuple[str, int], set[int]], tokens: Tensor, renumbered: bool = False
+) -> Tensor:
+    """Logits of the stock model, led along ``tokens``, with the dropped keys masked from their layer on.
+
+    ``renumbered``: the tokens that are left in a layer have the positions 0, 1, ... there.
+    """
     decoder, layout = case.family.decoder, case.prompt.layout
     seen = 0
 
@@ -158,7 +163,16 @@ def masked(case: Case, drops: dict[tuple[str, int], set[int]], tokens: Tensor) -
             allowed[torch.arange(rows, device=hidden.device), own] = True
             mask = torch.zeros_like(allowed, dtype=hidden.dtype)
             mask = mask.masked_fill(~allowed, torch.finfo(hidden.dtype).min)[None, None]
-            return args, {**kwargs, "attention_mask": mask}
+            kwargs = {**kwargs, "attention_mask": mask}
+            if renumbered and gone:
+                left = torch.ones(seen, dtype=torch.int64, device=hidden.device)
+                left[gone] = 0
+                position = (left.cumsum(0) - 1).clamp(min=0)[None, seen - rows :]
+                kwargs |= {
+                    "position_ids": position,
+                    "position_embeddings": decoder.module.rotary_emb(hidden, position),
+                }
+            return args, kwargs
 
         return hook
 
