@@ -24,7 +24,7 @@ from typing import Any
 
 from stsimdiff.data import clips
 
-METHODS = ("random", "uniform_frames", "spatial_pool", "temporal_difference", "fastervlm", "st_simdiff")
+METHODS = ("random", "uniform_frames", "spatial_pool", "evs", "fastervlm", "st_simdiff")
 RETENTIONS = (0.3, 0.1)
 EXTRA = (("none", 1.0), ("no_video", 1.0), ("visionzip", 0.3), ("prumerge", 0.3))
 ARMS = [(method, r) for method in METHODS for r in RETENTIONS] + list(EXTRA)

@@ -52,6 +52,7 @@ def checkpoint(tmp_path: Path) -> str:
     ("arguments", "message"),
     [
         ("compressor=st_simdif", r"compressor=st_simdif is unknown; allowed: .*fastv.*; did you mean st_simdiff\?"),
+        ("compressor=temporal_difference", r"compressor=temporal_difference is now called compressor=evs"),
         ("-m compressor=random,st_simdif", r"compressor=st_simdif is unknown; .*did you mean st_simdiff\?"),
         ("compressor.tau_simm=0.7", r"compressor\.tau_simm is unknown to compressor=st_simdiff: .*mean tau_sim\?"),
         ("budget.retention=1.2", r"budget\.retention=1\.2 is out of range; allowed: a number in \(0, 1\]"),

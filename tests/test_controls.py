@@ -84,11 +84,11 @@ def test_spatial_pool_below_a_token_a_frame_leaves_frames_out():
     assert torch.allclose(selection.features, features.view(10, 4, -1)[[1, 3, 6, 8]].mean(1), atol=1e-6)
 
 
-def test_temporal_difference_keeps_the_first_frame_and_what_changed():
+def test_evs_keeps_the_first_frame_and_what_changed():
     grid, layout = Grid(4, 2, 3), layout_for(Grid(4, 2, 3))
     features = video("static", grid)
     features[[8, 21]] = -features[[8, 21]]
-    run = compressors.resolve("temporal_difference")().start(layout, Budget("tokens", 9 / 24))
+    run = compressors.resolve("evs")().start(layout, Budget("tokens", 9 / 24))
     selection = run.at_input(VideoTokens.full(features, grid))
     # Token 8 turns away from its past, token 14 turns back, and 21 turns away.
     assert selection.keep.tolist() == [0, 1, 2, 3, 4, 5, 8, 14, 21]
@@ -110,17 +110,17 @@ def test_pooled_tokens_are_merged_ones():
     assert selection.reason[selection.keep].tolist() == [Reason.MERGED] * 4
 
 
-def test_temporal_difference_names_the_frames_apart():
+def test_evs_names_the_frames_apart():
     """The token behind the first frame is the first that can be an event; a tie goes to the earlier token."""
     grid, layout = Grid(2, 1, 3), layout_for(Grid(2, 1, 3))
     features = torch.eye(3).repeat(2, 1)
     features[3] = -features[3]
-    run = compressors.resolve("temporal_difference")().start(layout, Budget("tokens", 5 / 6))
+    run = compressors.resolve("evs")().start(layout, Budget("tokens", 5 / 6))
     selection = run.at_input(VideoTokens.full(features, grid))
     assert selection.keep.tolist() == [0, 1, 2, 3, 4]
     assert selection.reason.tolist() == [Reason.UNIFORM] * 3 + [Reason.EVENT] * 2 + [Reason.DROPPED]
     # Within the first frame its tokens are spread: of three the middles of two parts.
-    run = compressors.resolve("temporal_difference")().start(layout, Budget("tokens", 2 / 6))
+    run = compressors.resolve("evs")().start(layout, Budget("tokens", 2 / 6))
     assert run.at_input(VideoTokens.full(features, grid)).keep.tolist() == [0, 2]
 
 

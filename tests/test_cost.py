@@ -11,8 +11,8 @@ from tiny_models import qwen2_5_vl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastervlm import FasterVLM
-from stsimdiff.compressors.temporal_difference import TemporalDifference
 from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, kv_bytes, prefill_flops, prefill_flops_all
 from stsimdiff.cost.decoder import closed_form
 from stsimdiff.cost.model import ModelShape, sample_cost, sample_flops
@@ -113,7 +113,7 @@ def test_a_sample_s_cost_by_part_by_hand() -> None:
     shape, grid = Small(decoder=SHAPE, tower=TOWER, dtype="float32"), Grid(2, 1, 1)
     trace = Trace(layers=2, video=2, text=1, entering=[2, 1], mlp=[1, 1])
     trace.asked = [("input", 0, 2)]
-    cost = sample_cost(shape, SHAPE, trace, grid, TemporalDifference(), 2)
+    cost = sample_cost(shape, SHAPE, trace, grid, EVS(), 2)
     # 4 patches embedded 2*4*3*4, four matrices of 4*4 and two of 4*5, 2 frames of 2*2 pairs.
     vision = 2 * 4 * 12 + 2 * 4 * (64 + 40) + 4 * 8 * 4
     # q, o, k, v and causal pairs of 3 and of 2 tokens; the MLP of 2 tokens in both layers.

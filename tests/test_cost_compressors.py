@@ -215,8 +215,8 @@ def test_formulas_of_controls_and_graph_by_hand() -> None:
     assert by_formula("spatial_pool", 6, grid) == 10 * (12 + 6)
     assert by_formula("spatial_pool", 2, grid) == 10 * (8 + 2)
     # A cosine for each token of the frames behind the first, once the budget goes beyond that.
-    assert by_formula("temporal_difference", 4, grid) == 0
-    assert by_formula("temporal_difference", 5, grid) == 6 * 10 * 8
+    assert by_formula("evs", 4, grid) == 0
+    assert by_formula("evs", 5, grid) == 6 * 10 * 8
     # 12 norms and 8 + 6 + 6 products of neighbours, 2 a value each; two passes for the centrality.
     assert by_formula("st_simdiff", 6, grid) == 10 * (24 + 40 + 48)
     assert by_formula("st_simdiff", 6, grid, similarity=False) == 10 * (24 + 40)

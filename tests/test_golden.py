@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import fastv, framefusion, st_simdiff
+from stsimdiff.compressors import evs, fastv, framefusion, st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens
 
@@ -173,6 +173,31 @@ def test_framefusion(path):
             hidden = call["out_hidden"][0]
             rows = np.isin(present, want + start)
             np.testing.assert_allclose(selection.features, hidden[: len(present)][rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("path", cases("evs"))
+def test_evs(path):
+    """Through the run, by the arm that is as released, in the recorded dtype; the default where nothing differs."""
+    data = np.load(path, allow_pickle=False)
+    grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
+    features = torch.from_numpy(data["features"]).to(getattr(torch, str(data["dtype"])))
+    tokens = VideoTokens.full(features, grid)
+    layout = Layout(grid, torch.arange(grid.tokens), grid.tokens + 5, layers=28)
+    budget = Budget("tokens", 1 - float(data["pruning_rate"]))
+    released = evs.EVS(as_released=True).start(layout, budget).at_input(tokens).check(grid.tokens)
+    tied = np.flatnonzero(data["ambiguous"])
+    assert set(released.keep.tolist()) ^ set(data["keep_idx"].tolist()) <= set(tied.tolist())
+    assert len(released.keep) == data["retained_count"]
+    ours = evs.EVS().start(layout, budget).at_input(tokens).check(grid.tokens)
+    assert len(ours.keep) == int(budget.retention * grid.tokens + 0.5)
+    if not len(tied) and len(ours.keep) == len(released.keep):
+        assert torch.equal(ours.keep, released.keep)
+
+
+def test_evs_as_released_keeps_the_first_frame_whole():
+    grid = Grid(10, 5, 6)
+    counts = [evs.released_count(grid, rate) for rate in (0.8, 0.75, 0.95, 0.0, 1.5, -0.2)]
+    assert counts == [59, 75, 30, 300, 30, 300]
 
 
 @pytest.mark.parametrize("path", cases("fastv"))

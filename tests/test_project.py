@@ -28,7 +28,7 @@ def test_the_licence_is_the_apache_licence_to_the_letter():
 def test_the_notice_credits_every_method_and_every_recording():
     entries = dict(re.findall(r"^(\S[^\n:]*): (\S+/\S+)\n(?:    .*\n)*?    Licence: ", NOTICE, re.MULTILINE))
     named = {re.sub(r"\W", "", name).lower() for name in entries}
-    controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool", "temporal_difference"}
+    controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool"}
     methods = {name.replace("_", "") for name in compressors.BUILTIN if name not in controls}
     assert methods <= named, f"NOTICE has no entry, or no licence, for {methods - named}"
     recorded = set(

@@ -82,7 +82,7 @@ def test_st_simdiff_does_not_know_left_from_right(grid: Grid, retention: float, 
 
 @some
 @given(grid=grids, retention=st.floats(0.05, 0.95), seed=st.integers(0, 99))
-def test_temporal_difference_looks_at_places_one_by_one(grid: Grid, retention: float, seed: int) -> None:
+def test_evs_looks_at_places_one_by_one(grid: Grid, retention: float, seed: int) -> None:
     """The same permutation of every frame's tokens permutes what is kept, outside the first frame's fixed order."""
     if round(retention * grid.tokens) <= grid.per_frame:
         return
@@ -90,7 +90,7 @@ def test_temporal_difference_looks_at_places_one_by_one(grid: Grid, retention: f
     order = torch.randperm(grid.per_frame, generator=torch.Generator().manual_seed(seed))
     moved = features.view(grid.frames, grid.per_frame, -1)[:, order].reshape(features.shape)
     layout, budget = layout_for(grid), Budget("tokens", retention)
-    method = compressors.resolve("temporal_difference")()
+    method = compressors.resolve("evs")()
     kept = [
         method.start(layout, budget).at_input(VideoTokens.full(x, grid)).keep.tolist()
         for x in (features, moved)

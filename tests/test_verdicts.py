@@ -20,7 +20,7 @@ METHODS = (
     "random",
     "uniform_frames",
     "spatial_pool",
-    "temporal_difference",
+    "evs",
     "fastv",
     "prumerge",
     "fastervlm",

@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from stsimdiff.compressors import RENAMED
 from stsimdiff.config.checks import suggestion
 from stsimdiff.config.words import groups
 from stsimdiff.errors import UserError
@@ -70,6 +71,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     options = sorted(error.options or ())
     if not group or not options:
         return _first_line(str(error))
+    if group == "compressor" and name in RENAMED:
+        return f"{group}={name} is now called {group}={RENAMED[name]}"
     return f"{group}={name} is unknown; allowed: {', '.join(options)}{suggestion(name, options)}"
 
 

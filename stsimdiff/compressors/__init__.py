@@ -38,6 +38,10 @@ BUILTIN = _builtin()
 """Name to dotted class path: the files of ``configs/compressor``, ``custom`` aside."""
 
 
+RENAMED = {"temporal_difference": "evs"}
+"""Former names, which stored results may have, and the methods that they are now."""
+
+
 def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
@@ -59,6 +63,8 @@ def resolve(name: str) -> type:
         return getattr(importlib.import_module(module), attribute)
     point = _registered().get(name)
     if point is None:
+        if name in RENAMED:
+            raise ConfigError(f"compressor {name!r} is now called {RENAMED[name]!r}")
         close = difflib.get_close_matches(name, names(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"compressor {name!r} is unknown{hint}; allowed: {', '.join(names())}")
