@@ -332,6 +332,7 @@ class Layout:
         question: the question's text.
         asked: ``(q,)`` int64 on the CPU, ascending: places of the tokens that hold the question's text, apart from
             system prompt and template; ``None`` where the family does not say them.
+        picture: which tokens of the grid are part of the picture; ``None`` where all are.
     """
 
     grid: Grid
@@ -342,10 +343,18 @@ class Layout:
     vision: VisionSignals | None = None
     question: str = ""
     asked: Tensor | None = None
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         if self.video.shape != (self.grid.tokens,):
             raise ValueError(f"{self.video.shape[0]} video places for a grid of {self.grid.tokens} tokens")
+
+    def cells(self) -> Tensor:
+        """``(P,)`` int64 on the CPU, ascending: tokens of each frame of the grid that are part of the picture."""
+        if self.picture is None:
+            return torch.arange(self.grid.per_frame)
+        rows, columns = torch.arange(self.picture.height), torch.arange(self.picture.width)
+        return (rows[:, None] * self.picture.stride + columns).flatten()
 
     @property
     def text(self) -> int:

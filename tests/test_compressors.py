@@ -20,6 +20,7 @@ from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.st_simdiff import STSimDiff
+from stsimdiff.compressors.vidcom2 import VidCom2
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.resources import folder
@@ -44,6 +45,7 @@ VARIANTS = [
     VisionZip(contextual=0),
     PruMerge(plus=True),
     EVS(as_released=True),
+    VidCom2(as_released=True),
 ]
 ALL = [pytest.param(compressors.resolve(name)(), id=name) for name in METHODS] + [
     pytest.param(method, id=f"variant{i}") for i, method in enumerate(VARIANTS)
@@ -188,6 +190,9 @@ WRONG = [
     ("fastv", {"layer": 0}, "layer=0.*for example 2"),
     ("fastv", {"layer": 2.0}, "layer=2.0"),
     ("fastv", {"queries": "first"}, "queries='first'.*last, all"),
+    ("vidcom2", {"temperature": 0}, "temperature=0 is.*a number from 1e-06; for example 0.01"),
+    ("vidcom2", {"channels": 1.5}, r"channels=1.5.*\[0, 1\]; for example 0.5"),
+    ("vidcom2", {"as_released": "yes"}, "as_released='yes'.*true, false"),
     ("evs", {"as_released": 1}, "as_released=1.*true, false"),
     ("framefusion", {"tau_sim": 2}, r"tau_sim=2.*\[-1, 1\].*0.6"),
     ("framefusion", {"ratio_lower_bound": -0.1}, r"ratio_lower_bound=-0.1.*\[0, 1\].*0.1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def stripped(case: Case, target: Path) -> Case:
     recorded = load(case.recorded)
     left = {name: value for name, value in recorded.items() if name in RULE_ON_TIES}
     if case.run is None:
+        # Some files have inputs in others, beside them.
+        for other in case.path.parent.glob(
+            re.sub(".* of |<case>", "*", recorded.meta.get("inputs", "")) or "-"
+        ):
+            shutil.copy(other, target)
         is_input = replay_of(case, recorded).is_input
         left |= {name: value for name, value in recorded.items() if is_input(name)}
         np.savez(target / case.path.name, **left)

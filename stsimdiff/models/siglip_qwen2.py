@@ -80,6 +80,7 @@ class SiglipQwen2(Family):
             layers=len(self.decoder),
             sample=sample,
             vision=video.signals,
+            picture=self.picture(video.grid),
         )
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device)
         return Prompt({"inputs_embeds": embeds, "attention_mask": mask}, layout)

@@ -1,0 +1,52 @@
+"""VidCom2 as vLLM has it, with an exact total; the inputs are those of the files of :mod:`.vidcom2` beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from stsimdiff.compressors import vidcom2
+from stsimdiff.conformance.cases import Fields, load
+from stsimdiff.conformance.replays import Arrays, Replay
+
+SUFFIX = ":pruning_rate"
+
+
+def replay(data: Fields) -> Arrays:
+    """Our outputs for every case that the file holds."""
+    out: Arrays = {}
+    for case in (name.removesuffix(SUFFIX) for name in data if name.endswith(SUFFIX)):
+        given = load(data.file.with_name(f"vidcom2_{case}.npz"))
+        frames = int(given["n_frames"])
+        found = vidcom2.scores(torch.from_numpy(given["hidden"]).unflatten(0, (frames, -1)))
+        score = found.video + found.frame
+        share = 1 - float(data[case + SUFFIX])
+        counts = vidcom2.frame_counts(vidcom2.frame_scale(found.video, share)[2], score.shape[1])
+        total = max(frames, int(score.numel() * share))
+        mask = vidcom2.exact(score, vidcom2.least_typical(score, counts), total)
+        own = {
+            "retained_count": np.int64(total),
+            "frame_keep_num": counts.numpy(),
+            "similarity": score.numpy(),
+            "keep_idx": mask.flatten().nonzero()[:, 0].numpy(),
+        }
+        out.update({f"{case}:{name}": value for name, value in own.items()})
+    return out
+
+
+def same_tokens(name: str, recorded: Fields, own: Arrays) -> str:
+    """As many tokens are kept, and those that differ have scores that only rounding tells apart."""
+    want, have = recorded[name], own[name]
+    differ = np.setxor1d(want, have)
+    score = recorded[name.replace("keep_idx", "similarity")].ravel()[differ]
+    if len(want) == len(have) and (len(differ) == 0 or np.ptp(score) < 1e-5):
+        return ""
+    return f"{len(differ)} tokens differ, first {differ[0]}"
+
+
+REPLAY = Replay(
+    replay,
+    inputs=f".*{SUFFIX}",
+    tolerances={".*:similarity": (1e-5, 0.0)},
+    rules={".*:keep_idx": same_tokens},
+)
