@@ -17,6 +17,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run, WrappedRun
 from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastv import FastV
+from stsimdiff.compressors.fastvid import FastVID
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.st_simdiff import STSimDiff
@@ -41,6 +42,8 @@ VARIANTS = [
     STSimDiff(released_layers=28),
     FastV(layer=1, queries="all"),
     FrameFusion(ratio_lower_bound=0.0),
+    FastVID(variant="video", stprune_d=1.0, dtm_p=1),
+    FastVID(variant="qwen", dyseg_c=1, stprune_d=0.0),
     VisionZip(dominant=1, contextual=1),
     VisionZip(contextual=0),
     PruMerge(plus=True),
@@ -200,6 +203,11 @@ WRONG = [
     ("visionzip", {"dominant": 0, "contextual": 0}, "keep nothing"),
     ("prumerge", {"plus": 1}, "plus=1.*true, false"),
     ("dycoke", {"as_released": 1}, "as_released=1.*true, false"),
+    ("fastvid", {"variant": "new"}, "variant='new'.*onevision, video, qwen"),
+    ("fastvid", {"dyseg_c": 0}, "dyseg_c=0.*for example 8"),
+    ("fastvid", {"dtm_p": 1.5}, "dtm_p=1.5.*for example 4"),
+    ("fastvid", {"dyseg_tau": 1.5}, r"dyseg_tau=1.5.*\[-1, 1\].*0.9"),
+    ("fastvid", {"stprune_d": True}, "stprune_d=True.*0.4"),
     ("framefusion", {"released_layers": 1}, "released_layers=1.*auto.*28"),
     ("random", {"seed": -1}, "seed=-1"),
     ("random", {"seed": "a"}, "seed='a'"),
@@ -401,7 +409,7 @@ def test_framefusion_merges_up_to_the_layer_before_the_one_that_prunes():
 
 def test_methods_of_the_vision_place_ask_for_its_signals():
     asking = {name for name in METHODS if compressors.resolve(name).needs_vision}
-    assert asking == {"fastervlm", "visionzip", "prumerge"}
+    assert asking == {"fastervlm", "visionzip", "prumerge", "fastvid"}
 
 
 def test_fastv_needs_attention():

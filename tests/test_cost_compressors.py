@@ -67,6 +67,9 @@ def test_the_formula_is_what_runs(model: Qwen2ForCausalLM, name: str, retention:
     shape = DecoderShape.from_config(model.config)
     ours = compressor_flops(method, trace, GRID, shape, TOWER, LOAD)
     counted = run.flops(trace, shape, method.needs_vision, TOWER, LOAD)
+    if ours is None:
+        assert "flops" not in vars(type(method)) and counted > 0
+        return
     # What has one number a token is counted as it runs and is not in the formula, the check for NaN among it.
     assert ours <= counted
     assert counted - ours < 0.03 * ours + 1.1 * GRID.tokens * WIDTH
@@ -261,6 +264,7 @@ def test_every_operation_that_is_counted_by_hand() -> None:
         (lambda: x.cumsum(1), 12),
         (lambda: x.var(1), 36),
         (lambda: x.std(1), 36),
+        (lambda: torch.cdist(x, x[:2]), 2 * 3 * 2 * 4),
         (lambda: torch.mv(x, vector), 24),
         (lambda: torch.dot(vector, vector), 8),
         (lambda: torch.vdot(vector, vector), 8),

@@ -77,6 +77,8 @@ class ArithmeticCounter(TorchDispatchMode):
         name = packet.__name__.removesuffix("_") if not packet.__name__.startswith("_") else packet.__name__
         if packet in flop_registry:
             self.flops += int(flop_registry[packet](*args, **kwargs, out_val=found))
+        elif name == "_cdist_forward":
+            self.flops += 2 * _floating(found) * args[0].shape[-1]
         elif name in WITH_VECTOR:
             self.flops += 2 * _floating(args[WITH_VECTOR[name]])
         elif name in ELEMENTWISE:

@@ -165,6 +165,7 @@ class InternVL(Family):
             layers=len(self.decoder),
             sample=sample,
             vision=video.signals,
+            picture=self.picture(video.grid),
         )
         encoded: Any = BaseModelOutputWithPooling(
             pooler_output=video.features.view(video.grid.frames, video.grid.per_frame, -1)

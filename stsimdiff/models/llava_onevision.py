@@ -157,6 +157,7 @@ class LlavaOnevision(Family):
             layers=len(self.decoder),
             sample=sample,
             vision=video.signals,
+            picture=self.picture(video.grid),
         )
         encoded = BaseModelOutputWithPooling(pooler_output=video.inputs["features"])
         inputs = {

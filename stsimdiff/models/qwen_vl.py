@@ -247,6 +247,7 @@ class QwenVL(Family):
             layers=len(self.decoder),
             sample=sample,
             vision=video.signals,
+            picture=self.picture(video.grid),
         )
         inputs = {
             "input_ids": ids.to(self.device),

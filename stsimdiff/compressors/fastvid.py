@@ -1,0 +1,288 @@
+"""FastVID: segments of frames, the most attended tokens of each frame, and density peaks that take in the rest.
+
+Shen et al., "FastVID: Dynamic Density Pruning for Fast Video Large Language Models" (NeurIPS 2025, arXiv 2503.11187):
+dynamic segmentation (DySeg), attention-based selection (ATS) and density-based merging (DTM). The authors publish three
+codes that differ (LunarShen/FastVID a40a109), and each is a ``variant`` here, checked against its recorded outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stsimdiff.compressors import density
+from stsimdiff.compressors.per_frame import Reduced, frame_shares
+from stsimdiff.compressors.picture import PictureCompressor, Pictures, in_order
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Reason
+
+VARIANTS = ("auto", "onevision", "video", "qwen")
+NEIGHBOURS = 4
+"""Smallest distances of a density, the one to the token itself among them; fixed as published."""
+
+
+@dataclass(frozen=True)
+class FastVID(PictureCompressor):
+    """Each frame keeps its most attended tokens; some frames of a segment also centres, into which the rest is merged.
+
+    The number kept follows from the budget, shared out evenly among the frames; what a frame has no room for goes to
+    others, so that a budget is met exactly.
+
+    Fidelity: segments, tokens and merging equal recorded outputs of the authors' three codes. Their scores are those of
+    SigLIP's pooling head, whose weights no checkpoint of these models holds (Qwen: the attention of the mean query in
+    the last block). Here a token's score is the attention that it receives in the tower, a frame's vector the mean
+    of its tokens, as in their code for Qwen. Noise that breaks ties there is the lower index here; videos of fewer
+    frames than ``dyseg_c`` work.
+
+    Attributes:
+        variant: ``onevision``, ``video`` or ``qwen``: which of the authors' codes; ``auto``: the one for grids as the
+            family's: newline tokens, joined frames, or neither.
+        dyseg_c: least number of segments.
+        dyseg_tau: similarity of neighbouring frames below which a segment ends, in [-1, 1].
+        dyseg_ignore: ``qwen`` only: of a segment's frames that are more alike than this, only the last keeps tokens.
+        stprune_d: share of the kept tokens that are centres of merging, in [0, 1].
+        dtm_p: of so many frames of a segment, counted from its last, one has centres.
+        dtm_beta: least weight of a centre's own feature in what it becomes, in [0, 1].
+
+    Raises:
+        ConfigError: for any value that is unknown or out of range.
+    """
+
+    fidelity: ClassVar[str] = "adapted"
+    needs_vision: ClassVar[bool] = True
+
+    variant: str = "auto"
+    dyseg_c: int = 8
+    dyseg_tau: float | None = None
+    dyseg_ignore: float = 0.95
+    stprune_d: float = 0.4
+    dtm_p: int = 4
+    dtm_beta: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ConfigError(
+                f"compressor.variant={self.variant!r} is unknown; allowed: {', '.join(VARIANTS)}"
+            )
+        for name, example in (("dyseg_c", 8), ("dtm_p", 4)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: 1, 2, ...; for example {example}"
+                )
+        for name, low, high, example in (
+            ("dyseg_tau", -1, 1, 0.9),
+            ("dyseg_ignore", -1, 2, 0.95),
+            ("stprune_d", 0, 1, 0.4),
+            ("dtm_beta", 0, 1, 0.6),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "dyseg_tau":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, {high}]; "
+                    f"for example {example}"
+                )
+
+    @override
+    def reduce(self, video: Pictures, count: int) -> Reduced:
+        frames, patches = video.features.shape[:2]
+        variant = self.variant
+        if variant == "auto":
+            variant = "video" if video.newline else "qwen" if video.joined > 1 else "onevision"
+        # The authors' setting for Qwen differs from the others'.
+        tau = self.dyseg_tau if self.dyseg_tau is not None else 0.84 if variant == "qwen" else 0.9
+        found = segments(frame_similarities(video.features.float().mean(1)), self.dyseg_c, tau)
+        ignore = self.dyseg_ignore if variant == "qwen" else None
+        valid = [kept_frames(part, found, ignore) for part in found.parts]
+        salient, context = [0] * frames, [0] * frames
+        shares = frame_shares(count, frames)
+        for part, inside in zip(found.parts, valid, strict=True):
+            total = sum(shares[frame] for frame in part)
+            centres = sum(int(shares[frame] * self.stprune_d) for frame in part)
+            if variant != "onevision":
+                centres = int(total * self.stprune_d)
+            ends = anchors(inside, self.dtm_p)
+            for frame, more in zip(ends, split(centres, len(ends), from_last=True), strict=True):
+                context[frame] = min(more, patches // 2)
+            for frame, more in zip(inside, split(total - centres, len(inside)), strict=True):
+                salient[frame] = min(more, patches - context[frame])
+        # What was cut off goes to frames with room, those that keep tokens first.
+        left = count - sum(salient) - sum(context)
+        for order in (sorted(frame for inside in valid for frame in inside), range(frames)):
+            while left > 0 and (
+                free := [frame for frame in order if salient[frame] + context[frame] < patches]
+            ):
+                for frame in free[:left]:
+                    salient[frame] += 1
+                    left -= 1
+        chosen = salient_tokens(video.received, salient)
+        merged = merge(video.features, chosen, context, found.parts, variant, self.dtm_p, self.dtm_beta)
+        keep = torch.cat((torch.cat(chosen), *(one.place for one in merged)))
+        flat = video.features.flatten(0, 1)
+        rows = torch.cat((flat[torch.cat(chosen)], *(one.features.to(flat) for one in merged)))
+        reason = torch.full_like(keep, int(Reason.IMPORTANT))
+        reason[sum(salient) :] = int(Reason.MERGED)
+        return in_order(keep, reason, rows)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What DySeg found.
+
+    Attributes:
+        similarity: ``(T-1,)`` of neighbouring frames.
+        least: the cuts that are made because these are the least similar, by ascending similarity.
+        below: the cuts below the threshold, ascending.
+        parts: the frames of each segment.
+    """
+
+    similarity: Tensor
+    least: list[int]
+    below: list[int]
+    parts: list[list[int]] = field(default_factory=list)
+
+    @property
+    def cuts(self) -> list[int]:
+        """Frames that end a segment but for the last, ascending."""
+        return sorted({*self.least, *self.below})
+
+
+def frame_similarities(vectors: Tensor) -> Tensor:
+    """``(T-1,)`` cosines of neighbouring rows of ``(T, g)`` float32."""
+    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
+    return (unit[:-1] * unit[1:]).sum(1)
+
+
+def segments(similarity: Tensor, least: int, tau: float, given: Sequence[int] = ()) -> Segments:
+    """Cut at the ``least - 1`` lowest similarities (of equal ones the earlier) and wherever one is below ``tau``.
+
+    ``given`` are further cuts, of a recording.
+    """
+    fewest = [*torch.sort(similarity, stable=True).indices[: least - 1].tolist(), *given]
+    below = (similarity < tau).nonzero()[:, 0].tolist()
+    found = Segments(similarity, fewest, below)
+    ends = [-1, *found.cuts, len(similarity)]
+    found.parts.extend(list(range(a + 1, b + 1)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    return found
+
+
+def kept_frames(part: Sequence[int], found: Segments, ignore: float | None) -> list[int]:
+    """Frames of a segment that keep tokens: all, or the last of each run of frames alike by ``ignore``."""
+    if ignore is None:
+        return list(part)
+    return [frame for frame in part if frame == part[-1] or float(found.similarity[frame]) < ignore]
+
+
+def anchors(frames: Sequence[int], every: int) -> list[int]:
+    """Every ``every``-th of the frames, counted from the last one, ascending."""
+    return list(frames)[::-1][::every][::-1]
+
+
+def split(total: int, parts: int, from_last: bool = False) -> list[int]:
+    """``total`` in equal parts, one more for the first ones, or for the last ones."""
+    shares = [total // parts + (i < total % parts) for i in range(parts)]
+    return shares[::-1] if from_last else shares
+
+
+def salient_tokens(scores: Tensor | None, counts: Sequence[int]) -> list[Tensor]:
+    """ATS: for each frame the raster indices of its best ``(T, P)`` scores, the best first."""
+    assert scores is not None
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    patches = scores.shape[1]
+    return [
+        row[:count] + frame * patches for frame, (row, count) in enumerate(zip(order, counts, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The centres of one frame and what they took in.
+
+    Attributes:
+        frame: number of the frame.
+        place: ``(c,)`` raster indices of the centres.
+        source, target: ``(s,)`` raster indices of merged tokens, and the centre of each.
+        count: ``(c,)`` tokens merged into each.
+        weight: ``(c,)`` of the centre's own feature.
+        features: ``(c, D)`` float32.
+    """
+
+    frame: int
+    place: Tensor
+    source: Tensor
+    target: Tensor
+    count: Tensor
+    weight: Tensor
+    features: Tensor
+
+
+def others(salient: Tensor, frame: int, patches: int) -> Tensor:
+    """Raster indices, ascending, of a frame's tokens that are not among the ``salient`` ones."""
+    left = torch.ones(patches, dtype=torch.bool, device=salient.device)
+    left[salient - frame * patches] = False
+    return left.nonzero()[:, 0] + frame * patches
+
+
+def merge(
+    features: Tensor,
+    salient: Sequence[Tensor],
+    context: Sequence[int],
+    parts: Sequence[Sequence[int]],
+    variant: str,
+    every: int,
+    beta: float,
+    own_frame: int | None = None,
+    noise: Mapping[int, Tensor] | None = None,
+) -> list[Anchor]:
+    """DTM: the centres of each frame that has some, with the rest of their segment merged into them.
+
+    Args:
+        features: ``(T, P, D)``.
+        salient: raster indices of each frame's salient tokens.
+        context: centres of each frame.
+        parts: frames of each segment.
+        variant: which tokens are merged. ``onevision``: all of the segment that are not salient, centres included;
+            else those that are neither salient nor centres of this frame.
+        every: one in so many frames has centres.
+        beta: least weight of the centre itself.
+        own_frame: ``onevision`` as released: frames with so many centres merge their own tokens alone.
+        noise: of each frame, as recorded.
+    """
+    patches = features.shape[1]
+    flat = features.flatten(0, 1)
+    unit = torch.nn.functional.normalize(flat.float(), dim=1)
+    rest = [others(chosen, frame, patches) for frame, chosen in enumerate(salient)]
+    found = []
+    for part in parts:
+        for frame in part:
+            if context[frame] == 0:
+                continue
+            peaks = density.peaks(flat[rest[frame]], NEIGHBOURS, None if noise is None else noise[frame])
+            centres = peaks.centres(context[frame])
+            place = rest[frame][centres if variant == "onevision" else centres.sort().values]
+            source = rest[frame] if context[frame] == own_frame else torch.cat([rest[f] for f in part])
+            if variant != "onevision":
+                source = source[torch.isin(source, place, invert=True)]
+            target = (unit[source] @ unit[place].T).argmax(1)
+            found.append(_taken_in(flat, frame, place, source, target, beta))
+    return found
+
+
+def _taken_in(flat: Tensor, frame: int, place: Tensor, source: Tensor, target: Tensor, beta: float) -> Anchor:
+    count = torch.bincount(target, minlength=len(place))
+    total = flat.new_zeros(len(place), flat.shape[1], dtype=torch.float32)
+    for rows, owner in zip(source.split(1024), target.split(1024), strict=True):
+        total.index_put_((owner,), flat[rows].float(), accumulate=True)
+    own = flat[place].float()
+    weight = (1 / (count + 1.0)).clamp_min(beta)
+    weight[count == 0] = 1
+    mean = total / count.clamp_min(1)[:, None]
+    merged = torch.where((count > 0)[:, None], weight[:, None] * own + (1 - weight)[:, None] * mean, own)
+    return Anchor(frame, place, source, place[target], count, weight, merged)

@@ -1,0 +1,158 @@
+"""Base of methods that act at the input on the picture's tokens alone, frame by frame or in segments of frames.
+
+Newline tokens (a grid's tokens that show no picture) are apart: one stays where its row keeps something, and counts
+in the budget.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor, Places, Run
+from stsimdiff.compressors.per_frame import Reduced
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+TRIES = 8
+"""Selections made to find the number of picture tokens that, with their newline tokens, meets a budget."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The picture's tokens of a video: T frames of P.
+
+    Attributes:
+        features: ``(T, P, D)``.
+        received: ``(T, P)`` float32 attention received in the vision tower; ``None`` where the method reads none.
+        joined: frames of the video that one row in time stands for.
+        newline: whether the grid has tokens that show no picture.
+    """
+
+    features: Tensor
+    received: Tensor | None = None
+    joined: int = 1
+    newline: bool = False
+
+
+class PictureCompressor(Compressor):
+    """Implement :meth:`reduce`; newline tokens and the budget are done here."""
+
+    @abstractmethod
+    def reduce(self, video: Pictures, count: int) -> Reduced:
+        """Reduce the ``T * P`` tokens of a video to ``count``, which is fewer; ``keep`` counts picture tokens alone."""
+
+    @override
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return PictureRun(self, layout, budget.keep(layout.grid.tokens, layout.layers))
+
+
+class PictureRun(Run):
+    """Reduces at the input.
+
+    Args:
+        method: what to do.
+        layout: of the video.
+        count: tokens to leave, newline tokens included.
+
+    Raises:
+        ValueError: when the method reads the tower's attention and the family does not give it.
+    """
+
+    places = Places(input=True)
+
+    def __init__(self, method: PictureCompressor, layout: Layout, count: int) -> None:
+        self.method, self.layout, self.count = method, layout, count
+        if method.needs_vision and layout.vision is None:
+            raise ValueError(
+                f"{type(method).__name__} reads the vision tower's attention, which this model family does not give"
+            )
+
+    @override
+    def at_input(self, tokens: VideoTokens) -> Selection:
+        name = type(self.method).__name__
+        tokens.check_finite(f"{name}, input of layer 0")
+        grid, device = tokens.grid, tokens.features.device
+        cells = self.layout.cells().to(device)
+        if self.count >= grid.tokens:
+            everything = torch.ones(grid.tokens, dtype=torch.bool, device=device)
+            return Selection.from_mask(everything, Reason.ALL)
+        features = tokens.features.view(grid.frames, grid.per_frame, -1)
+        received = None
+        if self.layout.vision is not None and self.method.needs_vision:
+            received = self.layout.vision.received.to(device).view(grid.frames, -1)
+            if not bool(torch.isfinite(received).all()):
+                raise ValueError(
+                    f"{name}: the vision tower's received hold NaN or infinite values; load the model in a wider "
+                    "dtype, such as bfloat16"
+                )
+        newline = len(cells) < grid.per_frame
+        joined = 1 if self.layout.picture is None else self.layout.picture.frames
+        if newline:
+            features = features[:, cells]
+            received = None if received is None else received[:, cells]
+        video = Pictures(features, received, joined, newline)
+        place = (torch.arange(grid.frames, device=device)[:, None] * grid.per_frame + cells).flatten()
+        found, ends = self._fitting(video, place)
+        keep, turn = torch.cat((place[found.keep], ends)).sort()
+        reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
+        reason[ends] = int(Reason.UNIFORM)
+        reason[place[found.keep]] = found.reason.to(torch.uint8)
+        rows = None
+        if found.features is not None:
+            rows = torch.cat((found.features.to(tokens.features), tokens.features[ends]))[turn]
+        return Selection(keep, reason, rows)
+
+    def _fitting(self, video: Pictures, place: Tensor) -> tuple[Reduced, Tensor]:
+        """The reduced picture, and the ``(n,)`` raster indices of newline tokens; together they meet the budget."""
+        tokens = len(place)
+        if not video.newline:
+            return self.method.reduce(video, self.count), place[:0]
+        # Between too few picture tokens and enough, the total grows with their number.
+        low, high, best = 0, min(self.count, tokens), None
+        guess = round(self.count * tokens / self.layout.grid.tokens)
+        for _ in range(TRIES):
+            count = max(low + 1, min(high, guess))
+            found, ends = self._with_newlines(video, place, count)
+            total = count + len(ends)
+            if total < self.count:
+                low = count
+            else:
+                high, best = count, (found, ends)
+            if high - low <= 1 and best is not None or 0 <= total - self.count <= 0.005 * self.count:
+                break
+            after = count + round((self.count - total) * count / total)
+            guess = after if low < after < high else (low + high) // 2
+        if best is None:
+            best = self._with_newlines(video, place, high)
+        found, ends = best
+        return found, ends[: self.count - len(found.keep)]
+
+    def _with_newlines(self, video: Pictures, place: Tensor, count: int) -> tuple[Reduced, Tensor]:
+        if count < len(place):
+            found = self.method.reduce(video, count)
+        else:
+            everything = torch.arange(count, device=place.device)
+            found = Reduced(everything, torch.full_like(everything, int(Reason.ALL)))
+        return found, self._newlines(place[found.keep])
+
+    def _newlines(self, kept: Tensor) -> Tensor:
+        """Newline tokens of the grid's rows in which a token of the raster indices ``kept`` is."""
+        grid, cells = self.layout.grid, self.layout.cells()
+        row = torch.zeros(grid.frames * grid.height, dtype=torch.bool, device=kept.device)
+        row[kept // grid.width] = True
+        shows = torch.zeros(grid.per_frame, dtype=torch.bool)
+        shows[cells] = True
+        blank = ~shows.view(grid.height, grid.width).to(kept.device)
+        stay = row.view(grid.frames, grid.height, 1) & blank
+        return stay.flatten().nonzero(as_tuple=True)[0]
+
+
+def in_order(keep: Tensor, reason: Tensor, features: Tensor | None = None) -> Reduced:
+    """The same rows by ascending place."""
+    keep, turn = keep.sort()
+    return Reduced(keep, reason[turn], None if features is None else features[turn])
