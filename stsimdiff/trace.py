@@ -45,6 +45,9 @@ class Trace:
         reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
         compressor_seconds: time of all selections.
         prefill_seconds: time of the decoder's prefill, selections included.
+        decoded: tokens put through the decoder after the prefill.
+        visible: video keys that each generated token saw, the mean over the layers, where the run acts while decoding.
+        decoding_seconds: time of what the run did then.
     """
 
     layers: int
@@ -59,6 +62,9 @@ class Trace:
     reason: Tensor | None = None
     compressor_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    decoded: int = 0
+    visible: list[float] = field(default_factory=list)
+    decoding_seconds: float = 0.0
 
     def restart(self, video: int, text: int) -> None:
         """Forget what is written down, for another prompt of so many tokens."""
@@ -68,6 +74,11 @@ class Trace:
     def final(self) -> int:
         """Video tokens left after the last drop."""
         return self.stages[-1].kept.shape[0] if self.stages else self.video
+
+    @property
+    def kv_kept(self) -> float | None:
+        """Share of the video's keys in all layers that generated tokens saw; ``None`` where the run hides none."""
+        return sum(self.visible) / len(self.visible) / self.video if self.visible else None
 
     def retention(self) -> dict[str, float]:
         """Both kinds of achieved retention, ``tokens`` and ``compute``."""

@@ -108,3 +108,17 @@ def test_an_arm_without_figures_or_a_reference_misses_no_budget(tmp_path: Path) 
     write_arm(tmp_path, "fastv", 0.3, answers(0.6, 0.5))
     (section,) = make(tmp_path, None).sections
     assert {row.method: row.missed for row in section.rows} == {"none": False, "random": False, "fastv": True}
+
+
+def test_what_decoding_costs_stands_beside_the_prefill_where_a_method_acts_then(tmp_path: Path) -> None:
+    plain = [row | {"times": row["times"] | {"token": 0.020}} for row in answers(0.6, 0.3)]
+    write_arm(tmp_path, "random", 0.3, plain)
+    assert "KV kept" not in printed(tmp_path) and "kv_kept" not in line_of(tmp_path, "random")
+    hiding = [row | {"kv_kept": 0.25, "times": row["times"] | {"token": 0.0125}} for row in answers(0.6, 0.3)]
+    write_arm(tmp_path, "st_simdiff", 0.3, hiding)
+    printed(tmp_path)
+    shown = (tmp_path / "table.md").read_text()
+    assert "KV kept %" in shown and "25.0" in shown and "ms a token" in shown and "12.5" in shown
+    line, other = line_of(tmp_path, "st_simdiff"), line_of(tmp_path, "random")
+    assert (float(line["kv_kept"]), float(line["token_ms"])) == pytest.approx((0.25, 12.5))
+    assert other["kv_kept"] == "" and float(other["token_ms"]) == pytest.approx(20)

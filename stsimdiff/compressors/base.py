@@ -1,9 +1,10 @@
 """The contract of a compressor: a frozen dataclass of parameters whose ``start`` gives the run of one video.
 
-A run acts at up to three places (vision tower, input, decoder layer) and says which in :class:`Places`. It
-knows no model: the engine brings it tokens and, where asked for, attention; ``tokens.view`` shows hidden states of the
-text, keys and values, and attention of rows that the method chose as it ran. ``layout`` holds the question, and where
-its tokens stand. Subclass :class:`ScoreCompressor` when the method is "give each token a score, keep the best".
+A run acts at up to three places (vision tower, input, decoder layer) and while decoding, and says which in
+:class:`Places`. It knows no model: the engine brings it tokens and, where asked for, attention; ``tokens.view`` shows
+hidden states of the text, keys and values, and attention of rows that the method chose as it ran. ``layout`` holds the
+question, and where its tokens stand. Subclass :class:`ScoreCompressor` when the method is "give each token a score,
+keep the best".
 
 An answer depends on its sample alone. So a method reads what it is given (tokens, attention, layout, budget) and does
 not write into it; work on a copy where an operation is in place. What one video needs lies in its run, not in the
@@ -46,6 +47,8 @@ class Places:
             over the rows of so many last tokens, heads apart; or a :class:`~stsimdiff.tokens.Read`, which says more.
         reads: layers of which it asks ``tokens.view`` for keys, values or attention: at the place before the layer, and
             at every later one. What enters them is held for that; nothing is computed until it is asked for.
+        decoding: layers before which it is asked at each generated token, and may hide or remove cached keys.
+        watched: layers whose attention it reads there, that of the token being generated.
     """
 
     input: bool = False
@@ -54,6 +57,21 @@ class Places:
     attention: frozenset[int] = frozenset()
     queries: str | int | Read = "last"
     reads: frozenset[int] = frozenset()
+    decoding: frozenset[int] = frozenset()
+    watched: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Cached keys of the video that a generated token does not see, in the layer that was asked and in later ones.
+
+    Attributes:
+        index: ``(k,)`` int64 raster indices of the tokens.
+        removed: whether they leave these layers' caches, and so are hidden from every later token too.
+    """
+
+    index: Tensor
+    removed: bool = False
 
 
 class Run(ABC):
@@ -88,6 +106,20 @@ class Run(ABC):
         """Select between the attention and the MLP of ``layer``; arguments as in :meth:`before_layer`."""
         raise TypeError(
             f"{type(self).__name__} announces a place inside layer {layer} but does not act there"
+        )
+
+    def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:
+        """Hide cached keys of the video before ``layer`` runs on a generated token.
+
+        Args:
+            layer: that runs next.
+            step: how many tokens were put through the model before, the prompt not counted.
+            cached: ``(n,)`` int64 raster indices of the video tokens in this layer's cache, ascending.
+            attention: ``(heads, m)`` float32 of this token, of the latest layer watched, to the video tokens in that
+                layer's cache; its softmax is over all keys there, the token's own included.
+        """
+        raise TypeError(
+            f"{type(self).__name__} announces a place before layer {layer} while decoding but does not act there"
         )
 
 

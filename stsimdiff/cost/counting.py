@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from stsimdiff.compressors.base import Run, WrappedRun
+from stsimdiff.compressors.base import Hidden, Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
 from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
 from stsimdiff.tokens import Selection, VideoTokens
@@ -115,6 +115,11 @@ class CountedRun(WrappedRun):
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         with self.counter:
             return self.run.between(layer, tokens, attention)
+
+    @override
+    def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:
+        # After the first token: no part of what is counted.
+        return self.run.at_token(layer, step, cached, attention)
 
     def flops(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.engine.attention import attention_rows, joined_attention, mean_attention, probe
+from stsimdiff.engine.decoding import Decoding
 from stsimdiff.engine.lent import LentRun
 from stsimdiff.engine.slicing import SLICED
 from stsimdiff.engine.view import Entered, LayerView, rows_read
@@ -87,6 +88,7 @@ class Compression:
                 f"{self.run.name} renumbers positions, but positions of this model's tokens are more than one number "
                 "(M-RoPE): use positions: kept"
             )
+        self._decoding = Decoding(self.run, self.trace, layout.grid.tokens, lambda device: _now(device))
         _check_places(run.places, len(decoder))
 
     def __enter__(self) -> Trace:
@@ -99,6 +101,8 @@ class Compression:
                     self._split(number, layer)
                 if number in places.attention and not _at_entry(places.queries):
                     self._undo.append(probe(layer.self_attn, self._receive))
+                if number in places.watched:
+                    self._undo.append(probe(layer.self_attn, self._decoding.receive(number)))
                 if self.decoder.added is not None:
                     self._hook(layer.register_forward_hook(self._after(number)))
             self._hook(self.decoder.module.register_forward_hook(self._end))
@@ -136,6 +140,7 @@ class Compression:
                     f"{embeds.shape[1]} new tokens on a cache of {past}: prefill the prompt in one piece "
                     "(prefill_chunk_size=None) and decode one token at a time"
                 )
+            self._decoding.begin_token()
             return None
         if self._prefilled:
             raise ValueError("a second prompt inside one Compression; open a new one for each prompt")
@@ -165,6 +170,7 @@ class Compression:
 
     def _end(self, module: nn.Module, args: Args, output: Any) -> None:
         if not self._active:
+            self._decoding.end_token()
             return
         self.trace.prefill_seconds = _now(self._video.device) - self._started
         self.trace.reason = self._reason.cpu()
@@ -182,9 +188,11 @@ class Compression:
             if not self._active:
                 # Batch of one without padding: a new token sees every key that its layer kept. The mask handed
                 # down was made for the first layer's cache length and would be wrong for the others.
-                if self._kept is None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                mask = self._decoding.before(number, layer, hidden, kwargs)
+                if self._kept is None and not self._decoding.acts:
                     return None
-                kwargs = {**kwargs, "attention_mask": None}
+                kwargs = {**kwargs, "attention_mask": mask}
                 return args, self._following(number, args, kwargs) if self._renumbered else kwargs
             hidden = args[0] if args else kwargs["hidden_states"]
 
@@ -213,6 +221,7 @@ class Compression:
             if read is not None and not read.coming:
                 self._read(read, entered())
             self.trace.entering.append(self._raster.shape[0])
+            self._decoding.enter(self._raster, self._video_rows)
             if number not in places.between:
                 self.trace.mlp.append(self._raster.shape[0])
             if self._kept is None:
@@ -225,7 +234,8 @@ class Compression:
     def _following(self, number: int, args: Args, kwargs: Kwargs) -> Kwargs:
         """A generated token's position is that after the last token in the layer's own cache."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        position = torch.tensor([[kwargs["past_key_values"].get_seq_length(number)]], device=hidden.device)
+        length = kwargs["past_key_values"].get_seq_length(number) + self._decoding.removed(number)
+        position = torch.tensor([[length]], device=hidden.device)
         embeddings = self.decoder.module.rotary_emb(hidden, position)
         return {**kwargs, "position_ids": position, "position_embeddings": embeddings}
 
@@ -446,7 +456,7 @@ def _at_entry(queries: str | int | Read) -> Read | None:
 
 
 def _check_places(places: Places, layers: int) -> None:
-    for name in ("before", "between", "attention", "reads"):
+    for name in ("before", "between", "attention", "reads", "decoding", "watched"):
         wrong = [n for n in getattr(places, name) if not 0 <= n < layers]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {layers - 1}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor, Run, WrappedRun
+from stsimdiff.compressors.base import Compressor, Hidden, Run, WrappedRun
 from stsimdiff.engine import process_state
 from stsimdiff.errors import MethodFault
 from stsimdiff.tokens import Layout, Selection, VideoTokens
@@ -88,6 +88,17 @@ class LentRun(WrappedRun):
     @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         return self._ask(f"inside layer {layer}", self.run.between, tokens, attention, layer)
+
+    @override
+    def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:
+        given, seen = copy(cached), copy(attention)
+        lent = {
+            "cached": (given, cached),
+            "attention": (seen, attention),
+            "layout": (self.lent, self.layout),
+        }
+        where = f"before layer {layer} while decoding"
+        return _watched(self.name, where, lent, self.run.at_token, layer, step, given, seen)
 
     def _ask(
         self,

@@ -129,6 +129,8 @@ class Session:
             "compressor": trace.compressor_seconds,
             **asked.video.seconds,
         }
+        if trace.decoded:
+            times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
         return text, trace, times
 
     def row(self, task: Any, arm: Arm, question: Question, asked: Asked) -> dict[str, Any]:
@@ -153,6 +155,7 @@ class Session:
             "retention_compute": retention["compute"],
             "llm_flops": prefill_flops(self.shape, trace.text, trace.entering, trace.mlp),
             "llm_flops_all": prefill_flops_all(self.shape, trace.text, trace.video),
+            "kv_kept": trace.kv_kept,
             **self.cost(arm, asked, trace),
             "reasons": trace.reasons(),
             "features": asked.video.origin,

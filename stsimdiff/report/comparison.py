@@ -135,6 +135,8 @@ class Group:
             retention_compute=achieved["compute"],
             llm_flops_ratio=float(rows["llm_flops"].sum(min_count=1) / all_flops),
             prefill_ms=1000 * float(rows["prefill_s"].median()),
+            kv_kept=float(rows["kv_kept"].mean()),
+            token_ms=1000 * float(rows["token_s"].median()),
             n=len(rows),
             n_failed=int(self.stored[arm.id]["failed"].sum()),
             n_unparsed=int(rows["parsed"].isna().sum()),

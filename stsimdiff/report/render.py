@@ -95,11 +95,17 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 
 def columns_of(section: Section) -> list[tuple[str, Callable[[Row], str]]]:
-    """The columns of a section: ``COLUMNS``, the mean over the families where the benchmark has one, and how many
-    questions lack a usable video where some do."""
+    """The columns of a section: ``COLUMNS``, the mean over the families where the benchmark has one, what decoding
+    costs where a method acts then, and how many questions lack a usable video where some do."""
     shown = list(COLUMNS)
     if section.macro:
         shown.insert(0, ("macro %", lambda row: number(row.macro)))
+    if section.decoding:
+        after = [head for head, _ in shown].index("prefill ms") + 1
+        shown[after:after] = [
+            ("KV kept %", lambda row: number(100 * row.kv_kept)),
+            ("ms a token", lambda row: number(row.token_ms)),
+        ]
     if any(row.n_missing for row in section.rows):
         after = [head for head, _ in shown].index("n failed") + 1
         shown.insert(after, ("n video missing", lambda row: str(row.n_missing)))

@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 NUMBERS = (
     "video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all",
+    "kv_kept",
 )  # fmt: skip
-TIMES = ("prefill", "compressor", "answer")
+TIMES = ("prefill", "compressor", "answer", "token")
 
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -74,6 +75,7 @@ class _Line(TypedDict):
     retention_compute: NotRequired[Count | None]
     llm_flops: NotRequired[Count | None]
     llm_flops_all: NotRequired[Count | None]
+    kv_kept: NotRequired[Count | None]
     times: NotRequired[dict[str, Number | None] | None]
     reasons: NotRequired[dict[str, Any] | None]
     overlay: NotRequired[dict[str, Any] | None]

@@ -55,6 +55,10 @@ class Row:
     n_missing: int = 0
     second: bool = False
     """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
+    kv_kept: float = NAN
+    """Share of the video's keys, over all layers, that generated tokens saw; of methods that act while decoding."""
+    token_ms: float = NAN
+    """Time of a generated token, a median, an indication as ``prefill_ms`` is."""
     paper: float = NAN
     """What the paper printed for this model, benchmark, method and retention."""
     bare: bool = False
@@ -98,6 +102,11 @@ class Section:
     """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
     gate_met: bool = False
     """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
+
+    @property
+    def decoding(self) -> bool:
+        """Whether a method acts while answers are decoded, so that what that costs is shown."""
+        return any(not math.isnan(row.kv_kept) for row in self.rows)
 
     def blocks(self) -> dict[float, list[Row]]:
         """Rows by retention, the highest retention first."""

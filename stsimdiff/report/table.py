@@ -54,6 +54,8 @@ class Table:
                 numbers = {name: getattr(row, name) for name in CSV}
                 if any(section.macro for section in self.sections):
                     numbers["macro"] = row.macro
+                if any(section.decoding for section in self.sections):
+                    numbers |= {"kv_kept": row.kv_kept, "token_ms": row.token_ms}
                 accuracies = {f"acc_{family}": row.families.get(family, NAN) for family in families}
                 printed = {"paper": row.paper, "minus_paper": row.overall - row.paper} if paper else {}
                 lines.append(place | {"method": row.label} | numbers | accuracies | printed)
