@@ -18,6 +18,7 @@ from stsimdiff.config.arms import Arm, arm_from_config, arm_record
 from stsimdiff.config.settings import Settings, settings_from_config
 from stsimdiff.config.sweep import expand
 from stsimdiff.errors import BudgetError, ConfigError, DataError, RunFailed
+from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.resources import folder
 
 
@@ -418,5 +419,5 @@ def test_every_line_of_every_experiment_is_a_sweep(configure, tmp_path):
             overrides += [f"data={miniatures}", f"model.path={tmp_path}"]
         cfg = configure(*overrides)
         found = expand(cfg, overrides, lambda words: configure(*words))
-        arms = [arm(one) for one in found]
-        assert len(arms) == len({one.id for one in arms}) > 1, f"{path.name} lists an arm twice"
+        arms = {id_ for one in passes_of(found) for id_ in one.arms}
+        assert len(found) == len(arms) > 1, f"{path.name} lists an arm twice"
