@@ -19,6 +19,7 @@ from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.fastvid import FastVID
 from stsimdiff.compressors.framefusion import FrameFusion
+from stsimdiff.compressors.holitom import HoliTom
 from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.vidcom2 import VidCom2
@@ -44,6 +45,8 @@ VARIANTS = [
     FrameFusion(ratio_lower_bound=0.0),
     FastVID(variant="video", stprune_d=1.0, dtm_p=1),
     FastVID(variant="qwen", dyseg_c=1, stprune_d=0.0),
+    HoliTom(merge_ratio=0),
+    HoliTom(max_window=1, layer=1, merge_ratio=0.8),
     VisionZip(dominant=1, contextual=1),
     VisionZip(contextual=0),
     PruMerge(plus=True),
@@ -208,6 +211,10 @@ WRONG = [
     ("fastvid", {"dtm_p": 1.5}, "dtm_p=1.5.*for example 4"),
     ("fastvid", {"dyseg_tau": 1.5}, r"dyseg_tau=1.5.*\[-1, 1\].*0.9"),
     ("fastvid", {"stprune_d": True}, "stprune_d=True.*0.4"),
+    ("holitom", {"tau": 1.5}, r"tau=1.5.*\[-1, 1\].*0.8"),
+    ("holitom", {"merge_ratio": 1}, r"merge_ratio=1.*\[0, 1\).*0.5"),
+    ("holitom", {"layer": 0}, "layer=0.*auto, 1, 2"),
+    ("holitom", {"neighbours": 0}, "neighbours=0.*for example 7"),
     ("framefusion", {"released_layers": 1}, "released_layers=1.*auto.*28"),
     ("random", {"seed": -1}, "seed=-1"),
     ("random", {"seed": "a"}, "seed='a'"),
@@ -409,7 +416,7 @@ def test_framefusion_merges_up_to_the_layer_before_the_one_that_prunes():
 
 def test_methods_of_the_vision_place_ask_for_its_signals():
     asking = {name for name in METHODS if compressors.resolve(name).needs_vision}
-    assert asking == {"fastervlm", "visionzip", "prumerge", "fastvid"}
+    assert asking == {"fastervlm", "visionzip", "prumerge", "fastvid", "holitom"}
 
 
 def test_fastv_needs_attention():

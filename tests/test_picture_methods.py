@@ -2,15 +2,20 @@
 
 import pytest
 import torch
-from fake_engine import layout_for, video
+from fake_engine import drive, layout_for, video
 
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import density, fastvid
+from stsimdiff.compressors import density, fastvid, holitom
 from stsimdiff.compressors.picture import PictureCompressor
 from stsimdiff.tokens import Grid, Layout, Picture, VideoTokens
 
 METHODS = [name for name in compressors.BUILTIN if issubclass(compressors.resolve(name), PictureCompressor)]
+
+
+def with_inner_off(name: str) -> PictureCompressor:
+    """The method with its part at the input alone."""
+    return compressors.resolve(name)(**({"merge_ratio": 0} if name == "holitom" else {}))
 
 
 def with_newlines(grid: Grid) -> Layout:
@@ -25,7 +30,7 @@ def with_newlines(grid: Grid) -> Layout:
 def test_newline_tokens_stay_with_their_rows_and_count(name, kind, retention):
     grid = Grid(12, 6, 8)
     features, layout = video(kind, grid), with_newlines(grid)
-    run = compressors.resolve(name)().start(layout, Budget("tokens", retention))
+    run = with_inner_off(name).start(layout, Budget("tokens", retention))
     selection = run.at_input(VideoTokens.full(features, grid)).check(grid.tokens)
     keep = selection.keep
     assert len(keep) == pytest.approx(retention * grid.tokens, rel=0.02)
@@ -46,7 +51,7 @@ def test_newline_tokens_decide_nothing(name):
     other[grid.width - 1 :: grid.width] = 7
     found = []
     for given in (features, other):
-        run = compressors.resolve(name)().start(layout, Budget("tokens", 0.4))
+        run = with_inner_off(name).start(layout, Budget("tokens", 0.4))
         found.append(run.at_input(VideoTokens.full(given, grid)))
     assert torch.equal(found[0].keep, found[1].keep)
     shows = found[0].keep % grid.width < grid.width - 1
@@ -100,3 +105,57 @@ def test_fastvid_merges_what_is_not_salient(variant, sources, expected):
     )
     assert found.place.tolist() == [0] and found.source.tolist() == sources
     assert found.features.item() == pytest.approx(expected)
+
+
+def test_holitom_windows_save_the_most():
+    # Place 0 stays the same in frames 0 to 2, place 1 in 0 and 1 and in 3 and 4.
+    similarity = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.1], [0.1, 0.9]])
+    gain = holitom.window_gains(similarity, 0.8)
+    # Of frames 0 to 2 one place, twice; of 0 and 1 both places, once: a tie, which the shorter window wins.
+    assert gain[0].tolist() == [0, 2, 2, 0, 0] and gain[3].tolist() == [0, 0, 0, 0, 1]
+    assert holitom.windows(gain, 5) == [(0, 1), (2, 2), (3, 4)]
+    assert holitom.windows(gain, 1) == [(i, i) for i in range(5)]
+    one = holitom.window(similarity, 0.8, 0, 2)
+    assert one.static.tolist() == [0] and one.dynamic.tolist() == [1] and one.frames == 3
+    # 0.4 of one static place rounds to none; of one other place in each of three frames, up to one.
+    assert holitom.by_ratio([one], 0.4) == [(0, [1, 1, 1])]
+    ((clusters, dynamic),) = holitom.shared_out([one], 2, 2)
+    assert clusters + sum(dynamic) == 2 and clusters <= 1 and max(dynamic) <= 1
+
+
+def test_holitom_static_places_are_means_over_their_window():
+    features = torch.tensor([[1.0], [5], [3], [5]])  # two frames of two places
+    one = holitom.Window(0, 1, torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64))
+    found = holitom.merge_static(features, one, 2, 1, 7, 0.6)
+    assert found.mean.flatten().tolist() == [2, 5]
+    assert found.centre.tolist() == [0] and found.target.tolist() == [0]
+    assert found.features.item() == pytest.approx(0.6 * 2 + 0.4 * 5)
+    assert holitom.merge_static(features, one, 2, 1, 7, None).features.item() == pytest.approx(3.5)
+
+
+def test_holitom_folds_later_tokens_with_more_weight():
+    states = torch.tensor([[8.0, 0], [4, 0], [0, 3], [2, 0]])
+    found = holitom.fold(states, torch.tensor([0.9, 0.1, 0.8, 0.2]), 2)
+    assert (
+        found.keep.tolist() == [0, 2] and found.target.tolist() == [0, 0] and found.taken.tolist() == [2, 0]
+    )
+    # ((8 + 4) / 2 + 2) / 2
+    assert found.features.tolist() == [[4, 0], [0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "retention", "outer", "final"),
+    [
+        # The inner part halves: twice the budget stays at the input.
+        ("tokens", 0.3, 252, 126),
+        # More than half: everything stays at the input, and the inner part takes less away.
+        ("tokens", 0.8, 420, 336),
+        # 18 of 28 layers with x, 10 with x / 2: 0.3 * 420 * 28 / 23.
+        ("compute", 0.3, 153, 77),
+    ],
+)
+def test_holitom_shares_its_budget_between_its_parts(kind, retention, outer, final):
+    grid = Grid(10, 6, 7)
+    features, layout = video("mixed", grid), layout_for(grid)
+    entering, kept = drive(holitom.HoliTom().start(layout, Budget(kind, retention)), features, layout)
+    assert entering == [outer] * 18 + [final] * 10 and len(kept) == final
