@@ -24,6 +24,8 @@ from stsimdiff.tokens import Grid
 EDGES = ("both", "spatial", "temporal")
 COMMUNITIES = ("connected", "louvain", "leiden")
 
+BLOCK = 256
+"""Rows compared with all others at once: enough for a product of matrices to run at its full speed."""
 _ROWS = {"cpu": 64, "cuda": 4096}
 """Rows of features gathered at once: what fits the second-level cache of a core, or what fills a GPU."""
 _EPS = 1e-12
@@ -280,6 +282,23 @@ def pair_similarities(features: Tensor, first: Tensor, second: Tensor) -> Tensor
         scale = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         result[rows] = x.mul_(y).sum(1) / scale.clamp_min(_EPS)
     return result
+
+
+def unit(features: Tensor, guarded: bool = True) -> Tensor:
+    """``(n, D)`` features divided by their norms, in float32 at least; zeros stay, or are NaN unless ``guarded``."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=dtype)
+    return features.to(dtype) / norm.clamp_min(_EPS if guarded else 0.0)
+
+
+def products(rows: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``(first, (b, m))``: products of a block of ``rows`` ``(n, D)`` with all ``others`` ``(m, D)``.
+
+    No block is larger than the matrix of the others, whatever n and m are.
+    """
+    others = rows if others is None else others
+    for first in range(0, len(rows), size := min(BLOCK, rows.shape[1])):
+        yield first, rows[first : first + size] @ others.T
 
 
 def group_means(features: Tensor, group: Tensor, groups: int) -> Tensor:

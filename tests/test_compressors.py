@@ -21,6 +21,7 @@ from stsimdiff.compressors.fastvid import FastVID
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.holitom import HoliTom
 from stsimdiff.compressors.prumerge import PruMerge
+from stsimdiff.compressors.scissor import Scissor
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.vidcom2 import VidCom2
 from stsimdiff.compressors.visionzip import VisionZip
@@ -52,6 +53,7 @@ VARIANTS = [
     PruMerge(plus=True),
     EVS(as_released=True),
     VidCom2(as_released=True),
+    Scissor(as_released=True, epsilon=0.5),
 ]
 ALL = [pytest.param(compressors.resolve(name)(), id=name) for name in METHODS] + [
     pytest.param(method, id=f"variant{i}") for i, method in enumerate(VARIANTS)
@@ -199,6 +201,11 @@ WRONG = [
     ("vidcom2", {"temperature": 0}, "temperature=0 is.*a number from 1e-06; for example 0.01"),
     ("vidcom2", {"channels": 1.5}, r"channels=1.5.*\[0, 1\]; for example 0.5"),
     ("vidcom2", {"as_released": "yes"}, "as_released='yes'.*true, false"),
+    ("divprune", {"as_released": None}, "as_released=None.*true, false"),
+    ("scissor", {"tau": 1.2}, r"tau=1.2.*auto, or a number in \[-1, 1\]; for example 0.9"),
+    ("scissor", {"tau": "p90"}, "tau='p90'"),
+    ("scissor", {"epsilon": 0}, "epsilon=0 is out of range"),
+    ("scissor", {"as_released": 0}, "as_released=0.*true, false"),
     ("evs", {"as_released": 1}, "as_released=1.*true, false"),
     ("framefusion", {"tau_sim": 2}, r"tau_sim=2.*\[-1, 1\].*0.6"),
     ("framefusion", {"ratio_lower_bound": -0.1}, r"ratio_lower_bound=-0.1.*\[0, 1\].*0.1"),

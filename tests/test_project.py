@@ -30,7 +30,8 @@ def test_the_notice_credits_every_method_and_every_recording():
     named = {re.sub(r"\W", "", name).lower() for name in entries}
     controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool"}
     methods = {name.replace("_", "") for name in compressors.BUILTIN if name not in controls}
-    assert methods <= named, f"NOTICE has no entry, or no licence, for {methods - named}"
+    missing = {name for name in methods if not any(entry.endswith(name) for entry in named)}
+    assert not missing, f"NOTICE has no entry, or no licence, for {missing}"
     recorded = set(
         re.findall(r"\| (\S+/\S+) \| `[0-9a-f]{40}`", (ROOT / "tests/golden/README.md").read_text())
     )

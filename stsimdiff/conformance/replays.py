@@ -26,6 +26,12 @@ SEVEN = (
 )
 
 
+def refused(name: str, recorded: Fields, own: Arrays) -> str:
+    """Rule of a recorded error: ours is of the same kind; the words are those of the library that raised it."""
+    want, have = (str(side[name]).partition(":")[0] for side in (recorded, own))
+    return "" if want == have else f"ours is a {have}, recorded was a {want}"
+
+
 @dataclass(frozen=True)
 class Replay:
     """How the recordings of one method are replayed and compared.
