@@ -443,17 +443,16 @@ def _write(report: Report, options: argparse.Namespace) -> None:
 
 
 def _markdown(report: Report, about: dict[str, Any]) -> Iterator[str]:
-    from stsimdiff.report.render import escaped, grid_line
+    from stsimdiff.report.text import Cell, Cells, markdown
 
     used = {"python": about["python"], **about["versions"]}
     yield f"{about['device']}, {about['seconds']:.0f} s; " + ", ".join(
         f"{k} {v}" for k, v in used.items() if v
     )
     yield ""
-    yield grid_line(("check", "measured", "limit", "state"))
-    yield grid_line(("---",) * 4)
-    for row in report.rows:
-        yield grid_line(map(escaped, (row.check, row.measured, row.limit, row.state)))
+    heads = ("check", "measured", "limit", "state")
+    lines = [[Cell(getattr(row, head)) for head in heads] for row in report.rows]
+    yield markdown(Cells(heads, [("", lines)], words=len(heads)))
 
 
 if __name__ == "__main__":

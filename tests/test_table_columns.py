@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from io import StringIO
 from pathlib import Path
 from statistics import mean
@@ -11,7 +12,12 @@ import pytest
 from rich.console import Console
 from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, write_arm
 
+from stsimdiff.report import columns, wandb_log
+from stsimdiff.report.columns import Column
 from stsimdiff.report.comparison import MACRO
+from stsimdiff.report.publish import publish
+from stsimdiff.report.section import NAN
+from stsimdiff.report.text import Cell, Cells, latex, markdown, number, terminal
 
 BENCHMARK = {"name": "mlvu", "families": FAMILIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
 
@@ -122,3 +128,90 @@ def test_what_decoding_costs_stands_beside_the_prefill_where_a_method_acts_then(
     line, other = line_of(tmp_path, "st_simdiff"), line_of(tmp_path, "random")
     assert (float(line["kv_kept"]), float(line["token_ms"])) == pytest.approx((0.25, 12.5))
     assert other["kv_kept"] == "" and float(other["token_ms"]) == pytest.approx(20)
+
+
+@pytest.fixture
+def kv_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column more, declared as ``COLUMNS`` declares its own: from a field of the stored line that no other reads."""
+    more = Column("kv_mb", "KV cache MB", taken=lambda rows: rows["kv_bytes"].mean() / 1e6, form=".3f")
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, more))
+
+
+def test_a_column_is_declared_once_and_stands_in_every_output(tmp_path: Path, kv_cache: None) -> None:
+    stored = {name: answers(chance, 0.3) for name, chance in (("random", 0.4), ("fastv", 0.6))}
+    for name, rows in stored.items():
+        size = {"random": 1_000_000, "fastv": 3_000_000}[name]
+        write_arm(tmp_path, name, 0.3, [row | {"kv_bytes": size + i} for i, row in enumerate(rows)])
+    shown = printed(tmp_path)
+    published = publish(tmp_path, None)
+    assert published.unmade == []
+    more = (len(QUESTIONS) - 1) / 2e6
+    assert float(line_of(tmp_path, "fastv")["kv_mb"]) == pytest.approx(3 + more)
+    for text in (shown, (tmp_path / "table.md").read_text(), (tmp_path / "table.tex").read_text()):
+        assert re.search(r"KV\b", text) and "1.000" in text and "3.000" in text
+    page = (tmp_path / "report.html").read_text()
+    assert '<button type="button">KV cache MB</button>' in page
+    assert f'<td data-number="{3 + more}">3.000</td>' in page
+    pages = {page.arm.method: page.summary for page in wandb_log._pages(tmp_path)}
+    assert pages["random"]["kv_mb"] == pytest.approx(1 + more)
+
+
+def test_the_page_sorts_by_values_and_not_by_what_is_printed(tmp_path: Path) -> None:
+    """Two arms whose kept tokens are printed alike keep their own numbers, and a dash is none."""
+    for name, kept in (("random", 0.30001), ("fastv", 0.30004)):
+        rows = [row | {"retention_tokens": kept, "times": None} for row in answers(0.5, 0.3)]
+        write_arm(tmp_path, name, 0.3, rows)
+    publish(tmp_path, None)
+    cells = re.findall(r'<td data-number="([^"]*)">([^<]*)</td>', (tmp_path / "report.html").read_text())
+    assert [(round(float(number), 3), text) for number, text in cells if number.startswith("30.00")] == [
+        (30.001, "30.0"),
+        (30.004, "30.0"),
+    ]
+    assert ("", "–") in cells
+    low, _, high = next(text for _, text in cells if re.fullmatch(r"[\d.]+–[\d.]+", text)).partition("–")
+    assert any(text == f"{low}–{high}" and f"{float(number):.1f}" == low for number, text in cells)
+
+
+def test_one_table_as_markdown_latex_and_terminal() -> None:
+    cells = Cells(
+        ["arm", "a|b %"],
+        [
+            (
+                "block _1",
+                [[Cell("x_1", place=1), number(1.25, ".1f", "!")], [Cell("y|", place=2), number(NAN)]],
+            )
+        ],
+    )
+    assert markdown(cells).splitlines() == [
+        "| arm | a\\|b % |",
+        "| :--- | ---: |",
+        "| *block \\_1* |  |",
+        "| **x_1** | 1.2! |",
+        "| <ins>y\\|</ins> | – |",
+    ]
+    assert latex(cells).splitlines()[2:-2] == [
+        r"arm & a\textbar{}b \% \\",
+        r"\midrule",
+        r"\multicolumn{2}{l}{\emph{block \_1}} \\",
+        r"\textbf{x\_1} & 1.2! \\",
+        r"\underline{y\textbar{}} & -- \\",
+    ]
+    console = Console(file=StringIO(), width=40)
+    terminal(cells, console)
+    assert [line.split() for line in console.file.getvalue().splitlines() if "─" not in line] == [
+        ["a|b"], ["arm", "%"], ["block", "_1"], ["x_1", "1.2!"], ["y|", "–"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_a_table_too_wide_folds_between_words_and_then_goes_on_below(width: int) -> None:
+    numbers = [f"{1000 + i}.5 [{i}.25, {i}.75]" for i in range(9)]
+    cells = Cells(
+        ["arm", *(f"heading {i}" for i in range(9))], [("", [[Cell("st_simdiff"), *map(Cell, numbers)]])]
+    )
+    console = Console(file=StringIO(), width=width)
+    terminal(cells, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(word in console.file.getvalue().split() for number in numbers for word in number.split())
+    assert sum("st_simdiff" in line for line in lines) > 1

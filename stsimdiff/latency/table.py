@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import pandas as pd
+from rich.text import Text
 
 from stsimdiff.errors import DataError
 from stsimdiff.files import write_whole
 from stsimdiff.latency.measure import TIMES
 from stsimdiff.latency.measurements import read_measurements
 from stsimdiff.latency.summary import IDENTITY, RATIOS, Line, Spread, beside_the_paper, summarise
-from stsimdiff.report.render import escaped
-from stsimdiff.report.text import cell
+from stsimdiff.report import text
+from stsimdiff.report.text import Cell, Cells, number, terminal
 from stsimdiff.terminal import Console
 
 GIGA = 1e9
@@ -49,7 +48,7 @@ def make(run: Path, console: Console | None) -> list[Line]:
         return []
     lines = summarise(rows)
     try:
-        write_whole(run / "efficiency.csv", _csv(lines))
+        write_whole(run / "efficiency.csv", text.csv(pd.DataFrame(map(_flat, lines))))
         write_whole(run / "efficiency.md", markdown(lines, rows))
         write_whole(run / "efficiency.json", json.dumps(_jsonable(lines, rows), indent=1) + "\n")
     except OSError as error:
@@ -61,43 +60,42 @@ def make(run: Path, console: Console | None) -> list[Line]:
     return lines
 
 
-def cells(line: Line) -> list[str]:
-    """One row of the table."""
+def cells(group: Sequence[Line]) -> Cells:
+    """The table of one pass."""
+    return Cells(HEADINGS, [("", [_row(line) for line in group])], words=2)
+
+
+def _row(line: Line) -> list[Cell]:
     budget = line.of["budget"]
     unbudgeted = line.of["method"] in ("none", "no_video")
     first = [line.of["label"], "" if unbudgeted else f"{100 * budget['retention']:g} % {budget['kind']}"]
     if not line.n:
-        return [*first, *["failed"] * (len(HEADINGS) - 2)]
-    peak = line.spreads.get("peak_bytes")
+        return [*map(Cell, first), *[Cell("failed")] * (len(HEADINGS) - 2)]
     return [
-        *first,
-        f"{100 * line.tokens:.1f}",
-        "" if line.flops_ratio is None else f"{100 * line.flops_ratio:.1f}",
-        f"{line.n}{' then failed' if line.error else ''}",
+        *map(Cell, first),
+        number(100 * line.tokens),
+        _number(line.flops_ratio, ".1f", 0.01),
+        number(line.n, ".0f", " then failed" if line.error else ""),
         *(
             _milliseconds(line.spreads[name])
             for name in ("decode", "vision", "compressor", "prefill", "first_token", "token", "end_to_end")
         ),
-        "" if peak is None else f"{peak.median / GIGA:.2f}",
+        _number(line.spreads.get("peak_bytes"), ".2f", GIGA),
         *(_ratio(line.ratios.get(name)) for name in ("first_token", "end_to_end")),
     ]
 
 
-def _milliseconds(spread: Spread) -> str:
+def _milliseconds(spread: Spread) -> Cell:
     digits = 2 if spread.median < 0.01 else 1 if spread.median < 0.1 else 0
-    return " ".join(
-        (
-            f"{1000 * spread.median:.{digits}f}",
-            f"[{1000 * spread.low:.{digits}f}, {1000 * spread.high:.{digits}f}]",
-        )
-    )
+    quartiles = f" [{1000 * spread.low:.{digits}f}, {1000 * spread.high:.{digits}f}]"
+    return number(1000 * spread.median, f".{digits}f", quartiles)
 
 
-def _ratio(spread: Spread | None) -> str:
+def _ratio(spread: Spread | None) -> Cell:
     if spread is None:
-        return ""
+        return Cell("")
     interval = "" if math.isnan(spread.low) else f" [{spread.low:.3f}, {spread.high:.3f}]"
-    return f"{spread.median:.3f}{interval}"
+    return number(spread.median, ".3f", interval)
 
 
 def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
@@ -112,7 +110,7 @@ def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     return titled
 
 
-def _beside_rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+def _beside(lines: Sequence[Line]) -> Cells:
     heading = [
         "frames", "saving", "paper's", "seconds, all tokens", "paper's", "seconds, st_simdiff", "paper's",
         "peak GB, all tokens", "paper's", "peak GB, st_simdiff", "paper's",
@@ -130,7 +128,7 @@ def _beside_rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         own, paper = found.line.spreads, found.paper
         rows.append(
             [
-                str(found.frames),
+                number(found.frames, ".0f"),
                 _ratio(found.saving),
                 _number(paper.get("relative_saving"), ".3f"),
                 _number(full.get("inference"), ".3f"),
@@ -143,13 +141,13 @@ def _beside_rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
                 _number(paper.get("peak_memory_gb_st_simdiff"), ".1f"),
             ]
         )
-    return heading, rows
+    return Cells(heading, [("", rows)] if rows else [], words=0)
 
 
-def _number(value: Spread | float | None, form: str, unit: float = 1.0) -> str:
+def _number(value: Spread | float | None, form: str, unit: float = 1.0) -> Cell:
     """A number, or the median of a spread, or nothing where there is none."""
     value = value.median if isinstance(value, Spread) else value
-    return "" if value is None else format(value / unit, form)
+    return number(None if value is None else value / unit, form, empty="")
 
 
 def _paper_note(lines: Sequence[Line]) -> str:
@@ -164,12 +162,8 @@ def _paper_note(lines: Sequence[Line]) -> str:
 def show(lines: Sequence[Line], console: Console) -> None:
     """Print the tables."""
     for title, group in _sections(lines):
-        table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-        for number, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=number == 0)
-        for line in group:
-            table.add_row(*(cell.replace(" [", "\n[") for cell in cells(line)))
-        console.print(table)
+        console.print(Text(title, style="bold"), soft_wrap=True)
+        terminal(cells(group), console)
         if not any(line.of["method"] == "none" and line.n for line in group):
             console.print("no ratios: compressor=none was not measured in this pass")
         for line in group:
@@ -177,16 +171,11 @@ def show(lines: Sequence[Line], console: Console) -> None:
                 console.print(f"{line.of['label']} failed: {line.error}", soft_wrap=True)
         console.print()
     console.print(NOTE, soft_wrap=True)
-    headings, rows = _beside_rows(lines)
-    if rows:
-        table = Table(show_edge=False, pad_edge=False)
-        for name in headings:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*row)
+    beside = _beside(lines)
+    if beside.blocks:
         console.print()
         console.print(_paper_note(lines), soft_wrap=True)
-        console.print(table)
+        terminal(beside, console)
 
 
 def markdown(lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -> str:
@@ -194,13 +183,13 @@ def markdown(lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -> str:
     parts = ["# Efficiency\n"]
     for title, group in _sections(lines):
         parts.append(f"## {title}\n")
-        parts.append(_markdown_table(list(HEADINGS), [cells(line) for line in group]))
+        parts.append(f"{text.markdown(cells(group))}\n")
         parts += [f"* {line.of['label']} failed: {line.error}\n" for line in group if line.error]
     parts.append(f"{NOTE}\n")
-    heading, beside = _beside_rows(lines)
-    if beside:
+    beside = _beside(lines)
+    if beside.blocks:
         parts.append(f"## Beside the paper\n\n{_paper_note(lines)}\n")
-        parts.append(_markdown_table(heading, beside))
+        parts.append(f"{text.markdown(beside)}\n")
     origins = {json.dumps(row["provenance"], sort_keys=True): row for row in rows if row["error"] is None}
     for row in origins.values():
         origin = row["provenance"]
@@ -210,12 +199,6 @@ def markdown(lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -> str:
             f"peak memory: {row['peak_of']}; {versions}.\n"
         )
     return "\n".join(parts)
-
-
-def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _flat(line: Line) -> dict[str, Any]:
@@ -233,15 +216,6 @@ def _flat(line: Line) -> dict[str, Any]:
         flat[f"{name}_ratio_high"] = spread.high
     flat |= {f"flops_{part}": line.flops.get(part) for part in PARTS}
     return flat | {"flops_ratio": line.flops_ratio, "kv_bytes": line.kv_bytes}
-
-
-def _csv(lines: Sequence[Line]) -> str:
-    rows = [{key: cell(_blank(value)) for key, value in _flat(line).items()} for line in lines]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def _blank(value: Any) -> Any:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.plan.estimate import ArmPlan, PassPlan, plan_pass
+from stsimdiff.report.text import Cell, Cells, number, terminal
 from stsimdiff.terminal import Console
 
+HEADINGS = (
+    "arm", "budget", "open", "done", "tokens %", "compute %", "LLM FLOPs", "LLM %", "closed %", "method", "all open",
+    "KV cache",
+)  # fmt: skip
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
@@ -83,7 +87,7 @@ def _pass(plan: PassPlan, console: Console) -> None:
     ]
     for line in lines:
         console.print(f"  {line}", soft_wrap=True)
-    console.print(_table(plan))
+    terminal(_cells(plan), console)
     console.print(
         "  LLM: of the language model for one question, counted; closed: 4nd^2 + 2n^2d + 2ndm, as papers print; "
         "method: of the compressor itself",
@@ -113,34 +117,28 @@ def _pass(plan: PassPlan, console: Console) -> None:
     console.print()
 
 
-def _table(plan: PassPlan) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("arm")
-    numbers = "budget,open,done,tokens %,compute %,LLM FLOPs,LLM %,closed %,method,all open,KV cache"
-    for heading in numbers.split(","):
-        table.add_column(heading, justify="right")
-    for arm in plan.arms:
-        table.add_row(*_row(arm))
-    return table
+def _cells(plan: PassPlan) -> Cells:
+    return Cells(HEADINGS, [("", [_row(arm) for arm in plan.arms])])
 
 
-def _row(plan: ArmPlan) -> list[str]:
+def _row(plan: ArmPlan) -> list[Cell]:
     arm = plan.arm
-    budget = f"{100 * arm.budget.retention:g} % {arm.budget.kind}"
-    row = [arm.label, budget, str(plan.open), str(plan.answered)]
+    row = [Cell(arm.label), Cell(f"{100 * arm.budget.retention:g} % {arm.budget.kind}", arm.budget.retention)]
+    row += [number(plan.open, ".0f"), number(plan.answered, ".0f")]
     if plan.trace is None:
-        return [*row, *["not known"] * 7]
+        return [*row, *[Cell("not known")] * 7]
     kept = plan.trace.retention()
+    own = plan.compressor
     return [
         *row,
-        f"{100 * kept['tokens']:.1f}",
-        f"{100 * kept['compute']:.1f}",
-        quantity(plan.each, ""),
-        f"{100 * plan.each / plan.each_all:.1f}",
-        f"{100 * plan.closed:.1f}",
-        "not counted" if plan.compressor is None else quantity(plan.compressor, ""),
-        quantity(plan.flops, ""),
-        size(plan.kv),
+        number(100 * kept["tokens"]),
+        number(100 * kept["compute"]),
+        Cell(quantity(plan.each, ""), plan.each),
+        number(100 * plan.each / plan.each_all),
+        number(100 * plan.closed),
+        Cell("not counted" if own is None else quantity(own, ""), own),
+        Cell(quantity(plan.flops, ""), plan.flops),
+        Cell(size(plan.kv), plan.kv),
     ]
 
 
@@ -153,8 +151,6 @@ def show(passes: Sequence[tuple[Settings, Sequence[Arm]]]) -> None:
     Raises:
         UserError: for whatever would stop the run before its model is loaded.
     """
-    pass
-
     console = Console()
     # Where no terminal says its width, a line of the table is better long than cut.
     console = console if console.is_terminal else Console(width=WIDE)

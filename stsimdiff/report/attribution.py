@@ -106,6 +106,14 @@ class Attribution:
             undoes(one.change, one.without[part].right) for one in self.changes if one.change == change
         )
 
+    def alone(self, cause: str, change: str) -> int:
+        """Changes that have just this cause."""
+        return self.causes(change)[cause]
+
+    def several(self, change: str) -> int:
+        """Changes that took several parts together."""
+        return sum(count for cause, count in self.causes(change).items() if " and " in cause)
+
     def sentence(self) -> str:
         """The counts in one sentence."""
         told = []

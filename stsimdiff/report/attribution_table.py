@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from urllib.parse import quote
 
 import pandas as pd
 
+from stsimdiff.report import text
 from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Answered, Attribution
-from stsimdiff.report.render import EMPTY, escaped, grid_line, pair_line
-from stsimdiff.report.text import csv
+from stsimdiff.report.render import PAIR_HEADS, pair_line
+from stsimdiff.report.text import EMPTY, Cell, Cells, csv, escaped, number
 
 NAME = "attribution"
 PAGE = "report.html"
@@ -89,42 +91,45 @@ def markdown(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, st
 
 def _differences(one: Attribution) -> str:
     """What each part is worth: the whole method minus the arm without it."""
-    heads = ["whole minus part off", "points", "95 % interval", "Holm p", "verdict"]
-    lines = [_head(heads)]
-    for part, pair in one.differences.items():
-        line = pair_line(pair)
-        lines.append(grid_line([f"{part} off", *map(escaped, [*line[2:4], *line[6:8]])]))
-    return "\n".join(lines)
+    shown = [PAIR_HEADS.index(head) for head in ("points", "95 % interval", "Holm p", "verdict")]
+    lines = [
+        [Cell(f"{part} off"), *(pair_line(pair)[i] for i in shown)] for part, pair in one.differences.items()
+    ]
+    return _grid(["whole minus part off", *(PAIR_HEADS[i] for i in shown)], lines)
 
 
 def _counts(one: Attribution) -> str:
     heads = ["part", "lost, undone", "by it alone", "gained, undone", "by it alone"]
-    lines = [_head([*heads, "unchanged, but right turns wrong", "unchanged, but wrong turns right"])]
+    heads += ["unchanged, but right turns wrong", "unchanged, but wrong turns right"]
+    lines = []
     for part in PARTS:
-        counts = []
-        for change in (LOST, GAINED):
-            counts += [one.undone(part, change), one.causes(change)[part]]
-        lines.append(grid_line([part, *map(str, [*counts, one.spoiled[part], one.mended[part]])]))
-    several = [
-        sum(count for cause, count in one.causes(change).items() if " and " in cause)
-        for change in (LOST, GAINED)
-    ]
-    lines.append(grid_line(["several together", "", str(several[0]), "", str(several[1]), "", ""]))
-    none = [str(one.causes(change)[NO_SINGLE]) for change in (LOST, GAINED)]
-    lines.append(grid_line([NO_SINGLE, "", none[0], "", none[1], "", ""]))
-    return "\n".join(lines)
+        counts = [
+            f(change)
+            for change in (LOST, GAINED)
+            for f in (partial(one.undone, part), partial(one.alone, part))
+        ]
+        lines.append(
+            [Cell(part), *(number(n, ".0f") for n in (*counts, one.spoiled[part], one.mended[part]))]
+        )
+    for name, causes in (("several together", one.several), (NO_SINGLE, partial(one.alone, NO_SINGLE))):
+        lost, gained = (number(causes(change), ".0f") for change in (LOST, GAINED))
+        lines.append([Cell(name), Cell(""), lost, Cell(""), gained, Cell(""), Cell("")])
+    return _grid(heads, lines)
 
 
 def _questions(one: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
     heads = ["question", "video", "family", "right", "change", "all tokens", "method"]
-    lines = [_head([*heads, *(f"without {part}" for part in PARTS), "what did it"])]
+    lines = []
     for change in one.changes:
-        link = _link(anchors.get((one.benchmark, change.id)))
-        name = f"[{escaped(change.id)}]({link})" if link else escaped(change.id)
         about = [change.video, change.family, change.target or EMPTY, change.change]
         answers = [change.all_tokens, change.compressed, *(change.without[part] for part in PARTS)]
-        lines.append(grid_line([name, *map(escaped, [*about, *map(_said, answers), change.cause])]))
-    return "\n".join(lines)
+        link = _link(anchors.get((one.benchmark, change.id))) or ""
+        lines.append([Cell(change.id, link=link), *map(Cell, [*about, *map(_said, answers), change.cause])])
+    return _grid([*heads, *(f"without {part}" for part in PARTS), "what did it"], lines)
+
+
+def _grid(heads: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
+    return text.markdown(Cells(heads, [("", lines)], words=len(heads)))
 
 
 def _said(answer: Answered) -> str:
@@ -133,7 +138,3 @@ def _said(answer: Answered) -> str:
 
 def _link(anchor: str | None) -> str | None:
     return f"{PAGE}#{quote(anchor, safe='')}" if anchor else None
-
-
-def _head(heads: Sequence[str]) -> str:
-    return f"{grid_line(heads)}\n{grid_line([':---'] * len(heads))}"

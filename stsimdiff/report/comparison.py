@@ -16,6 +16,7 @@ from stsimdiff.data.parsing import mostly_unread
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate.store import SUBMISSION
 from stsimdiff.report.arm import REFERENCES, Arm
+from stsimdiff.report.columns import taken
 from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
@@ -118,7 +119,6 @@ class Group:
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
         means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
-        all_flops = rows["llm_flops_all"].sum(min_count=1) or NAN
         known = not arm.reference and not math.isnan(achieved[kind])
         return Row(
             arm=arm.id,
@@ -133,14 +133,10 @@ class Group:
             ci_high=100 * interval.high,
             retention_tokens=achieved["tokens"],
             retention_compute=achieved["compute"],
-            llm_flops_ratio=float(rows["llm_flops"].sum(min_count=1) / all_flops),
-            prefill_ms=1000 * float(rows["prefill_s"].median()),
-            kv_kept=float(rows["kv_kept"].mean()),
-            token_ms=1000 * float(rows["token_s"].median()),
             n=len(rows),
             n_failed=int(self.stored[arm.id]["failed"].sum()),
-            n_unparsed=int(rows["parsed"].isna().sum()),
             families=means,
+            values=taken(rows),
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
             missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
@@ -326,7 +322,7 @@ def _warnings(rows: list[Row], kind: str) -> list[str]:
     over = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.over_budget]
     if over:
         notes.append(f"Over its budget, so out of the contest for the best: {', '.join(over)}.")
-    if any(row.n_unparsed and not math.isnan(row.overall) for row in rows):
+    if any(row.values["n_unparsed"] and not math.isnan(row.overall) for row in rows):
         notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
     return notes
 

@@ -18,16 +18,16 @@ import jinja2
 
 from stsimdiff.report import render
 from stsimdiff.report.arm import Arm
+from stsimdiff.report.columns import main_cells
 from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Section
 from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
+from stsimdiff.report.text import number
 
 SCRIPTS = ("table.js", "plots.js", "overlay.js")
-"""Kinds of failure that the page lists; the stored rows hold them all."""
-NUMBER = re.compile(r"[+<]?(-?\d+(?:\.\d+)?)")
 
 
 def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[str]) -> str:
@@ -135,10 +135,8 @@ def _in_script(source: str) -> str:
 
 
 def _section(section: Section) -> dict[str, Any]:
-    cells = render.main_cells(section)
-    rows = section.rows
+    cells = main_cells(section)
     lines = [line for _, block in cells.blocks for line in block]
-    bold = {row.arm for row in rows if row.best}
     return {
         "title": render.title(section),
         "heads": [cells.heads[0], "budget %", *cells.heads[1:]],
@@ -146,10 +144,10 @@ def _section(section: Section) -> dict[str, Any]:
             {
                 "arm": row.arm,
                 "retention": row.retention,
-                "best": row.arm in bold,
-                "cells": [_cell(text) for text in (line[0], f"{100 * row.retention:.4g}", *line[1:])],
+                "best": row.best,
+                "cells": [line[0], number(100 * row.retention, ".4g"), *line[1:]],
             }
-            for row, line in zip(rows, lines, strict=True)
+            for row, line in zip(section.rows, lines, strict=True)
         ],
         "pairs": pairs if (pairs := render.pair_cells(section)).blocks else None,
         "verdicts": section.verdicts,
@@ -157,12 +155,6 @@ def _section(section: Section) -> dict[str, Any]:
         "notes": section.notes,
         "about": section.about,
     }
-
-
-def _cell(text: str) -> dict[str, Any]:
-    """A cell's text, and the number that it is sorted by if it begins with one."""
-    found = NUMBER.match(text)
-    return {"text": text, "number": found[1] if found else ""}
 
 
 def _plot(

@@ -16,7 +16,7 @@ from pathlib import Path
 from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
-from stsimdiff.report import attribution_table, latex, render
+from stsimdiff.report import attribution_table, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
 from stsimdiff.report.series import FORMATS, NAMES
@@ -180,7 +180,7 @@ def files(table: Table) -> dict[str, str | None]:
         "table.csv": csv(table.frame()),
         "pairs.csv": csv(table.pairs()),
         "table.md": render.markdown(table),
-        "table.tex": latex.latex(table),
+        "table.tex": render.latex(table),
         **attribution_table.files(table.attributions, table.anchors),
     }
 
@@ -188,4 +188,3 @@ def files(table: Table) -> dict[str, str | None]:
 def show(table: Table, console: Console) -> None:
     """Print a table and its verdicts."""
     render.show(table, console)
-    render.show_verdicts(table, console)

@@ -31,6 +31,7 @@ NUMBERS = (
     "video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all",
     "kv_kept",
 )  # fmt: skip
+TEXTS = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed", "stock_error")
 TIMES = ("prefill", "compressor", "answer", "token")
 
 
@@ -236,16 +237,14 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     correct = row.get("correct")
     if error is None and row.get("parsed") is None and correct:
         correct = False  # what nobody could parse is never right, whatever the scorer made of it
-    kept = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed", "stock_error")
     return {
-        **{name: _printable(row.get(name)) for name in kept},
-        "stock_correct": row.get("stock_correct"),
+        **{name: value for name, value in row.items() if name not in ("times", "error")},
+        **{name: _printable(row.get(name)) for name in TEXTS},
         "correct": None if error is not None else correct,
-        **{name: row.get(name) for name in NUMBERS},
-        "tokens_per_layer": row.get("tokens_per_layer"),
-        "reasons": row.get("reasons"),
-        "overlay": row.get("overlay"),
-        "of": row.get("of"),
+        **{
+            name: row.get(name)
+            for name in (*NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of")
+        },
         **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
         "failed": error is not None,
         "error_type": _printable(error.get("type")) if error else None,

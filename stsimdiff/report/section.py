@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stsimdiff.report.arm import REFERENCES
@@ -27,10 +28,10 @@ PROPOSED = "st_simdiff"
 class Row:
     """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
 
-    Accuracies are percentages, retentions and ratios fractions, ``prefill_ms`` a median; NaN where there is
-    nothing to average. ``n_failed`` counts all failed samples of the arm, ``n_missing`` those of them whose video is
-    missing or cannot be read, ``n_unparsed`` is a part of ``n``. ``macro`` is the mean over the families, NaN where one
-    of them has no answer and for benchmarks that do not report it.
+    Accuracies are percentages, retentions fractions; NaN where there is nothing to average. ``n_failed`` counts all
+    failed samples of the arm, ``n_missing`` those of them whose video is missing or cannot be read. ``macro`` is the
+    mean over the families, NaN where one of them has no answer and for benchmarks that do not report it. ``values``
+    are the numbers that ``columns.COLUMNS`` takes from the answers, by name.
     """
 
     arm: str
@@ -43,22 +44,16 @@ class Row:
     ci_high: float
     retention_tokens: float
     retention_compute: float
-    llm_flops_ratio: float
-    prefill_ms: float
     n: int
     n_failed: int
-    n_unparsed: int
-    families: dict[str, float]
+    families: Mapping[str, float]
+    values: Mapping[str, float]
     missed: bool = False
     best: bool = False
     macro: float = NAN
     n_missing: int = 0
     second: bool = False
     """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
-    kv_kept: float = NAN
-    """Share of the video's keys, over all layers, that generated tokens saw; of methods that act while decoding."""
-    token_ms: float = NAN
-    """Time of a generated token, a median, an indication as ``prefill_ms`` is."""
     paper: float = NAN
     """What the paper printed for this model, benchmark, method and retention."""
     bare: bool = False
@@ -102,11 +97,6 @@ class Section:
     """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
     gate_met: bool = False
     """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
-
-    @property
-    def decoding(self) -> bool:
-        """Whether a method acts while answers are decoded, so that what that costs is shown."""
-        return any(not math.isnan(row.kv_kept) for row in self.rows)
 
     def blocks(self) -> dict[float, list[Row]]:
         """Rows by retention, the highest retention first."""

@@ -21,10 +21,13 @@ NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_
 """The figures' files, and how their names begin; known without drawing any."""
 
 COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
-    "flops": ("LLM prefill FLOPs, % of all tokens", lambda row: 100 * row.llm_flops_ratio),
+    "flops": ("LLM prefill FLOPs, % of all tokens", lambda row: 100 * row.values["llm_flops_ratio"]),
     "tokens": ("video tokens kept after the last drop, %", lambda row: 100 * row.retention_tokens),
     "compute": ("video tokens kept, mean over the layers, %", lambda row: 100 * row.retention_compute),
-    "latency": ("prefill in this run, median ms (an indication, no benchmark)", lambda row: row.prefill_ms),
+    "latency": (
+        "prefill in this run, median ms (an indication, no benchmark)",
+        lambda row: row.values["prefill_ms"],
+    ),
 }
 """What accuracy is plotted against: the axis and how a row gives it."""
 THRESHOLDS = ("tau_sim", "tau_diff")

@@ -13,12 +13,13 @@ import pandas as pd
 
 from stsimdiff.report.arm import Arm
 from stsimdiff.report.attribution import Attribution, attributions
+from stsimdiff.report.columns import in_files
 from stsimdiff.report.comparison import Group
 from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.rows import Stored
-from stsimdiff.report.section import NAN, Section
+from stsimdiff.report.section import Section
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,16 @@ class Table:
     anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
-        """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several.
-
-        The paper's numbers and ours minus them stand last, where it printed any for the run.
-        """
-        paper = any(row.paper == row.paper for section in self.sections for row in section.rows)
+        """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
         several = len({(section.model, section.benchmark) for section in self.sections}) > 1
-        families = list(dict.fromkeys(family for section in self.sections for family in section.families))
+        held = in_files(self.sections)
         lines = []
         for section in self.sections:
             for row in section.rows:
                 place = {"model": section.model, "benchmark": section.benchmark} if several else {}
-                numbers = {name: getattr(row, name) for name in CSV}
-                if any(section.macro for section in self.sections):
-                    numbers["macro"] = row.macro
-                if any(section.decoding for section in self.sections):
-                    numbers |= {"kv_kept": row.kv_kept, "token_ms": row.token_ms}
-                accuracies = {f"acc_{family}": row.families.get(family, NAN) for family in families}
-                printed = {"paper": row.paper, "minus_paper": row.overall - row.paper} if paper else {}
-                lines.append(place | {"method": row.label} | numbers | accuracies | printed)
+                lines.append(
+                    place | {"method": row.label} | {column.name: column.value(row) for column in held}
+                )
         return pd.DataFrame(lines)
 
     def pairs(self) -> pd.DataFrame:
@@ -69,12 +61,6 @@ class Table:
             for pair in section.pairs
         ]
         return pd.DataFrame(lines, columns=["model", "benchmark", *Pair.__dataclass_fields__])
-
-
-CSV = (
-    "retention", "budget", "overall", "ci_low", "ci_high", "retention_tokens", "retention_compute",
-    "llm_flops_ratio", "prefill_ms", "n", "n_failed", "n_missing", "n_unparsed",
-)  # fmt: skip
 
 
 def build(stored: Stored) -> Table:

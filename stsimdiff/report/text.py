@@ -1,15 +1,75 @@
-"""Text that is not ours (labels, names, ids, messages) made fit for a line, a cell of a CSV file, or a terminal."""
+"""Tables of cells as the text of a terminal, of Markdown, LaTeX and CSV, and any text made fit for these."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
+from rich import box
+from rich.align import Align
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
 
+from stsimdiff.terminal import Console
 from stsimdiff.terminal import clean as printable
 
+EMPTY = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet takes for a formula."""
+LABEL_WIDTH = (12, 20)
+"""Characters that the words of a line get where room is short; longer ones go over several lines."""
+
+
+class Cell(NamedTuple):
+    """What stands at one place of a table.
+
+    Attributes:
+        text: what is read.
+        value: the number that the text shows; ``None`` for words, and where there is none.
+        place: 1 for the best of a block, 2 for the second, 0 for the others.
+        link: where the text leads, in Markdown.
+    """
+
+    text: str
+    value: float | None = None
+    place: int = 0
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table: a heading a column, and blocks of lines.
+
+    Attributes:
+        blocks: each with its title, which is empty where it has none.
+        words: how many columns, at the left, hold words; they stand in every part of a table that is too wide.
+        result: the column that a table that is too wide begins with.
+        above: titles over groups of columns, from the first behind the words on, and how many columns each spans.
+    """
+
+    heads: Sequence[str]
+    blocks: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    words: int = 1
+    result: int = 1
+    above: Sequence[tuple[str, int]] = ()
+
+    def take(self, columns: Iterable[int]) -> Cells:
+        """The same lines with only these columns."""
+        kept = list(columns)
+        blocks = [(title, [[line[i] for i in kept] for line in lines]) for title, lines in self.blocks]
+        return Cells([self.heads[i] for i in kept], blocks, self.words)
+
+
+def number(value: float | None, form: str = ".1f", mark: str = "", empty: str = EMPTY) -> Cell:
+    """A number as ``form`` writes it, with ``mark`` behind it, or a dash where there is none."""
+    if value is None or math.isnan(value):
+        return Cell(empty)
+    return Cell(f"{value:{form}}{mark}", value)
 
 
 def one_line(text: str) -> str:
@@ -27,3 +87,114 @@ def cell(value: Any) -> Any:
 def csv(frame: pd.DataFrame) -> str:
     """A frame as the text of a CSV file, names of columns included."""
     return frame.rename(columns=cell).map(cell).to_csv(index=False)
+
+
+def markdown(cells: Cells) -> str:
+    """A table of GitHub's Markdown; the best is bold, the second underlined."""
+    more = len(cells.heads) - cells.words
+    lines = [map(escaped, cells.heads), [":---"] * cells.words + ["---:"] * more]
+    for title, block in cells.blocks:
+        lines += [[f"*{escaped(title)}*", *[""] * (len(cells.heads) - 1)]] if title else []
+        lines += [map(_markdown, line) for line in block]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown(cell: Cell) -> str:
+    text = f"[{escaped(cell.text)}]({cell.link})" if cell.link else escaped(cell.text)
+    return (text, f"**{text}**", f"<ins>{text}</ins>")[cell.place]
+
+
+def escaped(text: str) -> str:
+    """Escapes what GitHub's Markdown would read as markup (an underscore within a word is none)."""
+    return re.sub(r"([\\|*`<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def latex(cells: Cells) -> str:
+    """A ``tabular`` of booktabs; the best is bold, the second underlined."""
+    width = len(cells.heads)
+    lines = [rf"\begin{{tabular}}{{{'l' * cells.words}{'r' * (width - cells.words)}}}", r"\toprule"]
+    if cells.above:
+        named = [rf"\multicolumn{{{span}}}{{c}}{{{tex(title)}}}" for title, span in cells.above]
+        lines.append(_tex_line([*[""] * cells.words, *named]))
+        ends = [cells.words + sum(span for _, span in cells.above[:i]) for i in range(len(cells.above) + 1)]
+        rules = zip(ends[:-1], ends[1:], strict=True)
+        lines.append("".join(rf"\cmidrule(lr){{{start + 1}-{end}}}" for start, end in rules))
+    lines.append(_tex_line(map(tex, cells.heads)))
+    for title, block in cells.blocks:
+        lines.append(r"\midrule")
+        lines += [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{tex(title)}}}}} \\"] if title else []
+        lines += [_tex_line(map(_latex, line)) for line in block]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _tex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex(cell: Cell) -> str:
+    text = tex(cell.text)
+    return (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.place]
+
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+}
+
+
+def tex(text: str) -> str:
+    """Escapes what LaTeX would read as a command."""
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def terminal(cells: Cells, console: Console) -> None:
+    """Print a table; what does not fit the width is folded between words, or follows in further tables of the same
+    lines, the result first. No number is ever cut."""
+    every = range(cells.words, len(cells.heads))
+    for fold in (False, True):
+        if _fits(cells, every, fold, console):
+            groups = [every]
+            break
+    else:
+        groups = [every[cells.result - cells.words :], every[: cells.result - cells.words]]
+    for rest in groups:
+        while rest:
+            size = next(n for n in range(len(rest), 0, -1) if n == 1 or _fits(cells, rest[:n], True, console))
+            console.print(_grid(cells, rest[:size], fold))
+            rest = rest[size:]
+
+
+def _fits(cells: Cells, columns: Sequence[int], fold: bool, console: Console) -> bool:
+    grid = _grid(cells, columns, fold)
+    for column in grid.columns[: cells.words]:
+        column.min_width, column.max_width = LABEL_WIDTH[0], LABEL_WIDTH[1]
+    # Of any width: a console's own would cut the measure down to what it has.
+    return grid.__rich_measure__(console, console.options.update(max_width=10**6)).minimum <= console.width
+
+
+def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
+    cells = cells.take([*range(cells.words), *columns])
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for i, head in enumerate(cells.heads):
+        texts = [line[i].text for _, block in cells.blocks for line in block]
+        parts = [*head.split(), *(" ".join(texts).split() if fold else texts)]
+        words = i < cells.words
+        align: Literal["left", "right"] = "left" if words else "right"
+        grid.add_column(
+            Align(Text(head), align, vertical="bottom"),
+            justify=align,
+            width=None if words else max(map(cell_len, parts), default=0),
+            overflow="fold",
+        )
+    for title, block in cells.blocks:
+        if title:
+            grid.add_row(Text(title, style="italic"))
+        for i, line in enumerate(block):
+            shown = [Text(cell.text, style=("", "bold", "underline")[cell.place]) for cell in line]
+            grid.add_row(*shown, end_section=bool(title) and i == len(block) - 1)
+    return grid

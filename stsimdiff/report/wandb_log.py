@@ -6,7 +6,6 @@ again, or never.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -24,6 +23,7 @@ import pandas as pd
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import RunFailed
 from stsimdiff.files import write_whole
+from stsimdiff.report import columns
 from stsimdiff.report.arm import Arm
 from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
@@ -154,13 +154,7 @@ def _name(row: Row) -> str:
 
 def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int]:
     """The row's numbers as in ``table.csv``, TFLOPs and times of a sample; what could not be averaged is absent."""
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    numbers = {
-        name: value
-        for name, value in fields.items()
-        if name != "retention" and isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-    numbers |= {f"acc_{family}": value for family, value in row.families.items()}
+    numbers = columns.numbers(row)
     answered = samples[~samples["failed"]]
     numbers["llm_tflops"] = float(answered["llm_flops"].mean()) / 1e12
     for time in TIMES:

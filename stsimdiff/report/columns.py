@@ -1,0 +1,186 @@
+"""The table's columns: one in ``COLUMNS`` stands in the terminal, Markdown, LaTeX and CSV, on the page and in W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from stsimdiff.report.section import NAN, Row, Section
+from stsimdiff.report.text import EMPTY, Cell, Cells, number
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of an arm.
+
+    Attributes:
+        name: in ``table.csv`` and in W&B; that of an attribute of a row where neither ``taken`` nor ``of`` is given.
+        heading: with the unit that is printed; empty for a column of the files alone.
+        taken: the number from an arm's stored answers to the compared questions, as ``rows.load`` gives them.
+        of: the number from what is known of the row.
+        scale: what is printed, by what the files hold.
+        form: how it is printed.
+        show: the printed cell, where more than the number decides.
+        when: in which sections it is printed; in files it stands, empty in the others, where it is in one of them.
+        zeros: whether it is printed where it is 0 in the whole section.
+        later: its place in files, behind all columns of a lower number.
+        published: whether it rests on the paper's numbers, which its heading says where the baseline gate is not met.
+    """
+
+    name: str
+    heading: str = ""
+    taken: Callable[[pd.DataFrame], float] | None = None
+    of: Callable[[Row], Any] | None = None
+    scale: float = 1.0
+    form: str = ".1f"
+    show: Callable[[Row], Cell] | None = None
+    when: Callable[[Section], bool] | None = None
+    zeros: bool = True
+    later: int = 0
+    published: bool = False
+
+    def value(self, row: Row) -> Any:
+        """What the files hold of a row."""
+        if self.taken is not None:
+            return row.values.get(self.name, NAN)
+        return self.of(row) if self.of is not None else getattr(row, self.name)
+
+    def cell(self, row: Row) -> Cell:
+        """What is printed of a row."""
+        return self.show(row) if self.show is not None else number(self.scale * self.value(row), self.form)
+
+    def head(self, section: Section) -> str:
+        """Its heading in a section."""
+        return f"{self.heading} (!)" if self.published and not section.gate_met else self.heading
+
+    def is_in(self, section: Section) -> bool:
+        """Whether a section has such a number."""
+        return self.when is None or self.when(section)
+
+    def is_printed(self, section: Section) -> bool:
+        """Whether it stands in the printed table of a section."""
+        shown = bool(self.heading) and self.is_in(section)
+        return shown and (self.zeros or any(map(self.value, section.rows)))
+
+
+def interval(low: float, high: float) -> Cell:
+    """An interval as it is printed."""
+    return Cell(EMPTY) if low != low else Cell(f"{low:.1f}–{high:.1f}", low)
+
+
+def _kept(kind: str, row: Row) -> Cell:
+    mark = "!" if row.missed and row.budget == kind else ""
+    return number(100 * getattr(row, f"retention_{kind}"), mark=mark)
+
+
+def _flops(rows: pd.DataFrame) -> float:
+    return float(rows["llm_flops"].sum(min_count=1) / (rows["llm_flops_all"].sum(min_count=1) or NAN))
+
+
+def _prefill(row: Row) -> Cell:
+    value = row.values["prefill_ms"]
+    return number(value, ".1f" if value >= 100 else ".2f")
+
+
+def _printed(section: Section) -> bool:
+    return any(row.paper == row.paper for row in section.rows)
+
+
+def _decoding(section: Section) -> bool:
+    """Whether a method acts while answers are decoded, so that what that costs is shown."""
+    return any(row.values["kv_kept"] == row.values["kv_kept"] for row in section.rows)
+
+
+OVERALL = Column("overall", "overall %")
+COLUMNS = (
+    Column("retention"),
+    Column("budget"),
+    Column("macro", "macro %", when=lambda section: section.macro, later=1),
+    OVERALL,
+    Column("ci_low", "95 % interval", show=lambda row: interval(row.ci_low, row.ci_high)),
+    Column("ci_high"),
+    Column("retention_tokens", "tokens kept %", show=partial(_kept, "tokens")),
+    Column("retention_compute", "compute kept %", show=partial(_kept, "compute")),
+    Column("llm_flops_ratio", "LLM FLOPs %", taken=_flops, scale=100),
+    Column("prefill_ms", "prefill ms", taken=lambda rows: 1000 * float(rows["prefill_s"].median()), show=_prefill),
+    Column(
+        "kv_kept", "KV kept %", taken=lambda rows: float(rows["kv_kept"].mean()), scale=100, when=_decoding, later=1
+    ),
+    Column(
+        "token_ms", "ms a token", taken=lambda rows: 1000 * float(rows["token_s"].median()), when=_decoding, later=1
+    ),
+    Column("n", "n", form=".0f"),
+    Column("n_failed", "n failed", form=".0f"),
+    Column("n_missing", "n video missing", form=".0f", zeros=False),
+    Column("n_unparsed", "n unparsed", taken=lambda rows: int(rows["parsed"].isna().sum()), form=".0f"),
+    Column("paper", "paper", when=_printed, later=3, published=True),
+    Column(
+        "minus_paper", "ours - paper", of=lambda row: row.overall - row.paper, form="+.1f",
+        when=_printed, later=3, published=True,
+    ),
+)  # fmt: skip
+"""In the order of printing, behind the accuracies of the families."""
+
+
+def taken(rows: pd.DataFrame) -> dict[str, float]:
+    """The numbers that columns take from an arm's answers to the compared questions."""
+    return {column.name: column.taken(rows) for column in COLUMNS if column.taken is not None}
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """A row's numbers by their names in the files, without those of its budget."""
+    held = [*COLUMNS, *families(list(row.families))]
+    return {column.name: column.value(row) for column in held if column.name not in ("retention", "budget")}
+
+
+def published(section: Section) -> list[Column]:
+    """The columns of the paper's numbers that are printed of a section."""
+    return [column for column in columns(section) if column.published]
+
+
+def families(names: Sequence[str]) -> list[Column]:
+    """The accuracies of the families as columns."""
+    return [
+        Column(f"acc_{name}", name, of=lambda row, name=name: row.families.get(name, NAN), later=2)
+        for name in names
+    ]
+
+
+def columns(section: Section) -> list[Column]:
+    """The columns that are printed of a section, in their order."""
+    return [*families(section.families), *(column for column in COLUMNS if column.is_printed(section))]
+
+
+def in_files(sections: Sequence[Section]) -> list[Column]:
+    """The columns of the files of a run, in their order."""
+    names = dict.fromkeys(name for section in sections for name in section.families)
+    held = [column for column in COLUMNS if any(map(column.is_in, sections))]
+    return sorted([*held, *families(list(names))], key=lambda column: column.later)
+
+
+def main_cells(section: Section) -> Cells:
+    """A section's table: method, accuracy of each family, then the columns of ``COLUMNS``."""
+    shown = columns(section)
+    blocks = []
+    for retention, rows in section.blocks().items():
+        lines = []
+        for row in rows:
+            cells = [Cell(row.label), *(column.cell(row) for column in shown)]
+            if row.best:
+                cells = [cell._replace(place=1) for cell in cells]
+            elif row.second:
+                ranked = [True, *(column is OVERALL for column in shown)]
+                cells = [cell._replace(place=2 * here) for cell, here in zip(cells, ranked, strict=True)]
+            lines.append(cells)
+        blocks.append((block_title(retention), lines))
+    heads = ["method", *(column.head(section) for column in shown)]
+    return Cells(heads, blocks, result=1 + len(section.families))
+
+
+def block_title(retention: float) -> str:
+    """What stands above the rows of a block."""
+    return f"retention {100 * retention:.4g} %"
