@@ -14,7 +14,7 @@ from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.questions import all_questions, load_task
 from stsimdiff.launchers.base import configurations
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.resources import folder
 
 MINIATURES = Path(__file__).parent / "benchmarks"
@@ -65,7 +65,7 @@ def test_what_a_run_changes_is_named(settings) -> None:
     words = ["model=llava_video", "protocol=llava_video_authors", "benchmark=videomme"]
     found, arm = settings(*words, "model.frames=32", "benchmark.prompt=default", "model.device=cpu")
     assert found.protocol["changed"] == ["model.frames=32", "benchmark.prompt=default"]
-    shown = Arm(Path(), arm_record(arm, found, {}))
+    shown = StoredArm(Path(), arm_record(arm, found, {}))
     assert shown.model[2:] == (
         "32 frames (fps, 1 a second)",
         "llava_video_authors with model.frames=32 benchmark.prompt=default",

@@ -3,13 +3,15 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from synthetic_run import QUESTIONS, answers, failed, write_arm
 
 from stsimdiff.commands.report import main
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.store import read_answers
+from stsimdiff.evaluate.run import _reasons
+from stsimdiff.evaluate.store import ArmStore, read_answers
 from stsimdiff.report import rows
 
 
@@ -205,3 +207,29 @@ def test_wrong_folders_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixt
     (stray / "arm.json").unlink()
     with pytest.raises(DataError, match=r"holds answers but no arm\.json"):
         rows.arms(tmp_path)
+
+
+def test_what_does_not_count_is_said_once_by_whoever_reads_it_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = answers(0.0, 1.0)[0]
+    folder = write_arm(tmp_path, "none", 1.0, [first, first | {"correct": True}])
+    record = json.loads((folder / "arm.json").read_text())
+    with ArmStore(folder, record) as store:
+        assert store.done() == {first["id"]}
+    assert len(read_answers(folder)) == len(rows.read(tmp_path).samples) == 1
+    (said,) = [line for line in caplog.messages if "is answered in" in line]
+    assert rows.read(tmp_path).notes == [said]
+
+
+def test_a_damaged_line_is_the_same_message_to_score_and_table(tmp_path: Path) -> None:
+    folder = write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
+    with (folder / "answers.jsonl").open("a") as stream:
+        stream.write('{"id": "new", "video": "v", "family": "f", "correct": true}\n')
+    said = rf"answers.jsonl:{len(QUESTIONS) + 1}: holds no error"
+    for read in (
+        lambda: rows.load(tmp_path),
+        lambda: _reasons(SimpleNamespace(folder=tmp_path), [SimpleNamespace(folder=folder.name)]),
+    ):
+        with pytest.raises(DataError, match=said):
+            read()

@@ -23,7 +23,7 @@ from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
-from stsimdiff.evaluate.store import read_answers
+from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.resources import folder
 
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.commands.lmms_eval.StSimDiff")
@@ -185,7 +185,7 @@ class StSimDiff(lmms):
             )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         self.unread += score(settings, task, [arm], questions).unread
-        rows = read_answers(settings.folder / arm.folder)
+        rows = checked_answers(settings.folder / arm.folder)
         return {(name, row["id"]): row["answer"] for row in rows if row["error"] is None}
 
     def _open(self, settings: Settings) -> Session:

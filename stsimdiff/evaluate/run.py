@@ -27,7 +27,7 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.shared import Shared
-from stsimdiff.evaluate.store import ArmStore, read_answers, write_record
+from stsimdiff.evaluate.store import ArmStore, checked_answers, write_record
 
 
 def run_arms(
@@ -147,7 +147,7 @@ def _reasons(settings: Settings, arms: Sequence[Arm]) -> str:
     """The most frequent reasons of failures, a line each, for a message."""
     counts: Counter[str] = Counter()
     for arm in arms:
-        for row in read_answers(settings.folder / arm.folder):
+        for row in checked_answers(settings.folder / arm.folder):
             if row["error"] is not None:
                 counts[f"{row['error']['type']}: {row['error']['message']}"] += 1
     return "".join(f"\n  {count} times {reason}" for reason, count in counts.most_common(3))

@@ -21,7 +21,7 @@ from stsimdiff.data import parsing
 from stsimdiff.data.parsing import LETTERS
 from stsimdiff.evaluate import questions
 from stsimdiff.evaluate.questions import Question, replay
-from stsimdiff.evaluate.store import SUBMISSION, read_answers, shards
+from stsimdiff.evaluate.store import SUBMISSION, checked_answers, shards
 from stsimdiff.files import write_whole
 
 METRICS = "metrics.json"
@@ -87,7 +87,7 @@ def _unread(arm: Arm, known: Mapping[str, Any], asked: Sequence[Question]) -> st
 
 
 def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Settings) -> dict[str, Any]:
-    rows = [row for row in read_answers(folder) if row["id"] in by_id]
+    rows = [row for row in checked_answers(folder) if row["id"] in by_id]
     rows = [row for row in rows if row["error"] is None]
     answered = [(by_id[row["id"]], row["answer"]) for row in rows]
     unread = [row["answer"] for row in rows if row["parsed"] is None]
@@ -105,7 +105,7 @@ def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Se
 
 
 def _submission(folder: Path, by_id: Mapping[str, Question]) -> str:
-    rows = [row for row in read_answers(folder) if row["id"] in by_id and row["parsed"] is not None]
+    rows = [row for row in checked_answers(folder) if row["id"] in by_id and row["parsed"] is not None]
     found = {by_id[row["id"]].document["video_idx"]: LETTERS.index(row["parsed"]) for row in rows}
     return json.dumps(found, indent=1) + "\n"
 

@@ -1,7 +1,8 @@
-"""The answers of one arm on disk: a line a sample, safe before the next sample begins.
+"""The format of an arm's folder, ``arm.json`` and ``answers.jsonl``: the one place that writes and reads it.
 
-Each process writes a shard of its own; readers see all shards as one. What scores or tabulates answers lives
-elsewhere.
+A line a sample, safe before the next sample begins. Each process writes a shard of its own; readers see all shards as
+one. Which line counts, and what is said of the others, is one rule for a run that goes on, its score, its report and a
+plan. What scores or tabulates answers lives elsewhere.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff import lock
+from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
 from stsimdiff.files import write_whole
 from stsimdiff.lock import Lock
+from stsimdiff.terminal import clean
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,8 @@ RECORD = "arm.json"
 SUBMISSION = "submission.json"
 """In an arm's folder: ``{video_idx: place of the answer, from 0}``, as EgoSchema's server takes it. A question without
 a readable letter is left out: the server counts it as missing, and nothing is guessed."""
+REFERENCES = ("none", "no_video")
+"""Methods without a retention of their own: all tokens, the question alone. They stand in the 100 % block."""
 SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
 BEGIN, END = b'{"id": "', b', "error": null}'
 TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})", "error": null\}$')
@@ -34,6 +42,94 @@ TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})"
 that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
 Row = dict[str, Any]
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should not be blank")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_not_blank)]
+
+
+class _Error(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    type: NotRequired[str | None]
+    message: NotRequired[str | None]
+
+
+class _Line(TypedDict):
+    """What a stored line must hold, and of what kind what it may hold is."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    id: str
+    video: str
+    family: str | None
+    correct: bool | None
+    error: _Error | None
+    answer: NotRequired[str | None]
+    parsed: NotRequired[str | None]
+    target: NotRequired[str | None]
+    stock_parsed: NotRequired[str | None]
+    stock_correct: NotRequired[bool | None]
+    stock_error: NotRequired[str | None]
+    video_tokens: NotRequired[Count | None]
+    text_tokens: NotRequired[Count | None]
+    tokens_per_layer: NotRequired[list[Count] | None]
+    retention_tokens: NotRequired[Count | None]
+    retention_compute: NotRequired[Count | None]
+    llm_flops: NotRequired[Count | None]
+    llm_flops_all: NotRequired[Count | None]
+    kv_kept: NotRequired[Count | None]
+    times: NotRequired[dict[str, Number | None] | None]
+    reasons: NotRequired[dict[str, Any] | None]
+    overlay: NotRequired[dict[str, Any] | None]
+
+
+class _Budget(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    kind: Literal[KINDS]  # type: ignore[valid-type]
+    retention: Annotated[Number, Field(gt=0, le=1)]
+
+
+class _Budgeted(TypedDict):
+    budget: _Budget
+
+
+class _Named(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    name: Name
+
+
+class _Benchmark(_Named):
+    families: NotRequired[list[str] | None]
+    chance: NotRequired[Number | None]
+    note: NotRequired[str | None]
+    server: NotRequired[str | None]
+
+
+class _Record(TypedDict):
+    """What ``arm.json`` must hold, and of what kind what it may hold is."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    arm: Name
+    method: Name
+    label: str
+    budget: dict[str, Any] | None
+    model: _Named
+    benchmark: _Benchmark
+    compressor: NotRequired[dict[str, Any] | None]
+    fidelity: NotRequired[dict[str, str] | None]
+    provenance: NotRequired[dict[str, Any] | None]
+    resumed: NotRequired[list[dict[str, Any]]]
+
+
+_LINE, _RECORD, _BUDGETED = TypeAdapter(_Line), TypeAdapter(_Record), TypeAdapter(_Budgeted)
 
 
 class State(NamedTuple):
@@ -259,6 +355,60 @@ def read_answers(folder: Path) -> list[Row]:
     return [row for _, row in counted_lines(folder).values()]
 
 
+def checked_answers(folder: Path, notes: list[str] | None = None) -> list[Row]:
+    """As :func:`read_answers`, each value checked, whole numbers as floats where numbers are counted with.
+
+    Args:
+        folder: of the arm.
+        notes: gets what :func:`counted_lines` says.
+
+    Raises:
+        DataError: for a line that is damaged, with file, line number, name and value.
+    """
+    server = checked_record(folder)["benchmark"].get("server")
+    layers: int | None = None
+    rows = []
+    for place, line in counted_lines(folder, notes).values():
+        row = _checked(line, _LINE, place)
+        if row["error"] is None and row["correct"] is None and not server:
+            raise DataError(f"{place}: correct=None without an error; allowed: true or false")
+        counts = row.get("tokens_per_layer")
+        if counts is not None and len(counts) != (layers := len(counts) if layers is None else layers):
+            raise DataError(
+                f"{place}: tokens_per_layer has {len(counts)} layers, the lines before it {layers}"
+            )
+        rows.append(row)
+    return rows
+
+
+def checked_record(folder: Path) -> Row:
+    """As :func:`read_record`, each value checked; raises as it does."""
+    record, path = read_record(folder), str(folder / RECORD)
+    _checked(record, _RECORD, path)
+    if record["method"] not in REFERENCES:
+        _checked({"budget": record["budget"]}, _BUDGETED, path)
+    return record
+
+
+def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
+    """The value with whole numbers as floats where numbers are counted with.
+
+    Raises:
+        DataError: for a value that is missing or of another kind, with its name.
+    """
+    try:
+        return form.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            said = f"holds no {name}"
+        else:
+            given = clean(repr(first["input"]))
+            said = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
+        raise DataError(f"{place}: {said}; the file was changed or damaged") from None
+
+
 def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:
     """The line that counts for each sample of an arm, and its place, in the order they were first given.
 
@@ -273,26 +423,15 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
     Raises:
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
-    counted: dict[str, tuple[str, Row]] = {}
-    states: dict[str, State] = {}
-    withdrawn: dict[str, int] = {}
-    said = [] if notes is None else notes
-    for path in shards(folder):
-        for number, line in _lines(path, said):
-            row, place = _parsed(path, number, line), f"{path}:{number}"
-            if "withdrawn" in row:
-                withdrawn[row["id"]] = max(_asking(row, place), withdrawn.get(row["id"], -1))
-                continue
-            earlier, state = states.get(row["id"]), _state(row, place)
-            if earlier is None or earlier.gives_way_to(state):
-                counted[row["id"]], states[row["id"]] = (place, row), state
-            elif state.answered and state.asking == earlier.asking:
-                there = counted[row["id"]][0]
-                said.append(
-                    f"{place}: question {row['id']!r} is answered in {there} already; that one counts"
-                )
+    said: list[str] = []
+    lines, states, withdrawn = _read(folder, said, whole=True)
+    if notes is not None:
+        notes += said
+    counting = _counting(states, withdrawn)
     return {
-        sample: line for sample, line in counted.items() if states[sample].asking > withdrawn.get(sample, -1)
+        sample: (f"{file}:{number}", row)
+        for sample, (file, number, row) in lines.items()
+        if row is not None and sample in counting
     }
 
 
@@ -328,24 +467,57 @@ def shards(folder: Path) -> list[Path]:
 
 def _read_states(folder: Path) -> tuple[dict[str, State], dict[str, int]]:
     """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
+    _, states, withdrawn = _read(folder, [], whole=False)
+    return _counting(states, withdrawn), {sample: number + 1 for sample, number in withdrawn.items()}
+
+
+def _counting(states: Mapping[str, State], withdrawn: Mapping[str, int]) -> dict[str, State]:
+    return {sample: state for sample, state in states.items() if state.asking > withdrawn.get(sample, -1)}
+
+
+def _read(
+    folder: Path, said: list[str], *, whole: bool
+) -> tuple[dict[str, tuple[str, int, Row | None]], dict[str, State], dict[str, int]]:
+    """By sample: its best line with its place, what that says, and the last asking that was withdrawn.
+
+    Args:
+        folder: of the arm.
+        said: gets a sentence for each answer and torn line that does not count, which also goes to the log, once.
+        whole: whether lines are parsed whose ends say enough; their place has no line else.
+    """
+    lines: dict[str, tuple[str, int, Row | None]] = {}
     states: dict[str, State] = {}
     withdrawn: dict[str, int] = {}
     for path in shards(folder):
-        for number, line in _lines(path):
-            if answered := _answered(line):
+        file = str(path)
+        for number, line in _lines(path, said):
+            row: Row | None = None
+            if not whole and (answered := _answered(line)):
                 sample, state = answered
             else:
-                row, place = _parsed(path, number, line), f"{path}:{number}"
+                row = _parsed(path, number, line)
                 sample = row["id"]
                 if "withdrawn" in row:
-                    withdrawn[sample] = max(_asking(row, place), withdrawn.get(sample, -1))
+                    withdrawn[sample] = max(_asking(row, f"{file}:{number}"), withdrawn.get(sample, -1))
                     continue
-                state = _state(row, place)
+                state = _state(row, f"{file}:{number}")
             earlier = states.get(sample)
             if earlier is None or earlier.gives_way_to(state):
-                states[sample] = state
-    counting = {sample: state for sample, state in states.items() if state.asking > withdrawn.get(sample, -1)}
-    return counting, {sample: number + 1 for sample, number in withdrawn.items()}
+                lines[sample], states[sample] = (file, number, row), state
+            elif state.answered and state.asking == earlier.asking:
+                there, first, _ = lines[sample]
+                said.append(
+                    f"{file}:{number}: question {sample!r} is answered in {there}:{first} already; that one counts"
+                )
+    for sentence in said:
+        if sentence not in _LOGGED:
+            _LOGGED.add(sentence)
+            log.warning(sentence)
+    return lines, states, withdrawn
+
+
+_LOGGED: set[str] = set()
+"""What was said of lines that do not count: an arm is read more than once in a run."""
 
 
 def _answered(line: bytes) -> tuple[str, State] | None:
@@ -363,14 +535,14 @@ def _answered(line: bytes) -> tuple[str, State] | None:
     return name.decode(), State(True, tail[2].decode(), int(tail[1] or 0))
 
 
-def _lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Complete lines with their numbers; a torn last one is left out and noted."""
+def _lines(path: Path, said: list[str]) -> Iterator[tuple[int, bytes]]:
+    """Complete lines with their numbers; a torn last one is left out and said."""
     try:
         *lines, torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if torn and notes is not None:
-        notes.append(
+    if torn:
+        said.append(
             f"{path}:{len(lines) + 1}: the last line is torn and was dropped: its writer was stopped, or is still "
             "writing; run again to answer it"
         )

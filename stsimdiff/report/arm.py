@@ -10,14 +10,12 @@ from typing import Any
 
 from stsimdiff.budget import KINDS
 from stsimdiff.compressors import declared
+from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.text import one_line
-
-REFERENCES = ("none", "no_video")
-"""Methods without a retention of their own: all tokens, the question alone. They stand in the 100 % block."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class StoredArm:
     """One arm's folder and what its ``arm.json`` says."""
 
     folder: Path

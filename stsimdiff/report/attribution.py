@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.pairs import Pair, against
 
 if TYPE_CHECKING:
@@ -167,16 +167,16 @@ def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attrib
     return sorted(found, key=lambda one: (one.budget, -one.retention)), notes
 
 
-def _has(group: Group, arm: Arm) -> bool:
+def _has(group: Group, arm: StoredArm) -> bool:
     return bool(group.common) and len(group.answered[arm.id]) > 0
 
 
-def _on(arm: Arm, part: str) -> bool:
+def _on(arm: StoredArm, part: str) -> bool:
     """Whether a part is at work; runs from before it could be switched off do not name it."""
     return bool(arm.compressor.get(part, True))
 
 
-def _without(part: str, arm: Arm, group: Group) -> Arm | None:
+def _without(part: str, arm: StoredArm, group: Group) -> StoredArm | None:
     """The arm that differs from this one in nothing but a part that is off; None where it has no answers."""
     wanted = _setting(arm) | {part: False}
     rest = [group.settings[arm.id], *map(arm.record.get, ("seed", "code"))]
@@ -188,11 +188,13 @@ def _without(part: str, arm: Arm, group: Group) -> Arm | None:
     return None
 
 
-def _setting(arm: Arm) -> dict[str, Any]:
+def _setting(arm: StoredArm) -> dict[str, Any]:
     return dict.fromkeys(PARTS, True) | dict(arm.compressor)
 
 
-def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, Arm | None]) -> Attribution:
+def _attribution(
+    group: Group, everything: StoredArm, arm: StoredArm, without: Mapping[str, StoredArm | None]
+) -> Attribution:
     before, after = _answers(group, everything), _answers(group, arm)
     off = {part: _answers(group, other) for part, other in without.items() if other is not None}
     about = group.answered[arm.id]
@@ -216,7 +218,7 @@ def _attribution(group: Group, everything: Arm, arm: Arm, without: Mapping[str, 
     return Attribution(*place, len(group.common), changes, spoiled, mended)
 
 
-def _answers(group: Group, arm: Arm) -> dict[str, Answered]:
+def _answers(group: Group, arm: StoredArm) -> dict[str, Answered]:
     rows = group.answered[arm.id].loc[group.common]
     return {
         id_: Answered(None if pd.isna(parsed) else str(parsed), bool(right))

@@ -77,6 +77,10 @@ def _kept(kind: str, row: Row) -> Cell:
     return number(100 * getattr(row, f"retention_{kind}"), mark=mark)
 
 
+def _family(name: str, row: Row) -> float:
+    return row.families.get(name, NAN)
+
+
 def _flops(rows: pd.DataFrame) -> float:
     return float(rows["llm_flops"].sum(min_count=1) / (rows["llm_flops_all"].sum(min_count=1) or NAN))
 
@@ -144,10 +148,7 @@ def published(section: Section) -> list[Column]:
 
 def families(names: Sequence[str]) -> list[Column]:
     """The accuracies of the families as columns."""
-    return [
-        Column(f"acc_{name}", name, of=lambda row, name=name: row.families.get(name, NAN), later=2)
-        for name in names
-    ]
+    return [Column(f"acc_{name}", name, of=partial(_family, name), later=2) for name in names]
 
 
 def columns(section: Section) -> list[Column]:

@@ -14,8 +14,8 @@ import pandas as pd
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.data.parsing import mostly_unread
 from stsimdiff.errors import VideoError
-from stsimdiff.evaluate.store import SUBMISSION
-from stsimdiff.report.arm import REFERENCES, Arm
+from stsimdiff.evaluate.store import REFERENCES, SUBMISSION
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import taken
 from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import all_pairs
@@ -38,7 +38,7 @@ UNSCORED = "No accuracy, so no verdict: the answers are not public, and a server
 class Group:
     """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
 
-    def __init__(self, arms: list[Arm], samples: pd.DataFrame, model: str, benchmark: str) -> None:
+    def __init__(self, arms: list[StoredArm], samples: pd.DataFrame, model: str, benchmark: str) -> None:
         self.arms, self.model, self.benchmark = arms, model, benchmark
         by_arm = dict(list(samples.groupby("arm", sort=False)))
         self.stored = {arm.id: by_arm.get(arm.id, samples.iloc[:0]).set_index("id") for arm in arms}
@@ -56,13 +56,13 @@ class Group:
         kinds = [kind for kind in KINDS if any(arm.kind == kind and not arm.reference for arm in self.arms)]
         return [self._section(kind) for kind in kinds or [self.arms[0].kind]]
 
-    def everything(self, arm: Arm) -> Arm | None:
+    def everything(self, arm: StoredArm) -> StoredArm | None:
         """All tokens with the settings of an arm, or else with any; None where they have no answers."""
         found = [other for other in self.arms if other.method == "none" and len(self.answered[other.id])]
         same = [other for other in found if self.settings[other.id] == self.settings[arm.id]]
         return next(iter(same or found), None)
 
-    def _members(self, kind: str) -> list[Arm]:
+    def _members(self, kind: str) -> list[StoredArm]:
         """The kind's arms, and all references: they have no retention, so no kind either."""
         return sorted((arm for arm in self.arms if arm.reference or arm.kind == kind), key=self._place)
 
@@ -95,7 +95,7 @@ class Group:
         judged = [UNSCORED] if self.server else verdicts(section)
         return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
 
-    def _answers(self, arms: list[Arm]) -> Answers | None:
+    def _answers(self, arms: list[StoredArm]) -> Answers | None:
         """Right and wrong on the common questions, a column an arm; None where there is nothing to compare."""
         if not arms or self.server:
             return None
@@ -103,7 +103,7 @@ class Group:
         correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
         return Answers(correct, kept[0]["video"].astype("category").cat.codes)
 
-    def _families(self, members: list[Arm]) -> tuple[str, ...]:
+    def _families(self, members: list[StoredArm]) -> tuple[str, ...]:
         given = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
         declared = list(map(printable, given))
         stored = [name for arm in members for name in sorted(self.stored[arm.id]["family"].dropna().unique())]
@@ -111,7 +111,7 @@ class Group:
         # The one family of a benchmark that has no kinds of questions is what overall says already.
         return () if found == (WHOLE,) else found
 
-    def _row(self, arm: Arm, kind: str, families: tuple[str, ...], overall: Interval | None) -> Row:
+    def _row(self, arm: StoredArm, kind: str, families: tuple[str, ...], overall: Interval | None) -> Row:
         answered = self.answered[arm.id]
         rows = answered.loc[self.common] if len(answered) else answered
         correct = rows["correct"].dropna().astype(bool)
@@ -143,7 +143,7 @@ class Group:
             paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.label, arm.retention),
         )
 
-    def _submissions(self, members: list[Arm]) -> list[str]:
+    def _submissions(self, members: list[StoredArm]) -> list[str]:
         """How to have the predictions scored, where only a server can; what each arm's file holds."""
         if not self.server:
             return []
@@ -164,7 +164,7 @@ class Group:
                 )
         return notes
 
-    def _coverage(self, members: list[Arm]) -> list[str]:
+    def _coverage(self, members: list[StoredArm]) -> list[str]:
         """Which questions the rows stand on, and who is the reason that others were left out."""
         left_out = len(self.asked) - len(self.common)
         failed = set().union(*(rows.index[rows["failed"]] for rows in self.stored.values()))
@@ -215,7 +215,7 @@ class Group:
         notes += [*self._stock(members), *self._by_name(members), *self._of_other_data(members)]
         return [*notes, *_fidelity(members)]
 
-    def _stock(self, members: list[Arm]) -> list[str]:
+    def _stock(self, members: list[StoredArm]) -> list[str]:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
         told, lots = [], []
         for arm in members:
@@ -239,7 +239,7 @@ class Group:
             )
         return notes
 
-    def _by_name(self, members: list[Arm]) -> list[str]:
+    def _by_name(self, members: list[StoredArm]) -> list[str]:
         """A warning where videos are known by the names of their files alone."""
         old = [arm for arm in members if arm.by_name and len(self.stored[arm.id])]
         if not old:
@@ -250,7 +250,7 @@ class Group:
             f"in different folders count as one: {names}."
         ]
 
-    def _of_other_data(self, members: list[Arm]) -> list[str]:
+    def _of_other_data(self, members: list[StoredArm]) -> list[str]:
         """A warning where a question or its video was not the same for all arms that answered it."""
         rows = pd.concat([self.stored[arm.id] for arm in members])
         rows = rows[~rows["failed"] & rows["of"].notna()]
@@ -265,7 +265,7 @@ class Group:
             "run started again asks it anew."
         ]
 
-    def _place(self, arm: Arm) -> tuple:
+    def _place(self, arm: StoredArm) -> tuple:
         """Order of printing: retention down; in a block references, controls, methods, the proposed one last."""
         rank: float = 2
         if arm.reference:
@@ -277,12 +277,12 @@ class Group:
             rank = 3
         return -arm.retention, rank, arm.method, not arm.bare, self.labels[arm.id], arm.id
 
-    def _name(self, arm: Arm) -> str:
+    def _name(self, arm: StoredArm) -> str:
         label = self.labels[arm.id]
         return label if arm.reference else f"{label} at {100 * arm.retention:.4g} %"
 
 
-def _fidelity(members: list[Arm]) -> list[str]:
+def _fidelity(members: list[StoredArm]) -> list[str]:
     """Why a method is another variant than the one whose numbers were published."""
     found = {arm.method: arm.fidelity for arm in members if arm.fidelity.get("word") == "variant"}
     return [
@@ -359,20 +359,20 @@ def _macro(families: dict[str, float]) -> float:
     return sum(families.values()) / len(families) if families else NAN
 
 
-def _benchmark_line(arm: Arm, name: str) -> str:
+def _benchmark_line(arm: StoredArm, name: str) -> str:
     benchmark = arm.record["benchmark"]
     chance = benchmark.get("chance")
     said = f"Benchmark {name}: {one_line(benchmark.get('note') or 'no note stored')}"
     return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."
 
 
-def _protocol_line(arm: Arm) -> str:
+def _protocol_line(arm: StoredArm) -> str:
     """In whose protocol the numbers were measured."""
     source = arm.protocol.get("source")
     return f"Protocol: {arm.protocol_name}{f' ({one_line(source)})' if source else ''}."
 
 
-def _prompt_line(members: list[Arm]) -> list[str]:
+def _prompt_line(members: list[StoredArm]) -> list[str]:
     """Which of lmms-eval's prompts was asked; nothing for runs that do not say."""
     prompt = members[0].record["benchmark"].get("prompt")
     return [f"Prompt: the one that the task calls {prompt!r} (benchmark.prompt)."] if prompt else []

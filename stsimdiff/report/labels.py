@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stsimdiff.report.text import one_line
 
 if TYPE_CHECKING:
-    from stsimdiff.report.arm import Arm
+    from stsimdiff.report.arm import StoredArm
 
 QUESTIONS = ("task", "revision", "prompt", "decoder", "code")
 """Settings of a benchmark that change what is asked, or the frames that are shown."""
@@ -40,24 +40,24 @@ SHORTEST = 4
 """Digits that a fingerprint is cut to, unless more are needed."""
 
 
-def model_names(arms: Sequence[Arm]) -> dict[str, str]:
+def model_names(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Name of each arm's model, with checkpoint and frames where the name alone would mean two models."""
     heads = ("", "checkpoint ", "", "protocol ")
     parts = {arm.id: [head + part for head, part in zip(heads, arm.model, strict=True)] for arm in arms}
     return _named({id_: (own[0], tuple(own[1:])) for id_, own in parts.items()})
 
 
-def benchmark_names(arms: Sequence[Arm]) -> dict[str, str]:
+def benchmark_names(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Name of each arm's benchmark, with what changes its questions where the name alone would mean two."""
     return _named({arm.id: (arm.benchmark, tuple(_questions(arm))) for arm in arms})
 
 
-def questions_key(arm: Arm) -> tuple[str, ...]:
+def questions_key(arm: StoredArm) -> tuple[str, ...]:
     """Equal for arms that were asked the same questions about the same frames."""
     return (arm.benchmark, *_questions(arm))
 
 
-def _questions(arm: Arm) -> list[str]:
+def _questions(arm: StoredArm) -> list[str]:
     benchmark = arm.record["benchmark"]
     said = {"revision": "data", "code": "task's code"}
     parts = []
@@ -87,7 +87,7 @@ def _named(arms: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
     return found
 
 
-def settings(arms: Sequence[Arm]) -> dict[str, dict[str, str]]:
+def settings(arms: Sequence[StoredArm]) -> dict[str, dict[str, str]]:
     """Of each arm the settings in which any two of them differ, as text by name: ``model.pooling``."""
     flat = {arm.id: dict(_flat(_told(arm.record))) for arm in arms}
     names = dict.fromkeys(name for one in flat.values() for name in one)
@@ -98,7 +98,7 @@ def settings(arms: Sequence[Arm]) -> dict[str, dict[str, str]]:
     }
 
 
-def labels(arms: Sequence[Arm]) -> dict[str, str]:
+def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Labels by arm id, unique in a block: method, parameters, and what else the arms of a table differ in."""
     found = settings(arms)
     told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
@@ -109,10 +109,10 @@ def labels(arms: Sequence[Arm]) -> dict[str, str]:
             for arm, code in zip(same, codes, strict=True):
                 told[arm.id].append(f"code {short(code)}")
 
-    def label(arm: Arm) -> str:
+    def label(arm: StoredArm) -> str:
         return " ".join([arm.label, *told[arm.id]])
 
-    def place(arm: Arm) -> tuple:
+    def place(arm: StoredArm) -> tuple:
         return label(arm), arm.retention, None if arm.reference else arm.kind
 
     for same in _by(arms, place).values():
@@ -132,8 +132,8 @@ def labels(arms: Sequence[Arm]) -> dict[str, str]:
     return labelled
 
 
-def _by(arms: Iterable[Arm], key: Callable[[Arm], Any]) -> dict[Any, list[Arm]]:
-    found: dict[Any, list[Arm]] = {}
+def _by(arms: Iterable[StoredArm], key: Callable[[StoredArm], Any]) -> dict[Any, list[StoredArm]]:
+    found: dict[Any, list[StoredArm]] = {}
     for arm in arms:
         found.setdefault(key(arm), []).append(arm)
     return found

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from stsimdiff.errors import DataError
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
 
@@ -173,7 +173,7 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 
 
-def _taken(arm: Arm, model: str, row: Row | None, sample: pd.Series | None) -> Taken:
+def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None) -> Taken:
     label = row.label if row else arm.label
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     if sample is None:

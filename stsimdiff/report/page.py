@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from stsimdiff.report import render
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import main_cells
 from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
@@ -206,7 +206,7 @@ def _failures(stored: Stored, table: Table) -> list[dict[str, Any]]:
     return sorted(found, key=lambda kind: -kind["count"])
 
 
-def _arm(arm: Arm, label: str) -> dict[str, str]:
+def _arm(arm: StoredArm, label: str) -> dict[str, str]:
     record = {name: value for name, value in arm.record.items() if name not in ("method", "label")}
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     return {"name": name, "record": json.dumps(record, indent=2, ensure_ascii=False)}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.statistics import ALPHA, Answers, holm, questions_needed
 
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no significant difference"
@@ -57,7 +57,9 @@ class Pair:
         )
 
 
-def compared(members: Sequence[Arm], full: Mapping[str, Arm | None]) -> list[tuple[Arm, Arm]]:
+def compared(
+    members: Sequence[StoredArm], full: Mapping[str, StoredArm | None]
+) -> list[tuple[StoredArm, StoredArm]]:
     """Which arms are compared: all of a block with each other, and every arm with all tokens.
 
     All with all, since the best of a block is known only afterwards: a correction that covers every pair covers
@@ -67,7 +69,7 @@ def compared(members: Sequence[Arm], full: Mapping[str, Arm | None]) -> list[tup
         members: arms with answers, in the order of printing.
         full: by an arm's id, all tokens that it is compared with.
     """
-    blocks: dict[float, list[Arm]] = {}
+    blocks: dict[float, list[StoredArm]] = {}
     for arm in members:
         if not arm.reference:
             blocks.setdefault(arm.retention, []).append(arm)
@@ -82,11 +84,11 @@ def compared(members: Sequence[Arm], full: Mapping[str, Arm | None]) -> list[tup
 
 
 def all_pairs(
-    members: Sequence[Arm],
+    members: Sequence[StoredArm],
     labels: Mapping[str, str],
     answers: Answers,
     kind: str,
-    full: Mapping[str, Arm | None],
+    full: Mapping[str, StoredArm | None],
 ) -> list[Pair]:
     """The comparisons of a section, with Holm's correction over all of them.
 

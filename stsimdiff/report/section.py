@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stsimdiff.report.arm import REFERENCES
+from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.pairs import Pair
 
 NAN = float("nan")

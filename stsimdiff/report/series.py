@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.section import Row, Section
 
 FORMATS = ("svg", "png")
@@ -81,7 +81,7 @@ class ThresholdMap:
     accuracy: np.ndarray
 
 
-def threshold_maps(section: Section, arms: Sequence[Arm]) -> list[ThresholdMap]:
+def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[ThresholdMap]:
     """One map for each method, retention and setting of all other parameters, where a threshold was swept."""
     parameters = {arm.id: arm.compressor for arm in arms}
     groups: dict[tuple, list[Row]] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.attribution import Attribution, attributions
 from stsimdiff.report.columns import in_files
 from stsimdiff.report.comparison import Group
@@ -69,7 +69,7 @@ def build(stored: Stored) -> Table:
     Args:
         stored: what ``rows.read`` found.
     """
-    groups: dict[tuple, list[Arm]] = {}
+    groups: dict[tuple, list[StoredArm]] = {}
     for arm in stored.arms:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)

@@ -24,7 +24,7 @@ from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import RunFailed
 from stsimdiff.files import write_whole
 from stsimdiff.report import columns
-from stsimdiff.report.arm import Arm
+from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
 from stsimdiff.report.section import Row
@@ -68,7 +68,7 @@ SAMPLES = (
 class _Page:
     """What one W&B run will show."""
 
-    arm: Arm
+    arm: StoredArm
     name: str
     summary: Mapping[str, float | int]
     samples: pd.DataFrame
