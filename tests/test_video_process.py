@@ -18,7 +18,7 @@ from numbered_clips import BACKENDS
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
-from stsimdiff.video.process import VideoProcess
+from stsimdiff.video.process import CHUNK, VideoProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +52,13 @@ def test_the_frames_are_those_of_the_same_process(clip: Path, process: VideoProc
     assert (ours.indices, ours.total, ours.fps) == (theirs.indices, theirs.total, theirs.fps)
     assert np.array_equal(ours.pixels, theirs.pixels) and theirs.seconds > 0
     assert process.probe(clip) == video.probe(clip)
+
+
+def test_frames_that_are_larger_than_one_message_arrive_whole(process: VideoProcess, tmp_path: Path) -> None:
+    path = write(tmp_path / "long.mp4", 150)
+    ours, theirs = video.read(path, 150), process.read(path, 150)
+    assert ours.pixels.nbytes > CHUNK and ours.pixels.nbytes % CHUNK
+    assert np.array_equal(ours.pixels, theirs.pixels) and process.read(path, 2).indices == (0, 149)
 
 
 def test_one_process_serves_all_and_imports_no_torch(clip: Path, process: VideoProcess) -> None:

@@ -1,32 +1,32 @@
 """Videos read in a process of their own, which may be killed: a decoder cannot be interrupted, and may crash.
 
-One process serves all videos in turn. Frames come back through a pipe (shared memory is often limited to 64 MB in
-containers). It is a fresh interpreter and no fork, so it may start after CUDA has, and it imports no torch. What is
-read, and how, stands in :mod:`stsimdiff.video`.
+One process serves all videos in turn. Frames come back through :mod:`multiprocessing.connection` (shared memory is
+often limited to 64 MB in containers). It is a fresh interpreter and no fork, so it may start after CUDA has, and it
+imports no torch. What is read, and how, stands in :mod:`stsimdiff.video`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import json
 import os
-import pickle
-import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from loguru import logger
 
-from stsimdiff import errors, video
+from stsimdiff import video
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.ranks import end_with
 from stsimdiff.video import frames as reading
@@ -38,10 +38,11 @@ GRACE = 60.0
 """Seconds after its time at which the process ends itself, should nobody be left to kill it."""
 START = 120.0
 """Seconds that the process has to start, on the slowest file system."""
-_LENGTH = struct.Struct("<Q")
+CHUNK = 2**20
+"""Bytes of a message with a part of the pixels; longer ones are put together slowly at the other end."""
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from stsimdiff.video.process import serve; "
-    "serve(int(sys.argv[2]))"
+    "serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -50,6 +51,7 @@ class VideoProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection[Any, Any] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
@@ -91,16 +93,15 @@ class VideoProcess:
             started = time.monotonic()
             until = None if seconds is None else started + seconds
             try:
-                self._send((what, arguments, seconds))
-                reply = pickle.loads(self._receive(None, until))
-                if "shape" in reply:
-                    pixels = np.empty(reply["shape"], np.uint8)
-                    self._receive(pixels.data.cast("B"), until)
-                    indices, total, fps = reply["others"]
+                assert self._pipe is not None
+                self._pipe.send((what, arguments, seconds))
+                reply, shape = self._receive(until)
+                if shape:
+                    pixels = np.empty(shape, np.uint8)
+                    for part in _parts(pixels):
+                        self._receive(until, part)
                     seconds_taken = time.monotonic() - started
-                    frames = Frames(pixels, indices, total, fps, seconds_taken, reply["note"])
-                    video.say_note(path, frames)
-                    return frames
+                    reply = dataclasses.replace(reply, pixels=pixels, seconds=seconds_taken)
             except TimeoutError:
                 self._stop()
                 error = VideoError(
@@ -118,54 +119,40 @@ class VideoProcess:
                 # Interrupted between question and reply: the rest would be taken for the next video's.
                 self._stop()
                 raise
-        if "error" in reply:
-            kind, message = reply["error"]
-            raise getattr(errors, kind)(message)
-        return reply["value"]
+        if isinstance(reply, Exception):
+            raise reply
+        if shape:
+            video.say_note(path, reply)
+        return reply
 
     def _start(self) -> None:
         if self._owner != os.getpid():
-            # A fork's copy of the pipes: the other process keeps them.
-            self._process, self._owner = None, os.getpid()
+            # A fork's copy of the pipe: the other process keeps it.
+            self._process, self._pipe, self._owner = None, None, os.getpid()
         if self._process and self._process.poll() is None:
             return
         paths = json.dumps([os.path.abspath(part) for part in sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, paths, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._pipe, theirs = Pipe()
+        with theirs:
+            # Decoders print, and what they print is no output of this program.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, paths, str(os.getpid()), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+            )
         try:
-            self._receive(None, time.monotonic() + START)
-        except (TimeoutError, EOFError) as error:
+            self._receive(time.monotonic() + START)
+        except (TimeoutError, EOFError, OSError) as error:
             # No video's fault: it must not be written down as one.
             raise RuntimeError(f"the process that reads videos does not start ({self._end()})") from error
 
-    def _send(self, message: Any) -> None:
-        data = pickle.dumps(message)
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(_LENGTH.pack(len(data)) + data)
-        self._process.stdin.flush()
-
-    def _receive(self, into: memoryview | None, until: float | None) -> Any:
-        """Fill ``into``; or, without it, one message. Raises ``TimeoutError`` at ``until``, ``EOFError`` at the end."""
-        if into is None:
-            size = memoryview(bytearray(_LENGTH.size))
-            self._receive(size, until)
-            into = memoryview(bytearray(_LENGTH.unpack(size)[0]))
-        assert self._process is not None and self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        while into.nbytes:
-            left = None if until is None else 1000 * max(0.0, until - time.monotonic())
-            if not poll.poll(left):
-                raise TimeoutError
-            taken = os.readv(pipe, [into])
-            if not taken:
-                raise EOFError
-            into = into[taken:]
-        return into.obj
+    def _receive(self, until: float | None, into: memoryview | None = None) -> Any:
+        """One message, or the bytes of ``into``. Raises ``TimeoutError`` at ``until``, ``EOFError`` at the end."""
+        assert self._pipe is not None
+        if not self._pipe.poll(None if until is None else max(0.0, until - time.monotonic())):
+            raise TimeoutError
+        return self._pipe.recv() if into is None else self._pipe.recv_bytes_into(into)
 
     def _end(self) -> str:
         """How the process ended, in words."""
@@ -183,14 +170,14 @@ class VideoProcess:
 
     def _stop(self) -> None:
         process, self._process = self._process, None
+        pipe, self._pipe = self._pipe, None
         if process and self._owner == os.getpid():
             process.kill()
             # One that waits for a dead file system cannot even be killed.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-            for pipe in filter(None, (process.stdout, process.stdin)):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        if pipe:
+            pipe.close()
 
 
 @functools.cache
@@ -201,47 +188,40 @@ def shared() -> VideoProcess:
     return process
 
 
-def serve(parent: int) -> None:
+def serve(parent: int, pipe: int) -> None:
     """The other side: answers one request after the other until the pipe closes, or its parent is gone."""
     # A decoder that is at work, or hangs, does not see the pipe close.
     end_with(parent)
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # Decoders print; what they print must not run into the replies.
-    os.dup2(2, 1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # Ctrl-C reaches this process too; the other one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What has to be said of a file is said by the process that asked for it.
     logger.disable("stsimdiff")
-    _reply(replies, "ready")
-    while head := requests.read(_LENGTH.size):
-        what, arguments, seconds = pickle.loads(requests.read(_LENGTH.unpack(head)[0]))
-        # Python's handlers run between two of its own steps only; the signal's default ends a hanging decoder too.
-        signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + GRACE)
-        _answer(replies, what, arguments)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    with Connection(pipe) as requests, contextlib.suppress(EOFError):
+        requests.send("ready")
+        while True:
+            what, arguments, seconds = requests.recv()
+            # Python's handlers run between two of its own steps only; the signal's default ends a hanging decoder too.
+            signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + GRACE)
+            found = _answer(what, arguments)
+            if isinstance(found, Frames):
+                requests.send((dataclasses.replace(found, pixels=found.pixels[:0]), found.pixels.shape))
+                for part in _parts(found.pixels):
+                    requests.send_bytes(part)
+            else:
+                requests.send((found, None))
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(replies: Any, what: str, arguments: tuple[Any, ...]) -> None:
+def _answer(what: str, arguments: tuple[Any, ...]) -> Any:
+    """What was asked for, or the error."""
     try:
-        found = getattr(reading, what)(*arguments)
+        return getattr(reading, what)(*arguments)
     except (VideoError, ConfigError) as error:
-        _reply(replies, {"error": (type(error).__name__, str(error))})
+        return error
     except Exception as error:
-        said = f"video {arguments[0]} cannot be read: {type(error).__name__}: {error}"
-        _reply(replies, {"error": (VideoError.__name__, said)})
-    else:
-        if isinstance(found, Frames):
-            pixels = np.ascontiguousarray(found.pixels)
-            others = found.indices, found.total, found.fps
-            _reply(replies, {"shape": pixels.shape, "others": others, "note": found.note})
-            replies.write(pixels.data.cast("B"))
-            replies.flush()
-        else:
-            _reply(replies, {"value": found})
+        return VideoError(f"video {arguments[0]} cannot be read: {type(error).__name__}: {error}")
 
 
-def _reply(replies: Any, message: Any) -> None:
-    data = pickle.dumps(message)
-    replies.write(_LENGTH.pack(len(data)) + data)
-    replies.flush()
+def _parts(pixels: np.ndarray) -> Iterator[memoryview]:
+    view = np.ascontiguousarray(pixels).data.cast("B")
+    return (view[start : start + CHUNK] for start in range(0, view.nbytes, CHUNK))
