@@ -21,6 +21,7 @@ from stsimdiff.compressors.fastvid import FastVID
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.holitom import HoliTom
 from stsimdiff.compressors.prumerge import PruMerge
+from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.scissor import Scissor
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.vidcom2 import VidCom2
@@ -48,6 +49,7 @@ VARIANTS = [
     FastVID(variant="qwen", dyseg_c=1, stprune_d=0.0),
     HoliTom(merge_ratio=0),
     HoliTom(max_window=1, layer=1, merge_ratio=0.8),
+    PruneVid(tau=0.3, temporal_segment_ratio=1.0, cluster_ratio=0.2, selected_layer=3),
     VisionZip(dominant=1, contextual=1),
     VisionZip(contextual=0),
     PruMerge(plus=True),
@@ -218,6 +220,9 @@ WRONG = [
     ("fastvid", {"dtm_p": 1.5}, "dtm_p=1.5.*for example 4"),
     ("fastvid", {"dyseg_tau": 1.5}, r"dyseg_tau=1.5.*\[-1, 1\].*0.9"),
     ("fastvid", {"stprune_d": True}, "stprune_d=True.*0.4"),
+    ("prunevid", {"tau": 1.5}, r"tau=1.5.*\[-1, 1\].*0.8"),
+    ("prunevid", {"alpha": 0}, r"alpha=0.*\(0, 1\].*0.4"),
+    ("prunevid", {"selected_layer": -1}, "selected_layer=-1.*auto, 0, 1"),
     ("holitom", {"tau": 1.5}, r"tau=1.5.*\[-1, 1\].*0.8"),
     ("holitom", {"merge_ratio": 1}, r"merge_ratio=1.*\[0, 1\).*0.5"),
     ("holitom", {"layer": 0}, "layer=0.*auto, 1, 2"),

@@ -18,7 +18,7 @@ from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.per_frame import Reduced
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
-TRIES = 8
+TRIES = 10
 """Selections made to find the number of picture tokens that, with their newline tokens, meets a budget."""
 
 
@@ -97,7 +97,7 @@ class PictureRun(Run):
             received = None if received is None else received[:, cells]
         video = Pictures(features, received, joined, newline)
         place = (torch.arange(grid.frames, device=device)[:, None] * grid.per_frame + cells).flatten()
-        found, ends = self._fitting(video, place)
+        found, ends = self._fitting(video, place, min(self.wanted(video), grid.tokens))
         keep, turn = torch.cat((place[found.keep], ends)).sort()
         reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
         reason[ends] = int(Reason.UNIFORM)
@@ -107,34 +107,42 @@ class PictureRun(Run):
             rows = torch.cat((found.features.to(tokens.features), tokens.features[ends]))[turn]
         return Selection(keep, reason, rows)
 
-    def _fitting(self, video: Pictures, place: Tensor) -> tuple[Reduced, Tensor]:
+    def wanted(self, video: Pictures) -> int:
+        """Tokens to leave at the input, newline tokens included."""
+        return self.count
+
+    def reduce(self, video: Pictures, count: int) -> Reduced:
+        """The method's :meth:`PictureCompressor.reduce`."""
+        return self.method.reduce(video, count)
+
+    def _fitting(self, video: Pictures, place: Tensor, wanted: int) -> tuple[Reduced, Tensor]:
         """The reduced picture, and the ``(n,)`` raster indices of newline tokens; together they meet the budget."""
         tokens = len(place)
         if not video.newline:
-            return self.method.reduce(video, self.count), place[:0]
+            return self._with_newlines(video, place, wanted)
         # Between too few picture tokens and enough, the total grows with their number.
-        low, high, best = 0, min(self.count, tokens), None
-        guess = round(self.count * tokens / self.layout.grid.tokens)
-        for _ in range(TRIES):
+        low, high, best = 0, min(wanted, tokens), None
+        guess = round(wanted * tokens / self.layout.grid.tokens)
+        for step in range(TRIES):
             count = max(low + 1, min(high, guess))
             found, ends = self._with_newlines(video, place, count)
             total = count + len(ends)
-            if total < self.count:
+            if total < wanted:
                 low = count
             else:
                 high, best = count, (found, ends)
-            if high - low <= 1 and best is not None or 0 <= total - self.count <= 0.005 * self.count:
+            if high - low <= 1 and best is not None or 0 <= total - wanted <= 0.005 * wanted:
                 break
-            after = count + round((self.count - total) * count / total)
-            guess = after if low < after < high else (low + high) // 2
+            after = count + round((wanted - total) * count / total)
+            guess = after if low < after < high and step < 2 else (low + high) // 2
         if best is None:
             best = self._with_newlines(video, place, high)
         found, ends = best
-        return found, ends[: self.count - len(found.keep)]
+        return found, ends[: wanted - len(found.keep)]
 
     def _with_newlines(self, video: Pictures, place: Tensor, count: int) -> tuple[Reduced, Tensor]:
         if count < len(place):
-            found = self.method.reduce(video, count)
+            found = self.reduce(video, count)
         else:
             everything = torch.arange(count, device=place.device)
             found = Reduced(everything, torch.full_like(everything, int(Reason.ALL)))
