@@ -24,6 +24,7 @@ from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.scissor import Scissor
 from stsimdiff.compressors.st_simdiff import STSimDiff
+from stsimdiff.compressors.sttm import STTM
 from stsimdiff.compressors.vidcom2 import VidCom2
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.errors import BudgetError, ConfigError
@@ -55,6 +56,7 @@ VARIANTS = [
     PruMerge(plus=True),
     EVS(as_released=True),
     VidCom2(as_released=True),
+    STTM(slow_version=True, weighted_avg=True, root_level=0, layer=0, head_dim=4),
     Scissor(as_released=True, epsilon=0.5),
 ]
 ALL = [pytest.param(compressors.resolve(name)(), id=name) for name in METHODS] + [
@@ -208,6 +210,12 @@ WRONG = [
     ("scissor", {"tau": "p90"}, "tau='p90'"),
     ("scissor", {"epsilon": 0}, "epsilon=0 is out of range"),
     ("scissor", {"as_released": 0}, "as_released=0.*true, false"),
+    ("sttm", {"threshold": "auto"}, "threshold='auto'.*for example 0.85"),
+    ("sttm", {"temporal_threshold": 3}, "temporal_threshold=3.*auto, or a number"),
+    ("sttm", {"root_level": 0.5}, "root_level=0.5.*for example 1"),
+    ("sttm", {"head_dim": -1}, "head_dim=-1.*for example 128"),
+    ("sttm", {"layer": -1}, "layer=-1.*allowed: 0, 1"),
+    ("sttm", {"slow_version": 1}, "slow_version=1.*true, false"),
     ("evs", {"as_released": 1}, "as_released=1.*true, false"),
     ("framefusion", {"tau_sim": 2}, r"tau_sim=2.*\[-1, 1\].*0.6"),
     ("framefusion", {"ratio_lower_bound": -0.1}, r"ratio_lower_bound=-0.1.*\[0, 1\].*0.1"),

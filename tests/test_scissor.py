@@ -22,12 +22,26 @@ def test_components_are_those_of_the_whole_matrix(tau):
     adjacent = (cosine > tau).numpy()
     number, label = connected_components(adjacent)
     found = components(unit, tau)
+    whole = scissor.components_by_frame(unit, tau, 1)
+    assert all(torch.equal(getattr(found, name), getattr(whole, name)) for name in vars(found))
     assert len(found.key) == number and found.degree.tolist() == adjacent.sum(1).tolist()
     for component in range(number):
         members = np.flatnonzero(label == component)
         key = members[np.argmax(adjacent.sum(1)[members])]
         assert found.key[found.member[members]].tolist() == [key] * len(members)
     assert (found.key.diff() > 0).all()
+
+
+def test_frames_at_once_have_the_components_of_each():
+    unit = graph.unit(video("mixed", Grid(9, 5, 7), 64))
+    alone = [components(frame, 0.2) for frame in unit.split(35)]
+    found = scissor.components_by_frame(unit, 0.2, 9)
+    assert found.degree.tolist() == [d for part in alone for d in part.degree.tolist()]
+    assert found.key.tolist() == [35 * t + k for t, part in enumerate(alone) for k in part.key.tolist()]
+    assert found.key[found.member].tolist() == [
+        35 * t + k for t, part in enumerate(alone) for k in part.key[part.member].tolist()
+    ]
+    assert len(found.key) < 300
 
 
 def test_a_chain_is_one_component_and_its_rows_take_what_is_near():

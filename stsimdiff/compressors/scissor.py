@@ -116,13 +116,37 @@ def components(unit: Tensor, tau: float, order: Tensor | None = None) -> Compone
         nearest = connected[:, others].int().argmax(0) + first
         block = connected.to(unit.dtype)
         both = (block @ block.T).nonzero() + first
-        edges = label[torch.cat((torch.stack((nearest, others), 1), both)).cpu().numpy()]
-        ones = np.ones(len(edges), dtype=np.int8)
-        joined = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(n, n))
-        label = connected_components(joined, directed=False)[1][label]
+        label = _joined(label, torch.cat((torch.stack((nearest, others), 1), both)))
     if order is not None:
         label = _sampled_labels(n, order.tolist(), neighbours)
-    return _in_order(torch.from_numpy(label.astype(np.int64)).to(device), degree)
+    return _in_order(torch.from_numpy(label).to(device), degree)
+
+
+def components_by_frame(unit: Tensor, tau: float, frames: int) -> Components:
+    """:func:`components` of each of ``T`` frames, counted over the video; ``unit`` ``(N, D)``.
+
+    Many frames at once, as long as their ``F x F`` matrices take no more than half of the tokens' memory.
+    """
+    n, width = unit.shape
+    size = n // frames
+    at_once = max(1, n * width // (2 * size * size))
+    degree, label = [], np.arange(n)
+    for first, part in enumerate(unit.unflatten(0, (frames, size)).split(at_once)):
+        connected = part @ part.mT > tau
+        degree.append(connected.sum(-1).flatten())
+        index = connected.flatten().nonzero()[:, 0]
+        row, frame = index // size, index // (size * size)
+        pairs = torch.stack((row, frame * size + index % size), 1)
+        label = _joined(label, pairs + first * at_once * size)
+    return _in_order(torch.from_numpy(label).to(unit.device), torch.cat(degree))
+
+
+def _joined(label: np.ndarray, pairs: Tensor) -> np.ndarray:
+    """``(n,)`` labels below n, after the labels of each of ``(E, 2)`` pairs of tokens became one."""
+    edges = label[pairs.cpu().numpy()]
+    ones = np.ones(len(edges), dtype=np.int8)
+    joined = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(len(label), len(label)))
+    return connected_components(joined, directed=False)[1].astype(np.int64)[label]
 
 
 def sample_size(n: int, epsilon: float) -> int:
@@ -211,17 +235,22 @@ def steps(
         draw: the sampled tokens of a graph of n, in order; asked for each frame and then for the temporal step.
         least: rows that are wanted.
     """
-    parts, done = [], 0
-    for first, frame in enumerate(features.split(grid.per_frame)):
-        part = components(graph.unit(frame, guarded), tau, draw and draw(len(frame)))
-        member = torch.where(part.member >= 0, part.member + done, -1)
-        parts.append((member, part.key + first * grid.per_frame, part.degree))
-        done += len(part.key)
-    if done < least:
+    unit = graph.unit(features, guarded)
+    if draw is None and grid.per_frame <= unit.shape[1]:
+        spatial = components_by_frame(unit, tau, grid.frames)
+    else:
+        parts, done = [], 0
+        for first, frame in enumerate(unit.split(grid.per_frame)):
+            part = components(frame, tau, draw and draw(len(frame)))
+            member = torch.where(part.member >= 0, part.member + done, -1)
+            parts.append((member, part.key + first * grid.per_frame, part.degree))
+            done += len(part.key)
+        spatial = Components(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    if len(spatial.key) < least:
         return None
-    spatial = Components(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    del unit
     middle = means(features, spatial)
-    temporal = components(graph.unit(middle, guarded), tau, draw and draw(done))
+    temporal = components(graph.unit(middle, guarded), tau, draw and draw(len(middle)))
     return Steps(spatial, temporal, middle, means(middle, temporal), spatial.key[temporal.key])
 
 

@@ -27,9 +27,9 @@ SEVEN = (
 
 
 def refused(name: str, recorded: Fields, own: Arrays) -> str:
-    """Rule of a recorded error: ours is of the same kind; the words are those of the library that raised it."""
-    want, have = (str(side[name]).partition(":")[0] for side in (recorded, own))
-    return "" if want == have else f"ours is a {have}, recorded was a {want}"
+    """Rule of a recorded error: ours refuses too, and has no other output; its words are our own."""
+    others = sorted(set(own) - {name})
+    return f"ours gives {', '.join(others)}" if others else ""
 
 
 @dataclass(frozen=True)
