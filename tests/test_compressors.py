@@ -15,6 +15,7 @@ from fake_engine import LAYERS, drive, layout_for, reach, video
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run, WrappedRun
+from stsimdiff.compressors.dart import DART
 from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.fastvid import FastVID
@@ -22,6 +23,7 @@ from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.holitom import HoliTom
 from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.prunevid import PruneVid
+from stsimdiff.compressors.pyramiddrop import PyramidDrop
 from stsimdiff.compressors.scissor import Scissor
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.sttm import STTM
@@ -55,6 +57,9 @@ VARIANTS = [
     VisionZip(contextual=0),
     PruMerge(plus=True),
     EVS(as_released=True),
+    PyramidDrop(stages=1, layers=[2]),
+    PyramidDrop(stages=2, layers=[3, 20]),
+    DART(pivot_text_token=0, pivot_image_token=1, layer=1),
     VidCom2(as_released=True),
     STTM(slow_version=True, weighted_avg=True, root_level=0, layer=0, head_dim=4),
     Scissor(as_released=True, epsilon=0.5),
@@ -222,6 +227,19 @@ WRONG = [
     ("visionzip", {"dominant": -1}, "dominant=-1.*for example 54"),
     ("visionzip", {"dominant": 0, "contextual": 0}, "keep nothing"),
     ("prumerge", {"plus": 1}, "plus=1.*true, false"),
+    ("pyramiddrop", {"stages": 0}, "stages=0.*1, 2, ...; for example 3"),
+    ("pyramiddrop", {"layers": [8, 4, 12]}, r"layers=\[8, 4, 12\].*ascending; for example \[8,16,24\]"),
+    (
+        "pyramiddrop",
+        {"layers": [8, 16]},
+        r"names 2 layers for compressor.stages=3; write compressor.stages=2",
+    ),
+    ("pyramiddrop", {"queries": "first"}, "queries='first'.*last, question"),
+    ("pyramiddrop", {"positions": "new"}, "positions='new'.*kept, renumbered"),
+    ("dart", {"layer": 0}, "layer=0.*1, 2, ...; for example 2"),
+    ("dart", {"pivot_image_token": 0}, "pivot_image_token=0.*1, 2, ...; for example 4"),
+    ("dart", {"pivot_text_token": True}, "pivot_text_token=True.*0, 1, ...; for example 4"),
+    ("dart", {"as_released": 2}, "as_released=2.*true, false"),
     ("dycoke", {"as_released": 1}, "as_released=1.*true, false"),
     ("fastvid", {"variant": "new"}, "variant='new'.*onevision, video, qwen"),
     ("fastvid", {"dyseg_c": 0}, "dyseg_c=0.*for example 8"),
