@@ -1,12 +1,12 @@
-"""DyCoke's stage 1: which frames stay whole, what cut frames keep, and which budgets can be met."""
+"""DyCoke: which frames stay whole, what cut frames keep, which budgets can be met, and what decoding sees."""
 
 import pytest
 import torch
 from fake_engine import LAYERS, drive, layout_for, video
 
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.dycoke import DyCoke, references
-from stsimdiff.errors import BudgetError
+from stsimdiff.compressors.dycoke import DyCoke, most_seen, references
+from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Reason, VideoTokens
 
 
@@ -81,3 +81,31 @@ def test_less_than_a_frame_in_four_is_refused_before_loading():
     with pytest.raises(BudgetError, match=r"retention=0.2 cannot be met by DyCoke.*allowed: 0.25 to 1"):
         DyCoke().check(Budget("tokens", 0.2))
     DyCoke().check(Budget("compute", 0.25), LAYERS)
+
+
+def test_a_generated_token_sees_the_keys_it_looks_at_most():
+    attention, before = torch.tensor([0.1, 0.4, 0.1, 0.3, 0.2]), torch.tensor([0.4, 0.0, 0.1, 0.0, 0.0])
+    similarity, seen = most_seen(attention, None, DyCoke())
+    # int(5 * 0.3), and there is no token before the first.
+    assert similarity == 0 and seen.tolist() == [1]
+    similarity, seen = most_seen(attention, before, DyCoke(dycoke_p=0.4))
+    assert similarity == pytest.approx(0.05 / (0.31**0.5 * 0.17**0.5)) and seen.tolist() == [1, 3, 4]
+    assert most_seen(attention, attention, DyCoke()) == (pytest.approx(1), None)
+
+
+def test_decoding_begins_anew_with_each_video_and_ends_where_asked():
+    grid, attention = Grid(1, 1, 5), torch.tensor([[0.1, 0.4, 0.1, 0.3, 0.2]])
+    index = torch.arange(5)
+    for released, hidden in ((False, [0, 2, 3, 4]), (True, [0, 2, 3])):
+        # As released, the last token of the video counts as text; each video begins without a token before.
+        method = DyCoke()
+        run = method.start(layout_for(grid), Budget("tokens", 1.0))
+        run.method = DyCoke(as_released=released)
+        assert run.at_token(3, 0, index, attention).index.tolist() == hidden
+        assert run.at_token(3, 1, index, attention) is None
+    assert (run.places.decoding, run.places.watched) == ({3}, {2})
+    off = DyCoke(dycoke_p=0.0).start(layout_for(grid), Budget("tokens", 1.0)).places
+    assert (off.decoding, off.watched) == (frozenset(), frozenset())
+    with pytest.raises(ConfigError, match=r"dycoke_l=3 does not exist in a model of 3 layers.*dycoke_p=0"):
+        DyCoke().check(Budget("tokens", 0.5), 3)
+    DyCoke(dycoke_p=0.0).check(Budget("tokens", 0.5), 3)

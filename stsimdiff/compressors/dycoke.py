@@ -1,9 +1,9 @@
-"""DyCoke, stage 1: of every four frames one stays whole, and the others keep what differs most from a frame before.
+"""DyCoke: of four frames one stays whole, the others keep what differs most from a frame before; decoding sees less.
 
 Tao et al., "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models" (CVPR 2025, arXiv 2411.15024),
-its token temporal merging (TTM), which averages nothing. Selections were checked against recorded outputs of the
-authors' ``dycole_ttm`` (KD-TAO/DyCoke dd74634). Their stage 2 hides cached keys while an answer is decoded and changes
-no prefill; it is not here.
+its token temporal merging (TTM), which averages nothing, and its dynamic pruning of cached keys while an answer is
+decoded, which changes no prefill. Both were checked against recorded outputs of the authors' code (KD-TAO/DyCoke
+dd74634), in a whole answer too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import COSINE, Compressor, Places, Run
+from stsimdiff.compressors.base import COSINE, Compressor, Hidden, Places, Run
 from stsimdiff.compressors.per_frame import frame_shares
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
@@ -38,25 +38,50 @@ class DyCoke(Compressor):
     Fidelity: the kept tokens equal recorded outputs of the authors' code with ``as_released=true``. That code drops the
     last frame of an odd number, cuts no third frame among the last four, fails on 4 frames and fewer, and shuffles the
     tokens of a cut frame. Here, by default, no frame is lost and every window is cut; tokens always stay in order and
-    keep their positions. Stage 2, which acts while an answer is decoded, is left out.
+    keep their positions. While decoding, the authors' code takes the last video token for text, and begins a question
+    with the attention of the one before.
 
     Attributes:
         as_released: keep which tokens the authors' code keeps, its loss of frames included.
+        dycoke_p: share of the video's keys that a generated token does not see, those it looks at least, in [0, 1); 0
+            turns that off. It sees all where its attention is much like the last token's.
+        dycoke_l: the first layer with fewer keys, at least 1; the attention is that of the layer before.
+        similarity: cosine of the two attentions from which all keys are seen, in [-1, 1].
 
     Raises:
-        ConfigError: when ``as_released`` is neither true nor false.
+        ConfigError: for any value that is unknown or out of range.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
     as_released: bool = False
+    dycoke_p: float = 0.7
+    dycoke_l: int = 3
+    similarity: float = 0.9
 
     def __post_init__(self) -> None:
         if not isinstance(self.as_released, bool):
             raise ConfigError(f"compressor.as_released={self.as_released!r} is unknown; allowed: true, false")
+        for name, low, high, example in (("dycoke_p", 0, 1, 0.7), ("similarity", -1, 1, 0.9)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high or (name == "dycoke_p" and value == 1):
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, {high}"
+                    f"{')' if name == 'dycoke_p' else ']'}, for example {example}"
+                )
+        if isinstance(self.dycoke_l, bool) or not isinstance(self.dycoke_l, int) or self.dycoke_l < 1:
+            raise ConfigError(
+                f"compressor.dycoke_l={self.dycoke_l!r} is out of range; allowed: 1, 2, ...; for example 3"
+            )
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:
+        if layers is not None and self.dycoke_p and self.dycoke_l >= layers:
+            raise ConfigError(
+                f"compressor.dycoke_l={self.dycoke_l} does not exist in a model of {layers} layers; allowed: 1 to "
+                f"{layers - 1}, or compressor.dycoke_p=0"
+            )
         if budget.retention < 1 / WINDOW:
             raise BudgetError(
                 f"budget.retention={budget.retention:g} cannot be met by DyCoke: one frame in {WINDOW} stays whole; "
@@ -115,10 +140,32 @@ def least_similar(similarity: Tensor, count: int) -> Tensor:
     return torch.sort(similarity, stable=True).indices[:count]
 
 
-class _Run(Run):
-    places = Places(input=True)
+def most_seen(attention: Tensor, before: Tensor | None, method: DyCoke) -> tuple[float, Tensor | None]:
+    """Which video tokens a generated token sees, of ``attention`` ``(n,)`` to them.
 
+    Args:
+        attention: mean over the heads.
+        before: that of the token before; ``None``: there is none.
+        method: with its parameters.
+
+    Returns:
+        The cosine of both, 0 for the first token, and the rows ``(m,)`` that it sees; ``None``: all.
+    """
+    similarity = 0.0 if before is None else float(torch.cosine_similarity(attention, before, dim=0))
+    if similarity >= method.similarity:
+        return similarity, None
+    count = int(len(attention) * (1 - method.dycoke_p))
+    return similarity, torch.sort(attention, descending=True, stable=True).indices[:count].sort().values
+
+
+class _Run(Run):
     def __init__(self, method: DyCoke, layout: Layout, budget: Budget) -> None:
+        self.method = method
+        self.attention: Tensor | None = None
+        decoding = {method.dycoke_l} if method.dycoke_p else set()
+        self.places = Places(
+            input=True, decoding=frozenset(decoding), watched=frozenset(layer - 1 for layer in decoding)
+        )
         grid = layout.grid
         self.per_frame = grid.per_frame
         self.before = references(grid.frames, method.as_released)
@@ -148,3 +195,17 @@ class _Run(Run):
         for frame, share in zip(self.cut, self.shares, strict=True):
             reason[least_similar(alike[frame], share) + frame * self.per_frame] = int(Reason.EVENT)
         return Selection.from_mask(reason > 0, reason)
+
+    @override
+    def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:
+        if attention is None:
+            raise ValueError(f"DyCoke needs the attention of layer {layer - 1}")
+        # As released, the last video token counts as text, which is never hidden.
+        seen = attention.mean(0)[: len(cached) - self.method.as_released]
+        _, kept = most_seen(seen, self.attention, self.method)
+        self.attention = seen
+        if kept is None:
+            return None
+        hidden = torch.ones(len(seen), dtype=torch.bool, device=seen.device)
+        hidden[kept] = False
+        return Hidden(cached[: len(seen)][hidden])

@@ -1,13 +1,14 @@
-"""Whole recorded runs of a small Llama: its weights in stock classes, its answer through the engine."""
+"""Whole recorded runs of a small Llama or Qwen2: its weights in stock classes, its answer through the engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -28,13 +29,13 @@ def grid_of(data: Fields) -> Grid:
     return Grid(int(data["n_frames"]), int(data["height"]), int(data["width"]))
 
 
-def model_of(data: Fields) -> LlamaForCausalLM:
+def model_of(data: Fields) -> Any:
     """The stock model with the recorded weights, in float32."""
     given = {key: value for key, value in data.meta["config"].items() if key != "attention"}
-    theta = given.pop("rope_theta")
-    config = LlamaConfig(**given, rope_parameters={"rope_type": "default", "rope_theta": theta})
-    config._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(config).eval()
+    given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
+    biased = any(name.endswith("q_proj.bias") for name in data)
+    model: Any = Qwen2ForCausalLM(Qwen2Config(**given)) if biased else LlamaForCausalLM(LlamaConfig(**given))
+    model.eval()
     weights = {}
     for name, value in data.items():
         if name.startswith(WEIGHT):
@@ -65,7 +66,7 @@ class Answer:
 
 
 @torch.no_grad()
-def answer(model: LlamaForCausalLM, embeds: Tensor, run: Run, layout: Layout) -> Answer:
+def answer(model: Any, embeds: Tensor, run: Run, layout: Layout) -> Answer:
     """Answer greedily through the engine.
 
     Args:
