@@ -19,6 +19,7 @@ from stsimdiff.compressors.dart import DART
 from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.fastvid import FastVID
+from stsimdiff.compressors.flashvid import FlashVID
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.holitom import HoliTom
 from stsimdiff.compressors.prumerge import PruMerge
@@ -53,6 +54,9 @@ VARIANTS = [
     HoliTom(merge_ratio=0),
     HoliTom(max_window=1, layer=1, merge_ratio=0.8),
     PruneVid(tau=0.3, temporal_segment_ratio=1.0, cluster_ratio=0.2, selected_layer=3),
+    FlashVID(alpha=0.0, temporal_threshold=0.3, min_segment_num=1),
+    FlashVID(alpha=1.0, token_selection_method="div", pruning_layer=2),
+    FlashVID(token_selection_method="attn", temporal_threshold=1.0),
     VisionZip(dominant=1, contextual=1),
     VisionZip(contextual=0),
     PruMerge(plus=True),
@@ -252,6 +256,14 @@ WRONG = [
     ("prunevid", {"tau": 1.5}, r"tau=1.5.*\[-1, 1\].*0.8"),
     ("prunevid", {"alpha": 0}, r"alpha=0.*\(0, 1\].*0.4"),
     ("prunevid", {"selected_layer": -1}, "selected_layer=-1.*auto, 0, 1"),
+    (
+        "flashvid",
+        {"token_selection_method": "cls"},
+        "token_selection_method='cls'.*attn_div_v2, attn_div, attn",
+    ),
+    ("flashvid", {"alpha": 1.5}, r"alpha=1.5.*\[0, 1\].*0.7"),
+    ("flashvid", {"llm_retention_ratio": 0}, r"llm_retention_ratio=0.*\(0, 1\].*0.3"),
+    ("flashvid", {"pruning_layer": 0}, "pruning_layer=0.*auto, 1, 2"),
     ("holitom", {"tau": 1.5}, r"tau=1.5.*\[-1, 1\].*0.8"),
     ("holitom", {"merge_ratio": 1}, r"merge_ratio=1.*\[0, 1\).*0.5"),
     ("holitom", {"layer": 0}, "layer=0.*auto, 1, 2"),
@@ -457,7 +469,7 @@ def test_framefusion_merges_up_to_the_layer_before_the_one_that_prunes():
 
 def test_methods_of_the_vision_place_ask_for_its_signals():
     asking = {name for name in METHODS if compressors.resolve(name).needs_vision}
-    assert asking == {"fastervlm", "visionzip", "prumerge", "fastvid", "holitom"}
+    assert asking == {"fastervlm", "visionzip", "prumerge", "fastvid", "flashvid", "holitom"}
 
 
 def test_fastv_needs_attention():

@@ -6,7 +6,7 @@ from fake_engine import drive, layout_for, video
 
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import density, fastvid, holitom, prunevid
+from stsimdiff.compressors import density, fastvid, flashvid, holitom, prunevid
 from stsimdiff.compressors.picture import PictureCompressor
 from stsimdiff.tokens import Grid, Layout, Picture, VideoTokens
 
@@ -206,3 +206,57 @@ def test_prunevid_counts():
     score = torch.tensor([0.1, 0.3, 0.3, 0.9])
     kept = prunevid.best_of_groups(score, torch.tensor([0, 0, 0, 1]), [1, 0])
     assert kept.tolist() == [False, True, False, False]
+
+
+def test_flashvid_cuts():
+    similarity = torch.tensor([0.95, 0.5, 0.97, 0.96])
+    assert flashvid.segment_cuts(similarity, 0.9, 1) == [1]
+    assert flashvid.segment_cuts(similarity, 0.9, 3) == [0, 1]
+    # Too few others: the cut that is there comes again, which leaves an empty segment in the authors' code.
+    assert flashvid.segment_cuts(similarity, 0.9, 8) == [0, 1, 1, 2, 3]
+    assert flashvid.segment_cuts(similarity, 0.9, 8, complementary=False) == [1]
+
+
+def test_flashvid_picks_what_is_attended_to_and_different():
+    x = torch.tensor([[1.0, 0], [1, 0], [0, 1], [-1, 0]])
+    # Distances of the columns to others: 0 has a twin; 2 is at 1 of all; 3 at 2, 2, 1, but attended to a tenth as much.
+    weight = torch.tensor([1.0, 1, 1, 0.1])
+    assert flashvid.pick(x, weight, 2, "attn_div").tolist() == [2, 0]
+    assert flashvid.pick(x, weight, 4, "attn_div").tolist() == [2, 0, 3, 1]
+    assert flashvid.pick(x, torch.ones(4), 2, "div").tolist() == [2, 0]
+    assert flashvid.pick(x, weight, 2, "attn").tolist() == [0, 1]
+    # Negative weights: as released, a token that is used up beats the others and is picked again.
+    weight = torch.tensor([-1.0, -1, 1, -1])
+    assert sorted(flashvid.pick(x, weight, 4, "attn_div_v2").tolist()) == [0, 1, 2, 3]
+    assert flashvid.pick(x, weight, 3, "attn_div_v2", again=True).tolist() == [2, 2, 2]
+
+
+def test_flashvid_trees():
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    # Three frames of two tokens; token 1 of each is picked. Token 0 is a chain through the frames.
+    features = torch.tensor([[a, b], [[3.0, 0], b], [[5.0, 0], b]])
+    picked = [torch.tensor([1])] * 3
+    found = flashvid.merge_trees(features, picked, 0.8, 4)
+    assert found.merged.tolist() == [[False, False], [True, False], [True, False]]
+    assert [one.tolist() for one in found.place] == [[0], [], []]
+    # The mean of the tree; the authors' code divides by the root's one child and itself.
+    assert found.features[0].tolist() == [[3, 0]]
+    released = flashvid.merge_trees(features, picked, 0.8, 4, as_released=True)
+    assert released.features[0].tolist() == [[4.5, 0]] and released.divisor[:, 0].tolist() == [2, 2, 1]
+    # All six must stay: nothing merges.
+    assert not flashvid.merge_trees(features, picked, 0.8, 6).merged.any()
+    # A segment of one frame leaves the picked token too, as released.
+    alone = flashvid.merge_trees(features[:1], picked[:1], 0.8, 2, as_released=True)
+    assert alone.place[0].tolist() == [0, 1]
+    assert flashvid.merge_trees(features[:1], picked[:1], 0.8, 2).place[0].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "entering"),
+    # 20 of 28 layers with x, 8 with 0.3 x: 0.3 * 420 * 28 / 22.4.
+    [("tokens", [126] * 28), ("compute", [158] * 20 + [46] * 8)],
+)
+def test_flashvid_cuts_inside_the_model_for_a_budget_of_compute(kind, entering):
+    grid = Grid(10, 6, 7)
+    features, layout = video("mixed", grid), layout_for(grid)
+    assert drive(flashvid.FlashVID().start(layout, Budget(kind, 0.3)), features, layout)[0] == entering

@@ -1,0 +1,337 @@
+"""FlashVID: diverse attended tokens, trees of like tokens through time, clusters, and a cut deep inside the model.
+
+Fan et al., "FlashVID: Efficient Video Large Language Models via Training-free Tree-based Spatiotemporal Token Merging"
+(ICLR 2026, arXiv 2602.08024). Of each frame the tokens stay that are attended to and unlike one another (ADTS); the
+others of a segment are joined to the likest of the frame before (TSTM), and what is left is clustered frame by frame.
+Checked against recorded outputs of the authors' ``flashvid_compression`` and ``fastv_prune`` (Fanziyang-v/FlashVID
+1d37422).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors import density, fastvid
+from stsimdiff.compressors.base import Places, Run
+from stsimdiff.compressors.fastv import select as most_attended
+from stsimdiff.compressors.per_frame import Reduced, frame_shares
+from stsimdiff.compressors.picture import PictureCompressor, PictureRun, Pictures, in_order
+from stsimdiff.compressors.prunevid import scaled
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+SELECTIONS = ("attn_div_v2", "attn_div", "attn", "div")
+NEIGHBOURS = 7
+"""Largest number of distances that count in a density; fixed as published."""
+RELEASED_LAYER, RELEASED_LAYERS = 20, 28
+
+
+@dataclass(frozen=True)
+class FlashVID(PictureCompressor):
+    """Select, merge through time, cluster; under a budget of kind ``compute`` also prune inside the model.
+
+    A budget of kind ``compute`` is the authors' own: the share at the input, their ``retention_ratio * expansion``,
+    follows from it with the cut fixed. One of kind ``tokens`` is met at the input, without a cut.
+
+    Fidelity: every step equals recorded outputs of the authors' code, whose quirks the method itself leaves out: a
+    token that counts twice, in a tree's mean only direct children, a doubled cut. They cannot be switched on, as two
+    rows would have one place. Positions are kept; random noise that breaks ties there is the lower index here.
+
+    Attributes:
+        alpha: share of a frame's tokens that are selected, in [0, 1]; the rest merge.
+        temporal_threshold: similarity to the frame before above which a token is merged, in [-1, 1]; 1 merges none.
+        segment_threshold: similarity of frames below which a segment ends, in [-1, 1].
+        min_segment_num: least number of segments; 1 with a threshold of -1 for a single one.
+        token_selection_method: ``attn_div_v2``, ``attn_div`` (the authors' for Qwen), ``attn`` or ``div``.
+        pruning_layer: the first layer after the cut, or ``auto``: the authors' 20 of 28 in proportion.
+        llm_retention_ratio: share of the tokens that the cut keeps, in (0, 1].
+
+    Raises:
+        ConfigError: for any value that is unknown or out of range.
+    """
+
+    fidelity: ClassVar[str] = "adapted"
+    needs_vision: ClassVar[bool] = True
+
+    alpha: float = 0.7
+    temporal_threshold: float = 0.8
+    segment_threshold: float = 0.9
+    min_segment_num: int = 8
+    token_selection_method: str = "attn_div_v2"
+    pruning_layer: int | str = "auto"
+    llm_retention_ratio: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.token_selection_method not in SELECTIONS:
+            raise ConfigError(
+                f"compressor.token_selection_method={self.token_selection_method!r} is unknown; allowed: "
+                f"{', '.join(SELECTIONS)}"
+            )
+        for name, example in (("min_segment_num", 8), ("pruning_layer", 20)):
+            value = getattr(self, name)
+            if name == "pruning_layer" and value == "auto":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: {'auto, ' * (name == 'pruning_layer')}"
+                    f"1, 2, ...; for example {example}"
+                )
+        for name, low, example in (
+            ("alpha", 0, 0.7),
+            ("temporal_threshold", -1, 0.8),
+            ("segment_threshold", -1, 0.9),
+            ("llm_retention_ratio", 0, 0.3),
+        ):
+            value = getattr(self, name)
+            number = not isinstance(value, bool) and isinstance(value, (int, float))
+            if not (number and low <= value <= 1) or (name == "llm_retention_ratio" and value == 0):
+                raise ConfigError(
+                    f"compressor.{name}={value!r} is out of range; allowed: a number in "
+                    f"{'(' if name == 'llm_retention_ratio' else '['}{low}, 1]; for example {example}"
+                )
+
+    def layer_of(self, layers: int) -> int:
+        """The first layer after the cut, in a model of so many."""
+        if self.pruning_layer != "auto":
+            return int(self.pruning_layer)
+        return max(1, min(layers - 1, round(layers * RELEASED_LAYER / RELEASED_LAYERS)))
+
+    @override
+    def check(self, budget: Budget, layers: int | None = None) -> None:
+        if layers is not None and not 1 <= self.layer_of(layers) < layers:
+            raise ConfigError(
+                f"compressor.pruning_layer={self.pruning_layer} does not exist in a model of {layers} layers; "
+                f"allowed: auto, 1 to {layers - 1}"
+            )
+
+    @override
+    def start(self, layout: Layout, budget: Budget) -> Run:
+        return _Run(self, layout, budget)
+
+    @override
+    def reduce(self, video: Pictures, count: int) -> Reduced:
+        assert video.received is not None
+        frames, patches = video.features.shape[:2]
+        vectors = video.features.float().mean(1)
+        cuts = segment_cuts(fastvid.frame_similarities(vectors), self.segment_threshold, self.min_segment_num)
+        budget = frame_shares(count, frames)
+        selected = [min(share, math.ceil(share * self.alpha)) for share in budget]
+        place, rows, reason = [], [], []
+        ends = [-1, *sorted(set(cuts)), frames - 1]
+        for first, last in zip(ends[:-1], ends[1:], strict=True):
+            part = range(first + 1, last + 1)
+            picked = []
+            for frame in part:
+                weight = weights(
+                    self.token_selection_method,
+                    video.features[frame],
+                    video.received[frame],
+                    vectors[part.start : part.stop],
+                )
+                order = pick(video.features[frame], weight, selected[frame], self.token_selection_method)
+                picked.append(order.sort().values)
+            share = [budget[frame] for frame in part]
+            left = merge_trees(
+                video.features[part.start : part.stop], picked, self.temporal_threshold, sum(share)
+            )
+            clusters = _clusters([len(one) for one in left.place], share, [len(one) for one in picked])
+            for frame, chosen, own, x, n in zip(
+                part, picked, left.place, left.features, clusters, strict=True
+            ):
+                centre, merged = clustered(x, n)[:2]
+                place += [chosen + frame * patches, own[centre] + frame * patches]
+                rows += [video.features[frame, chosen].float(), merged]
+                reason += [int(Reason.IMPORTANT)] * len(chosen) + [int(Reason.MERGED)] * n
+        codes = torch.tensor(reason, device=video.features.device)
+        return in_order(torch.cat(place), codes, torch.cat(rows))
+
+
+class _Run(PictureRun):
+    """The part at the input, and the cut where the budget is of kind ``compute``."""
+
+    def __init__(self, method: FlashVID, layout: Layout, budget: Budget) -> None:
+        tokens, layers = layout.grid.tokens, layout.layers
+        self.tokens, self.budget = tokens, budget
+        count = budget.keep(tokens, layers)
+        if budget.kind == "compute":
+            layer = method.layer_of(layers)
+            share = (layer + (layers - layer) * method.llm_retention_ratio) / layers
+            count = max(1, min(tokens, math.floor(budget.retention * tokens / share + 0.5)))
+            self.places = Places(input=True, before=frozenset({layer}), attention=frozenset({layer - 1}))
+        super().__init__(method, layout, count)
+
+    def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
+        tokens.check_finite(f"FlashVID, before layer {layer}")
+        if attention is None:
+            raise ValueError(f"FlashVID needs the attention of layer {layer - 1}")
+        count = self.budget.keep(self.tokens, self.layout.layers, [len(tokens)] * layer)
+        if count >= len(tokens):
+            return None
+        found = most_attended(attention, count)
+        return Selection(found.keep, torch.where(found.reason > 0, int(Reason.ALL), 0).to(torch.uint8))
+
+
+def segment_cuts(similarity: Tensor, threshold: float, least: int, complementary: bool = True) -> list[int]:
+    """Frames before a cut, ascending: below the threshold, and the least similar up to ``least`` segments.
+
+    As published, a cut counts as a similarity of 1 then: where there are too few others it comes again.
+    """
+    cuts = (similarity < threshold).nonzero()[:, 0].tolist()
+    more = min(least - len(cuts) - 1, len(similarity))
+    if complementary and more > 0:
+        uncut = similarity.clone()
+        uncut[cuts] = 1.0
+        cuts += torch.sort(uncut, stable=True).indices[:more].tolist()
+    return sorted(cuts)
+
+
+def relevance(features: Tensor, vectors: Tensor) -> Tensor:
+    """``(P,)`` mean product of each token with the mean tokens ``(L, D)`` of its segment's frames."""
+    return (features.float() @ vectors.float().T).mean(1)
+
+
+def weights(method: str, features: Tensor, received: Tensor, vectors: Tensor) -> Tensor:
+    """``(P,)`` what a frame's tokens are worth by a method of :data:`SELECTIONS`; see :func:`relevance`."""
+    if method == "div":
+        return torch.ones_like(received)
+    weight = received if method == "attn" else received * 1e6
+    return weight * relevance(features, vectors) if method == "attn_div_v2" else weight
+
+
+def pick(features: Tensor, weight: Tensor, count: int, method: str, again: bool = False) -> Tensor:
+    """ADTS: ``(count,)`` tokens in the order of picking.
+
+    The first has the largest second smallest distance to another; each next one the largest smallest distance to those
+    picked; distances are one less the cosine, times the candidate's weight.
+
+    Args:
+        features: ``(P, D)``.
+        weight: ``(P,)``.
+        count: tokens to pick.
+        method: of :data:`SELECTIONS`; ``attn``: simply the largest weights.
+        again: as released in ``attn_div_v2``: a token can be picked twice.
+    """
+    if method == "attn":
+        return torch.sort(weight, descending=True, stable=True).indices[:count]
+    unit = torch.nn.functional.normalize(features.float(), dim=1)
+    distance = (1 - unit @ unit.T) * weight
+    if count == 0 or len(distance) == 1:
+        return torch.arange(count, device=features.device)
+    picked = [distance.kthvalue(2, dim=0).values.argmax()]
+    nearest = distance[picked[0]].clone()
+    for _ in range(count - 1):
+        if not again:
+            nearest[picked[-1]] = -torch.inf
+        picked.append(nearest.argmax())
+        nearest = torch.minimum(nearest, distance[picked[-1]])
+    return torch.stack(picked)
+
+
+@dataclass(frozen=True)
+class Trees:
+    """TSTM in a segment of ``L`` frames; lists have an entry for each frame.
+
+    Attributes:
+        similarity, anchor: ``(L, P)`` of each token to the likest of the frame before, and which; -1 where none.
+        merged: ``(L, P)`` bool.
+        threshold: that was used in place of the given one; NaN where none was.
+        divisor: ``(L, P)`` what a tree's sum was divided by.
+        place: tokens that are left, of those not picked.
+        features: ``(n, D)`` float32 of these.
+    """
+
+    similarity: Tensor
+    anchor: Tensor
+    merged: Tensor
+    threshold: float
+    divisor: Tensor
+    place: list[Tensor]
+    features: list[Tensor]
+
+
+def merge_trees(
+    features: Tensor,
+    picked: Sequence[Tensor],
+    threshold: float,
+    least: int,
+    as_released: bool = False,
+) -> Trees:
+    """Join tokens that were not picked to the likest of the frame before, if that is like enough.
+
+    Args:
+        features: ``(L, P, D)``.
+        picked: tokens of each frame that stay out of it.
+        threshold: similarity above which a token is merged; the cut is raised so that ``least`` tokens remain.
+        least: tokens of the segment, picked ones included.
+        as_released: a tree's sum is divided by its root's direct children and itself, and a segment of one frame leaves
+            the picked tokens too.
+    """
+    frames, patches = features.shape[:2]
+    out = torch.zeros(frames, patches, dtype=torch.bool, device=features.device)
+    for frame, chosen in enumerate(picked):
+        out[frame, chosen] = True
+    similarity = features.new_full((frames, patches), -1, dtype=torch.float32)
+    anchor = torch.full((frames, patches), -1, dtype=torch.int64, device=features.device)
+    before = None
+    for frame in range(frames):
+        unit = torch.nn.functional.normalize(features[frame].float(), dim=1)
+        if before is not None:
+            alike = unit @ before.T
+            alike[out[frame]] = -1
+            alike[:, out[frame - 1]] = -1
+            similarity[frame], anchor[frame] = alike.max(1)
+        before = unit
+    raised = math.nan
+    merged = similarity > threshold
+    if frames > 1 and int((~merged).sum()) < least:
+        most = frames * patches - least
+        if most == 0:
+            raised = math.inf
+        else:
+            raised = max(float(torch.sort(similarity.flatten(), descending=True).values[most - 1]), -1 + 1e-6)
+        merged = similarity > raised
+    # From the last frame to the first, each tree's sum, its size and its root's children go to the token joined to.
+    sums, size = features.float(), torch.ones(frames, patches, device=features.device)
+    if frames > 1:
+        sums = sums.clone()
+    children = torch.ones_like(size)
+    for frame in range(frames - 1, 0, -1):
+        rows = merged[frame].nonzero()[:, 0]
+        to = anchor[frame, rows]
+        sums[frame - 1].index_put_((to,), sums[frame, rows], accumulate=True)
+        size[frame - 1].index_put_((to,), size[frame, rows], accumulate=True)
+        children[frame - 1].index_put_((to,), torch.ones_like(size[frame, rows]), accumulate=True)
+    divisor = children if as_released else size
+    stay = ~merged if frames == 1 and as_released else ~merged & ~out
+    place = [row.nonzero()[:, 0] for row in stay]
+    means = [sums[frame, rows] / divisor[frame, rows, None] for frame, rows in enumerate(place)]
+    return Trees(similarity, anchor, merged, raised, divisor, place, means)
+
+
+def clustered(
+    features: Tensor, count: int, noise: Tensor | None = None, centres: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, density.Peaks | None]:
+    """Centres ``(count,)``, the means ``(count, D)`` of their clusters, the cluster of each row, and the densities.
+
+    Without clusters the last two are ``None``. ``centres``: as recorded, where scores are tied.
+    """
+    if count == 0:
+        return torch.arange(0, device=features.device), features[:0], None, None
+    peaks = density.peaks(features, min(count, NEIGHBOURS), noise)
+    centre = peaks.centres(count) if centres is None else centres
+    label = peaks.assigned(centre)
+    total = features.new_zeros(count, features.shape[1]).index_put_((label,), features, accumulate=True)
+    return centre, total / torch.bincount(label, minlength=count)[:, None], label, peaks
+
+
+def _clusters(left: Sequence[int], budget: Sequence[int], picked: Sequence[int]) -> list[int]:
+    """Clusters of each frame of a segment: what the budget leaves beside the picked tokens, in proportion."""
+    return scaled([0] * len(left), left, sum(budget) - sum(picked))
