@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_engine import layout_for
+from fake_engine import layout_for, video
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import divprune
@@ -18,6 +18,26 @@ def test_the_most_isolated_token_is_first_and_then_the_farthest():
     assert found.order.tolist() == [2, 0, 3, 1, 4]
     assert found.step[1].item() == pytest.approx(1) and found.first.argmax() == 2
     assert choose(CORNERS, 3).order.tolist() == [2, 0, 3], "the order does not depend on the count"
+
+
+@pytest.mark.parametrize("kind", ["mixed", "different"])
+def test_choices_made_ahead_are_those_made_one_by_one(kind, monkeypatch):
+    """On more tokens than are looked at ahead, against distances by hand."""
+    monkeypatch.setattr(divprune, "AHEAD", 20)
+    features = video(kind, Grid(6, 5, 7), 24).double()
+    unit = features / features.norm(dim=1, keepdim=True)
+    distance = 1 - unit @ unit.T
+    want = [int((distance + 9 * torch.eye(210)).min(0).values.argmax())]
+    while len(want) < 90:
+        want.append(int(distance[want].min(0).values.index_fill(0, torch.tensor(want), -1).argmax()))
+    found = choose(features, 90)
+    assert found.order.tolist() == want
+    assert torch.allclose(
+        found.step[1:], torch.stack([distance[want[:i], want[i]].min() for i in range(1, 90)])
+    )
+    assert torch.allclose(
+        found.last, distance[want[:89]].min(0).values.index_fill(0, found.order[:89], -torch.inf)
+    )
 
 
 def test_chosen_tokens_are_not_chosen_again():

@@ -18,8 +18,10 @@ from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import parameters
 from stsimdiff.compressors.base import Compressor, Places, Run
-from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
-from stsimdiff.trace import Trace
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+
+AHEAD = 256
+"""Tokens among which choices are made before all distances are brought up to date."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,6 @@ class DivPrune(Compressor):
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:
         return _Run(self, budget.keep(layout.grid.tokens, layout.layers))
-
-    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Norms, all pairs once for the first token, and a product with each chosen one."""
-        n = grid.tokens
-        if trace.final == n and not self.as_released:
-            return 0
-        return width * (3 * n + 2 * n * n + 2 * n * (trace.final - 1))
 
 
 @dataclass(frozen=True)
@@ -101,17 +96,51 @@ def choose(features: Tensor, count: int, as_released: bool = False) -> Choice:
     first = torch.cat(
         [torch.topk(1 - block, 2, dim=1, largest=False).values[:, 1] for _, block in graph.products(unit)]
     )
-    order = torch.zeros(count, dtype=torch.int64, device=unit.device)
-    steps, score = unit.new_zeros(count), first
-    for step in range(count):
-        if step:
-            distance = 1 - unit @ unit[order[step - 1]]
-            score = distance if step == 1 else torch.minimum(score, distance)
-            if not as_released:
-                score[order[step - 1]] = -torch.inf
-        order[step] = score.argmax()
-        steps[step] = score[order[step]]
-    return Choice(order, first, steps, score)
+    order: list[int] = []
+    steps: list[Tensor] = []
+    score, applied = first, 0
+
+    def applied_up_to(end: int) -> Tensor:
+        chosen = torch.tensor(order[applied:end], dtype=torch.int64, device=unit.device)
+        distance = 1 - (unit @ unit[chosen].T).amax(1)
+        distance = torch.minimum(score, distance) if applied else distance
+        return distance if as_released else distance.index_fill(0, chosen, -torch.inf)
+
+    while len(order) < count:
+        if len(order) > applied:
+            score, applied = applied_up_to(len(order)), len(order)
+        order.append(int(score.argmax()))
+        steps.append(score[order[-1]])
+        if applied:
+            _choose_ahead(unit, score, order, steps, count, as_released)
+    last = score if len(order) <= applied + 1 else applied_up_to(len(order) - 1)
+    chosen = torch.tensor(order, dtype=torch.int64, device=unit.device)
+    return Choice(chosen, first, torch.stack(steps) if steps else first[:0], last)
+
+
+def _choose_ahead(
+    unit: Tensor, score: Tensor, order: list[int], steps: list[Tensor], count: int, as_released: bool
+) -> None:
+    """After the last choice, those that follow it among the farthest tokens, as long as no other token can be farther.
+
+    Distances only fall: that of the farthest other token, when all were up to date, is an upper bound. So products
+    with all tokens are made for many choices at once, which the result does not show.
+    """
+    size = min(AHEAD, unit.shape[1], len(unit) - 1)
+    values, near = torch.topk(score, size + 1)
+    bound = values[-1]
+    group = torch.cat((near[:-1], near.new_tensor([order[-1]]))).unique()
+    products, distance, before = unit[group] @ unit[group].T, score[group], len(order)
+    at = int((group == order[-1]).int().argmax())
+    while len(order) < min(count, before + size - 1):
+        distance = torch.minimum(distance, 1 - products[at])
+        if not as_released:
+            distance[at] = -torch.inf
+        at = int(distance.argmax())
+        if not bool(distance[at] > bound):
+            return
+        order.append(int(group[at]))
+        steps.append(distance[at])
 
 
 class _Run(Run):

@@ -265,7 +265,9 @@ class Nodes:
 
 def nodes(found: Pyramid, threshold: float) -> Nodes:
     """The spatial step: from the root on, a cell stops where it is similar enough to all its parts."""
-    visited, stopped, boxes, rows = [], [], [], []
+    visited: list[np.ndarray] = []
+    stopped: list[np.ndarray] = []
+    boxes, rows = [], []
     frame = np.arange(found.frames)[:, None]
     active = np.ones((found.frames, len(found.levels[0].box)), dtype=bool)
     for number, level in enumerate(found.levels):

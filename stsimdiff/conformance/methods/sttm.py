@@ -24,7 +24,7 @@ def replay(data: Fields) -> Arrays:
     grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
     method = sttm.STTM(
         threshold=float(data["threshold"]),
-        temporal_threshold=float(data["temporal_threshold"]),
+        temporal_threshold=max(-1.0, float(data["temporal_threshold"])),
         root_level=int(data["root_level"]),
         weighted_avg=bool(data["weighted_avg"]),
         head_dim=int(data["head_dim"]),
