@@ -1,11 +1,16 @@
 """DyCoke: which frames stay whole, what cut frames keep, which budgets can be met, and what decoding sees."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from fake_engine import LAYERS, drive, layout_for, video
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.dycoke import DyCoke, most_seen, references
+from stsimdiff.conformance import replay
+from stsimdiff.conformance.cases import load
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Reason, VideoTokens
 
@@ -109,3 +114,14 @@ def test_decoding_begins_anew_with_each_video_and_ends_where_asked():
     with pytest.raises(ConfigError, match=r"dycoke_l=3 does not exist in a model of 3 layers.*dycoke_p=0"):
         DyCoke().check(Budget("tokens", 0.5), 3)
     DyCoke(dycoke_p=0.0).check(Budget("tokens", 0.5), 3)
+
+
+def test_a_question_about_a_longer_video_stops_the_authors_code(tmp_path):
+    file = Path(__file__).parent / "golden" / "dycoke_09_kv_p08_floor_two_questions.npz"
+    arrays = dict(load(file))
+    for step in range(4, 8):
+        arrays[f"step{step}_attn"] = np.delete(arrays[f"step{step}_attn"], [20, 30], axis=3)
+    np.savez(tmp_path / file.name, **arrays)
+    found = replay(tmp_path / file.name)
+    assert found["error_step"] == 4 and str(found["official_error"]).startswith("RuntimeError: ")
+    assert set(found) == {"error_step", "official_error"}

@@ -36,19 +36,23 @@ def _decoded(data: Fields) -> Arrays:
     out: Arrays = {"image_token_length": np.int64(count), "num_keep": np.int64(count * (1 - method.dycoke_p))}
     similarity: list[float] = []
     updated: list[bool] = []
-    before = None
+    before, keys = None, int(data["seq_length"])
     for step in range(int(data["n_steps"])):
-        seen = torch.from_numpy(data[f"step{step}_attn"])[0, :, 0].mean(0)[first : first + count]
+        attention = torch.from_numpy(data[f"step{step}_attn"])[0, :, 0].mean(0)
+        if len(attention) != keys + 1:
+            # Another question, whose prompt is longer or shorter by its video alone.
+            count = int(data["ttm_rows"]) - 1 + len(attention) - 1 - int(data["seq_length"])
+        keys = len(attention)
+        seen = attention[first : first + count]
         try:
             alike, kept = dycoke.most_seen(seen, before, method)
         except RuntimeError as error:
-            out |= {"official_error": np.array(f"RuntimeError: {error}"), "error_step": np.int64(step)}
-            break
+            return {"official_error": np.array(f"RuntimeError: {error}"), "error_step": np.int64(step)}
         before = seen
         similarity.append(alike)
         updated.append(kept is not None)
         if kept is not None:
-            out |= _seen_of(step, kept, first, count, data[f"step{step}_attn"].shape[3])
+            out |= _seen_of(step, kept, first, count, keys)
     return out | {"similarity": np.array(similarity, np.float32), "updated": np.array(updated)}
 
 
