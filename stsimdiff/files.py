@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and digests of whole files."""
+"""Files that are there whole or not at all, files of whole lines, and digests of whole files."""
 
 from __future__ import annotations
 
@@ -32,6 +32,36 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def lines(path: Path) -> tuple[list[bytes], bytes]:
+    """The lines of a file that have an end, without it, and what is left behind the last. Raises :class:`OSError`."""
+    *whole, torn = path.read_bytes().split(b"\n")
+    return whole, torn
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut off what an interruption left behind the last newline, so that the next line stands alone.
+
+    Returns:
+        How many bytes that were.
+
+    Raises:
+        OSError: where it cannot be read or cut.
+    """
+    with path.open("r+b") as stream:
+        size = kept = stream.seek(0, os.SEEK_END)
+        while kept:
+            start = max(0, kept - BLOCK)
+            stream.seek(start)
+            newline = stream.read(kept - start).rfind(b"\n")
+            kept = start + newline + 1
+            if newline >= 0:
+                break
+        if kept < size:
+            stream.truncate(kept)
+            os.fsync(stream.fileno())
+    return size - kept
 
 
 def existing(place: Path) -> Path:

@@ -7,30 +7,28 @@ checksums of its tensors. What is broken or of something else is said and made a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from stsimdiff.errors import DataError
+from stsimdiff.errors import DataError, first_line
 from stsimdiff.evaluate.packing import SIGNALS, Packed
 
 log = logging.getLogger(__name__)
 
 FILE = re.compile(r"[0-9a-f]{32}\.safetensors")
 UNFINISHED = ".unfinished"
-"""Folder within the folder, for files that are being written (safetensors makes one of its own name there)."""
+"""Folder within the folder, for files that are being written."""
 SLACK = 4096
 """Bytes that a file may have beside its tensors and their descriptions."""
 
@@ -49,9 +47,11 @@ class FeatureFiles:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
         self._writing = True
+        # One process at a time makes room and writes; the kernel gives the lock of a dead one back.
+        self._lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with self._lock:
                 self._remove_unfinished()
         except OSError as error:
             raise DataError(
@@ -96,7 +96,7 @@ class FeatureFiles:
             self._stop(f"the features of one video need {needed / 1e9:.3g} GB, cache.disk_gb allows less")
             return
         try:
-            with self._locked():
+            with self._lock:
                 self._remove_unfinished()
                 self._path(name).unlink(missing_ok=True)
                 self._make_room(needed)
@@ -107,9 +107,7 @@ class FeatureFiles:
     def _save(self, name: str, packed: Packed, described: dict[str, str]) -> None:
         unfinished = self.folder / UNFINISHED / name
         try:
-            save_file(packed.tensors, unfinished, described)
-            # Readable as far as the folder's owner lets new files be, and not for this user alone.
-            unfinished.chmod(0o666 & ~_umask())
+            unfinished.write_bytes(save(packed.tensors, described))
             unfinished.replace(self._path(name))
         except BaseException:
             with contextlib.suppress(OSError):
@@ -144,16 +142,6 @@ class FeatureFiles:
         for path in place.iterdir():
             path.unlink()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time makes room and writes; the kernel gives the lock of a dead one back."""
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
 
 def _read(file: Any, about: str, signals: bool) -> Packed | None:
     """What a file holds, checked; ``None`` if it lacks signals that are asked for.
@@ -183,12 +171,5 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def _umask() -> int:
-    # It can only be read by setting it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def _said(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or first_line(error)

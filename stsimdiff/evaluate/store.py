@@ -23,7 +23,7 @@ from typing_extensions import NotRequired, TypedDict
 from stsimdiff import lock
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
-from stsimdiff.files import write_whole
+from stsimdiff.files import cut_torn_line, lines, write_whole
 from stsimdiff.lock import Lock
 from stsimdiff.terminal import clean
 
@@ -271,7 +271,7 @@ class ArmStore:
     def _open(self) -> None:
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self.dropped = _drop_torn_line(self._descriptor)
+            self.dropped = cut_torn_line(self._path)
             _sync_folder(self.folder)
         except OSError as error:
             raise DataError(f"cannot open {self._path}: {error.strerror}") from error
@@ -424,13 +424,13 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
     said: list[str] = []
-    lines, states, withdrawn = _read(folder, said, whole=True)
+    found, states, withdrawn = _read(folder, said, whole=True)
     if notes is not None:
         notes += said
     counting = _counting(states, withdrawn)
     return {
         sample: (f"{file}:{number}", row)
-        for sample, (file, number, row) in lines.items()
+        for sample, (file, number, row) in found.items()
         if row is not None and sample in counting
     }
 
@@ -538,15 +538,15 @@ def _answered(line: bytes) -> tuple[str, State] | None:
 def _lines(path: Path, said: list[str]) -> Iterator[tuple[int, bytes]]:
     """Complete lines with their numbers; a torn last one is left out and said."""
     try:
-        *lines, torn = path.read_bytes().split(b"\n")
+        complete, torn = lines(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if torn:
         said.append(
-            f"{path}:{len(lines) + 1}: the last line is torn and was dropped: its writer was stopped, or is still "
+            f"{path}:{len(complete) + 1}: the last line is torn and was dropped: its writer was stopped, or is still "
             "writing; run again to answer it"
         )
-    return enumerate(lines, start=1)
+    return enumerate(complete, start=1)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Row:
@@ -604,23 +604,6 @@ def _json(value: Row, **options: Any) -> bytes:
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _drop_torn_line(descriptor: int) -> int:
-    """Cut the file back to its last newline; returns the bytes cut."""
-    size = os.fstat(descriptor).st_size
-    kept = size
-    while kept:
-        start = max(0, kept - 65536)
-        newline = os.pread(descriptor, kept - start, start).rfind(b"\n")
-        if newline >= 0:
-            kept = start + newline + 1
-            break
-        kept = start
-    if kept < size:
-        os.ftruncate(descriptor, kept)
-        os.fsync(descriptor)
-    return size - kept
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from stsimdiff.errors import DataError
+from stsimdiff.files import cut_torn_line, lines
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,7 @@ def read_measurements(folder: Path) -> list[dict[str, Any]]:
         return []
     rows: dict[tuple, dict[str, Any]] = {}
     # A line without its end is one that an interruption cut off.
-    *lines, _torn = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines(file)[0], start=1):
         try:
             row = json.loads(line)
             key = row["pass"], row["arm"], row["question"], row["repeat"]
@@ -42,10 +41,5 @@ def read_measurements(folder: Path) -> list[dict[str, Any]]:
 
 def drop_torn_line(file: Path) -> None:
     """Cut off what an interruption left unfinished, so that the next line stands alone."""
-    if not file.is_file():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    if file.is_file() and cut_torn_line(file):
         log.warning("%s: dropped a torn last line; its round is measured again", file)
-        os.truncate(file, whole)

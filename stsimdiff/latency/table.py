@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,6 @@ WIDE = 150
 """Width of the tables where no terminal says its own: a line is better long than cut."""
 PARTS = ("vision", "projector", "compressor", "decoder", "head")
 
-HEADINGS = (
-    "method", "budget", "tokens %", "FLOPs %", "n", "decode", "vision", "own", "prefill", "first token",
-    "token", "end to end", "peak GB", "first token x", "end to end x",
-)  # fmt: skip
 NOTE = (
     "Times in ms: median [quartiles]. decode: reading the frames; vision: tower, projector and pooling; own: the "
     "compressor itself; prefill: decoder layers over the prompt, the compressor included; first token: from the frames "
@@ -60,31 +57,6 @@ def make(run: Path, console: Console | None) -> list[Line]:
     return lines
 
 
-def cells(group: Sequence[Line]) -> Cells:
-    """The table of one pass."""
-    return Cells(HEADINGS, [("", [_row(line) for line in group])], words=2)
-
-
-def _row(line: Line) -> list[Cell]:
-    budget = line.of["budget"]
-    unbudgeted = line.of["method"] in ("none", "no_video")
-    first = [line.of["label"], "" if unbudgeted else f"{100 * budget['retention']:g} % {budget['kind']}"]
-    if not line.n:
-        return [*map(Cell, first), *[Cell("failed")] * (len(HEADINGS) - 2)]
-    return [
-        *map(Cell, first),
-        number(100 * line.tokens),
-        _number(line.flops_ratio, ".1f", 0.01),
-        number(line.n, ".0f", " then failed" if line.error else ""),
-        *(
-            _milliseconds(line.spreads[name])
-            for name in ("decode", "vision", "compressor", "prefill", "first_token", "token", "end_to_end")
-        ),
-        _number(line.spreads.get("peak_bytes"), ".2f", GIGA),
-        *(_ratio(line.ratios.get(name)) for name in ("first_token", "end_to_end")),
-    ]
-
-
 def _milliseconds(spread: Spread) -> Cell:
     digits = 2 if spread.median < 0.01 else 1 if spread.median < 0.1 else 0
     quartiles = f" [{1000 * spread.low:.{digits}f}, {1000 * spread.high:.{digits}f}]"
@@ -96,6 +68,49 @@ def _ratio(spread: Spread | None) -> Cell:
         return Cell("")
     interval = "" if math.isnan(spread.low) else f" [{spread.low:.3f}, {spread.high:.3f}]"
     return number(spread.median, ".3f", interval)
+
+
+Columns = Sequence[tuple[str, Callable[[Line], Cell]]]
+
+
+def _budget(line: Line) -> Cell:
+    budget = line.of["budget"]
+    unbudgeted = line.of["method"] in ("none", "no_video")
+    return Cell(
+        "" if unbudgeted else f"{100 * budget['retention']:g} % {budget['kind']}", budget["retention"]
+    )
+
+
+def _time(name: str, line: Line) -> Cell:
+    return _milliseconds(line.spreads[name])
+
+
+WORDS: Columns = (("method", lambda line: Cell(line.of["label"])), ("budget", _budget))
+NUMBERS: Columns = (
+    ("tokens %", lambda line: number(100 * line.tokens)),
+    ("FLOPs %", lambda line: _number(line.flops_ratio, ".1f", 0.01)),
+    ("n", lambda line: number(line.n, ".0f", " then failed" if line.error else "")),
+    ("decode", partial(_time, "decode")),
+    ("vision", partial(_time, "vision")),
+    ("own", partial(_time, "compressor")),
+    ("prefill", partial(_time, "prefill")),
+    ("first token", partial(_time, "first_token")),
+    ("token", partial(_time, "token")),
+    ("end to end", partial(_time, "end_to_end")),
+    ("peak GB", lambda line: _number(line.spreads.get("peak_bytes"), ".2f", GIGA)),
+    ("first token x", lambda line: _ratio(line.ratios.get("first_token"))),
+    ("end to end x", lambda line: _ratio(line.ratios.get("end_to_end"))),
+)
+"""The columns of the table; of an arm that failed at once there are words alone."""
+
+
+def cells(group: Sequence[Line]) -> Cells:
+    """The table of one pass."""
+    lines = [
+        [of(line) for _, of in WORDS] + [of(line) if line.n else Cell("failed") for _, of in NUMBERS]
+        for line in group
+    ]
+    return Cells([head for head, _ in (*WORDS, *NUMBERS)], [("", lines)], words=len(WORDS))
 
 
 def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:

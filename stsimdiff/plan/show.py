@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from rich.text import Text
 
@@ -12,10 +13,6 @@ from stsimdiff.plan.estimate import ArmPlan, PassPlan, plan_pass
 from stsimdiff.report.text import Cell, Cells, number, terminal
 from stsimdiff.terminal import Console
 
-HEADINGS = (
-    "arm", "budget", "open", "done", "tokens %", "compute %", "LLM FLOPs", "LLM %", "closed %", "method", "all open",
-    "KV cache",
-)  # fmt: skip
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
@@ -117,29 +114,42 @@ def _pass(plan: PassPlan, console: Console) -> None:
     console.print()
 
 
+Columns = Sequence[tuple[str, Callable[[ArmPlan], Cell]]]
+
+
+def _quantity(value: float | None, unit: str = "") -> Cell:
+    return Cell("not counted") if value is None else Cell(quantity(value, unit), value)
+
+
+def _kept(kind: str, plan: ArmPlan) -> Cell:
+    return number(100 * plan.trace.retention()[kind] if plan.trace else None)
+
+
+COLUMNS: Columns = (
+    ("arm", lambda plan: Cell(plan.arm.label)),
+    ("budget", lambda plan: Cell(f"{100 * plan.arm.budget.retention:g} % {plan.arm.budget.kind}")),
+    ("open", lambda plan: number(plan.open, ".0f")),
+    ("done", lambda plan: number(plan.answered, ".0f")),
+)
+FROM_TRACE: Columns = (
+    ("tokens %", partial(_kept, "tokens")),
+    ("compute %", partial(_kept, "compute")),
+    ("LLM FLOPs", lambda plan: _quantity(plan.each)),
+    ("LLM %", lambda plan: number(100 * plan.each / plan.each_all)),
+    ("closed %", lambda plan: number(100 * plan.closed)),
+    ("method", lambda plan: _quantity(plan.compressor)),
+    ("all open", lambda plan: _quantity(plan.flops)),
+    ("KV cache", lambda plan: _quantity(plan.kv, "B")),
+)
+"""The columns that are known of a method that ran on a synthetic video."""
+
+
 def _cells(plan: PassPlan) -> Cells:
-    return Cells(HEADINGS, [("", [_row(arm) for arm in plan.arms])])
-
-
-def _row(plan: ArmPlan) -> list[Cell]:
-    arm = plan.arm
-    row = [Cell(arm.label), Cell(f"{100 * arm.budget.retention:g} % {arm.budget.kind}", arm.budget.retention)]
-    row += [number(plan.open, ".0f"), number(plan.answered, ".0f")]
-    if plan.trace is None:
-        return [*row, *[Cell("not known")] * 7]
-    kept = plan.trace.retention()
-    own = plan.compressor
-    return [
-        *row,
-        number(100 * kept["tokens"]),
-        number(100 * kept["compute"]),
-        Cell(quantity(plan.each, ""), plan.each),
-        number(100 * plan.each / plan.each_all),
-        number(100 * plan.closed),
-        Cell("not counted" if own is None else quantity(own, ""), own),
-        Cell(quantity(plan.flops, ""), plan.flops),
-        Cell(size(plan.kv), plan.kv),
+    lines = [
+        [of(arm) for _, of in COLUMNS] + [of(arm) if arm.trace else Cell("not known") for _, of in FROM_TRACE]
+        for arm in plan.arms
     ]
+    return Cells([head for head, _ in (*COLUMNS, *FROM_TRACE)], [("", lines)])
 
 
 WIDE = 140
