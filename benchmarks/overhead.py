@@ -63,7 +63,7 @@ def harness(
             spent = time.perf_counter() - started
         finally:
             store.sync = sync
-    rows = [json.loads(line) for line in (folder / arm.folder / "answers.jsonl").read_text().splitlines()]
+    rows = store.read_answers(folder / arm.folder)
     return spent, [row["answer"] for row in rows], synced[0]
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data import clips
+from stsimdiff.evaluate.store import arm_folders, read_answers
 
 METHODS = ("random", "uniform_frames", "spatial_pool", "evs", "fastervlm", "st_simdiff")
 RETENTIONS = (0.3, 0.1)
@@ -53,19 +54,19 @@ def spent(words: list[str]) -> tuple[float, int]:
 def answers(results: Path, run: str) -> dict[str, list[Any]]:
     """What each arm answered, and how many tokens entered each layer."""
     return {
-        file.parent.name: [
+        folder.name: [
             (row["id"], row["answer"], row["tokens_per_layer"], row["reasons"])
-            for row in map(json.loads, file.read_text().splitlines())
+            for row in read_answers(folder)
         ]
-        for file in sorted((results / run).glob("*/answers.jsonl"))
+        for folder in arm_folders(results / run)
     }
 
 
 def parts(results: Path, run: str) -> dict[str, float]:
     """Seconds spent in answers, and in decoding, preprocessing and the vision tower, as the stored lines say."""
     answering, encoding = 0.0, 0.0
-    for number, file in enumerate(sorted((results / run).glob("*/answers.jsonl"))):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for number, folder in enumerate(arm_folders(results / run)):
+        rows = read_answers(folder)
         answering += sum(row["times"]["answer"] for row in rows)
         if number == 0:
             videos = {row["video"]: row["times"] for row in rows}

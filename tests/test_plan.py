@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from synthetic_run import answers, write_arm
 
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
@@ -20,7 +23,7 @@ from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.released import CONFIGURATIONS
 from stsimdiff.plan.dry_run import dry_run
-from stsimdiff.plan.estimate import plan_pass
+from stsimdiff.plan.estimate import _stored, plan_pass
 from stsimdiff.plan.show import duration, quantity
 from stsimdiff.tokens import Grid
 from stsimdiff.video.headers import read_header
@@ -215,3 +218,18 @@ def test_a_dry_run_is_the_engine_s_own() -> None:
     plan = planned("plan_tflops=1", f"compressor._target_={__name__}.Scribbler", "limit=3")
     (reason,) = [arm.reason for arm in plan.arms]
     assert reason.startswith("MethodFault: Scribbler, at its input place, wrote into tokens.features")
+
+
+def test_stored_answers_without_times_or_flops_say_no_speed(tmp_path: Path) -> None:
+    first, second, third = answers(0.9, 1.0)[:3]
+    rows = [
+        first | {"times": None},
+        second | {"llm_flops": None},
+        third | {"times": {"prefill": None, "decode": 0.4}},
+    ]
+    folder = write_arm(tmp_path, "none", 1.0, rows, model={"name": "embedded", "checkpoint": "abc"})
+    arm = json.loads((folder / "arm.json").read_text())["arm"]
+    settings = SimpleNamespace(folder=tmp_path, retry_failed=False, model={"checkpoint": "abc"})
+    found, sizes, speeds, reading = _stored(settings, [SimpleNamespace(id=arm)])
+    assert found == {arm: {row["id"] for row in rows}} and len(sizes) == 1
+    assert speeds == [] and reading == pytest.approx(statistics.median([0.1, 0.4]))

@@ -33,7 +33,7 @@ from stsimdiff.data.clips.world import FPS, FRAMES, SIZE
 from stsimdiff.data.videos import listing, over, too_many
 from stsimdiff.errors import DataError, UserError
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
-from stsimdiff.evaluate.store import arm_folders, read_answers, read_record
+from stsimdiff.evaluate.store import arm_folders, checked_answers, checked_record, shards
 from stsimdiff.models import options_of
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
@@ -310,18 +310,21 @@ def _stored(
     speeds: list[float] = []
     readings: list[float] = []
     for folder in arm_folders(settings.folder):
-        record, rows = read_record(folder), read_answers(folder)
-        given = [row for row in rows if row.get("error") is None]
-        if record.get("arm") in answered:
+        record, rows = checked_record(folder), checked_answers(folder)
+        given = [row for row in rows if row["error"] is None]
+        if record["arm"] in answered:
             counted = given if settings.retry_failed else rows
             answered[record["arm"]] = {row["id"] for row in counted}
         if rows:
-            sizes.append(sum(path.stat().st_size for path in folder.glob("answers*.jsonl")) // len(rows))
-        same = record.get("model", {}).get("checkpoint") == settings.model["checkpoint"]
+            sizes.append(sum(path.stat().st_size for path in shards(folder)) // len(rows))
+        same = record["model"].get("checkpoint") == settings.model["checkpoint"]
         for row in given if same and settings.model["checkpoint"] else ():
-            times = row.get("times", {})
+            # A time that was not taken is null, or not there.
+            times = {
+                name: seconds for name, seconds in (row.get("times") or {}).items() if seconds is not None
+            }
             decoding = times.get("prefill", 0) - times.get("compressor", 0)
-            if decoding > 0:
+            if decoding > 0 and row.get("llm_flops") is not None:
                 speeds.append(row["llm_flops"] / decoding)
             if "decode" in times:
                 readings.append(times["decode"] + times.get("preprocess", 0))
