@@ -17,6 +17,7 @@ import site
 import sys
 import sysconfig
 import textwrap
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,9 +30,10 @@ from stsimdiff.errors import ConfigError
 
 OURS = __name__.partition(".")[0]
 STOPS = (
-    "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "launchers", "commands",
-    "resources", "lock", "extras", "video.headers", "data.archives", "data.digests", "data.fetch", "data.videos",
-    "data.clips.dataset", "data.clips.world", "data.clips.rendering", "data.clips.labels",
+    "compressors.mistakes", "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "kit",
+    "launchers", "commands", "resources", "lock", "extras", "video.headers", "data.archives", "data.digests",
+    "data.fetch", "data.videos", "data.clips.dataset", "data.clips.world", "data.clips.rendering",
+    "data.clips.labels",
 )  # fmt: skip
 """Modules of ours, or packages, whose code decides no answer: counts and times, files, what is printed. Videos and
 questions are known by their contents."""
@@ -66,6 +68,39 @@ def version_of(*roots: type | str | Path) -> str:
     if all(isinstance(root, str) for root in roots):
         return _version_of_ours(roots)
     return _version(roots)
+
+
+def own_frame(error: BaseException | None) -> str | None:
+    """Where in the user's own code an error arose: file, line, function and code of the last frame that is neither
+    ours, nor installed, nor the standard library's; ``None`` where there is none."""
+    while error is not None:
+        if isinstance(error, SyntaxError) and error.filename and _users(error.filename):
+            return f"{_near(error.filename)}, line {error.lineno}: {(error.text or '').strip()}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if _users(frame.filename):
+                return f"{_near(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def place_of(thing: Any) -> str:
+    """``file, line`` of a function's or a class's definition."""
+    try:
+        return f"{_near(inspect.getsourcefile(thing) or '?')}, line {inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):
+        return getattr(thing, "__qualname__", str(thing))
+
+
+def _users(file: str) -> bool:
+    ours = Path(file).resolve().is_relative_to(Path(__file__).resolve().parent)
+    return not (ours or file.startswith("<") or _installed(file))
+
+
+def _near(file: str) -> str:
+    """A path as it is written from the current folder, where it lies below it."""
+    with suppress(ValueError, OSError):
+        return str(Path(file).resolve().relative_to(Path.cwd()))
+    return file
 
 
 def placeless(text: str) -> str:

@@ -4,33 +4,11 @@ import torch
 
 from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.compressors.dycoke import DyCoke
+from stsimdiff.kit.running import LAYERS, layout_for, video
 from stsimdiff.plan.dry_run import without_model
-from stsimdiff.tokens import Grid, Layout, VisionSignals
+from stsimdiff.tokens import Grid, Layout
 
-LAYERS = 28
-
-
-def video(kind: str, grid: Grid, dim: int = 16, seed: int = 0) -> torch.Tensor:
-    """``(N, dim)`` features: mixed, static (all frames equal), different (unrelated tokens), or constant."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(grid.frames, grid.per_frame, dim, generator=generator)
-    if kind == "different":
-        x = noise
-    elif kind == "constant":
-        x = torch.ones_like(noise)
-    else:
-        x = torch.randn(1, grid.per_frame, dim, generator=generator).expand_as(noise)
-        if kind == "mixed":
-            amount = torch.rand(grid.frames, grid.per_frame, 1, generator=generator) ** 2
-            x = x + amount * 1.5 * noise
-    return x.reshape(grid.tokens, dim).contiguous()
-
-
-def layout_for(grid: Grid, layers: int = LAYERS, sample: str = "q1") -> Layout:
-    generator = torch.Generator().manual_seed(1)
-    received = torch.rand(grid.tokens, generator=generator) / grid.per_frame
-    signals = VisionSignals(received, torch.randn(grid.tokens, 2, 4, generator=generator))
-    return Layout(grid, torch.arange(5, 5 + grid.tokens), grid.tokens + 12, layers, sample, signals)
+__all__ = ["LAYERS", "drive", "layout_for", "video"]
 
 
 def drive(run: Run, features: torch.Tensor, layout: Layout, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -37,6 +37,7 @@ LAYERS = (
     {"evaluate"},
     {"report"},
     {"latency", "plan"},
+    {"kit"},
     {"launchers"},
     {"commands", "api"},
 )

@@ -33,6 +33,7 @@ from stsimdiff.resources import folder
 from stsimdiff.terminal import CONTROL, say, unwritten
 
 COMMANDS = {
+    "check": "stsimdiff.commands.check",
     "conformance": "stsimdiff.commands.conformance",
     "data": "stsimdiff.commands.data",
     "doctor": "stsimdiff.commands.doctor",

@@ -128,6 +128,9 @@ def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
         UserError: for a wrong setting, or a video that cannot be decoded.
     """
     passes = passes_of(configurations(asked.words))
+    from stsimdiff.kit.rehearsal import rehearse  # imports torch
+
+    rehearse(passes)
     return [
         (
             one,

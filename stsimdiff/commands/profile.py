@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passes = passes_of(configurations)
     folder = _folder(passes)
     check_presence(configurations, passes)
+    from stsimdiff.kit.rehearsal import rehearse  # imports torch
+
+    rehearse(passes)
     asked = [_questions(one.settings, protocol) for one in passes]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -168,13 +168,11 @@ class Compressor(ABC):
             ``renumbered``: after each drop the tokens that are left have the positions 0, 1, ... in the layers from
             there on, and a generated token follows, in each layer, the last one in that layer's cache, as several
             authors' codes do; not for models with M-RoPE. A method may make a parameter of it.
-        parts: other methods that it runs, whose code counts as its own.
     """
 
     needs_vision: ClassVar[bool] = False
     fidelity: ClassVar[str] = ""
     positions = "kept"
-    parts: ClassVar[tuple[Compressor, ...]] = ()
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:
@@ -250,7 +248,8 @@ class _ScoreRun(Run):
                 f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             )
             raise ValueError(
-                f"{type(self.compressor).__name__}.score returned {said}, expected a tensor ({len(tokens)},)"
+                f"{type(self.compressor).__name__}.score returned {said}, expected a tensor ({len(tokens)},), "
+                "a score for each token; torch.as_tensor makes one of an array or a list"
             )
         if bool(torch.isnan(scores).any()):
             raise ValueError(f"{type(self.compressor).__name__}.score returned NaN")

@@ -17,15 +17,16 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig
 
-from stsimdiff import compressors
+from stsimdiff import compressors, models
 from stsimdiff.budget import Budget
+from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import POSITIONS, Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.config.checks import MOST_WHOLE, group, suggestion, told
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.source import placeless, version_of
+from stsimdiff.source import own_frame, placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""
@@ -108,7 +109,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
-    method, code = _method_name(cls), compressors.code_version(cls, *map(type, compressor.parts))
+    method, code = _method_name(cls), compressors.code_version(cls)
     shown = told(cfg, "compressor")
     safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
     return Arm(
@@ -167,8 +168,6 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
 
 def _check_positions(compressor: Compressor, family: str) -> None:
     """Refuse positions that no model has, and those that this family's models cannot have."""
-    from stsimdiff import models
-
     positions = compressor.positions
     if positions not in POSITIONS:
         raise ConfigError(f"compressor.positions={positions!r} is unknown; allowed: {', '.join(POSITIONS)}")
@@ -206,6 +205,16 @@ def _method_name(cls: type[Compressor]) -> str:
     return cls.__name__
 
 
+def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
+    """A method by its name or its dotted path, checked as that of a run is.
+
+    Raises:
+        ConfigError: for an unknown method or parameter, or a value out of range.
+    """
+    cls = _compressor_class(name) if "." in name else compressors.resolve(name)
+    return _build(cls, dict(parameters))
+
+
 def _compressor_class(target: Any) -> type[Compressor]:
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise ConfigError(
@@ -217,21 +226,18 @@ def _compressor_class(target: Any) -> type[Compressor]:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         # A user's module may do anything on import, end the process included.
+        where = own_frame(error)
         raise ConfigError(
-            f"compressor._target_={target} cannot be imported: {type(error).__name__}: {error} (looked in the current "
-            "folder and among the installed packages)"
+            f"compressor._target_={target} cannot be imported: {type(error).__name__}: {error}"
+            + mistakes.of_import(error)
+            + (f" ({where})" if where else " (looked in the current folder and among the installed packages)")
         ) from error
-    # Arguments of an __init__ of its own would be no fields: they could not be set, nor make another arm.
-    own = (
-        isinstance(found, type)
-        and dataclasses.is_dataclass(found)
-        and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
-    )
-    if not (own and issubclass(found, Compressor)):
+    if not mistakes.is_compressor(found):
         raise ConfigError(
             f"compressor._target_={target} is not a compressor; it must be a class derived from "
             "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"
         )
+    mistakes.check_class(found)
     return found
 
 
@@ -244,6 +250,7 @@ def _build(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
                 f"compressor.{key} is unknown: {name} has "
                 + (f"the parameters {', '.join(fields)}" if fields else "no parameters")
                 + suggestion(key, fields)
+                + mistakes.parameters_of(cls)
             )
         parameters[key] = _checked(f"compressor.{key}", value, hints[key])
     return _instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", **parameters})

@@ -340,7 +340,8 @@ class Compression:
         if not isinstance(selection, Selection):
             raise TypeError(
                 f"{self.run.name} returned a {type(selection).__name__} at its {place} place; expected a "
-                "Selection, or None to leave the tokens as they are"
+                "Selection, such as Selection.from_mask(mask, Reason.IMPORTANT), or None to leave the tokens as they "
+                "are"
             )
         selection.check(
             len(tokens), width=features.shape[1], dtype=hidden.dtype, may_be_empty=self.run.may_be_empty

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff.budget import Budget
+from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import Compressor, Hidden, Run, WrappedRun
 from stsimdiff.engine import process_state
 from stsimdiff.errors import MethodFault
@@ -40,6 +41,7 @@ def start(compressor: Compressor, layout: Layout, budget: Budget) -> Run:
     run = _watched(
         name, "start", {"layout": (lent[0], layout), "budget": (lent[1], budget)}, compressor.start, *lent
     )
+    mistakes.check_run(run, name)
     return LentRun(run, lent[0], layout, name, compressor.positions)
 
 
@@ -132,6 +134,11 @@ def _watched(
     before = process_state.read(process_state.TORCH)
     try:
         result = call(*arguments)
+    except (AttributeError, TypeError) as error:
+        layout, attention = lent["layout"][0], lent.get("attention", (None,))[0]
+        if said := mistakes.cause_of(error, layout, attention, getattr(call, "__self__", None)):
+            raise TypeError(f"{name}, {where}: {said} ({error})") from error
+        raise
     finally:
         changed = process_state.put_back(process_state.TORCH, before)
     written = [path for what, (copied, own) in lent.items() for path in _changed(what, copied, own)]

@@ -22,6 +22,7 @@ from stsimdiff.evaluate.progress import Progress
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
 from stsimdiff.models.base import EncodedVideo
+from stsimdiff.source import own_frame
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.session import Asked, Session
@@ -169,9 +170,10 @@ class _Loop:
         """Count one thing that went wrong, however many samples it cost: a broken video must not end a sweep."""
         self.failures += 1
         settings: Settings = self.session.settings
+        where = own_frame(error)
         if self.failures > self.allowed:
             raise RunFailed(
                 f"stopped after {self.failures} failures (max_failures={settings.max_failures}, here {self.allowed}; a "
                 f"video that cannot be read counts once, whatever it cost); the last one: {type(error).__name__}: "
-                f"{error}. What was answered is stored in {settings.folder}"
+                f"{error}{f' ({where})' if where else ''}. What was answered is stored in {settings.folder}"
             )

@@ -16,6 +16,7 @@ import torch
 
 from stsimdiff.errors import first_line
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.source import own_frame
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,19 @@ def identity(question: Question) -> dict[str, Any]:
 
 
 def failure(question: Question, error: BaseException) -> dict[str, Any]:
-    """The stored line of a sample that has no answer; nothing is scored for it."""
+    """The stored line of a sample that has no answer, with where in the user's own code it arose; nothing is scored."""
     details = "".join(traceback.format_exception(error))
     return {
         **identity(question),
         "answer": None,
         "parsed": None,
         "correct": None,
-        "error": {"type": type(error).__name__, "message": str(error), "traceback": details},
+        "error": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "where": own_frame(error),
+            "traceback": details,
+        },
     }
 
 

@@ -56,6 +56,9 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
 
     from stsimdiff.evaluate.run import run_arms  # these import torch, transformers and lmms-eval
     from stsimdiff.evaluate.shared import Shared
+    from stsimdiff.kit.rehearsal import rehearse
+
+    rehearse(passes)
 
     shared, failures = Shared(), []
     last = last_of_folders(passes)

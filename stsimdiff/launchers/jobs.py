@@ -223,6 +223,9 @@ class JobLauncher(BatchLauncher):
                     f"which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
                 )
         check_presence(configurations, passes)
+        from stsimdiff.kit.rehearsal import rehearse
+
+        rehearse(passes)
         prepared = [_prepared(one) for one in passes]
         jobs, words = [], []
         for one, _, questions, unusable in prepared:

@@ -208,12 +208,11 @@ class QwenVL(Family):
         unit = self.model.config.vision_config.spatial_merge_size**2
         received = reader.received.view(-1, unit).mean(1)
         keys = reader.keys.view(-1, unit, *reader.keys.shape[1:]).mean(1)
-        query = reader.query(int(grid_thw[0, 0]))
         order = self._tower_order(grid_thw)
         if order is None:
-            return VisionSignals(received, keys, query)
+            return VisionSignals(received, keys)
         place = torch.argsort(order).to(received.device)
-        return VisionSignals(received[place], keys[place], query)
+        return VisionSignals(received[place], keys[place])
 
     def _tower_order(self, grid_thw: Tensor) -> Tensor | None:
         """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""

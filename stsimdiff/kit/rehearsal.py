@@ -1,0 +1,80 @@
+"""Methods of the user's own tried on a few synthetic tokens before a model is loaded: most slips show in milliseconds.
+
+What may depend on the sizes of a real model only warns; the run then counts what fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Compressor
+from stsimdiff.config.arms import Arm
+from stsimdiff.engine import lent, process_state
+from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.evaluate.guard import state_of
+from stsimdiff.evaluate.passes import Pass
+from stsimdiff.kit.running import LAYERS, layout_for, video
+from stsimdiff.plan.dry_run import without_model
+from stsimdiff.source import OURS, own_frame
+from stsimdiff.tokens import Grid
+
+log = logging.getLogger(__name__)
+
+TRIAL = Grid(4, 6, 6)
+CERTAIN = (AttributeError, NameError, TypeError, ImportError, SyntaxError)
+"""Errors in a method's own code that no other model or video would mend."""
+
+
+def rehearse(passes: Iterable[Pass]) -> None:
+    """Raise :class:`~stsimdiff.errors.ConfigError` for the first method of the user's own that cannot work."""
+    for one in passes:
+        for arm in one.arms.values():
+            compressor = arm.build()
+            if type(compressor).__module__.partition(".")[0] != OURS:
+                _try(compressor, arm, one.settings.model["layers"] or LAYERS)
+
+
+def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
+    before, kept = process_state.read(process_state.EVERYTHING), state_of(compressor)
+    raised: BaseException | None = None
+    try:
+        _select(compressor, arm.budget, layers)
+    except UserError:
+        return  # a budget or a model that it refuses by name; the real ones are checked where they are known
+    except (Exception, SystemExit) as error:
+        raised = error
+    finally:
+        left = process_state.put_back(process_state.EVERYTHING, before)
+    name = type(compressor).__name__
+    if raised is not None:
+        where = own_frame(raised)
+        said = f"{name} fails on a synthetic video: {type(raised).__name__}: {raised}" + _line(where)
+        # What the engine refuses breaks the contract; it was not raised in the user's code.
+        if isinstance(raised, CERTAIN) or where is None:
+            raise ConfigError(
+                f"{said}\npython -m stsimdiff check {arm.compressor['_target_']} says more"
+            ) from raised
+        log.warning("%s; on the model's own tokens it may not", said)
+    now = state_of(compressor)
+    changed = [f"changed {what}" for what in left]
+    differ = [what for what in {**kept, **now} if kept.get(what) != now.get(what)]
+    changed += [f"changed {what}: what one video needs lies in its run" for what in differ]
+    if changed:
+        raise ConfigError(
+            f"{name} {'; '.join(changed)}. An answer would depend on the one before; python -m stsimdiff check "
+            f"{arm.compressor['_target_']} says more"
+        )
+
+
+def _line(where: str | None) -> str:
+    return f"\n  {where}" if where else ""
+
+
+@torch.no_grad()
+def _select(compressor: Compressor, budget: Budget, layers: int) -> None:
+    layout, features = layout_for(TRIAL, layers), video("mixed", TRIAL, dim=64)
+    without_model(lent.start(compressor, layout, budget), layout, features, torch.Generator().manual_seed(0))

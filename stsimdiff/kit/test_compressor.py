@@ -1,0 +1,17 @@
+"""The checks as tests; collected by ``pytest --compressor NAME``, see :mod:`stsimdiff.kit`."""
+
+from __future__ import annotations
+
+import pytest
+
+from stsimdiff.kit import checks
+from stsimdiff.kit.running import Case
+
+
+@pytest.mark.parametrize("name", checks.CHECKS)
+def test_compressor(name: str, compressor_case: Case) -> None:
+    """One check on the method that was asked for; skipped where it has not what the check is about."""
+    try:
+        checks.CHECKS[name](compressor_case)
+    except checks.NotGiven as reason:
+        pytest.skip(str(reason))
