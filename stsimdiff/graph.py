@@ -287,8 +287,9 @@ def pair_similarities(features: Tensor, first: Tensor, second: Tensor) -> Tensor
 def unit(features: Tensor, guarded: bool = True) -> Tensor:
     """``(n, D)`` features divided by their norms, in float32 at least; zeros stay, or are NaN unless ``guarded``."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=dtype)
-    return features.to(dtype) / norm.clamp_min(_EPS if guarded else 0.0)
+    rows = features.to(dtype, copy=True)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.div_(norm.clamp_min(_EPS if guarded else 0.0))
 
 
 def products(rows: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:

@@ -27,8 +27,10 @@ from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
 STEPS = 12
 """Halvings of the interval of tau, less where the budget is met before."""
-CLOSE = 0.01
+CLOSE = 0.02
 """Relative excess over the budget from which a tau is good enough."""
+FRAMES = 16
+"""Frames whose components are found at once."""
 Draw = Callable[[int], Tensor]
 
 
@@ -122,23 +124,24 @@ def components(unit: Tensor, tau: float, order: Tensor | None = None) -> Compone
     return _in_order(torch.from_numpy(label).to(device), degree)
 
 
-def components_by_frame(unit: Tensor, tau: float, frames: int) -> Components:
-    """:func:`components` of each of ``T`` frames, counted over the video; ``unit`` ``(N, D)``.
+def components_by_frame(features: Tensor, tau: float, frames: int, guarded: bool = True) -> Components:
+    """:func:`components` of each of ``T`` frames of ``features`` ``(N, D)``, counted over the video.
 
     Many frames at once, as long as their ``F x F`` matrices take no more than half of the tokens' memory.
     """
-    n, width = unit.shape
+    n, width = features.shape
     size = n // frames
-    at_once = max(1, n * width // (2 * size * size))
+    at_once = max(1, min(FRAMES, n * width // (2 * size * size)))
     degree, label = [], np.arange(n)
-    for first, part in enumerate(unit.unflatten(0, (frames, size)).split(at_once)):
+    for first, part in enumerate(features.split(at_once * size)):
+        part = graph.unit(part, guarded).unflatten(0, (-1, size))
         connected = part @ part.mT > tau
         degree.append(connected.sum(-1).flatten())
         index = connected.flatten().nonzero()[:, 0]
         row, frame = index // size, index // (size * size)
         pairs = torch.stack((row, frame * size + index % size), 1)
         label = _joined(label, pairs + first * at_once * size)
-    return _in_order(torch.from_numpy(label).to(unit.device), torch.cat(degree))
+    return _in_order(torch.from_numpy(label).to(features.device), torch.cat(degree))
 
 
 def _joined(label: np.ndarray, pairs: Tensor) -> np.ndarray:
@@ -235,20 +238,18 @@ def steps(
         draw: the sampled tokens of a graph of n, in order; asked for each frame and then for the temporal step.
         least: rows that are wanted.
     """
-    unit = graph.unit(features, guarded)
-    if draw is None and grid.per_frame <= unit.shape[1]:
-        spatial = components_by_frame(unit, tau, grid.frames)
+    if draw is None and grid.per_frame <= features.shape[1]:
+        spatial = components_by_frame(features, tau, grid.frames, guarded)
     else:
         parts, done = [], 0
-        for first, frame in enumerate(unit.split(grid.per_frame)):
-            part = components(frame, tau, draw and draw(len(frame)))
+        for first, frame in enumerate(features.split(grid.per_frame)):
+            part = components(graph.unit(frame, guarded), tau, draw and draw(len(frame)))
             member = torch.where(part.member >= 0, part.member + done, -1)
             parts.append((member, part.key + first * grid.per_frame, part.degree))
             done += len(part.key)
         spatial = Components(*(torch.cat(column) for column in zip(*parts, strict=True)))
     if len(spatial.key) < least:
         return None
-    del unit
     middle = means(features, spatial)
     temporal = components(graph.unit(middle, guarded), tau, draw and draw(len(middle)))
     return Steps(spatial, temporal, middle, means(middle, temporal), spatial.key[temporal.key])
@@ -304,20 +305,23 @@ class _Run(Run):
 
     def _solved(self, tokens: VideoTokens) -> Steps:
         """Bisection: the steps at the smallest tau found that leaves enough rows."""
-        low, high, best = -1.0, 1.0, None
+        # Above every cosine nothing is connected, and every token is a row.
+        low, high, enough = -1.0, 1.0, 2.0
         for _ in range(STEPS):
             tau = (low + high) / 2
+            # Made again at the end rather than kept: its means are as large as the tokens.
             found = self._steps(tokens, tau, self.count)
-            if found is None or len(found.keep) < self.count:
+            rows = 0 if found is None else len(found.keep)
+            if found is not None and self.count <= rows <= (1 + CLOSE) * self.count:
+                return found
+            del found
+            if rows < self.count:
                 low = tau
-                continue
-            high, best = tau, found
-            if len(found.keep) <= (1 + CLOSE) * self.count:
-                break
-        # Above every cosine nothing is connected, and every token is a row.
-        best = best or self._steps(tokens, 2.0)
-        assert best is not None
-        return best
+            else:
+                high = enough = tau
+        found = self._steps(tokens, enough)
+        assert found is not None, "no least number of rows was asked for"
+        return found
 
 
 def _stands_for(found: Steps) -> Tensor:
