@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from stsimdiff.data.clips import FAMILIES, GENERATOR_VERSION
+from stsimdiff.report.text import Cell, Cells, markdown, number
 
 from .evaluate import evaluate, report
 from .language import token_drops
@@ -28,9 +29,7 @@ a real model in minutes, without a download and without a GPU.
 Evaluation set version {version}: {questions} questions, four options each, text alone scores exactly 25 %.
 Standard path: mp4, decord, `AutoProcessor`, chat template, `generate`; all 512 visual tokens.
 
-| {header} |
-|{rule}|
-| {values} |
+{families}
 
 ## Data
 Videos of 16 frames, 112 x 112, 2 frames a second, drawn from seeds below 10,000,000; evaluation starts at
@@ -58,8 +57,6 @@ video at all. The model is therefore far more tolerant of
 compression than a model that always saw every token, and absolute losses say little about other models.
 Accuracy in % on {validation} validation videos when tokens are dropped blindly:
 
-| tokens kept | {drop_header} |
-|{drop_rule}|
 {drops}
 
 ## Limits
@@ -68,10 +65,6 @@ Accuracy in % on {validation} validation videos when tokens are dropped blindly:
   second: with another rate all grids get wrong times, which `count`, `order`, `change` and `scene` need.
 - One training seed. Evaluated with the same generator that made its training data.
 """
-
-
-def _row(cells) -> str:
-    return " | ".join(str(cell) for cell in cells)
 
 
 def _fewest_tokens(recipe: LanguageRecipe) -> int:
@@ -86,7 +79,7 @@ def _stage_rows(log: Path) -> str:
         last[entry["stage"]] = entry
     cores = {"tower": "1, beside `symbolic`", "symbolic": "1, beside `tower`", "video": "2"}
     minutes = {stage: f"{last[stage]['seconds'] / 60:.0f} min" for stage in cores}
-    return "\n".join(f"| {_row([s, cores[s], last[s]['step'], minutes[s]])} |" for s in cores)
+    return "\n".join(f"| {s} | {cores[s]} | {last[s]['step']} | {minutes[s]} |" for s in cores)
 
 
 def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) -> None:
@@ -94,15 +87,16 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
     counts = evaluate(out, work / "benchmark", videos)
     accuracy = report(counts)
     print(json.dumps({"stage": "card", "accuracy": accuracy}), flush=True)
-    drops = token_drops(seed, work, SHARES)
+    drops = [
+        [Cell(f"{share:.0%}"), *(number(100 * value, ".0f") for value in by_family.values())]
+        for share, by_family in token_drops(seed, work, SHARES).items()
+    ]
     size = (out / "model.safetensors").stat().st_size
     text = CARD.format(
         parameters=size / 4e6,  # float32
         version=GENERATOR_VERSION,
         questions=sum(asked for _, asked in counts.values()),
-        header=_row(accuracy),
-        rule=_row(["---"] * len(accuracy)),
-        values=_row(f"{value:.1f}" for value in accuracy.values()),
+        families=markdown(Cells(list(accuracy), [("", [list(map(number, accuracy.values()))])], words=0)),
         tower_videos=recipe.tower.steps * recipe.tower.videos,
         symbolic_videos=recipe.symbolic.steps * 8 + 56,
         pool_videos=recipe.pool_videos,
@@ -112,11 +106,6 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
         fewest_symbolic=_fewest_tokens(recipe.symbolic),
         fewest=_fewest_tokens(recipe.video),
         validation=recipe.video.validation_videos,
-        drop_header=_row(FAMILIES),
-        drop_rule=_row(["---"] * (1 + len(FAMILIES))),
-        drops="\n".join(
-            f"| {_row([f'{share:.0%}', *(f'{100 * value:.0f}' for value in by_family.values())])} |"
-            for share, by_family in drops.items()
-        ),
+        drops=markdown(Cells(["tokens kept", *FAMILIES], [("", drops)])),
     )
     (out / "README.md").write_text(text, encoding="utf-8")
