@@ -75,7 +75,7 @@ class FastVID(PictureCompressor):
                 raise ConfigError(
                     f"compressor.{name}={value!r} is out of range; allowed: 1, 2, ...; for example {example}"
                 )
-        for name, low, high, example in (
+        for name, low, high, usual in (
             ("dyseg_tau", -1, 1, 0.9),
             ("dyseg_ignore", -1, 2, 0.95),
             ("stprune_d", 0, 1, 0.4),
@@ -87,7 +87,7 @@ class FastVID(PictureCompressor):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ConfigError(
                     f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, {high}]; "
-                    f"for example {example}"
+                    f"for example {usual}"
                 )
 
     @override

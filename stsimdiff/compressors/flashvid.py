@@ -84,7 +84,7 @@ class FlashVID(PictureCompressor):
                     f"compressor.{name}={value!r} is out of range; allowed: {'auto, ' * (name == 'pruning_layer')}"
                     f"1, 2, ...; for example {example}"
                 )
-        for name, low, example in (
+        for name, low, usual in (
             ("alpha", 0, 0.7),
             ("temporal_threshold", -1, 0.8),
             ("segment_threshold", -1, 0.9),
@@ -95,7 +95,7 @@ class FlashVID(PictureCompressor):
             if not (number and low <= value <= 1) or (name == "llm_retention_ratio" and value == 0):
                 raise ConfigError(
                     f"compressor.{name}={value!r} is out of range; allowed: a number in "
-                    f"{'(' if name == 'llm_retention_ratio' else '['}{low}, 1]; for example {example}"
+                    f"{'(' if name == 'llm_retention_ratio' else '['}{low}, 1]; for example {usual}"
                 )
 
     def layer_of(self, layers: int) -> int:

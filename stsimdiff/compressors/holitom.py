@@ -77,13 +77,13 @@ class HoliTom(PictureCompressor):
                     f"compressor.{name}={value!r} is out of range; allowed: {'auto, ' * (name == 'layer')}1, 2, ...; "
                     f"for example {example}"
                 )
-        for name, low, example in (("tau", -1, 0.8), ("beta", 0, 0.6), ("merge_ratio", 0, 0.5)):
+        for name, low, usual in (("tau", -1, 0.8), ("beta", 0, 0.6), ("merge_ratio", 0, 0.5)):
             value = getattr(self, name)
             number = not isinstance(value, bool) and isinstance(value, (int, float))
             if not (number and low <= value <= 1) or (name == "merge_ratio" and value == 1):
                 raise ConfigError(
                     f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, 1"
-                    f"{')' if name == 'merge_ratio' else ']'}; for example {example}"
+                    f"{')' if name == 'merge_ratio' else ']'}; for example {usual}"
                 )
 
     def layer_of(self, layers: int) -> int:

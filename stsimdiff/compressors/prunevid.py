@@ -230,10 +230,9 @@ def refined(label: Sequence[int]) -> list[int]:
     spread: list[int | None] = []
     for value, length in runs:
         spread += [value if length == longest[value] > 1 else None] * length
-    result, at = [], 0
+    result: list[int | None] = []
     stretches = _runs(spread)
     for number, (value, length) in enumerate(stretches):
-        at += length
         if value is None:
             before = next(((v, n) for v, n in _runs(result)[-1:]), (0, 0))
             after = next(((v, n) for v, n in stretches[number + 1 : number + 2]), (0, 0))

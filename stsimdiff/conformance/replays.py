@@ -32,6 +32,12 @@ def refused(name: str, recorded: Fields, own: Arrays) -> str:
     return f"ours gives {', '.join(others)}" if others else ""
 
 
+def same_error(name: str, recorded: Fields, own: Arrays) -> str:
+    """Rule of a recorded error: of the same type; its words are those of the libraries that it was recorded with."""
+    want, have = (str(fields[name]).partition(":")[0] for fields in (recorded, own))
+    return f"{have}, recorded {want}" if want != have else ""
+
+
 @dataclass(frozen=True)
 class Replay:
     """How the recordings of one method are replayed and compared.

@@ -74,7 +74,10 @@ def run(data: Fields) -> Arrays:
     }
     if variant == "onevision":
         out["cut_topk_idx"] = np.array(found.least, dtype=np.int64)
-        out["frame_salient_num"], out["frame_context_num"] = np.int64(kept - int(kept * share)), np.int64(own)
+        out["frame_salient_num"], out["frame_context_num"] = (
+            np.int64(kept - int(kept * share)),
+            np.int64(int(kept * share)),
+        )
     if variant == "qwen":
         out["subsegment_sizes"] = np.diff(np.array([-1, *(f for inside in valid for f in inside)]))
     if newline:
@@ -134,7 +137,8 @@ def _outputs(
     order = np.argsort(place)
 
     def joined(name: str) -> np.ndarray:
-        return torch.cat([getattr(one, name) for one in merged]).numpy()
+        found = [getattr(one, name) for one in merged]
+        return torch.cat(found).numpy() if found else np.zeros(0, dtype=np.int64)
 
     return {
         "salient_idx": picture[torch.cat(chosen).numpy()],

@@ -187,7 +187,9 @@ def _equal_targets(name: str, recorded: Fields, own: Arrays) -> str:
         return f"{int(wrong.sum())} of {len(want)} differ" if wrong.any() else ""
     twin = np.unique(states[recorded["topk_idx"]], axis=0, return_inverse=True)[1].ravel()
     totals = [np.bincount(twin, weights=counts) for counts in (want, have)]
-    return "" if np.array_equal(*totals) else "equal targets have taken in other numbers of tokens"
+    return (
+        "" if np.array_equal(totals[0], totals[1]) else "equal targets have taken in other numbers of tokens"
+    )
 
 
 def _hidden(name: str, recorded: Fields, own: Arrays) -> str:
@@ -207,8 +209,9 @@ def _chance(name: str, recorded: Fields, own: Arrays) -> str:
     want, have = recorded[name], own[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
-    bounds, free = recorded.get("static_off"), np.zeros(0, dtype=np.int64)
+    free = np.zeros(0, dtype=np.int64)
     for number in np.flatnonzero(recorded.get("window_noise_decides", np.zeros(0))):
+        bounds = recorded["static_off"]
         free = np.concatenate((free, recorded["static_idx"][bounds[number] : bounds[number + 1]]))
     if len(free) and str(recorded["newline_mode"]) == "grid":
         width = int(recorded["width"])

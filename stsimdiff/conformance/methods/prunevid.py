@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stsimdiff.compressors import density, prunevid
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Replay
+from stsimdiff.conformance.replays import Replay, same_error
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
@@ -86,7 +86,8 @@ class _Merging:
     """Stage 1, each clustering with its part of the recorded noise."""
 
     def __init__(self, data: Fields) -> None:
-        self.data, self.calls, self.at = data, [], 0
+        self.data, self.at = data, 0
+        self.calls: list[tuple] = []
         self.out: Arrays = {}
 
     def run(self) -> Arrays:
@@ -138,7 +139,7 @@ class _Merging:
                 centre = own = torch.arange(size)
                 rows = one.features
                 if size > prunevid.WHOLE:
-                    kind, frame = (1, -1) if still else (2, one.frame)
+                    kind, frame = (1, -1) if one.frame is None else (2, one.frame)
                     clusters = int(size * ratio)
                     centre, own = self._cluster(kind, number, frame, rows, one.place.numpy(), clusters)
                     rows = prunevid.graph.group_means(rows, own, clusters)
@@ -227,6 +228,7 @@ REPLAY = Replay(
     },
     tolerances={"window_similarity|density|score|attn_score": (2e-6, 0.0)},
     rules={
+        "official_error": same_error,
         "logits|sequences": _first_token,
         "frame_label_raw|centre_idx|assignment": _first_run,
     },
