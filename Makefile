@@ -10,6 +10,10 @@ SEED ?= 0
 MODEL ?=
 DATA ?=
 OUT ?= results/embedded_model
+METHODS ?= st_simdiff fastv
+RETENTION ?= 0.1 0.3 0.5
+COMMA := ,
+SPACE := $(subst ,, )
 # Processes that share the videos. The embedded model is small enough for one on each core; a real one drives a device.
 CORES := $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 PROCESSES ?= $(if $(filter embedded_table,$(EXPERIMENT)),$(CORES),1)
@@ -29,7 +33,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep efficiency doctor data test mutation lint format train-embedded clean
+.PHONY: help install reproduce-table sweep compare efficiency doctor data test mutation lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -49,6 +53,11 @@ reproduce-table: $(STAMP) ## Answer and tabulate EXPERIMENT into results/RUN; re
 
 sweep: $(STAMP) ## Sweep: make sweep ARGS="compressor=random,st_simdiff budget.retention=0.3,0.5"
 	$(BIN)/python -m stsimdiff -m $(call WORD,run,$(RUN)) $(if $(LIMIT),$(call WORD,limit,$(LIMIT))) $(ARGS)
+
+compare: $(STAMP) ## Compare METHODS="st_simdiff fastv my_module.Mine" at RETENTION="0.1 0.3 0.5", with all and no video tokens
+	$(MAIN) 'arms=["compressor=none,no_video","compressor=$(subst $(SPACE),$(COMMA),$(strip $(METHODS))) budget.retention=$(subst $(SPACE),$(COMMA),$(strip $(RETENTION)))"]' \
+		$(call WORD,run,$(if $(filter file,$(origin RUN)),compare,$(RUN))) $(if $(LIMIT),$(call WORD,limit,$(LIMIT))) \
+		$(if $(MODEL),"model.path=$(MODEL)") $(if $(DATA),"data=$(DATA)") $(ARGS)
 
 efficiency: $(STAMP) ## Time and memory at 32, 64, 128 frames, arms in turn (MODEL, DATA: LLaVA-Video on VideoMME; ARGS="--repeats 3")
 	$(BIN)/python -m stsimdiff profile $(call WORD,experiment,efficiency) $(call WORD,run,$(if $(filter file,$(origin RUN)),efficiency,$(RUN))) \

@@ -68,7 +68,8 @@ def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
 
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or ())
+    # A dotted path that this command line names is offered too, and is no option of others.
+    options = sorted(option for option in error.options or () if "." not in option)
     if not group or not options:
         return _first_line(str(error))
     if group == "compressor" and name in RENAMED:

@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import (
     RangeSweep,
     ValueType,
 )
+from omegaconf import OmegaConf
 
 from stsimdiff.config.checks import suggestion
 from stsimdiff.errors import ConfigError
@@ -31,6 +32,8 @@ from stsimdiff.resources import folder
 TEXT = ("run", "results", "data", "benchmark.data", "model.path", "cache.folder", "logger.project")
 """Keys whose value is text even where it reads as a number."""
 LAUNCHER = "hydra/launcher"
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""The path of a class, as ``my_module.Mine``."""
 
 
 def with_own_class(words: Iterable[str]) -> list[str]:
@@ -103,8 +106,8 @@ def groups() -> list[str]:
 def options(group: str) -> list[str]:
     """What can be chosen of a group: its files, and what other packages offer."""
     files = {path.stem for path in (folder("configs") / group).glob("*.yaml")}
-    offered = ConfigStore.instance().repo.get(group, {})
-    return sorted(files | {name.removesuffix(".yaml") for name in offered})
+    offered = {name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})}
+    return sorted(files | {name for name in offered if not DOTTED.fullmatch(name)})
 
 
 def _settled(override: Override, sweep: str) -> str:
@@ -161,8 +164,16 @@ def _check_choice(override: Override, sweep: str) -> None:
             raise ConfigError(
                 f"{word}: a list is no choice, {key} takes one; several, one after the other: {sweep}{key}={names}"
             )
+        if key == "compressor" and isinstance(chosen, str) and DOTTED.fullmatch(chosen):
+            _offer(chosen)
         if not isinstance(chosen, (str, Glob)) and not isinstance(value, Glob):
             raise ConfigError(_no_name(key, chosen))
+
+
+def _offer(path: str) -> None:
+    """Make a class of the user's own an option of ``compressor`` under its dotted path; its parameters need no plus."""
+    node = OmegaConf.create({"_target_": path}, flags={"struct": False})
+    ConfigStore.instance().store(group="compressor", name=path, node=node, provider="command line")
 
 
 def _no_name(key: str, chosen: Any) -> str:
