@@ -522,3 +522,11 @@ def test_what_is_said_of_the_rows_without_a_budget(tmp_path: Path) -> None:
     assert section.verdicts == [
         "Without a budget none has 100.0, no_video has 0.0; no_video is 100.0 points worse than none (p < 0.001)."
     ]
+
+
+def test_a_stored_arm_of_a_former_name_is_reported_under_it(tmp_path: Path) -> None:
+    write_arm(tmp_path / "old", "temporal_difference", 0.3, answers(0.9, 0.3))
+    write_arm(tmp_path / "old", "evs", 0.3, answers(0.9, 0.3))
+    make(tmp_path / "old", None)
+    written = (tmp_path / "old" / "table.md").read_text()
+    assert "| temporal_difference | " in written and "| evs | " in written
