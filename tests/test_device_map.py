@@ -13,8 +13,12 @@ from torch.utils._pytree import tree_map
 
 from stsimdiff import models
 from stsimdiff.budget import Budget
+from stsimdiff.compressors.chain import Chain
+from stsimdiff.compressors.dart import DART
+from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
+from stsimdiff.compressors.pyramiddrop import PyramidDrop
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.engine import compression
@@ -127,7 +131,16 @@ def held(tensor: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "method",
-    [STSimDiff(layer=2), STSimDiff(layer=2, similarity=False), FastV(layer=3), FrameFusion(), VisionZip()],
+    [
+        *(
+            STSimDiff(layer=2),
+            STSimDiff(layer=2, similarity=False),
+            FastV(layer=3),
+            FrameFusion(),
+            VisionZip(),
+        ),
+        *(PyramidDrop(stages=2, layers=[1, 3]), DART(layer=3), DyCoke(), Chain(["evs", "dart"])),
+    ],
     ids=lambda method: f"{type(method).__name__}",
 )
 def test_layers_on_two_devices_answer_as_on_one(checkpoints, unsynchronised, method) -> None:

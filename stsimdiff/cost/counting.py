@@ -6,6 +6,7 @@ products and sums.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from typing_extensions import override
 from stsimdiff.compressors.base import Hidden, Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
 from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
-from stsimdiff.tokens import Selection, VideoTokens
+from stsimdiff.tokens import Selection, VideoTokens, View
 from stsimdiff.trace import Trace
 
 ELEMENTWISE = (
@@ -90,6 +91,32 @@ class ArithmeticCounter(TorchDispatchMode):
         return found
 
 
+class _Uncounted:
+    """A view whose reads, which the trace has, are not counted a second time.
+
+    Args:
+        view: of a place.
+        counter: of what the method computes itself.
+    """
+
+    def __init__(self, view: View, counter: ArithmeticCounter) -> None:
+        self._view, self._counter = view, counter
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._view, name)
+        if name not in ("keys", "values", "attention"):
+            return method
+
+        def read(*given: Any, **named: Any) -> Any:
+            before = self._counter.flops
+            try:
+                return method(*given, **named)
+            finally:
+                self._counter.flops = before
+
+        return read
+
+
 class CountedRun(WrappedRun):
     """A run whose selections are counted as they are made; slower than the run itself, so never used while timing.
 
@@ -104,17 +131,21 @@ class CountedRun(WrappedRun):
     @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         with self.counter:
-            return self.run.at_input(tokens)
+            return self.run.at_input(self._uncounted(tokens))
 
     @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         with self.counter:
-            return self.run.before_layer(layer, tokens, attention)
+            return self.run.before_layer(layer, self._uncounted(tokens), attention)
 
     @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
         with self.counter:
-            return self.run.between(layer, tokens, attention)
+            return self.run.between(layer, self._uncounted(tokens), attention)
+
+    def _uncounted(self, tokens: VideoTokens) -> VideoTokens:
+        view: Any = tokens.view and _Uncounted(tokens.view, self.counter)
+        return replace(tokens, view=view)
 
     @override
     def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:

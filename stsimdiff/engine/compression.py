@@ -415,7 +415,7 @@ class Compression:
         started = _now(entered.hidden.device)
         self._follow(entered.hidden.device)
         rows = rows_read(read, self.layout, self._kept, entered.hidden.shape[1])
-        video = torch.arange(entered.hidden.shape[1], device=rows.device)[self._video_rows()]
+        video = torch.arange(entered.hidden.shape[1], device=entered.hidden.device)[self._video_rows()]
         self._attention = entered.attention(read, rows, video, self.trace).to(entered.hidden.device)
         self.trace.compressor_seconds += _now(entered.hidden.device) - started
 

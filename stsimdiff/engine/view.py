@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from stsimdiff.engine.attention import Projected, joined_attention, projected
@@ -35,16 +34,13 @@ class Entered:
     def projected(self, trace: Trace, rotary: bool = True) -> Projected:
         """Queries, keys and values of all tokens present; written down in the trace."""
         trace.projected.append(self.hidden.shape[1])
-        # What is written down there is not counted again where a method's own arithmetic is counted as it runs.
-        with _disable_current_modes():
-            return projected(self.layer, self.hidden, self.arguments, rotary)
+        return projected(self.layer, self.hidden, self.arguments, rotary)
 
     def attention(self, read: Read, rows: Tensor, video: Tensor, trace: Trace) -> Tensor:
         """As :meth:`~stsimdiff.tokens.View.attention`; ``rows`` and ``video`` are rows of ``hidden``."""
         made = self.projected(trace, read.rotary)
         trace.reads.append((len(rows), made.key.shape[2]))
-        with _disable_current_modes():
-            return joined_attention(made.query, made.key, made.scaling, rows, video, read)
+        return joined_attention(made.query, made.key, made.scaling, rows, video, read)
 
 
 def rows_of(places: Tensor, kept: Tensor | None) -> Tensor:
@@ -133,7 +129,7 @@ class LayerView(View):
             raise ValueError(
                 "this model's decoder has no module norm, the final norm that the method asks for"
             )
-        return self._norm(states)
+        return self._norm(states).to(states.device)
 
     @override
     def keys(self, layer: int, places: Tensor | None = None) -> Tensor:
