@@ -76,15 +76,15 @@ def resolve(name: str) -> type:
         ) from error
 
 
-def code_version(cls: type) -> str:
+def code_version(cls: type, *parts: type) -> str:
     """Twelve hex digits that change with the code a method relies on, so that its old answers are not reused.
 
-    What counts: :mod:`stsimdiff.source`.
+    What counts: :mod:`stsimdiff.source`. ``parts``: classes of other methods that it runs.
 
     Raises:
         ConfigError: when the source of the class cannot be read (typed at a prompt, for example).
     """
-    return source.version_of(cls)
+    return source.version_of(cls, *parts)
 
 
 def fidelity_of(cls: type) -> dict[str, str] | None:

@@ -168,11 +168,13 @@ class Compressor(ABC):
             ``renumbered``: after each drop the tokens that are left have the positions 0, 1, ... in the layers from
             there on, and a generated token follows, in each layer, the last one in that layer's cache, as several
             authors' codes do; not for models with M-RoPE. A method may make a parameter of it.
+        parts: other methods that it runs, whose code counts as its own.
     """
 
     needs_vision: ClassVar[bool] = False
     fidelity: ClassVar[str] = ""
     positions = "kept"
+    parts: ClassVar[tuple[Compressor, ...]] = ()
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig
 
-from stsimdiff import compressors, models
+from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import POSITIONS, Compressor
@@ -109,7 +109,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
-    method, code = _method_name(cls), compressors.code_version(cls)
+    method, code = _method_name(cls), compressors.code_version(cls, *map(type, compressor.parts))
     shown = told(cfg, "compressor")
     safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
     return Arm(
@@ -168,6 +168,8 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
 
 def _check_positions(compressor: Compressor, family: str) -> None:
     """Refuse positions that no model has, and those that this family's models cannot have."""
+    from stsimdiff import models
+
     positions = compressor.positions
     if positions not in POSITIONS:
         raise ConfigError(f"compressor.positions={positions!r} is unknown; allowed: {', '.join(POSITIONS)}")
