@@ -312,10 +312,25 @@ class VisionSignals:
     Attributes:
         received: ``(N,)`` float32.
         keys: ``(N, heads, d)`` keys as that layer's attention uses them.
+        query: ``(T, heads, d)`` float32: mean query of each row of the grid in time, times the attention's scaling;
+            ``None`` where a family does not give it.
     """
 
     received: Tensor
     keys: Tensor
+    query: Tensor | None = None
+
+    def mean_query(self) -> Tensor | None:
+        """``(N,)`` float32: attention that the mean query of a token's frame pays it, mean over heads.
+
+        Over all of its frame, whatever windows the layer has, and over the grid's tokens, whose keys are means of
+        their patches'. ``None`` where the queries are not known.
+        """
+        if self.query is None:
+            return None
+        keys = self.keys.float().unflatten(0, (len(self.query), -1))
+        scores = torch.einsum("thd,tnhd->thn", self.query.to(keys), keys)
+        return scores.softmax(-1).mean(1).flatten()
 
 
 @dataclass(frozen=True)

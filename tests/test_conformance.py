@@ -64,7 +64,7 @@ def test_selections_agree_without_their_recorded_outputs(case, tmp_path) -> None
     only_inputs = stripped(case, tmp_path)
     result = compare(case, load(case.recorded), replay(only_inputs.path))
     assert result.differences == []
-    assert len(result.compared) >= 3 or result.compared == ["official_error"]
+    assert len(result.compared) >= 3 or result.compared in (["official_error"], ["frame_attn"])
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def test_signals_are_the_eager_weights_in_raster_order(family, windowed: bool) -
     patches = torch.randn(2 * 16 * 12, 294)
     full = tower.fullatt_block_indexes
     tower.fullatt_block_indexes = [0, 1] if windowed else full
-    weights, last = [], tower.blocks[-1].attn
+    weights, given, last = [], [], tower.blocks[-1].attn
     try:
         signals = family.encode_patches(patches, grid, signals=True)
         eager = __import__(type(last).__module__, fromlist=["x"]).eager_attention_forward
@@ -34,6 +34,7 @@ def test_signals_are_the_eager_weights_in_raster_order(family, windowed: bool) -
             output, attention = eager(module, *args, **kwargs)
             if module is last:
                 weights.append(attention[0])
+                given.append((args[0][0].transpose(0, 1), args[1][0].transpose(0, 1)))
             return output, attention
 
         patch = pytest.MonkeyPatch()
@@ -53,6 +54,12 @@ def test_signals_are_the_eager_weights_in_raster_order(family, windowed: bool) -
     for place, raster in enumerate(order.tolist()):
         expected[raster] = received[place]
     assert torch.allclose(signals.signals.received, expected, atol=1e-6)
+    # The mean query of a frame looks at all of it, in windows too; a merged token has the mean of its patches' keys.
+    query, key = (torch.cat(parts).view(2, -1, 2, 32) for parts in zip(*given, strict=True))
+    keys = key.unflatten(1, (-1, 4)).mean(2)
+    scores = torch.einsum("thd,tnhd->thn", query.mean(1), keys) * 32**-0.5
+    paid = scores.softmax(-1).mean(1).flatten()
+    assert torch.allclose(signals.signals.mean_query()[order], paid, atol=1e-6)
     assert signals.signals.keys.shape == (96, 2, 32)
     total = signals.signals.received.view(2, -1).sum(1) * 4
     if not windowed:

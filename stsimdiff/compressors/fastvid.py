@@ -19,7 +19,7 @@ from stsimdiff.compressors import density
 from stsimdiff.compressors.per_frame import Reduced, frame_shares
 from stsimdiff.compressors.picture import PictureCompressor, Pictures, in_order
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import Reason
+from stsimdiff.tokens import Picture, Reason, VisionSignals
 
 VARIANTS = ("auto", "onevision", "video", "qwen")
 NEIGHBOURS = 4
@@ -33,11 +33,11 @@ class FastVID(PictureCompressor):
     The number kept follows from the budget, shared out evenly among the frames; what a frame has no room for goes to
     others, so that a budget is met exactly.
 
-    Fidelity: segments, tokens and merging equal recorded outputs of the authors' three codes. Their scores are those of
-    SigLIP's pooling head, whose weights no checkpoint of these models holds (Qwen: the attention of the mean query in
-    the last block). Here a token's score is the attention that it receives in the tower, a frame's vector the mean
-    of its tokens, as in their code for Qwen. Noise that breaks ties there is the lower index here; videos of fewer
-    frames than ``dyseg_c`` work.
+    Fidelity: segments, tokens and merging equal recorded outputs of the authors' three codes. For Qwen the signals do
+    too: the attention of the mean query in the tower's last block, and the mean of a frame's tokens. The others have
+    SigLIP's pooling head, whose weights no checkpoint of these models holds; there a token's score is the attention
+    that it receives in the tower. Noise that breaks ties is the lower index here; videos of fewer frames than
+    ``dyseg_c`` work.
 
     Attributes:
         variant: ``onevision``, ``video`` or ``qwen``: which of the authors' codes; ``auto``: the one for grids as the
@@ -90,12 +90,25 @@ class FastVID(PictureCompressor):
                     f"for example {usual}"
                 )
 
+    def variant_for(self, newline: bool, joined: int) -> str:
+        """The variant for a grid with newline tokens, or whose rows in time each stand for several frames."""
+        if self.variant != "auto":
+            return self.variant
+        return "video" if newline else "qwen" if joined > 1 else "onevision"
+
+    @override
+    def scores(self, vision: VisionSignals, picture: Picture | None) -> Tensor:
+        newline = picture is not None and picture.stride > picture.width
+        if self.variant_for(newline, 1 if picture is None else picture.frames) == "qwen":
+            scores = vision.mean_query()
+            if scores is not None:
+                return scores
+        return vision.received
+
     @override
     def reduce(self, video: Pictures, count: int) -> Reduced:
         frames, patches = video.features.shape[:2]
-        variant = self.variant
-        if variant == "auto":
-            variant = "video" if video.newline else "qwen" if video.joined > 1 else "onevision"
+        variant = self.variant_for(video.newline, video.joined)
         # The authors' setting for Qwen differs from the others'.
         tau = self.dyseg_tau if self.dyseg_tau is not None else 0.84 if variant == "qwen" else 0.9
         found = segments(frame_similarities(video.features.float().mean(1)), self.dyseg_c, tau)

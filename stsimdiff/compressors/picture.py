@@ -16,7 +16,7 @@ from typing_extensions import override
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.per_frame import Reduced
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Layout, Picture, Reason, Selection, VideoTokens, VisionSignals
 
 TRIES = 10
 """Selections made to find the number of picture tokens that, with their newline tokens, meets a budget."""
@@ -45,6 +45,10 @@ class PictureCompressor(Compressor):
     @abstractmethod
     def reduce(self, video: Pictures, count: int) -> Reduced:
         """Reduce the ``T * P`` tokens of a video to ``count``, which is fewer; ``keep`` counts picture tokens alone."""
+
+    def scores(self, vision: VisionSignals, picture: Picture | None) -> Tensor:
+        """``(N,)`` what of the tower's signals becomes :attr:`Pictures.received`."""
+        return vision.received
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:
@@ -84,7 +88,8 @@ class PictureRun(Run):
         features = tokens.features.view(grid.frames, grid.per_frame, -1)
         received = None
         if self.layout.vision is not None and self.method.needs_vision:
-            received = self.layout.vision.received.to(device).view(grid.frames, -1)
+            scores = self.method.scores(self.layout.vision, self.layout.picture)
+            received = scores.to(device).view(grid.frames, -1)
             if not bool(torch.isfinite(received).all()):
                 raise ValueError(
                     f"{name}: the vision tower's received hold NaN or infinite values; load the model in a wider "

@@ -52,6 +52,7 @@ class Replay:
             others are equal.
         rules: for a field that is compared in another way, what differs, given its name, what was recorded and ours;
             empty where nothing does.
+        parts: for files of another part of the method, its replay, by an input that they alone have.
     """
 
     run: Callable[[Fields], Arrays]
@@ -59,6 +60,7 @@ class Replay:
     skipped: Mapping[str, str] = field(default_factory=dict)
     tolerances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rules: Mapping[str, Callable[[str, Fields, Arrays], str]] = field(default_factory=dict)
+    parts: Mapping[str, Replay] = field(default_factory=dict)
 
     def is_input(self, name: str) -> bool:
         """Whether a field of a case is an input."""
@@ -89,4 +91,5 @@ def replay_of(case: Case, data: Fields) -> Replay:
             f"{case.path} is a case of {method!r}, which this product does not implement; it has "
             f"{', '.join(sorted(METHODS))}"
         )
-    return METHODS[method]
+    found = METHODS[method]
+    return next((part for name, part in found.parts.items() if name in data), found)

@@ -56,7 +56,7 @@ def pack(encoded: EncodedVideo) -> Packed:
     parts = {
         "inputs": encoded.inputs,
         "features": encoded.features,
-        "signals": None if signals is None else {"received": signals.received, "keys": signals.keys},
+        "signals": None if signals is None else vars(signals),
     }
     packed.tree = {name: _described(name, part, packed.tensors, seen) for name, part in parts.items()}
     if signals is None:

@@ -208,11 +208,12 @@ class QwenVL(Family):
         unit = self.model.config.vision_config.spatial_merge_size**2
         received = reader.received.view(-1, unit).mean(1)
         keys = reader.keys.view(-1, unit, *reader.keys.shape[1:]).mean(1)
+        query = reader.query(int(grid_thw[0, 0]))
         order = self._tower_order(grid_thw)
         if order is None:
-            return VisionSignals(received, keys)
+            return VisionSignals(received, keys, query)
         place = torch.argsort(order).to(received.device)
-        return VisionSignals(received[place], keys[place])
+        return VisionSignals(received[place], keys[place], query)
 
     def _tower_order(self, grid_thw: Tensor) -> Tensor | None:
         """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""

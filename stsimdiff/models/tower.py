@@ -32,6 +32,11 @@ class TowerReader:
         self.class_token = class_token
         self._received: list[Tensor] = []
         self._keys: list[Tensor] = []
+        self._queries: list[Tensor] = []
+
+    def query(self, frames: int) -> Tensor:
+        """Mean query of each of so many frames of equally many patches, scaled, ``(frames, heads, d)`` float32."""
+        return torch.cat(self._queries).unflatten(0, (frames, -1)).mean(1, dtype=torch.float32)
 
     @property
     def received(self) -> Tensor:
@@ -47,6 +52,8 @@ class TowerReader:
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
     ) -> None:
         """One call of the attention: ``(frames, H, patches, d)``, or one sequence with cumulative lengths."""
+        own = query[:, :, 1:] if self.class_token else query
+        self._queries.append(own.transpose(1, 2).flatten(0, 1) * scaling)
         if self.class_token:
             rows = attention_rows(query[:, :, :1], key, scaling)[:, :, 0, 1:]
             self._received.append(rows.mean(1).flatten())
@@ -109,10 +116,11 @@ def pooled_signals(
         maps = pool(values.float().unflatten(0, (frames, -1)))
         if newline:
             maps = torch.cat((maps, maps.mean(2, keepdim=True)), dim=2)
-        return maps.flatten(0, -2)
+        return maps
 
-    keys = reader.keys
+    keys, received = reader.keys, pooled(reader.received[:, None])
     return VisionSignals(
-        received=pooled(reader.received[:, None])[:, 0],
-        keys=pooled(keys.flatten(1)).unflatten(1, keys.shape[1:]).to(keys.dtype),
+        received=received.flatten(),
+        keys=pooled(keys.flatten(1)).flatten(0, -2).unflatten(1, keys.shape[1:]).to(keys.dtype),
+        query=reader.query(len(received)),
     )

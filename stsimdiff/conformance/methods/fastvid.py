@@ -11,17 +11,20 @@ from stsimdiff.compressors import density, fastvid
 from stsimdiff.conformance.cases import Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import VisionSignals
 
 Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
     """One case; recorded noise decides where it is there."""
+    if "variant" not in data:
+        raise ConfigError(
+            f"{data.file} is a case of SigLIP's pooling head, whose weights this product does not read"
+        )
     variant = str(data["variant"])
     if variant not in fastvid.VARIANTS:
-        raise ConfigError(
-            f"{data.file} is a case of {variant!r}: weights or queries of a tower, which are not read"
-        )
+        raise ConfigError(f"{data.file} is a case of variant {variant!r}, which is unknown")
     frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
     newline = variant == "video"
     patches = height * (width - newline)
@@ -93,6 +96,16 @@ def run(data: Fields) -> Arrays:
         ends = np.flatnonzero(rows) * width + width - 1
         out["keep_idx_zero_noise"] = np.sort(np.concatenate((out["keep_idx_zero_noise"], ends)))
     return out
+
+
+def _scores(data: Fields) -> Arrays:
+    """The attention of each frame's mean query, from queries and keys of merged patches."""
+    query, key = (torch.from_numpy(data[name]) for name in ("queries", "keys"))
+    frames, width = int(data["n_frames"]), query.shape[3]
+    mean = query.unflatten(0, (frames, -1)).mean((1, 2)) * width**-0.5
+    found = VisionSignals(torch.zeros(len(key)), key.mean(1), mean).mean_query()
+    assert found is not None
+    return {"frame_attn": found.view(frames, -1).numpy()}
 
 
 def _counts(
@@ -206,4 +219,5 @@ REPLAY = Replay(
         "density(_score)?|delta|context_(idx|weight|count)|tokens_out": _up_to_twins,
         "assign_(source|target)_idx|keep_idx(_zero_noise)?": _up_to_twins,
     },
+    parts={"queries": Replay(_scores, inputs="queries|keys|n_frames|height|width|heads|window_index")},
 )
