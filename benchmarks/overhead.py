@@ -37,7 +37,7 @@ def bare(session: sessions.Session, questions: list[Question]) -> tuple[float, l
     for question in questions:
         if question.video != path:
             path = question.video
-            frames = video.read(path, settings.model["frames"], settings.benchmark["decoder"])
+            frames = video.read(path, settings.model.frames, settings.benchmark.decoder)
             encoded = family.encode(frames)
         prompt = family.prompt(encoded, question.text)
         answers.append(family.answer(prompt, question.max_new_tokens))

@@ -22,11 +22,12 @@ from typing import Any
 
 from stsimdiff.budget import Budget
 from stsimdiff.config.arms import Arm
-from stsimdiff.config.settings import Settings
+from stsimdiff.config.settings import Settings, settings_from_config
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
+from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.report import rows, table
 from stsimdiff.tokens import Grid
@@ -122,9 +123,10 @@ def _id(number: int) -> str:
 
 
 def stub_settings(folder: Path) -> Settings:
-    model = {"name": "stub", "path": "", "frames": 32}
-    benchmark = {"name": "stub", "task": "stub", "families": None, "chance": 25.0, "note": "no real answers"}
-    return Settings(model, {**benchmark, "revision": None}, {"name": "none"}, "sweep", folder / "sweep")
+    (config,) = configurations(
+        ["logger=none", f"results={folder}", "run=sweep", "benchmark.note=no real answers"]
+    )
+    return settings_from_config(config)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -21,9 +21,10 @@ import pandas as pd
 from torch import Tensor, nn
 
 from stsimdiff import models
-from stsimdiff.budget import Budget
+from stsimdiff.budget import Budget, Kind
 from stsimdiff.compressors.base import Compressor
-from stsimdiff.config.checks import expanded, one_of
+from stsimdiff.config.checks import expanded
+from stsimdiff.config.settings import Settings
 from stsimdiff.config.words import options
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import ConfigError
@@ -32,6 +33,7 @@ from stsimdiff.evaluate.session import load_model
 from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo, Family
 from stsimdiff.report import rows
+from stsimdiff.schema import one_of
 from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling, check_file
 from stsimdiff.video import read as read_video
@@ -78,7 +80,7 @@ class Model:
         family: the loaded checkpoint; ``family.model`` is the stock transformers model.
     """
 
-    def __init__(self, family: Family, settings: Any) -> None:
+    def __init__(self, family: Family, settings: Settings) -> None:
         self.family = family
         self._settings = settings
         self._method: tuple[Compressor, Budget, Trace] | None = None
@@ -112,7 +114,7 @@ class Model:
 
     @contextmanager
     def compress(
-        self, compressor: Compressor, retention: float, *, budget: str = "tokens"
+        self, compressor: Compressor, retention: float, *, budget: Kind = "tokens"
     ) -> Iterator[Trace]:
         """Let a method choose the video tokens of every answer within ``with``.
 
@@ -141,14 +143,14 @@ class Model:
     def _encode(self, video: str | Path, signals: bool) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))
         if self._encoded is None or self._encoded[0] != file or (signals and not self._encoded[1]):
-            frames = read_video(file, Sampling.of(self._settings.model), self._settings.benchmark["decoder"])
+            frames = read_video(file, Sampling.of(self._settings.model), self._settings.benchmark.decoder)
             self._encoded = file, signals, self.family.encode(frames, signals=signals)
         return self._encoded[2]
 
 
 @contextmanager
 def compress(
-    model: nn.Module, compressor: Compressor, retention: float, *, budget: str = "tokens"
+    model: nn.Module, compressor: Compressor, retention: float, *, budget: Kind = "tokens"
 ) -> Iterator[Trace]:
     """Let a method choose the video tokens of a stock transformers model within ``with``.
 

@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
+from pydantic import Field
+
+from stsimdiff import schema
 from stsimdiff.errors import BudgetError, ConfigError
 
-KINDS = ("tokens", "compute")
+Kind = Literal["tokens", "compute"]
+KINDS = get_args(Kind)
 TOLERANCE = 0.02
 """Relative miss of a cell's mean retention from which the cell is marked (docs/design.md)."""
 
@@ -30,18 +35,14 @@ class Budget:
         ConfigError: for an unknown kind or a retention outside (0, 1].
     """
 
-    kind: str = "tokens"
-    retention: float = 1.0
+    kind: Kind = "tokens"
+    retention: Annotated[float, Field(gt=0, le=1, examples=[0.3])] = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"budget.kind={self.kind!r} is unknown; allowed: {', '.join(KINDS)}")
-        value = self.retention
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ConfigError(
-                f"budget.retention={value!r} is out of range; allowed: a number in (0, 1], for example 0.3"
-                + _share(value)
-            )
+        try:
+            schema.settle(self, "budget")
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_share(self.retention)}") from None
 
     def keep(self, tokens: int, layers: int, entering: Sequence[int] = ()) -> int:
         """Video tokens to keep from here on, so that the budget is met.

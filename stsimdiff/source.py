@@ -31,7 +31,7 @@ from stsimdiff.errors import ConfigError
 OURS = __name__.partition(".")[0]
 STOPS = (
     "compressors.mistakes", "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "kit",
-    "launchers", "commands", "resources", "lock", "extras", "video.headers", "data.archives", "data.digests",
+    "launchers", "commands", "resources", "schema", "lock", "extras", "video.headers", "data.archives", "data.digests",
     "data.fetch", "data.videos", "data.clips.dataset", "data.clips.world", "data.clips.rendering",
     "data.clips.labels",
 )  # fmt: skip
@@ -337,9 +337,9 @@ class _Spelling:
             if value is None or value == [] or key in ("ctx", "kind", "type_comment", "returns"):
                 continue
             if key == "annotation":
-                # Of a class's fields the annotation says which values they take.
+                # Of a class's fields the type decides what a value becomes; which values are refused, no answer.
                 if isinstance(node, ast.AnnAssign):
-                    parts.append(f"annotation={ast.unparse(value)}")
+                    parts.append(f"annotation={ast.unparse(_type_of(value))}")
                 continue
             if isinstance(node, ast.ClassDef) and key == "body" and not self.whole:
                 value = [member for member in value if not ASIDE & set(_binding(member))]
@@ -529,6 +529,14 @@ def _declares_fidelity(node: ast.AST) -> bool:
         "",
         *FIDELITIES,
     )
+
+
+def _type_of(annotation: ast.expr) -> ast.expr:
+    """``float`` of ``Annotated[float, Field(gt=0)]``; any other annotation itself."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        inner = annotation.slice
+        return _type_of(inner.elts[0]) if isinstance(inner, ast.Tuple) else annotation
+    return annotation
 
 
 def _installed(file: str) -> bool:

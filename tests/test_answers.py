@@ -52,7 +52,11 @@ def says(monkeypatch, texts: Sequence[str]) -> None:
 
 
 def task_of(name: str):
-    task = load_task({"task": BENCHMARKS[name].task, "data": str(MINIATURES / name), "prompt": "default"})
+    task = load_task(
+        SimpleNamespace(
+            task=BENCHMARKS[name].task, data=str(MINIATURES / name), prompt="default", max_new_tokens=None
+        )
+    )
     return task, all_questions(task, None, None)
 
 
@@ -224,7 +228,7 @@ def test_more_new_tokens_are_another_arm(tmp_path: Path) -> None:
     words = f"compressor=random benchmark=videomme benchmark.data={MINIATURES / 'videomme'}"
     _, (usual,) = prepared(tmp_path, words)
     settings, (more,) = prepared(tmp_path, f"{words} benchmark.max_new_tokens=40")
-    assert usual.id != more.id and settings.benchmark["max_new_tokens"] == 40
+    assert usual.id != more.id and settings.benchmark.max_new_tokens == 40
     questions = all_questions(load_task(settings.benchmark), None, None)
     assert {question.max_new_tokens for question in questions} == {40}
 

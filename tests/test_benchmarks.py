@@ -86,7 +86,7 @@ def prepared(name: str, data: Path, *words: str):
 def task_of(name: str, data: Path, *words: str):
     settings, _ = prepared(name, data, *words)
     task = load_task(settings.benchmark)
-    return task, all_questions(task, None, settings.benchmark["families"])
+    return task, all_questions(task, None, settings.benchmark.families)
 
 
 def rows_of(settings, arm) -> list[dict]:
@@ -222,7 +222,7 @@ def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data
     _, usual = prepared(name, data)
     settings, other = prepared(name, data, f"benchmark.prompt={prompt}")
     assert usual.id != other.id and usual.folder != other.folder
-    assert settings.benchmark["prompt"] == prompt
+    assert settings.benchmark.prompt == prompt
     assert task_of(name, data, f"benchmark.prompt={prompt}")[1][0].text.endswith(ending)
 
 

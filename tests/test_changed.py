@@ -169,10 +169,10 @@ def test_a_user_s_folder_is_known_by_its_contents(tmp_path):
     lines = (data / "questions.jsonl").read_text().splitlines()
     (tmp_path / "copy" / "questions.jsonl").write_text("\n".join(reversed(lines)))
     copy, _ = prepared(tmp_path, tmp_path / "copy", "compressor=none")
-    assert copy.benchmark["revision"] == first.benchmark["revision"]
+    assert copy.benchmark.revision == first.benchmark.revision
     shutil.copy(data / "videos" / "clip001.mp4", tmp_path / "copy" / "videos" / "clip000.mp4")
     replaced, _ = prepared(tmp_path, tmp_path / "copy", "compressor=none")
-    assert replaced.benchmark["revision"] != first.benchmark["revision"]
+    assert replaced.benchmark.revision != first.benchmark.revision
 
 
 def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):

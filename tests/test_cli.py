@@ -214,7 +214,7 @@ def options() -> list[str]:
     found = [
         f"{group}={path.stem}"
         for group in GROUPS
-        for path in sorted((CONFIGS / group).glob("*.yaml"))
+        for path in sorted((CONFIGS / group).glob("[!_]*.yaml"))
         if path.stem != "custom"
     ]
     assert len(found) > 12

@@ -120,7 +120,7 @@ def test_what_changes_features_changes_their_key(tmp_path, data, change, monkeyp
             self.settings = settings
 
         def describe(self):
-            return {"dtype": self.settings.model["dtype"]}
+            return {"dtype": self.settings.model.dtype}
 
     def key(**overrides):
         settings, _ = prepared(tmp_path, folder, ARMS[2], **overrides)

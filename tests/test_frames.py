@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -354,7 +355,8 @@ def test_a_video_of_a_user_may_have_any_suffix(tmp_path: Path, suffix: str) -> N
     other = path.rename(tmp_path / "one.odd")
     assert VideoFolder(tmp_path).path("one.odd") == other
     assert (
-        unusable_videos({"root": str(tmp_path), "video_seconds": 60, "decoder": "pyav"}, [str(other)]) == {}
+        unusable_videos(SimpleNamespace(root=str(tmp_path), video_seconds=60, decoder="pyav"), [str(other)])
+        == {}
     )
 
 

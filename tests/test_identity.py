@@ -174,8 +174,8 @@ def test_what_lmms_evals_command_asks_for_is_in_the_id(made):
     assert arm()[1].id == plain.id
     longer, ended = arm(max_new_tokens=2), arm(until="B")
     assert len({plain.id, longer[1].id, ended[1].id}) == 3
-    assert longer[0].benchmark["generation"] == {"max_new_tokens": 2, "until": []}
-    assert ended[0].benchmark["generation"] == {"max_new_tokens": 1, "until": ["B"]}
+    assert longer[0].benchmark.generation == {"max_new_tokens": 2, "until": []}
+    assert ended[0].benchmark.generation == {"max_new_tokens": 1, "until": ["B"]}
     with pytest.raises(SystemExit) as stopped:
         arm(do_sample=True)
     assert stopped.value.code == 2

@@ -21,6 +21,7 @@ LAYERS = (
         "lock",
         "ranks",
         "resources",
+        "schema",
         "source",
         "stand_ins",
         "terminal",

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -48,7 +49,9 @@ def videos(name: str, root: Path, folder: str = "deep/er/videos") -> list[Path]:
 
 def questions_of(name: str, root: Path) -> tuple[Any, list[Any]]:
     benchmark = BENCHMARKS[name]
-    task = load_task({"task": benchmark.task, "data": str(root), "prompt": "default"})
+    task = load_task(
+        SimpleNamespace(task=benchmark.task, data=str(root), prompt="default", max_new_tokens=None)
+    )
     return task, all_questions(task, None, None)
 
 

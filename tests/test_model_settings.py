@@ -45,9 +45,9 @@ def configure(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(models.FAMILIES))
 def test_every_family_has_a_file(configure, name) -> None:
     settings = settings_from_config(configure(f"model={name}"))
-    assert (settings.model["name"], settings.model["family"]) == (name, name)
-    assert settings.model["device_map"] is None and settings.model["trust_remote_code"] is False
-    assert len(settings.model["code"]) == 12 and models.RELEASED[name] in (
+    assert (settings.model.name, settings.model.family) == (name, name)
+    assert settings.model.device_map is None and settings.model.trust_remote_code is False
+    assert len(settings.model.code) == 12 and models.RELEASED[name] in (
         folder("configs") / "model" / f"{name}.yaml"
     ).read_text(encoding="utf-8")
 
@@ -60,7 +60,7 @@ def test_every_family_has_a_file(configure, name) -> None:
         ("model.device_map={model:gpu}", "model.device_map.model='gpu' is out of range"),
         ("model.device_map=cpu", "model.device_map='cpu' is out of range; allowed: null, auto, balanced"),
         ("model.device_map=3", "model.device_map=3 is out of range"),
-        ("model.device_map={}", "names no module"),
+        ("model.device_map={}", "model.device_map={} is out of range; allowed: .* or devices by module"),
         ("model.device_map={model:disk}", "model.device_map.model='disk' is out of range"),
         ("model.device_map={model:-1}", "model.device_map.model=-1 is out of range"),
         ("model.device_map={model:true}", "model.device_map.model=True is out of range"),
@@ -93,7 +93,7 @@ def test_maps_are_settings_but_no_other_arm(configure, given) -> None:
     mapped = configure(
         "model=qwen3_vl", "compressor=random", "budget.retention=0.3", f"model.device_map={given}"
     )
-    found = settings_from_config(mapped).model["device_map"]
+    found = settings_from_config(mapped).model.device_map
     assert found == given or found == {"model.visual": 0, "model.language_model": "cuda:1", "lm_head": "cpu"}
     assert arm_from_config(plain).id == arm_from_config(mapped).id
 
@@ -126,7 +126,7 @@ def test_entry_points(configure, monkeypatch) -> None:
     monkeypatch.setattr(models, "entry_points", lambda group: points if group == models.GROUP else [])
     assert models.resolve("theirs") is Qwen3VL and models.names()[-2:] == ["gone", "theirs"]
     settings = settings_from_config(configure("model=custom", "model.family=theirs"))
-    assert settings.model["family"] == "theirs" and settings.model["code"]
+    assert settings.model.family == "theirs" and settings.model.code
     with pytest.raises(ConfigError, match="model.family=gone cannot be imported: ModuleNotFoundError"):
         settings_from_config(configure("model=custom", "model.family=gone"))
     with pytest.raises(ConfigError, match="did you mean theirs"):

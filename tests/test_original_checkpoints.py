@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from stsimdiff.config.model import model_settings
+from stsimdiff.config.model import model_settings, with_checkpoint
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
@@ -267,9 +267,8 @@ class TestNVILA:
         assert NVILA.load(str(nvila), OPTIONS).pool_size[0] == pool
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose("config", overrides=["model=nvila", f"model.path={nvila}"])
-        composed = OmegaConf.to_container(cfg.model)
-        composed.pop("prompts")
-        assert model_settings(composed)["layers"] is None, "said by llm/config.json, and checked when loaded"
+        found = with_checkpoint(model_settings(OmegaConf.to_container(cfg.model)))
+        assert found.layers is None and found.checkpoint, "said by llm/config.json, and checked when loaded"
 
     def test_both_names_of_the_projector_compute_the_same(self, nvila) -> None:
         file, features = nvila / "mm_projector" / "config.json", torch.randn(2, 16, 8)

@@ -229,7 +229,7 @@ def test_stored_answers_without_times_or_flops_say_no_speed(tmp_path: Path) -> N
     ]
     folder = write_arm(tmp_path, "none", 1.0, rows, model={"name": "embedded", "checkpoint": "abc"})
     arm = json.loads((folder / "arm.json").read_text())["arm"]
-    settings = SimpleNamespace(folder=tmp_path, retry_failed=False, model={"checkpoint": "abc"})
+    settings = SimpleNamespace(folder=tmp_path, retry_failed=False, model=SimpleNamespace(checkpoint="abc"))
     found, sizes, speeds, reading = _stored(settings, [SimpleNamespace(id=arm)])
     assert found == {arm: {row["id"] for row in rows}} and len(sizes) == 1
     assert speeds == [] and reading == pytest.approx(statistics.median([0.1, 0.4]))

@@ -40,8 +40,8 @@ def composed(*words: str):
 )
 def test_the_models_file_names_the_prompt(words: str, prompt: str) -> None:
     found = settings_from_config(composed("benchmark=videomme", f"data={MINIATURES}", *words.split()))
-    assert found.benchmark["prompt"] == prompt
-    assert "prompts" not in found.model
+    assert found.benchmark.prompt == prompt
+    assert "prompts" not in found.model.stored()
 
 
 def test_a_prompt_said_in_either_place_is_the_same_arm() -> None:
@@ -74,13 +74,13 @@ def test_wrong_settings(word: str, message: str) -> None:
 def test_one_folder_holds_all_benchmarks(tmp_path: Path) -> None:
     shutil.copytree(MINIATURES / "videomme", tmp_path / "Video-MME")
     found = settings_from_config(composed("benchmark=videomme", f"data={tmp_path}"))
-    assert found.benchmark["root"] == str(tmp_path / "Video-MME")
+    assert found.benchmark.root == str(tmp_path / "Video-MME")
     own = settings_from_config(
         composed("benchmark=mlvu", f"data={tmp_path}", f"benchmark.data={MINIATURES / 'mlvu'}")
     )
-    assert own.benchmark["root"] == str(MINIATURES / "mlvu")
+    assert own.benchmark.root == str(MINIATURES / "mlvu")
     # The packaged benchmark is no public one, and lies where it lies.
-    assert settings_from_config(composed(f"data={tmp_path}")).benchmark["data"] is None
+    assert settings_from_config(composed(f"data={tmp_path}")).benchmark.data is None
 
 
 def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -40,31 +41,31 @@ def test_every_protocol_composes_with_its_family(settings, name) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         family = compose("config", overrides=[f"protocol={name}"]).protocol.family or "llava_video"
     found, _ = settings(f"model={family}", f"protocol={name}", "benchmark=videomme")
-    assert found.protocol["name"] == name and found.protocol["changed"] == []
-    assert name == "default" or found.protocol["source"]
-    assert (found.protocol["all_tokens"] is None) == (name != "llava_video_authors")
+    assert found.protocol.name == name and found.protocol.changed == []
+    assert name == "default" or found.protocol.source
+    assert (found.protocol.all_tokens is None) == (name != "llava_video_authors")
 
 
 def test_the_authors_and_the_paper_s(settings) -> None:
     authors, arm = settings("model=llava_video", "protocol=llava_video_authors", "benchmark=videomme")
     paper, other = settings("model=llava_video", "protocol=st_simdiff_paper", "benchmark=videomme")
     values = ("frames", "sampling", "fps", "pooling", "dtype", "time_instruction")
-    assert [authors.model[key] for key in values] == [64, "fps", 1.0, "average", "float16", False]
-    assert [paper.model[key] for key in values] == [64, "fps", 1.0, "bilinear", "float16", False]
-    assert (authors.benchmark["prompt"], paper.benchmark["prompt"]) == ("llava_vid", "default")
-    gate = {key: authors.protocol[key] for key in ("all_tokens", "remeasured", "tolerance")}
+    assert [authors.model.stored()[key] for key in values] == [64, "fps", 1.0, "average", "float16", False]
+    assert [paper.model.stored()[key] for key in values] == [64, "fps", 1.0, "bilinear", "float16", False]
+    assert (authors.benchmark.prompt, paper.benchmark.prompt) == ("llava_vid", "default")
+    gate = {key: getattr(authors.protocol, key) for key in ("all_tokens", "remeasured", "tolerance")}
     assert gate == {"all_tokens": 63.3, "remeasured": 64.3, "tolerance": 1.5}
     assert arm.id != other.id
     longer, _ = settings("model=llava_video", "protocol=llava_video_authors", "benchmark=longvideobench")
-    assert (longer.protocol["all_tokens"], longer.benchmark["prompt"]) == (58.2, "default")
+    assert (longer.protocol.all_tokens, longer.benchmark.prompt) == (58.2, "default")
     ego, _ = settings("model=llava_video", "protocol=llava_video_authors", "benchmark=egoschema")
-    assert ego.protocol["all_tokens"] is None, "57.3 is the full set's"
+    assert ego.protocol.all_tokens is None, "57.3 is the full set's"
 
 
 def test_what_a_run_changes_is_named(settings) -> None:
     words = ["model=llava_video", "protocol=llava_video_authors", "benchmark=videomme"]
     found, arm = settings(*words, "model.frames=32", "benchmark.prompt=default", "model.device=cpu")
-    assert found.protocol["changed"] == ["model.frames=32", "benchmark.prompt=default"]
+    assert found.protocol.changed == ["model.frames=32", "benchmark.prompt=default"]
     shown = StoredArm(Path(), arm_record(arm, found, {}))
     assert shown.model[2:] == (
         "32 frames (fps, 1 a second)",
@@ -93,9 +94,9 @@ def test_wrong_values(settings, words, message) -> None:
 
 def test_the_rate_does_not_matter_where_frames_are_evenly_spaced(settings) -> None:
     one, other = (settings("model=llava_video", f"model.fps={fps}") for fps in (1, 2))
-    assert one[1].id == other[1].id and one[0].model["fps"] is None
+    assert one[1].id == other[1].id and one[0].model.fps is None
     third = settings("model=llava_video", "model.fps=2", "model.sampling=fps")
-    assert third[1].id != one[1].id and third[0].model["fps"] == 2.0
+    assert third[1].id != one[1].id and third[0].model.fps == 2.0
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,11 @@ def test_experiments_name_their_protocol(experiment, protocol) -> None:
 
 
 def test_vila_s_prompt() -> None:
-    task = load_task({"task": "stsimdiff_videomme", "data": str(MINIATURES / "videomme"), "prompt": "vila"})
+    task = load_task(
+        SimpleNamespace(
+            task="stsimdiff_videomme", data=str(MINIATURES / "videomme"), prompt="vila", max_new_tokens=None
+        )
+    )
     question = all_questions(task, 1, None)[0]
     lines = question.text.splitlines()
     assert lines[0] == (

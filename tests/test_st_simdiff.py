@@ -190,7 +190,7 @@ def test_bounds_of_the_parameters_are_allowed():
     assert STSimDiff(tau_sim=-1, tau_diff=1, layer=0) and STSimDiff(tau_sim=1, tau_diff=-1)
     assert STSimDiff(tau_sim=0, community="louvain", tau_diff="p0") and STSimDiff(tau_diff="p100")
     for value in (1, 2.5, "28", True):
-        with pytest.raises(ConfigError, match="released_layers=.* or a number of layers from 2"):
+        with pytest.raises(ConfigError, match="released_layers=.* or a whole number from 2"):
             STSimDiff(released_layers=value)
 
 

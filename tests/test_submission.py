@@ -135,7 +135,7 @@ def test_parts_of_a_method_are_not_attributed_without_answers(data: Path, monkey
 
 def test_the_task_neither_scores_nor_posts(data: Path) -> None:
     (one,) = passes_of(configurations(words(data, "logger=none", "compressor=none")))
-    assert one.settings.benchmark["server"] == SERVER
+    assert one.settings.benchmark.server == SERVER
     task = load_task(one.settings.benchmark)
     question = all_questions(task, 1, None)[0]
     assert question.text.endswith("Answer with the option's letter from the given choices directly.")

@@ -144,8 +144,8 @@ def test_home_and_variables_are_filled_in_in_every_path(monkeypatch, tmp_path):
     words = ["results=$SCRATCH/r", "cache.folder=~/c", "data=~/data", "benchmark.data=$SCRATCH", "run=a"]
     settings = settings_from_config(configurations(words)[0])
     assert settings.folder == tmp_path / "scratch" / "r" / "a"
-    assert settings.cache["folder"] == str(tmp_path / "c")
-    assert settings.benchmark["data"] == str(tmp_path / "scratch")
+    assert settings.cache.folder == str(tmp_path / "c")
+    assert settings.benchmark.data == str(tmp_path / "scratch")
     for given in ("~/nothing", "$HOME/nothing", "$SCRATCH/../nothing"):
         with pytest.raises(UserError, match=re.escape(str(tmp_path))):
             settings_from_config(configurations([f"model.path={given}"])[0])

@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff import terminal
 from stsimdiff.commands import messages
 from stsimdiff.config import sweep
-from stsimdiff.config.checks import suggestion
 from stsimdiff.config.words import settled
 from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
 from stsimdiff.launchers import base, in_process
 from stsimdiff.resources import folder
+from stsimdiff.schema import suggestion
 from stsimdiff.terminal import CONTROL, say, unwritten
 
 COMMANDS = {

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsimdiff.config.checks import failure_limit, one_of, path
+from stsimdiff.config.checks import Folder, Seconds, failure_limit
 from stsimdiff.data.benchmarks import BENCHMARKS, Benchmark, by_name, by_task, folder_in
 from stsimdiff.data.fetch import announce, prepare
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.schema import check, one_of
 from stsimdiff.terminal import say
 from stsimdiff.video.process import SECONDS
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a folder that holds the data already; nothing is fetched then")
     given = parser.parse_args(arguments)
     try:
-        one = Asked(by_name(given.benchmark), path("--data", given.data, True))
+        one = Asked(by_name(given.benchmark), check("--data", given.data, Folder | None))
     except UserError as error:
         say(error, error=True)
         return 2
@@ -59,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _composed(words: Sequence[str]) -> int:
     """The same from settings, as Hydra composes them; a benchmark that fails does not keep the others from it."""
     from stsimdiff.commands.cli import errors_as_messages
-    from stsimdiff.config.benchmark import check_video_seconds
     from stsimdiff.launchers.base import configurations
 
     asked = []
@@ -68,13 +68,14 @@ def _composed(words: Sequence[str]) -> int:
         for value in keep:
             one_of(KEEP, value, ("true", "false"))
         for cfg in configurations([word for word in words if word.partition("=")[0] != KEEP]):
-            check_video_seconds(cfg.benchmark.video_seconds)
+            check("benchmark.video_seconds", cfg.benchmark.video_seconds, Seconds | None)
             benchmark = by_task(cfg.benchmark.task)
             if benchmark is None:
                 raise ConfigError(
                     f"benchmark={cfg.benchmark.name} is no public benchmark; allowed: {', '.join(BENCHMARKS)}"
                 )
-            data, every = path("benchmark.data", cfg.benchmark.data, True), path("data", cfg.data, True)
+            data = check("benchmark.data", cfg.benchmark.data, Folder | None)
+            every = check("data", cfg.data, Folder | None)
             data = data or (every and str(folder_in(Path(every), benchmark.name)))
             limit = failure_limit(cfg.max_failures)
             asked.append(Asked(benchmark, data, cfg.benchmark.video_seconds, cfg.benchmark.decoder, limit))

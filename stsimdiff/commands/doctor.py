@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from stsimdiff.commands import HELP
 from stsimdiff.config.checks import obstacle
-from stsimdiff.config.settings import Settings
+from stsimdiff.config.settings import NoLogger, Settings, WandbLogger
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import ConfigError, DataError, Missing, UserError
 from stsimdiff.evaluate.passes import Pass, passes_of
@@ -152,7 +152,7 @@ def _machine(doctor: Doctor, settings: Sequence[Settings]) -> None:
     doctor.check("versions", _versions)
     for folder in dict.fromkeys(one.folder.parent for one in settings):
         doctor.check("disk for answers", partial(_disk, folder))
-    for decoder in dict.fromkeys(one.benchmark["decoder"] for one in settings):
+    for decoder in dict.fromkeys(one.benchmark.decoder for one in settings):
         doctor.check(f"decoder {decoder}", partial(_decoder, decoder))
     for logger in {str(one.logger): one.logger for one in settings}.values():
         doctor.check("W&B", partial(_wandb, logger))
@@ -197,13 +197,13 @@ def _decoder(decoder: str) -> str:
     return f"{len(seen)} of {len(seen)} frames of a numbered clip are those asked for"
 
 
-def _wandb(logger: dict[str, Any]) -> str:
-    if logger["name"] != "wandb":
+def _wandb(logger: NoLogger | WandbLogger) -> str:
+    if logger.name != "wandb":
         raise Skipped("switched off (logger=none)")
-    mode = wandb_mode(logger["mode"])
+    mode = wandb_mode(logger.mode)
     if mode is None:
         raise Skipped("switched off by WANDB_MODE")
-    return f"{mode}, project {logger['project']}"
+    return f"{mode}, project {logger.project}"
 
 
 # The data ------------------------------------------------------------------------------------------------------
@@ -230,8 +230,8 @@ class Sample:
 def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, Sample]:
     """Check every benchmark once; a sample of each that can be used, by the benchmark's name."""
     found: dict[str, Sample] = {}
-    for one in {one.benchmark["name"]: one for one in settings}.values():
-        name = one.benchmark["name"]
+    for one in {one.benchmark.name: one for one in settings}.values():
+        name = one.benchmark.name
         doctor.check(f"data {name}", partial(_benchmark, one, found, name))
     return found
 
@@ -242,13 +242,15 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
     from stsimdiff.evaluate.questions import all_questions, load_task
     from stsimdiff.video.headers import read_header
 
-    benchmark = dict(settings.benchmark)
-    public = by_task(benchmark["task"])
+    benchmark = settings.benchmark
+    public = by_task(benchmark.task)
     if public:
-        benchmark["root"] = str(public.root(benchmark["data"]))
-    questions = all_questions(load_task(benchmark), settings.limit, benchmark["families"])
+        benchmark = dataclasses.replace(benchmark, root=str(public.root(benchmark.data)))
+    questions = all_questions(load_task(benchmark), settings.limit, benchmark.families)
     videos = sorted({question.video for question in questions})
-    unusable = unusable_videos({**benchmark, "allow_missing": True}, videos, settings.max_failures)
+    unusable = unusable_videos(
+        dataclasses.replace(benchmark, allow_missing=True), videos, settings.max_failures
+    )
     sound = [path for path in videos if path not in unusable]
     if sound:
         sizes = {(header.height, header.width) for header in map(read_header, sound)}
@@ -261,7 +263,7 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
     said = f"{len(questions)} questions about {len(videos)} videos"
     if unusable:
         said += f"; {len(unusable)} cannot be used:\n{listing(unusable.values())}"
-    if not sound or too_many(benchmark, unusable, videos, settings.max_failures):
+    if not sound or (not benchmark.allow_missing and too_many(unusable, videos, settings.max_failures)):
         again = f"fetch these again (`make data BENCHMARK={name}`)"
         raise DataError(f"{said}\n{again}; {over(settings.max_failures, len(videos))}")
     said += "\n" if unusable else ", "
@@ -299,7 +301,7 @@ def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, Sample]) -
     doctor.check("dropping equals masking", lambda: masking(case()))
     doctor.check("nothing is left behind", lambda: _said(checks.nothing_is_left_behind, case()))
     _arms(doctor, family, passes, samples)
-    frames = max(one.settings.model["frames"] for one in passes)
+    frames = max(one.settings.model.frames for one in passes)
     doctor.check("largest prompt", lambda: _largest(family, passes, samples, frames))
 
 
@@ -307,13 +309,13 @@ def _files(settings: Settings) -> str:
     from stsimdiff.models.presence import absent, fetching, unready
 
     model = settings.model
-    if model["checkpoint"] is None:
-        raise DataError(f"no checkpoint at model.path={model['path']}; get one: {fetching(model['family'])}")
-    if lacking := absent(model["family"], model["path"]) + unready(model["family"], model["path"]):
+    if model.checkpoint is None:
+        raise DataError(f"no checkpoint at model.path={model.path}; get one: {fetching(model.family)}")
+    if lacking := absent(model.family, model.path) + unready(model.family, model.path):
         raise DataError("\n".join(lacking))
-    weights = list(Path(model["path"]).rglob("*.safetensors"))
+    weights = list(Path(str(model.path)).rglob("*.safetensors"))
     size = sum(file.stat().st_size for file in weights)
-    return f"{len(weights)} safetensors files, {size / 1e9:.3g} GB, fingerprint {model['checkpoint']}"
+    return f"{len(weights)} safetensors files, {size / 1e9:.3g} GB, fingerprint {model.checkpoint}"
 
 
 def _load(settings: Settings, loaded: list[Family]) -> str:
@@ -340,7 +342,7 @@ def _released(settings: Settings, family: Family) -> str:
     from stsimdiff.models.base import LoadOptions
     from stsimdiff.models.released import planned_shape
 
-    name, shape = settings.model["family"], family.shape
+    name, shape = settings.model.family, family.shape
     if is_own(name) or shape is None:
         return ""
     released, _ = planned_shape(name, None, LoadOptions())
@@ -454,12 +456,12 @@ def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[
 
     seen: set[str] = set()
     for one in passes:
-        arms = {f"{arm.label} {arm.budget} {one.settings.model['frames']}": arm for arm in one.arms.values()}
+        arms = {f"{arm.label} {arm.budget} {one.settings.model.frames}": arm for arm in one.arms.values()}
         arms = {key: arm for key, arm in arms.items() if key not in seen}
         seen |= arms.keys()
         if not arms:
             continue
-        sample = samples.get(one.settings.benchmark["name"])
+        sample = samples.get(one.settings.benchmark.name)
         settings = dataclasses.replace(sample.settings if sample else one.settings, model=one.settings.model)
         session = Session(dataclasses.replace(settings, plan=False), family)
         # Once for all of them, where the first one asks.
@@ -502,7 +504,7 @@ def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tupl
     if sample is not None:
         return sample.question, session.ask(sample.question, session.encode(sample.question.video, arms))
     signals = any(session.compressor(arm).needs_vision for arm in arms)
-    frames = made_up(session.settings.model["frames"], 360, 640)
+    frames = made_up(session.settings.model.frames, 360, 640)
     question = Question("doctor", "", "all", TEXT, 4, {})
     return question, session.ask(question, session.family.encode(frames, signals=signals))
 
@@ -524,7 +526,7 @@ def _largest(family: Family, passes: Sequence[Pass], samples: dict[str, Sample],
     from stsimdiff.latency.measure import PeakMemory
     from stsimdiff.models.kit.running import TEXT
 
-    names = [one.settings.benchmark["name"] for one in passes]
+    names = [one.settings.benchmark.name for one in passes]
     there = [samples[name] for name in names if name in samples]
     sizes = [(sample.height, sample.width) for sample in there] or [FRAME]
     height, width = max(sizes, key=lambda size: size[0] * size[1])

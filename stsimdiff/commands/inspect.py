@@ -134,7 +134,7 @@ def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
     return [
         (
             one,
-            video.read(asked.file, video.Sampling.of(one.settings.model), one.settings.benchmark["decoder"]),
+            video.read(asked.file, video.Sampling.of(one.settings.model), one.settings.benchmark.decoder),
         )
         for one in passes
     ]
@@ -167,7 +167,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.
-        raise DataError(f"{asked.file} cannot be put to {one.settings.model['name']}: {error}") from error
+        raise DataError(f"{asked.file} cannot be put to {one.settings.model.name}: {error}") from error
     grid = put.prompt.layout.grid
     found = []
     for arm in one.arms.values():
@@ -177,7 +177,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
             raise RunFailed(f"{arm.label}: {error}") from error
         packed = overlay(question, trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
-        model = one.settings.model["name"]
+        model = one.settings.model.name
         found.append((arm, Taken(arm.id, label, model, text, None, "", name, **unpacked(packed))))
     return found
 

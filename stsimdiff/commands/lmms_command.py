@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.config.checks import path
+from stsimdiff.config.checks import Folder
+from stsimdiff.schema import check
 from stsimdiff.terminal import say
 
 _told: dict[str, str | None] | None = None
@@ -22,7 +23,7 @@ def tell(data: Any, own: Any) -> None:
     """Say where the data lies: ``data``, a folder that holds one for each public benchmark, or ``own``, that of the
     benchmark itself; ``None`` for the usual places."""
     global _told
-    _told = {"data": path("data", data, nullable=True), "own": path("benchmark.data", own, nullable=True)}
+    _told = {"data": check("data", data, Folder | None), "own": check("benchmark.data", own, Folder | None)}
 
 
 def root(name: str | None) -> str | None:

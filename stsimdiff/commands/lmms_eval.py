@@ -15,7 +15,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from stsimdiff.commands.lmms_command import ending, tell
 from stsimdiff.config.arms import Arm, arm_from_config
-from stsimdiff.config.model import MODEL
+from stsimdiff.config.model import ModelSettings
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.config.task_files import asked_generation
 from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
@@ -25,10 +25,11 @@ from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.resources import folder
+from stsimdiff.schema import settable
 
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.commands.lmms_eval.StSimDiff")
 
-MODEL_KEYS = tuple(key for key in MODEL if key != "name")
+MODEL_KEYS = set(settable(ModelSettings)) - {"name", "prompts"}
 RUN_KEYS = ("run", "results", "data", "seed", "retry_failed", "max_failures", "sample_seconds")
 
 
@@ -123,8 +124,8 @@ class StSimDiff(lmms):
             if lacking := absent_weights([config]):
                 raise Missing(lacking)
             if generation is not None:
-                asked = _asked(generation, settings.benchmark["generation"], task)
-                benchmark = {**settings.benchmark, "generation": asked}
+                asked = _asked(generation, settings.benchmark.generation, task)
+                benchmark = dataclasses.replace(settings.benchmark, generation=asked)
                 settings = dataclasses.replace(settings, benchmark=benchmark)
             return settings, arm_from_config(config, settings)
 
@@ -178,10 +179,10 @@ class StSimDiff(lmms):
             task,
             generation,
         )
-        if settings.benchmark.get("server"):
+        if settings.benchmark.server:
             raise ConfigError(
                 f"{name} has no public answers to score here; python -m stsimdiff "
-                f"benchmark={settings.benchmark['name']} writes the file of predictions for the server that has them"
+                f"benchmark={settings.benchmark.name} writes the file of predictions for the server that has them"
             )
         answer_missing(settings, task, [arm], questions, open_session=self._open)
         self.unread += score(settings, task, [arm], questions).unread
@@ -227,7 +228,7 @@ def _benchmark_of(task: str) -> str:
     """The file of ``configs/benchmark`` that names this task. Raises :class:`ConfigError` if none does."""
     from omegaconf import OmegaConf
 
-    for file in sorted((folder("configs") / "benchmark").glob("*.yaml")):
+    for file in sorted((folder("configs") / "benchmark").glob("[!_]*.yaml")):
         config: Any = OmegaConf.load(file)
         if config.get("task") == task:
             return file.stem

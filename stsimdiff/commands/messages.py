@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stsimdiff.compressors import RENAMED
-from stsimdiff.config.checks import suggestion
 from stsimdiff.config.words import groups
 from stsimdiff.errors import UserError
+from stsimdiff.schema import suggestion
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,14 @@ def _folder(passes: Sequence[Pass]) -> Path:
 def _questions(settings: Settings, protocol: Protocol) -> list[Question]:
     """The first question about each of the first videos."""
     found: dict[str, Question] = {}
-    for question in all_questions(
-        load_task(settings.benchmark), settings.limit, settings.benchmark["families"]
-    ):
+    for question in all_questions(load_task(settings.benchmark), settings.limit, settings.benchmark.families):
         found.setdefault(question.video, question)
     chosen = list(found.values())[: protocol.questions]
     if len(chosen) < protocol.questions:
         raise ConfigError(
-            f"--questions {protocol.questions} needs as many videos; {settings.benchmark['name']} has {len(chosen)} "
+            f"--questions {protocol.questions} needs as many videos; {settings.benchmark.name} has {len(chosen)} "
             "with these settings"
         )
-    unusable_videos({**settings.benchmark, "allow_missing": False}, [question.video for question in chosen])
+    every = dataclasses.replace(settings.benchmark, allow_missing=False)
+    unusable_videos(every, [question.video for question in chosen])
     return chosen

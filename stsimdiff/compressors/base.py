@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import schema
 from stsimdiff.budget import Budget
 from stsimdiff.tokens import Grid, Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
@@ -158,6 +159,10 @@ class WrappedRun(Run):
 class Compressor(ABC):
     """A method with its parameters. ``repr`` is its whole configuration; Hydra builds it from YAML.
 
+    A parameter's annotation says which values it takes (:mod:`stsimdiff.schema`); any other raises
+    :class:`~stsimdiff.errors.ConfigError`. What lies between two parameters, a subclass checks in ``__post_init__`` of
+    its own, after this one's.
+
     Attributes:
         needs_vision: whether its runs read ``layout.vision``; the vision tower's attention is computed only then,
             once for all arms.
@@ -175,6 +180,9 @@ class Compressor(ABC):
     fidelity: ClassVar[str] = ""
     positions = "kept"
     parts: ClassVar[tuple[Compressor, ...]] = ()
+
+    def __post_init__(self) -> None:
+        schema.settle(self, "compressor")
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, generator_for
-from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
 
@@ -64,23 +64,14 @@ class RandomTokens(Compressor):
     released code to be equal to.
 
     Attributes:
-        seed: any integer from 0.
-
-    Raises:
-        ConfigError: for another seed.
+        seed: of the draw.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, examples=[0])] = 0
 
     flops = Compressor.no_flops
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ConfigError(
-                f"compressor.seed={self.seed!r} is out of range; allowed: 0, 1, 2, ...; for example 0"
-            )
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

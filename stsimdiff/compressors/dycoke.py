@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -47,33 +48,14 @@ class DyCoke(Compressor):
             turns that off. It sees all where its attention is much like the last token's.
         dycoke_l: the first layer with fewer keys, at least 1; the attention is that of the layer before.
         similarity: cosine of the two attentions from which all keys are seen, in [-1, 1].
-
-    Raises:
-        ConfigError: for any value that is unknown or out of range.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
     as_released: bool = False
-    dycoke_p: float = 0.7
-    dycoke_l: int = 3
-    similarity: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.as_released, bool):
-            raise ConfigError(f"compressor.as_released={self.as_released!r} is unknown; allowed: true, false")
-        for name, low, high, example in (("dycoke_p", 0, 1, 0.7), ("similarity", -1, 1, 0.9)):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low <= value <= high or (name == "dycoke_p" and value == 1):
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, {high}"
-                    f"{')' if name == 'dycoke_p' else ']'}, for example {example}"
-                )
-        if isinstance(self.dycoke_l, bool) or not isinstance(self.dycoke_l, int) or self.dycoke_l < 1:
-            raise ConfigError(
-                f"compressor.dycoke_l={self.dycoke_l!r} is out of range; allowed: 1, 2, ...; for example 3"
-            )
+    dycoke_p: Annotated[float, Field(ge=0, lt=1, examples=[0.7])] = 0.7
+    dycoke_l: Annotated[int, Field(ge=1, examples=[3])] = 3
+    similarity: Annotated[float, Field(ge=-1, le=1, examples=[0.9])] = 0.9
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:

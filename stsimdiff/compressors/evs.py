@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import parameters
 from stsimdiff.compressors.base import COSINE, Compressor, Places, Run, top
 from stsimdiff.compressors.controls import spread
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
@@ -41,17 +40,11 @@ class EVS(Compressor):
 
     Attributes:
         as_released: count, first frame and precision as vLLM has them; the share is then at least that of one frame.
-
-    Raises:
-        ConfigError: when ``as_released`` is neither true nor false.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        parameters.switch("as_released", self.as_released)
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -8,8 +8,9 @@ formula of the cost, section 4.1. Its cut was checked against recorded outputs o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,8 +18,6 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run, top
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
-
-QUERIES = ("last", "all")
 
 
 @dataclass(frozen=True)
@@ -32,28 +31,14 @@ class FastV(Compressor):
         layer: the first layer that sees fewer tokens, at least 1; the attention is that of ``layer - 1``.
         queries: whose attention counts: that of the ``last`` prompt token, as published, or the mean over
             ``all``.
-
-    Raises:
-        ConfigError: for any value that is unknown or out of range.
     """
 
     fidelity: ClassVar[str] = "official"
 
-    layer: int = 2
-    queries: str = "last"
+    layer: Annotated[int, Field(ge=1, examples=[2])] = 2
+    queries: Literal["last", "all"] = "last"
 
     flops = Compressor.no_flops
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
-            raise ConfigError(
-                f"compressor.layer={self.layer!r} is out of range; allowed: 1, 2, ...; for example 2"
-            )
-        if self.queries not in QUERIES:
-            raise ConfigError(
-                f"compressor.queries={self.queries!r} is unknown; allowed: {', '.join(QUERIES)}; "
-                "for example last"
-            )
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:

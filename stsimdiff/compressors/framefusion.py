@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -40,37 +41,14 @@ class FrameFusion(Compressor):
             released code) over so many, whatever the model's depth.
         queries: last prompt tokens whose attention counts: 1 as the authors have it for LLaVA-Video and NVILA, 4
             as they have it for Qwen2-VL.
-
-    Raises:
-        ConfigError: for any value out of range.
     """
 
     fidelity: ClassVar[str] = "official"
 
-    tau_sim: float = 0.6
-    ratio_lower_bound: float = 0.1
-    queries: int = 1
-    released_layers: int | str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, low, example in (("tau_sim", -1, 0.6), ("ratio_lower_bound", 0, 0.1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, 1]; "
-                    f"for example {example}"
-                )
-
-        if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 1:
-            raise ConfigError(
-                f"compressor.queries={self.queries!r} is out of range; allowed: 1, 2, ...; for example 1"
-            )
-        layers = self.released_layers
-        if layers != "auto" and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 2):
-            raise ConfigError(
-                f"compressor.released_layers={layers!r} is out of range; allowed: auto, or a number of layers from 2, "
-                "for example 28"
-            )
+    tau_sim: Annotated[float, Field(ge=-1, le=1, examples=[0.6])] = 0.6
+    ratio_lower_bound: Annotated[float, Field(ge=0, le=1, examples=[0.1])] = 0.1
+    queries: Annotated[int, Field(ge=1, examples=[1])] = 1
+    released_layers: Annotated[Literal["auto"] | Annotated[int, Field(ge=2)], Field(examples=[28])] = "auto"
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:

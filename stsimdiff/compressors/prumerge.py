@@ -18,7 +18,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
-from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid, Reason
 from stsimdiff.trace import Trace
 
@@ -41,18 +40,11 @@ class PruMerge(PerFrameCompressor):
 
     Attributes:
         plus: PruMerge+: half of a frame's share are evenly spaced samples.
-
-    Raises:
-        ConfigError: when ``plus`` is neither true nor false.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
     plus: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.plus, bool):
-            raise ConfigError(f"compressor.plus={self.plus!r} is unknown; allowed: true, false")
 
     @override
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:

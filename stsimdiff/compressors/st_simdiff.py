@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, TypeGuard
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -30,9 +31,21 @@ from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
-RULES = ("released", "paper")
-SPLITS = ("off", "sqrt")
-REDUCTIONS = ("mean", "max")
+
+def percentile(text: str) -> float:
+    """The number of a percentile such as ``p95``; raises ``ValueError`` when the text is none within 0 to 100."""
+    value = float(text[1:]) if text[:1] == "p" else math.nan
+    if not 0 <= value <= 100:
+        raise ValueError(f"{text!r} is no percentile")
+    return value
+
+
+def _percentile(text: str) -> str:
+    percentile(text)
+    return text
+
+
+Percentile = Annotated[str, AfterValidator(_percentile), Field(description="a percentile from p0 to p100")]
 
 
 @dataclass(frozen=True)
@@ -63,55 +76,33 @@ class STSimDiff(Compressor):
             budget's kind.
 
     Raises:
-        ConfigError: for any value that is unknown or out of range.
+        ConfigError: for a negative ``tau_sim`` where communities need positive weights.
     """
 
     fidelity: ClassVar[str] = "official"
 
-    rule: str = "released"
-    tau_sim: float = 0.8
-    tau_diff: float | str = 0.2
-    edges: str = "both"
+    rule: Literal["released", "paper"] = "released"
+    tau_sim: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8
+    tau_diff: Annotated[
+        Annotated[float, Field(ge=-1, le=1)] | Percentile,
+        Field(examples=[0.2, "p95"]),
+    ] = 0.2
+    edges: Literal["both", "spatial", "temporal"] = "both"
     similarity: bool = True
     difference: bool = True
     pruning: bool = True
-    community: str = "connected"
-    split_above: str = "off"
-    layer: int = 1
-    reduction: str = "mean"
-    released_layers: int | str = "auto"
+    community: Literal["connected", "louvain", "leiden"] = "connected"
+    split_above: Literal["off", "sqrt"] = "off"
+    layer: Annotated[int, Field(ge=0, examples=[1])] = 1
+    reduction: Literal["mean", "max"] = "mean"
+    released_layers: Annotated[Literal["auto"] | Annotated[int, Field(ge=2)], Field(examples=[28])] = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("rule", self.rule, RULES)
-        _one_of("edges", self.edges, graph.EDGES)
-        _one_of("community", self.community, graph.COMMUNITIES)
-        _one_of("split_above", self.split_above, SPLITS)
-        _one_of("reduction", self.reduction, REDUCTIONS)
-        for name in ("similarity", "difference", "pruning"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(
-                    f"compressor.{name}={getattr(self, name)!r} is unknown; allowed: true, false"
-                )
-        _cosine("tau_sim", self.tau_sim, "for example 0.8")
-        if isinstance(self.tau_diff, str):
-            percentile(self.tau_diff)
-        else:
-            _cosine("tau_diff", self.tau_diff, "or a percentile; for example 0.2 or p95")
+        super().__post_init__()
         if self.community != "connected" and self.tau_sim < 0:
             raise ConfigError(
                 f"compressor.tau_sim={self.tau_sim!r} does not go with compressor.community={self.community}, which "
                 "needs edges of positive weight; allowed: a number in [0, 1], for example 0.8"
-            )
-        if not _is_int(self.layer) or self.layer < 0:
-            raise ConfigError(
-                f"compressor.layer={self.layer!r} is out of range; allowed: 0, 1, ...; for example 1"
-            )
-        if self.released_layers != "auto" and not (
-            _is_int(self.released_layers) and self.released_layers >= 2
-        ):
-            raise ConfigError(
-                f"compressor.released_layers={self.released_layers!r} is out of range; allowed: auto, or a "
-                "number of layers from 2, for example 28"
             )
 
     @override
@@ -340,24 +331,6 @@ class _Run(Run):
         return max(1, round(present * (1 - released_ratio(self.budget.retention, dropped, int(layers)))))
 
 
-def percentile(text: str) -> float:
-    """The number of a percentile such as ``p95``.
-
-    Raises:
-        ConfigError: when the text is no percentile within 0 to 100.
-    """
-    try:
-        value = float(text[1:]) if text[:1] == "p" else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 100:
-        raise ConfigError(
-            f"compressor.tau_diff={text!r} is no percentile; allowed: a number in [-1, 1], or p0 to p100; "
-            "for example 0.2 or p95"
-        )
-    return value
-
-
 def _rank_by_centrality(communities: graph.Communities, key: np.ndarray) -> np.ndarray:
     """``(N,)`` rank of each token in its community by ascending ``key``, ties by index; else 0."""
     rank = np.zeros(len(key), dtype=np.int64)
@@ -378,21 +351,3 @@ def _reasons(
     reason[event] = Reason.EVENT
     reason[dropped] = Reason.DROPPED
     return reason
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(
-            f"compressor.{name}={value!r} is unknown; allowed: {', '.join(allowed)}; for example {allowed[0]}"
-        )
-
-
-def _cosine(name: str, value: object, example: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
-        raise ConfigError(
-            f"compressor.{name}={value!r} is out of range; allowed: a number in [-1, 1], {example}"
-        )
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

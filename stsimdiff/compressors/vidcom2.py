@@ -8,14 +8,14 @@ Liu et al., "Video Compression Commander: Plug-and-Play Inference Acceleration f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import parameters
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
@@ -41,21 +41,13 @@ class VidCom2(Compressor):
         channels: share of the channels that count, those of lowest variance; at least one does.
         as_released: round frame by frame (a budget is missed by up to half a token a frame, more from about 50 % on),
             and keep newline tokens on top of it.
-
-    Raises:
-        ConfigError: for a value out of range.
     """
 
     fidelity: ClassVar[str] = "adapted"
 
-    temperature: float = 0.01
-    channels: float = 0.5
+    temperature: Annotated[float, Field(ge=1e-6, examples=[0.01])] = 0.01
+    channels: Annotated[float, Field(ge=0, le=1, examples=[0.5])] = 0.5
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        parameters.number("temperature", self.temperature, 1e-6, float("inf"), 0.01)
-        parameters.number("channels", self.channels, 0, 1, 0.5)
-        parameters.switch("as_released", self.as_released)
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

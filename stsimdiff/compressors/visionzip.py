@@ -9,9 +9,10 @@ token, the score: the attention that a patch receives from its frame (:class:`~s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -38,21 +39,16 @@ class VisionZip(PerFrameCompressor):
         contextual: parts of it that others are merged into; 10 of 64 as published.
 
     Raises:
-        ConfigError: for a negative number, or where both are 0.
+        ConfigError: where both are 0.
     """
 
     fidelity: ClassVar[str] = "variant"
 
-    dominant: int = 54
-    contextual: int = 10
+    dominant: Annotated[int, Field(ge=0, examples=[54])] = 54
+    contextual: Annotated[int, Field(ge=0, examples=[10])] = 10
 
     def __post_init__(self) -> None:
-        for name in ("dominant", "contextual"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a whole number from 0, for example 54"
-                )
+        super().__post_init__()
         if self.dominant + self.contextual == 0:
             raise ConfigError(
                 "compressor.dominant=0 and compressor.contextual=0 keep nothing; allowed: one above 0"

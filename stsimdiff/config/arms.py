@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,10 +22,11 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import POSITIONS, Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
-from stsimdiff.config.checks import MOST_WHOLE, group, suggestion, told
+from stsimdiff.config.checks import group, told
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.schema import checked, settable, suggestion
 from stsimdiff.source import own_frame, placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
@@ -39,14 +40,6 @@ BENEATH = ("engine:Compression", "budget:Budget", "video:read")
 """What lies under all methods; the rest of it is reached from these, or from the family."""
 FORMAT = 2
 """Of ``arm.json`` and the stored lines. Lines of version 1, which says none, name a video by its file alone."""
-SAID = {
-    bool: "true, false",
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
-    type(None): "null",
-}
-"""How messages name the types that a parameter can have."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Arm:
     Attributes:
         method: short name, such as ``st_simdiff``; the class name for a user's own class.
         label: the method with the parameters that differ from its defaults.
-        compressor: ``_target_`` and every parameter; ``hydra.utils.instantiate`` builds it.
+        compressor: ``_target_`` and every parameter.
         budget: what the method must keep.
         id: 12 hex digits: hash of everything that can change an answer, the code of the method and of what lies
             under it included.
@@ -83,7 +76,8 @@ class Arm:
 
     def build(self) -> Compressor:
         """The compressor itself."""
-        return _instantiate(self.compressor)
+        given = dict(self.compressor)
+        return _made(_compressor_class(given.pop("_target_")), given)
 
 
 def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
@@ -100,11 +94,11 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
     settings = settings or settings_from_config(cfg)
     given = group(cfg, "compressor")
     cls = _compressor_class(given.get("_target_"))
-    compressor = _build(cls, {key: value for key, value in given.items() if key != "_target_"})
+    compressor = _made(cls, {key: value for key, value in given.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
-    _check_positions(compressor, settings.model["family"])
+    _check_positions(compressor, settings.model.family)
     try:
-        compressor.check(budget, settings.model["layers"])
+        compressor.check(budget, settings.model.layers)
     except ValueError as error:
         raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
@@ -133,9 +127,9 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "label": arm.label,
         "compressor": {**arm.compressor, **arm.told},
         "budget": dataclasses.asdict(arm.budget),
-        "model": settings.model,
-        "benchmark": settings.benchmark,
-        "protocol": settings.protocol,
+        "model": settings.model.stored(),
+        "benchmark": settings.benchmark.stored(),
+        "protocol": dataclasses.asdict(settings.protocol),
         "seed": settings.seed,
         "fidelity": arm.fidelity,
         "code": arm.code,
@@ -147,12 +141,12 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
 def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Settings) -> str:
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (families, limit) and where the answers go are left out too.
-    model = {key: value for key, value in settings.model.items() if key not in UNASKED}
-    asked = ASKED if by_task(settings.benchmark.get("task")) else (*ASKED, "revision")
-    benchmark = {key: settings.benchmark.get(key) for key in asked}
+    model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
+    asked = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
+    benchmark = {key: getattr(settings.benchmark, key) for key in asked}
     codes = [code, version_of(*BENEATH)]
     # Its values are in the model's settings; its name, too, tells two tables apart.
-    protocol = settings.protocol.get("name")
+    protocol = settings.protocol.name
     everything = [
         FORMAT,
         {**config, "_target_": placeless(config["_target_"])},
@@ -214,7 +208,7 @@ def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
         ConfigError: for an unknown method or parameter, or a value out of range.
     """
     cls = _compressor_class(name) if "." in name else compressors.resolve(name)
-    return _build(cls, dict(parameters))
+    return _made(cls, dict(parameters))
 
 
 def _compressor_class(target: Any) -> type[Compressor]:
@@ -243,62 +237,27 @@ def _compressor_class(target: Any) -> type[Compressor]:
     return found
 
 
-def _build(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    name, hints = _method_name(cls), _hints(cls)
-    for key, value in list(parameters.items()):
-        if key not in fields:
+def _made(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
+    name, target, known = _method_name(cls), f"{cls.__module__}.{cls.__qualname__}", settable(cls)
+    for key in parameters:
+        if key not in known:
             raise ConfigError(
                 f"compressor.{key} is unknown: {name} has "
-                + (f"the parameters {', '.join(fields)}" if fields else "no parameters")
-                + suggestion(key, fields)
+                + (f"the parameters {', '.join(known)}" if known else "no parameters")
+                + suggestion(key, known)
                 + mistakes.parameters_of(cls)
             )
-        parameters[key] = _checked(f"compressor.{key}", value, hints[key])
-    return _instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", **parameters})
-
-
-def _hints(cls: type[Compressor]) -> dict[str, Any]:
     try:
-        return get_type_hints(cls)
-    except NameError as error:
-        raise ConfigError(
-            f"compressor._target_={cls.__module__}.{cls.__qualname__} has an annotation that cannot be read: {error}"
-        ) from error
-
-
-def _instantiate(config: dict[str, Any]) -> Compressor:
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError) and "argument" in str(cause):
-            missing = f"{cause}; a parameter without a default is given as +compressor.NAME=VALUE"
-            raise ConfigError(f"compressor {config['_target_']}: {missing}") from error
-        if cause is not None:
-            raise ConfigError(f"compressor {config['_target_']}: {type(cause).__name__}: {cause}") from error
+        return cls(**checked(cls, parameters, "compressor"))
+    except UserError:
         raise
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """The value, after catching a word where a number belongs and the like, by the field's annotation."""
-    accepted = set(get_args(hint) or (hint,))
-    if not accepted <= SAID.keys():
-        return value
-    if type(value) is int and abs(value) > MOST_WHOLE:
-        raise ConfigError(f"{name}={value} is out of range; allowed: at most {MOST_WHOLE}")
-    if type(value) is int and int not in accepted and float in accepted:
-        # 1 and 1.0 are the same setting and must give the same id.
-        return float(value)
-    if type(value) not in accepted:
-        allowed = " or ".join(said for kind, said in SAID.items() if kind in accepted)
-        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
-    return value
+    except Exception as error:
+        # A user's class may check what it likes.
+        said = str(error) if isinstance(error, TypeError) and "argument" in str(error) else ""
+        hint = f"{said}; a parameter without a default is given as +compressor.NAME=VALUE"
+        raise ConfigError(
+            f"compressor {target}: {hint if said else f'{type(error).__name__}: {error}'}"
+        ) from error
 
 
 def _jsonable(value: Any) -> Any:

@@ -4,118 +4,143 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from stsimdiff.config.checks import MOST_NUMBER, one_of, only
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationInfo
+
+from stsimdiff.config.checks import Folder, Name, Seconds
 from stsimdiff.config.task_files import asked_generation, read_task, task_version
 from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.extras import is_installed
 from stsimdiff.resources import folder
-
-BENCHMARK = (
-    "name", "task", "families", "chance", "macro", "note", "data", "prompt", "decoder", "video_seconds",
-    "allow_missing", "max_new_tokens",
-)  # fmt: skip
-MOST_NEW_TOKENS = 32768
+from stsimdiff.schema import FOUND, build, one_of
+from stsimdiff.video import Backend
 
 
-def choose_prompt(prompts: Any, benchmark: dict[str, Any]) -> None:
-    """Set the benchmark's prompt to the one that the model's file names, unless one is given."""
-    from stsimdiff.data.benchmarks import BENCHMARKS, by_task
-
-    if prompts is not None and not isinstance(prompts, dict):
-        raise ConfigError(f"model.prompts={prompts!r} is out of range; allowed: {{benchmark: prompt, ...}}")
-    for name in prompts or {}:
-        one_of("model.prompts", name, BENCHMARKS)
-    public = by_task(benchmark.get("task"))
-    if "prompt" in benchmark and benchmark["prompt"] is None:
-        benchmark["prompt"] = (prompts or {}).get(public.name if public else None, "default")
+def _families(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        raise ConfigError(
+            f"{info.context}={value!r} is out of range; allowed: a list of families, each once, or null for all; one "
+            f"family is written {info.context}=[{value}]"
+        )
+    if isinstance(value, list) and (not value or len({str(family) for family in value}) < len(value)):
+        raise ValueError("nothing, or a family twice")
+    return value
 
 
-def choose_data(data: Any, benchmark: dict[str, Any]) -> None:
-    """Set ``benchmark.data`` of a public benchmark to its folder in ``data``, unless one is given."""
-    from stsimdiff.data.benchmarks import by_task, folder_in
-
-    if data is None:
-        return
-    if not isinstance(data, str) or not data.strip():
-        raise ConfigError(f"data={data!r} is out of range; allowed: the path of a folder, or null")
-    public = by_task(benchmark.get("task"))
-    if public and "data" in benchmark and benchmark["data"] is None:
-        benchmark["data"] = str(folder_in(Path(data).expanduser(), public.name))
+Families = Annotated[
+    list[str], BeforeValidator(_families), Field(description="a list of families, each once")
+]
 
 
-def benchmark_settings(benchmark: dict[str, Any], needs_data: bool = True) -> dict[str, Any]:
-    """The checked group ``benchmark``, with ``revision``, ``root``, ``code`` and ``generation`` added, and
-    ``server``, the address that scores predictions, where answers are not public.
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """The group ``benchmark``: the keys of ``configs/benchmark/*.yaml``, and what is found out about data and task.
+
+    Attributes:
+        prompt: set once it is chosen: given, or the one that the model's file names, or ``default``.
+        revision: of the data, by its content; ``None`` in a plan without data.
+        root: the folder of a public benchmark; ``None`` for another, and in a plan without data.
+        code: version of the task that makes the prompt and scores.
+        generation: ``max_new_tokens`` of an answer and ``until``, texts that end it.
+        server: the address that scores predictions, where answers are not public.
+        missing_questions: how many have no usable video.
+    """
+
+    name: Name
+    task: Name
+    families: Families | None
+    chance: Annotated[int | float, Field(ge=0, le=100, description="a number from 0 to 100")] | None
+    macro: bool
+    note: Annotated[InstanceOf[str], Field(description="text")] | None
+    data: Folder | None
+    prompt: Annotated[str, Field(description="a name")] | None
+    decoder: Backend
+    video_seconds: Seconds | None
+    allow_missing: bool
+    max_new_tokens: Annotated[int, Field(ge=1, le=32768)] | None
+    revision: str | None = field(default=None, metadata=FOUND)
+    root: str | None = field(default=None, metadata=FOUND)
+    code: str | None = field(default=None, metadata=FOUND)
+    generation: dict[str, Any] = field(default_factory=dict, metadata=FOUND)
+    server: str | None = field(default=None, metadata=FOUND)
+    missing_questions: int | None = field(default=None, metadata=FOUND)
+
+    def stored(self) -> dict[str, Any]:
+        """As ``arm.json`` holds it."""
+        rare = ("server", "missing_questions")
+        return {key: value for key, value in vars(self).items() if value is not None or key not in rare}
+
+
+def benchmark_settings(
+    given: dict[str, Any], prompts: Mapping[str, str], data: str | None
+) -> BenchmarkSettings:
+    """The checked group ``benchmark``, its prompt and its folder chosen.
+
+    Args:
+        given: the group.
+        prompts: those that the model's file names, by benchmark.
+        data: the folder with a folder for each public benchmark.
 
     Raises:
         ConfigError: for a value out of range.
+    """
+    from stsimdiff.data.benchmarks import BENCHMARKS, by_task, folder_in
+
+    benchmark = build(BenchmarkSettings, given, "benchmark")
+    if not is_installed({"pyav": "av"}.get(benchmark.decoder, benchmark.decoder)):
+        raise ConfigError(
+            f"benchmark.decoder={benchmark.decoder} is not installed: pip install 'stsimdiff[torchcodec]' brings "
+            "torchcodec, decord has wheels for some platforms only; benchmark.decoder=pyav is always there"
+        )
+    for name in prompts:
+        one_of("model.prompts", name, BENCHMARKS)
+    public = by_task(benchmark.task)
+    prompt = benchmark.prompt or (prompts.get(public.name, "default") if public else "default")
+    one_of("benchmark.prompt", prompt, public.prompts() if public else ("default",))
+    place = benchmark.data or (str(folder_in(Path(data), public.name)) if data and public else None)
+    return replace(benchmark, prompt=prompt, data=place)
+
+
+def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> BenchmarkSettings:
+    """The settings with what is found out about data and task, as far as a plan without data can know it.
+
+    Raises:
+        ConfigError: for a family of questions that there is not.
         DataError: for data that is not there, unless a plan can do without it.
     """
     from stsimdiff.data import benchmarks, clips
     from stsimdiff.data.published import PUBLISHED
-    from stsimdiff.video import BACKENDS
 
-    only("benchmark", benchmark, BENCHMARK)
-    one_of("benchmark.decoder", benchmark["decoder"], BACKENDS)
-    if not is_installed({"pyav": "av"}.get(benchmark["decoder"], benchmark["decoder"])):
-        raise ConfigError(
-            f"benchmark.decoder={benchmark['decoder']} is not installed: pip install 'stsimdiff[torchcodec]' brings "
-            "torchcodec, decord has wheels for some platforms only; benchmark.decoder=pyav is always there"
-        )
-    if not isinstance(benchmark["allow_missing"], bool):
-        raise ConfigError(
-            f"benchmark.allow_missing={benchmark['allow_missing']!r} is out of range; allowed: true, false"
-        )
-    if not isinstance(benchmark["macro"], bool):
-        raise ConfigError(f"benchmark.macro={benchmark['macro']!r} is out of range; allowed: true, false")
-    check_video_seconds(benchmark["video_seconds"])
-    tokens = benchmark["max_new_tokens"]
-    if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MOST_NEW_TOKENS):
-        raise ConfigError(
-            f"benchmark.max_new_tokens={tokens!r} is out of range; allowed: a whole number from 1 to "
-            f"{MOST_NEW_TOKENS}, or null"
-        )
-    public = benchmarks.by_task(benchmark["task"])
+    public = benchmarks.by_task(benchmark.task)
     revision, root, families = None, None, None
     if public:
-        one_of("benchmark.prompt", benchmark["prompt"], public.prompts())
         families = public.families
         with nullcontext() if needs_data or public.name not in PUBLISHED else suppress(DataError):
-            root = public.root(benchmark["data"])
+            root = public.root(benchmark.data)
         revision = public.revision(root) if root else None
-    else:
-        one_of("benchmark.prompt", benchmark["prompt"], ("default",))
-        if benchmark["data"] and not Path(benchmark["data"]).expanduser().is_dir():
-            raise DataError(f"benchmark.data={benchmark['data']} is no folder")
-    if benchmark["task"] in ("clips", "long_clips"):
+    elif benchmark.data and not Path(benchmark.data).is_dir():
+        raise DataError(f"benchmark.data={benchmark.data} is no folder")
+    if benchmark.task in ("clips", "long_clips"):
         families, revision = clips.FAMILIES, clips.GENERATOR_VERSION
-        if benchmark["data"]:
-            families, revision = None, _data_revision(Path(benchmark["data"]).expanduser())
-    for family in benchmark["families"] or ():
+        if benchmark.data:
+            families, revision = None, _data_revision(Path(benchmark.data))
+    for family in benchmark.families or ():
         if families:
             one_of("benchmark.families", family, families)
-    return {
-        **benchmark,
-        "revision": revision,
-        "root": str(root) if root else None,
-        **({"server": public.server} if public and public.server else {}),
+    return replace(
+        benchmark,
+        revision=revision,
+        root=str(root) if root else None,
+        server=public.server if public else None,
         **_task(benchmark, public),
-    }
-
-
-def check_video_seconds(seconds: Any) -> None:
-    """Raise :class:`ConfigError` unless the time for a video is a number above 0, or ``None``."""
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (number and 0 < seconds <= MOST_NUMBER):
-        raise ConfigError(
-            f"benchmark.video_seconds={seconds!r} is out of range; allowed: a number above 0, or null"
-        )
+    )
 
 
 def _data_revision(root: Path) -> str | None:
@@ -145,9 +170,9 @@ def _data_revision(root: Path) -> str | None:
     return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]
 
 
-def _task(benchmark: dict[str, Any], public: Any) -> dict[str, Any]:
+def _task(benchmark: BenchmarkSettings, public: Any) -> dict[str, Any]:
     """``code``, the version of what makes the prompts and scores, and ``generation``, how long answers may be."""
-    place = f"stock/{public.name}" if public else f"{benchmark['task']}/{benchmark['task']}"
+    place = f"stock/{public.name}" if public else f"{benchmark.task}/{benchmark.task}"
     file = folder("tasks") / f"{place}.yaml"
     parts = [f"lmms_eval {version('lmms_eval')}"]
     given: dict[str, Any] = {}
@@ -157,7 +182,7 @@ def _task(benchmark: dict[str, Any], public: Any) -> dict[str, Any]:
             config, sources = read_task(one)
             given |= config.get("generation_kwargs") or {}
             parts.append(task_version(config, sources))
-    if benchmark.get("max_new_tokens") is not None:
-        given["max_new_tokens"] = benchmark["max_new_tokens"]
-    asked = asked_generation(given, f"benchmark.task={benchmark['task']}")
+    if benchmark.max_new_tokens is not None:
+        given["max_new_tokens"] = benchmark.max_new_tokens
+    asked = asked_generation(given, f"benchmark.task={benchmark.task}")
     return {"code": ", ".join(parts), "generation": asked}

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Annotated, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.schema import MOST_WHOLE
 from stsimdiff.terminal import UNPRINTABLE
 
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 MOST_NAME, MOST_PATH = 255, 4000
 """Bytes that file systems allow for a name, and Linux for a path, what is added below it left room for."""
-MOST_WHOLE, MOST_NUMBER = 2**63 - 1, 1e300
-"""Whole numbers and others that fit into what they are counted with."""
-
 ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)")
 """A variable of the environment in a value of the configuration."""
-
-
-def suggestion(wrong: str, right: Iterable[str]) -> str:
-    """``"; did you mean x?"`` for the closest of the right names, or an empty string."""
-    close = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def only(group: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
-    """Check that a group has these keys, all of them and no others."""
-    allowed = list(allowed)
-    prefix = f"{group}." if group else ""
-    for key in given:
-        if key not in allowed:
-            raise ConfigError(
-                f"{prefix}{key} is unknown; allowed: {', '.join(allowed)}{suggestion(key, allowed)}"
-            )
-    for key in allowed:
-        if key not in given:
-            raise ConfigError(f"{prefix}{key} is missing; leave out ~{prefix}{key}")
-
-
-def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Check that a value is one of those allowed."""
-    allowed = list(allowed)
-    if value not in allowed:
-        raise ConfigError(
-            f"{name}={value} is unknown; allowed: {', '.join(allowed)}{suggestion(str(value), allowed)}"
-        )
 
 
 def group(cfg: DictConfig, key: str) -> dict[str, Any]:
@@ -67,33 +36,16 @@ def group(cfg: DictConfig, key: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True))
 
 
-def text(name: str, value: Any, form: str = r"(?s).*\S.*", allowed: str = "text") -> str:
-    """A text of a form.
-
-    Args:
-        name: of the setting, for the message.
-        value: what was given.
-        form: a pattern that all of it must match; by default any text but blanks.
-        allowed: the form in words.
-    """
-    if not isinstance(value, str) or not re.fullmatch(form, value):
-        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
-    return value
+def _filled(value: str, info: ValidationInfo) -> str:
+    return expanded(str(info.context), value)
 
 
-@overload
-def path(name: str, value: Any) -> str: ...
-
-
-@overload
-def path(name: str, value: Any, nullable: bool) -> str | None: ...
-
-
-def path(name: str, value: Any, nullable: bool = False) -> str | None:
-    """The path of a folder, ``~`` and environment variables filled in; ``None`` where that is allowed."""
-    if value is None and nullable:
-        return None
-    return expanded(name, text(name, value, allowed=f"the path of a folder{', or null' if nullable else ''}"))
+Folder = Annotated[str, Field(pattern=r"\S", description="the path of a folder"), AfterValidator(_filled)]
+"""The path of a folder; ``~`` and environment variables are filled in."""
+Name = Annotated[
+    str, Field(pattern=r"^\w[\w.-]{0,127}$", description="a name of letters, digits, and . _ - within")
+]
+Seconds = Annotated[int | float, Field(gt=0, description="a number above 0")]
 
 
 def expanded(name: str, given: str) -> str:
@@ -121,18 +73,6 @@ def expanded(name: str, given: str) -> str:
             f"{name}={given}: the path is too long; allowed: {MOST_PATH} bytes, {MOST_NAME} for each folder"
         )
     return place
-
-
-def whole(cfg: DictConfig, key: str, least: int, nullable: bool = False, most: int | None = None) -> Any:
-    """A whole number within its bounds, or ``None`` where that is allowed."""
-    value = cfg[key]
-    if value is None and nullable:
-        return None
-    wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_WHOLE
-    if wrong or (most is not None and value > most):
-        also = (f" to {most}" if most is not None else "") + (" or null" if nullable else "")
-        raise ConfigError(f"{key}={value!r} is out of range; allowed: a whole number from {least}{also}")
-    return value
 
 
 def failure_limit(value: Any) -> int | str:
@@ -176,16 +116,6 @@ def _hidden(value: Any, values: Mapping[str, str]) -> Any:
         for said in sorted(values, key=len, reverse=True):
             value = value.replace(said, values[said])
     return value
-
-
-def number_above(name: str, value: Any, zero: bool = False) -> float:
-    """A finite number above 0, or 0 where that is allowed."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
-    if not number or value < 0 or (value == 0 and not zero):
-        raise ConfigError(
-            f"{name}={value!r} is out of range; allowed: a number {'from' if zero else 'above'} 0"
-        )
-    return float(value)
 
 
 def obstacle(folder: Path) -> str | None:

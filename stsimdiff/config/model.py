@@ -6,99 +6,159 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from stsimdiff.config.checkpoint_files import fingerprint, generation
-from stsimdiff.config.checks import number_above, one_of, only
+from stsimdiff.config.checks import Folder
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.resources import embedded_checkpoint
+from stsimdiff.schema import FOUND, build, check, checked, one_of, only, settable
 from stsimdiff.source import version_of
 from stsimdiff.stand_ins import stand_in
 
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda", "hpu", "maia", "mps", "mtia", "xla", "xpu")
 """Kinds of device that torch knows; others, such as ``npu``, come with a package that is named ``torch_npu``."""
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MODEL = (
-    "name", "family", "path", "frames", "sampling", "fps", "device", "device_map", "dtype",
-    "attn_implementation", "threads", "trust_remote_code",
-)  # fmt: skip
-SAMPLING = ("uniform", "round", "fps")
-MOST_THREADS = 1024
-MOST_FRAMES = 1_000_000
 
 
-def model_settings(model: dict[str, Any], needs_weights: bool = True) -> dict[str, Any]:
-    """The checked group ``model``, with ``path`` set and ``checkpoint``, ``layers``, ``generation`` and ``code`` added.
+def _device(name: str) -> str:
+    """The name of a device as torch writes it."""
+    kind = re.fullmatch(r"([a-z]+)(?::\d+)?", name)
+    if kind is None or not (kind[1] in DEVICES or importlib.util.find_spec(f"torch_{kind[1]}")):
+        raise ValueError(f"{name!r} is no device")
+    return name
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("null is no number")
+    return value
+
+
+_KINDS = f"{', '.join(DEVICES)}, with a number where there are several (cuda:1)"
+Device = Annotated[str, AfterValidator(_device), Field(description=_KINDS)]
+# What lies on the disk would be read again for every generated token.
+Slot = Annotated[
+    Annotated[int, Field(ge=0)] | Device,
+    Field(description="the number of an accelerator, or cpu, cuda:1 ..."),
+]
+DeviceMap = (
+    None
+    | Literal["auto", "balanced", "balanced_low_0", "sequential"]
+    | Annotated[
+        dict[str, Slot],
+        Field(min_length=1, description="devices by module (model.device has the whole model on one)"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The group ``model``: the keys of ``configs/model/*.yaml``, and what is found out about the checkpoint.
+
+    Attributes:
+        fps: ``None`` where frames are evenly spaced, which do not depend on it.
+        path: folder of the checkpoint; once found it is set, to that of the packaged one if none was given. A plan
+            without weights leaves what was given.
+        prompts: prompts of the model's own, by benchmark.
+        options: the keys of its family alone.
+        checkpoint: fingerprint of the files that loading reads; ``None`` in a plan without weights.
+        layers: decoder layers that ``config.json`` names; ``None`` if it does not.
+        generation: what it says of generation that changes greedy answers.
+        code: version of the family's source.
+    """
+
+    name: Annotated[str, Field(pattern=r"\S", description="a name")]
+    family: Annotated[str, Field(pattern=r"^[\w.]+$", description="a name")]
+    path: Folder | None
+    frames: Annotated[int, Field(ge=1, le=1_000_000)]
+    sampling: Literal["uniform", "round", "fps"]
+    fps: Annotated[float | None, BeforeValidator(_given), Field(gt=0, description="a number above 0")]
+    device: Annotated[Literal["auto"] | Device, Field(description=f"auto, {_KINDS}")]
+    device_map: DeviceMap
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
+    threads: Annotated[int, Field(ge=1, le=1024)] | None
+    trust_remote_code: bool
+    prompts: Annotated[dict[str, str], Field(description="{benchmark: prompt, ...}")] | None
+    options: dict[str, Any] = field(default_factory=dict, metadata=FOUND)
+    checkpoint: str | None = field(default=None, metadata=FOUND)
+    layers: int | None = field(default=None, metadata=FOUND)
+    generation: dict[str, Any] | None = field(default=None, metadata=FOUND)
+    code: str | None = field(default=None, metadata=FOUND)
+
+    def stored(self) -> dict[str, Any]:
+        """As ``arm.json`` holds it: the family's own keys among the others."""
+        said = {key: value for key, value in vars(self).items() if key not in ("prompts", "options")}
+        return said | self.options
+
+
+def model_settings(given: dict[str, Any]) -> ModelSettings:
+    """The checked group ``model``.
 
     Raises:
         ConfigError: for a value out of range.
+    """
+    from stsimdiff import models
+
+    known = settable(ModelSettings)
+    if "family" in given:
+        checked(ModelSettings, {"family": given["family"]}, "model")
+        if models.is_own(given["family"]):
+            _own_family(given["family"])
+        options = models.options_of(given["family"])
+    else:
+        options = {}
+    only("model", given, (*known, *options))
+    own = {name: check(f"model.{name}", given[name], _hint(values)) for name, values in options.items()}
+    model = build(ModelSettings, {name: given[name] for name in known}, "model", options=own)
+    if model.device_map is not None and model.device != "auto":
+        raise ConfigError(
+            f"model.device={model.device} and model.device_map={model.device_map} say different things; leave one of "
+            "them out"
+        )
+    if model.trust_remote_code and model.family in models.OWN_READERS:
+        raise ConfigError(
+            f"model.trust_remote_code=true has no meaning for model.family={model.family}, which reads the original "
+            "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
+        )
+    return model if model.sampling == "fps" else replace(model, fps=None)
+
+
+def with_checkpoint(model: ModelSettings, needs_weights: bool = True) -> ModelSettings:
+    """The settings with what is found out about the checkpoint, as far as a plan without weights can know it.
+
+    Raises:
         DataError: for a checkpoint that is not there, unless a plan can do without it.
     """
     from stsimdiff import models
     from stsimdiff.models.presence import fetching, instead
 
-    own = "family" in model and models.is_own(model["family"])
-    if own:
-        _own_family(model["family"])
-    options = models.options_of(model["family"]) if "family" in model else {}
-    only("model", model, (*MODEL, *options))
-    for name, values in options.items():
-        _option(f"model.{name}", model[name], values)
-    one_of("model.attn_implementation", model["attn_implementation"], ATTENTION)
-    one_of("model.dtype", model["dtype"], DTYPES)
-    if model["device"] != "auto" and not _device(model["device"]):
-        raise ConfigError(
-            f"model.device={model['device']!r} is out of range; allowed: auto, {', '.join(DEVICES)}, with a "
-            "number where there are several (cuda:1)"
-        )
-    _device_map(model)
-    trusted = model["trust_remote_code"]
-    if not isinstance(trusted, bool):
-        raise ConfigError(f"model.trust_remote_code={trusted!r} is out of range; allowed: true, false")
-    if trusted and model["family"] in models.OWN_READERS:
-        raise ConfigError(
-            f"model.trust_remote_code=true has no meaning for model.family={model['family']}, which reads the original "
-            "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
-        )
-    frames = model["frames"]
-    if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
-        raise ConfigError(
-            f"model.frames={frames!r} is out of range; allowed: a whole number from 1 to {MOST_FRAMES}"
-        )
-    one_of("model.sampling", model["sampling"], SAMPLING)
-    fps = number_above("model.fps", model["fps"])
-    # Evenly spaced frames do not depend on it.
-    model = {**model, "fps": fps if model["sampling"] == "fps" else None}
-    threads = model["threads"]
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
-        raise ConfigError(
-            f"model.threads={threads!r} is out of range; allowed: a whole number from 1 to {MOST_THREADS}, or null"
-        )
-    if not needs_weights and model["name"] != "embedded":
-        given = Path(model["path"]).expanduser() if model["path"] else None
+    if not needs_weights and model.name != "embedded":
+        given = Path(model.path) if model.path else None
         if given is None or not (given / "config.json").is_file():
-            return {**model, "checkpoint": None, "layers": None, "generation": None}
+            return model
     path = _checkpoint(model)
     if not (path / "config.json").is_file():
-        get = f"{fetching(model['family'], str(path))} fetches a released one"
+        get = f"{fetching(model.family, str(path))} fetches a released one"
         hint = (
             f"name a folder with config.json and weights; {get}"
-            if model["path"]
+            if model.path
             else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {instead(path) or hint}")
-    found = {
-        **model,
-        "path": str(path.resolve()),
-        "layers": _layers(path),
-        "checkpoint": fingerprint(path, model["family"], trusted, own),
-        "generation": generation(path, model["family"]),
-    }
-    return {**found, "code": _family_code(model["family"], own)}
+    own = models.is_own(model.family)
+    return replace(
+        model,
+        path=str(path.resolve()),
+        layers=_layers(path),
+        checkpoint=fingerprint(path, model.family, model.trust_remote_code, own),
+        generation=generation(path, model.family),
+        code=_family_code(model.family, own),
+    )
 
 
 def _family_code(family: str, own: bool) -> str:
@@ -111,15 +171,15 @@ def _family_code(family: str, own: bool) -> str:
     return version_of(f"{module}:{name}")
 
 
-def _option(name: str, value: Any, values: Sequence[Any]) -> None:
-    """Check a family's own option: one of some values, or a whole number in a range among them."""
-    numbers = next((item for item in values if isinstance(item, range)), None)
-    words = [_as_written(item) for item in values if not isinstance(item, range)]
-    if numbers is None:
-        one_of(name, _as_written(value), words)
-    elif not (type(value) is int and value in numbers) and _as_written(value) not in words:
-        allowed = " or ".join([*words, f"a whole number from {numbers.start} to {numbers.stop - 1}"])
-        raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}")
+def _hint(values: Sequence[Any]) -> Any:
+    """The annotation of a family's own option: words, null, and whole numbers in a range among them."""
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, range):
+            parts.append(Annotated[int, Field(ge=value.start, lt=value.stop)])
+        else:
+            parts.append(bool if isinstance(value, bool) else Literal[value])
+    return Union[tuple(parts)]  # noqa: UP007
 
 
 def _own_family(name: Any) -> None:
@@ -131,57 +191,17 @@ def _own_family(name: Any) -> None:
     models.resolve(name)
 
 
-def _device(given: Any) -> bool:
-    """Whether this is the name of a device as torch writes it."""
-    found = re.fullmatch(r"([a-z]+)(?::\d+)?", given) if isinstance(given, str) else None
-    return found is not None and (
-        found[1] in DEVICES or importlib.util.find_spec(f"torch_{found[1]}") is not None
-    )
-
-
-def _device_map(model: dict[str, Any]) -> None:
-    given = model["device_map"]
-    if given is None:
-        return
-    if isinstance(given, dict):
-        if not given:
-            raise ConfigError("model.device_map={} names no module; allowed: null, or devices by module")
-        for module, device in given.items():
-            whole = isinstance(device, int) and not isinstance(device, bool) and device >= 0
-            # What lies on the disk would be read again for every generated token.
-            named = _device(device)
-            if not (isinstance(module, str) and (whole or named)):
-                raise ConfigError(
-                    f"model.device_map.{module}={device!r} is out of range; allowed: a module's name with the number "
-                    "of an accelerator, or cpu, cuda:1 ..."
-                )
-    elif given not in DEVICE_MAPS:
-        raise ConfigError(
-            f"model.device_map={given!r} is out of range; allowed: null, {', '.join(DEVICE_MAPS)}, or devices by "
-            "module; for the whole model on one device set model.device"
-        )
-    if model["device"] != "auto":
-        raise ConfigError(
-            f"model.device={model['device']} and model.device_map={given} say different things; leave one of them out"
-        )
-
-
-def _checkpoint(model: dict[str, Any]) -> Path:
+def _checkpoint(model: ModelSettings) -> Path:
     from stsimdiff.models.presence import fetching
 
-    if model["path"]:
-        return Path(model["path"]).expanduser()
-    if model["name"] == "embedded":
+    if model.path:
+        return Path(model.path)
+    if model.name == "embedded":
         return embedded_checkpoint()
     raise DataError(
-        f"model.path is not set, and the weights of model={model['name']} do not come with the package: get them "
-        f"with {fetching(model['family'])}, then give model.path=DIR"
+        f"model.path is not set, and the weights of model={model.name} do not come with the package: get them "
+        f"with {fetching(model.family)}, then give model.path=DIR"
     )
-
-
-def _as_written(value: Any) -> str:
-    """A value as YAML spells it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _layers(checkpoint: Path) -> int | None:

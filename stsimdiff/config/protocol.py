@@ -7,14 +7,18 @@ with it, since a published number counts in its own protocol only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
-from stsimdiff.config.checks import group, one_of
+from stsimdiff.config.benchmark import BenchmarkSettings
+from stsimdiff.config.checks import group
 from stsimdiff.errors import ConfigError
 from stsimdiff.resources import folder
+from stsimdiff.schema import build, one_of
 
 
 def names() -> list[str]:
@@ -46,30 +50,38 @@ def check_protocol(cfg: DictConfig) -> None:
         )
 
 
-def protocol_settings(cfg: DictConfig, benchmark: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol of a configuration that :func:`check_protocol` lets pass, for one benchmark.
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """A protocol for one benchmark.
 
-    Args:
-        cfg: the whole configuration.
-        benchmark: the settings of the benchmark, its prompt chosen.
-
-    Returns:
-        ``name``, ``source`` and ``unknown`` as its file says, ``changed``: what the command line set otherwise, as
-        ``model.frames=32``; and of this benchmark ``all_tokens``, the published accuracy of all tokens in percent,
-        ``remeasured`` and ``tolerance``; ``None`` where there is none.
+    Attributes:
+        name: of its file.
+        source: where it is published.
+        unknown: why there is no gate.
+        changed: what the command line set otherwise, as ``model.frames=32``.
+        all_tokens: the published accuracy of all tokens in percent; ``None`` where there is none.
+        remeasured: what others measured.
+        tolerance: points that ours may be away.
     """
-    file, name = _file(cfg.protocol.name), str(benchmark["name"])
+
+    name: str
+    source: str | None
+    unknown: str | None
+    changed: list[str]
+    all_tokens: Annotated[float, Field(ge=0, le=100)] | None
+    remeasured: Annotated[float, Field(ge=0, le=100)] | None
+    tolerance: Annotated[float, Field(ge=0)]
+
+
+def protocol_settings(cfg: DictConfig, benchmark: BenchmarkSettings) -> ProtocolSettings:
+    """The protocol of a configuration that :func:`check_protocol` lets pass, for a benchmark whose prompt is chosen."""
+    file = _file(cfg.protocol.name)
     # The default's file says what every key is where another leaves it out.
     about = {**_file("default")["protocol"], **file["protocol"]}
-    return {
-        "name": about["name"],
-        "source": about["source"],
-        "unknown": about["unknown"],
-        "changed": _changed(cfg, file.get("model", {}), benchmark),
-        "all_tokens": about["all_tokens"].get(name),
-        "remeasured": about["remeasured"].get(name),
-        "tolerance": about["tolerance"],
-    }
+    here = {key: about[key].get(benchmark.name) for key in ("all_tokens", "remeasured")}
+    here["changed"] = _changed(cfg, file.get("model", {}), benchmark)
+    about.pop("family")
+    return build(ProtocolSettings, {**about, **here}, "protocol")
 
 
 @cache
@@ -78,15 +90,15 @@ def _file(name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(loaded))
 
 
-def _changed(cfg: DictConfig, model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+def _changed(cfg: DictConfig, model: Mapping[str, Any], benchmark: BenchmarkSettings) -> list[str]:
     """What a configuration says otherwise than the protocol of the model, as words of the command line."""
     changed = []
     for key, value in model.items():
         found = cfg.model.get(key)
         if key == "prompts":
-            asked = value.get(str(benchmark["name"]))
-            if asked not in (None, benchmark["prompt"]):
-                changed.append(f"benchmark.prompt={benchmark['prompt']}")
+            asked = value.get(benchmark.name)
+            if asked not in (None, benchmark.prompt):
+                changed.append(f"benchmark.prompt={benchmark.prompt}")
         elif found != value:
             changed.append(f"model.{key}={'null' if found is None else found}")
     return changed

@@ -25,9 +25,9 @@ from hydra.core.override_parser.types import (
 )
 from omegaconf import OmegaConf
 
-from stsimdiff.config.checks import suggestion
 from stsimdiff.errors import ConfigError
 from stsimdiff.resources import folder
+from stsimdiff.schema import suggestion
 
 TEXT = ("run", "results", "data", "benchmark.data", "model.path", "cache.folder", "logger.project")
 """Keys whose value is text even where it reads as a number."""
@@ -105,7 +105,7 @@ def groups() -> list[str]:
 
 def options(group: str) -> list[str]:
     """What can be chosen of a group: its files, and what other packages offer."""
-    files = {path.stem for path in (folder("configs") / group).glob("*.yaml")}
+    files = {path.stem for path in (folder("configs") / group).glob("[!_]*.yaml")}
     offered = {name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})}
     return sorted(files | {name for name in offered if not DOTTED.fullmatch(name)})
 
@@ -166,7 +166,8 @@ def _check_choice(override: Override, sweep: str) -> None:
             )
         if key == "compressor" and isinstance(chosen, str) and DOTTED.fullmatch(chosen):
             _offer(chosen)
-        if not isinstance(chosen, (str, Glob)) and not isinstance(value, Glob):
+        named = isinstance(chosen, str) and not chosen.startswith("_")
+        if not named and not isinstance(chosen, Glob) and not isinstance(value, Glob):
             raise ConfigError(_no_name(key, chosen))
 
 

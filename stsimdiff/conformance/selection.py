@@ -6,7 +6,7 @@ the sequence unless their name says ``by_patch`` (place in the frame first, then
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens
 
 Arrays = dict[str, np.ndarray]
-EDGES = {(True, True): "both", (True, False): "spatial", (False, True): "temporal"}
+EDGES: dict[tuple[bool, bool], Literal["both", "spatial", "temporal"]] = {
+    (True, True): "both",
+    (True, False): "spatial",
+    (False, True): "temporal",
+}
 RELEASED = {"strategy": 3, "right": True, "bottom": True}
 """Settings of the released ST-SimDiff that ours has no choice for."""
 

@@ -93,7 +93,7 @@ def prepare(
 
     unusable = index.check(wanted, checksums=True, seconds=seconds, decoder=decoder, step=step)
     said = f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be used"
-    if too_many({}, unusable, wanted, limit):
+    if too_many(unusable, wanted, limit):
         again = "" if data else f"; without {root / FETCHED} everything is fetched again"
         raise DataError(f"{said}{again}; {over(limit, len(wanted))}")
     if unusable:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from fractions import Fraction
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -178,7 +178,7 @@ def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) ->
     return {**entry, "sha256": sha256(path)} if checksum else entry
 
 
-def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str], limit: int | str = 0) -> dict[str, str]:
+def unusable_videos(benchmark: Any, paths: Iterable[str], limit: int | str = 0) -> dict[str, str]:
     """The videos of a benchmark's questions that are missing or broken, with the reason, before a model is loaded.
 
     They are listed, and the run goes on with the others where the limit allows it.
@@ -193,11 +193,9 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str], limit: int 
         DataError: when they are more than the limit, unless ``allow_missing``.
     """
     paths = sorted(set(paths))
-    if benchmark.get("root"):
-        index = Index(Path(benchmark["root"]))
-        found = index.check(
-            map(Path, paths), seconds=benchmark["video_seconds"], decoder=benchmark["decoder"]
-        )
+    if benchmark.root:
+        index = Index(Path(benchmark.root))
+        found = index.check(map(Path, paths), seconds=benchmark.video_seconds, decoder=benchmark.decoder)
         unusable = {str(path): reason for path, reason in found.items()}
     else:
         unusable = {}
@@ -209,15 +207,15 @@ def unusable_videos(benchmark: dict[str, Any], paths: Iterable[str], limit: int 
     if not unusable:
         return unusable
     said = f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
-    if too_many(benchmark, unusable, paths, limit):
+    if not benchmark.allow_missing and too_many(unusable, paths, limit):
         raise DataError(f"{said}{_place(benchmark)}; {_packed(benchmark)}{over(limit, len(paths))}")
     _say_once(f"{said}; the questions about them count as failed, the others are answered")
     return unusable
 
 
-def too_many(benchmark: Mapping[str, Any], unusable: Sized, paths: Sized, limit: int | str) -> bool:
+def too_many(unusable: Sized, paths: Sized, limit: int | str) -> bool:
     """Whether more of these videos are unusable than a run goes on with."""
-    return not benchmark.get("allow_missing") and len(unusable) > failures_allowed(limit, len(paths))
+    return len(unusable) > failures_allowed(limit, len(paths))
 
 
 def over(limit: int | str, videos: int) -> str:
@@ -233,16 +231,16 @@ def _say_once(text: str) -> None:
     say(text, error=True)
 
 
-def _place(benchmark: dict[str, Any]) -> str:
-    return f" (looked for everywhere below {benchmark['root']})" if benchmark.get("root") else ""
+def _place(benchmark: Any) -> str:
+    return f" (looked for everywhere below {benchmark.root})" if benchmark.root else ""
 
 
-def _packed(benchmark: dict[str, Any]) -> str:
+def _packed(benchmark: Any) -> str:
     """What to do first where the folder holds archives: the videos may be in them."""
-    root = benchmark.get("root")
+    root = benchmark.root
     if not root or not archives(Path(root)):
         return "".join(f"{said}; " for said in foreign(Path(root))[:SHOWN]) if root else ""
-    name = benchmark["task"].removeprefix("stsimdiff_")
+    name = benchmark.task.removeprefix("stsimdiff_")
     return f"archives lie there, `make data BENCHMARK={name} DATA={root}` unpacks them; "
 
 

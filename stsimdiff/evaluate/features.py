@@ -99,10 +99,10 @@ class FeatureCache:
 
     def __init__(self, settings: Settings, memory: FeatureMemory | None = None) -> None:
         self.settings = settings
-        self._limit = settings.cache["max_gb"] * GB
+        self._limit = settings.cache.max_gb * GB
         self._memory = memory if memory is not None else FeatureMemory()
-        folder = settings.cache["folder"]
-        self._files = FeatureFiles(Path(folder), settings.cache["disk_gb"] * GB) if folder else None
+        folder = settings.cache.folder
+        self._files = FeatureFiles(Path(folder), settings.cache.disk_gb * GB) if folder else None
 
     @property
     def on(self) -> bool:
@@ -159,13 +159,13 @@ class FeatureCache:
         Raises:
             DataError: when the file cannot be read.
         """
-        model = {name: value for name, value in self.settings.model.items() if name not in ELSEWHERE}
+        model = {name: value for name, value in self.settings.model.stored().items() if name not in ELSEWHERE}
         about = {
             "format": FORMAT,
             "video": _checksum(path),
             "sampling": {
-                "frames": self.settings.model["frames"],
-                "decoder": self.settings.benchmark["decoder"],
+                "frames": self.settings.model.frames,
+                "decoder": self.settings.benchmark.decoder,
             },
             "model": model | family.describe() | {"device": _device(family.device)},
             **_software(),

@@ -109,9 +109,9 @@ class Overlays:
     def _name(self, path: str) -> str:
         """Folder of a video's frames; models that are given other frames of it have another one."""
         settings = self._settings
-        shown = [settings.benchmark["name"], settings.benchmark["revision"], settings.benchmark["decoder"]]
+        shown = [settings.benchmark.name, settings.benchmark.revision, settings.benchmark.decoder]
         model = settings.model
-        sampled = [model["frames"], model["sampling"], model["fps"]]
+        sampled = [model.frames, model.sampling, model.fps]
         key = json.dumps([self._videos[path], *sampled, *shown])
         stem = re.sub(r"[^\w-]", "_", Path(path).stem)
         return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

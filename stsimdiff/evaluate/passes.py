@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from stsimdiff.config.checks import obstacle, path
+from stsimdiff.config.checks import Folder, obstacle
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.data import cache_folder
 from stsimdiff.errors import Missing
 from stsimdiff.models.presence import absent, unready
+from stsimdiff.schema import check
 
 if TYPE_CHECKING:
     from stsimdiff.config.arms import Arm
@@ -91,7 +92,7 @@ def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass])
 def absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
     asked = dict.fromkeys(
-        (cfg.model.family, path("model.path", cfg.model.path, nullable=True))
+        (cfg.model.family, check("model.path", cfg.model.path, Folder | None))
         for cfg in configurations
         if cfg.plan is not True
     )
@@ -104,9 +105,9 @@ def _unwritable(asked: Iterable[Settings]) -> list[str]:
     for settings in asked:
         if settings.plan:
             continue
-        place, cache, own = settings.folder, settings.cache["folder"], cache_folder()
+        place, cache, own = settings.folder, settings.cache.folder, cache_folder()
         # The packaged benchmarks are drawn into it.
-        drawn = not settings.benchmark["root"] and not settings.benchmark["data"] and not own.is_dir()
+        drawn = not settings.benchmark.root and not settings.benchmark.data and not own.is_dir()
         if drawn and (why := obstacle(own)):
             found[f"the cache folder {own} cannot be made: {why}; set XDG_CACHE_HOME to one that can"] = None
         if why := obstacle(place):

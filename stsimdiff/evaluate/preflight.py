@@ -27,21 +27,21 @@ def check_data(passes: Iterable[Settings]) -> None:
     looked_at, missing = set(), []
     for settings in passes:
         benchmark = settings.benchmark
-        families = tuple(benchmark["families"] or ())
+        families = tuple(benchmark.families or ())
         key = (
-            benchmark["root"],
+            benchmark.root,
             families,
             settings.limit,
-            benchmark["allow_missing"],
+            benchmark.allow_missing,
             settings.max_failures,
         )
-        if not benchmark["root"] or key in looked_at:
+        if not benchmark.root or key in looked_at:
             continue
         looked_at.add(key)
         try:
             questions = all_questions(load_task(benchmark), settings.limit, families)
             unusable_videos(benchmark, [question.video for question in questions], settings.max_failures)
         except DataError as error:
-            missing.append(f"{benchmark['name']}: {error}")
+            missing.append(f"{benchmark.name}: {error}")
     if missing:
         raise Missing(missing)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stsimdiff.config.benchmark import BenchmarkSettings
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.resources import folder
@@ -77,7 +78,7 @@ class Judgement:
     stock_error: str | None = None
 
 
-def load_task(benchmark: Mapping[str, Any]) -> Any:
+def load_task(benchmark: BenchmarkSettings) -> Any:
     """The lmms-eval task of a benchmark, built from ``tasks/`` alone (4 s faster than with the built-in ones).
 
     Raises:
@@ -88,18 +89,18 @@ def load_task(benchmark: Mapping[str, Any]) -> Any:
     from lmms_eval.utils import load_yaml_config
 
     manager = TaskManager(include_path=str(folder("tasks")), include_defaults=False)
-    name = benchmark["task"]
+    name = benchmark.task
     if name not in manager.all_tasks:
         raise ConfigError(f"benchmark.task={name!r} is unknown; allowed: {', '.join(manager.all_tasks)}")
     config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="full")
-    if benchmark.get("data"):
-        config["dataset_kwargs"] = {"root": str(benchmark["data"])}
+    if benchmark.data:
+        config["dataset_kwargs"] = {"root": str(benchmark.data)}
     if by_task(name):
-        config["prompt"] = benchmark["prompt"]
+        config["prompt"] = benchmark.prompt
     task = config.pop("class", ConfigurableMessagesTask)(config=config)
-    if benchmark.get("max_new_tokens") is not None:
+    if benchmark.max_new_tokens is not None:
         generation = task.config.generation_kwargs or {}
-        task.config.generation_kwargs = {**generation, "max_new_tokens": benchmark["max_new_tokens"]}
+        task.config.generation_kwargs = {**generation, "max_new_tokens": benchmark.max_new_tokens}
     return task
 
 

@@ -88,7 +88,7 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
         UserError: for data that is missing or wrong.
     """
     task = load_task(settings.benchmark)
-    questions = all_questions(task, settings.limit, settings.benchmark.get("families"))
+    questions = all_questions(task, settings.limit, settings.benchmark.families)
     settings, unusable = _checked_videos(settings, questions)
     return settings, task, questions, unusable
 
@@ -162,8 +162,10 @@ def _checked_videos(settings: Settings, questions: Sequence[Question]) -> tuple[
     if not unusable:
         return settings, unusable
     lost = sum(question.video in unusable for question in questions)
-    note = f"{settings.benchmark['note']}. {lost} of {len(questions)} questions FAILED for lack of a usable video"
-    benchmark = {**settings.benchmark, "note": note, "missing_questions": lost}
+    note = (
+        f"{settings.benchmark.note}. {lost} of {len(questions)} questions FAILED for lack of a usable video"
+    )
+    benchmark = dataclasses.replace(settings.benchmark, note=note, missing_questions=lost)
     return dataclasses.replace(settings, benchmark=benchmark), unusable
 
 
@@ -204,10 +206,10 @@ def answer_missing(
         session.check(arms)
         session.overlays = overlays or Overlays(settings, questions)
         generation = {
-            **(settings.model.get("generation") or {}),
-            **settings.benchmark.get("generation", {}),
+            **(settings.model.generation or {}),
+            **settings.benchmark.generation,
         }
-        described, revision = session.family.describe(), settings.benchmark.get("revision")
+        described, revision = session.family.describe(), settings.benchmark.revision
         origin = provenance(described, settings.seed, revision, generation)
         for arm in arms:
             if work.missing[arm.id]:
@@ -223,6 +225,6 @@ def _not_asked(
         return []
     asked = questions
     if processes.world > 1:
-        asked = all_questions(task, settings.limit, settings.benchmark.get("families"))
+        asked = all_questions(task, settings.limit, settings.benchmark.families)
     ids = {question.id for question in asked}
     return [question for question in all_questions(task, None, None) if question.id not in ids]

@@ -63,7 +63,7 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
         folder = settings.folder / arm.folder
         of = _state(folder, names, settings)
         known = _known(folder / METRICS)
-        sent = bool(settings.benchmark.get("server"))
+        sent = bool(settings.benchmark.server)
         if known.get("of") != of or (sent and not (folder / SUBMISSION).is_file()):
             known = _scored(folder, task, by_id, settings) | {"of": of}
             if sent:
@@ -91,9 +91,9 @@ def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Se
     rows = [row for row in rows if row["error"] is None]
     answered = [(by_id[row["id"]], row["answer"]) for row in rows]
     unread = [row["answer"] for row in rows if row["parsed"] is None]
-    known = not settings.benchmark.get("server")
+    known = not settings.benchmark.server
     return {
-        "task": settings.benchmark["task"],
+        "task": settings.benchmark.task,
         "n": len(answered),
         "n_failed": len(by_id) - len(answered),
         "n_unread": len(unread),
@@ -138,7 +138,7 @@ def _state(folder: Path, names: str, settings: Settings) -> str:
     files = [
         (path.name, status.st_size, status.st_mtime_ns) for path in shards(folder) for status in [path.stat()]
     ]
-    told = [names, files, settings.benchmark["task"], settings.benchmark.get("code"), _code()]
+    told = [names, files, settings.benchmark.task, settings.benchmark.code, _code()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 

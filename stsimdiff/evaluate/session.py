@@ -23,7 +23,7 @@ from stsimdiff.evaluate.limits import TimeLimit
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.questions import Question, judge
 from stsimdiff.evaluate.shared import Shared
-from stsimdiff.models import options_of, resolve
+from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
 from stsimdiff.trace import Trace
 from stsimdiff.video import Frames, Sampling, process
@@ -96,8 +96,8 @@ class Session:
 
     def _frames(self, path: str) -> Frames:
         benchmark = self.settings.benchmark
-        sampling, seconds = Sampling.of(self.settings.model), benchmark["video_seconds"]
-        return process.shared().read(path, sampling, benchmark["decoder"], seconds)
+        sampling, seconds = Sampling.of(self.settings.model), benchmark.video_seconds
+        return process.shared().read(path, sampling, benchmark.decoder, seconds)
 
     def free(self) -> None:
         """Give back the memory that answers can do without: features of other videos."""
@@ -121,7 +121,7 @@ class Session:
             watch = Stopwatch(self.family.device)
             with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
                 text = self.family.answer(prompt, question.max_new_tokens)
-        for stop in self.settings.benchmark.get("generation", {}).get("until", ()):
+        for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
         times = {
             "answer": watch.lap(),
@@ -178,14 +178,14 @@ def load_model(settings: Settings) -> Family:
     logging.disable_progress_bar()
     torch.manual_seed(settings.seed)
     model = settings.model
-    if model["threads"] is not None:
-        torch.set_num_threads(model["threads"])
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
     options = LoadOptions(
-        model["device"],
-        model["dtype"],
-        model["attn_implementation"],
-        {name: model[name] for name in options_of(model["family"])},
-        model["device_map"],
-        model["trust_remote_code"],
+        model.device,
+        model.dtype,
+        model.attn_implementation,
+        model.options,
+        model.device_map,
+        model.trust_remote_code,
     )
-    return resolve(model["family"]).load(model["path"], options)
+    return resolve(model.family).load(str(model.path), options)

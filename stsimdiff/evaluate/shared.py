@@ -16,7 +16,7 @@ FRAMES = ("frames", "sampling", "fps")
 
 def model_key(settings: Settings) -> str:
     """Equal for settings that load the same model."""
-    model = {key: value for key, value in settings.model.items() if key not in FRAMES}
+    model = {key: value for key, value in settings.model.stored().items() if key not in FRAMES}
     return json.dumps([model, settings.seed], sort_keys=True)
 
 

@@ -35,7 +35,7 @@ def rehearse(passes: Iterable[Pass]) -> None:
         for arm in one.arms.values():
             compressor = arm.build()
             if type(compressor).__module__.partition(".")[0] != OURS:
-                _try(compressor, arm, one.settings.model["layers"] or LAYERS)
+                _try(compressor, arm, one.settings.model.layers or LAYERS)
 
 
 def _try(compressor: Compressor, arm: Arm, layers: int) -> None:

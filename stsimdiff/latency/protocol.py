@@ -77,7 +77,7 @@ class Measuring:
         self.failed: dict[str, str] = {}
         self.own_flops: dict[tuple[str, str], int | None] = {}
         described = family.describe()
-        self.origin = provenance(described, settings.seed, settings.benchmark.get("revision"))
+        self.origin = provenance(described, settings.seed, settings.benchmark.revision)
         self.key = self._key(described)
 
     def run(self) -> list[str]:
@@ -87,7 +87,7 @@ class Measuring:
         done = self._rounds_done()
         missing = [turn for turn in self._turns() if turn not in done]
         if not missing:
-            log.info("%d frames: all measured", self.settings.model["frames"])
+            log.info("%d frames: all measured", self.settings.model.frames)
             return self._messages()
         for number in range(self.protocol.warmup):
             for question in self.questions:
@@ -96,7 +96,7 @@ class Measuring:
             question = next(q for q in self.questions if q.id == name)
             log.info(
                 "%d frames: repeat %d of %d, %s",
-                self.settings.model["frames"],
+                self.settings.model.frames,
                 repeat + 1,
                 self.protocol.repeats,
                 name,
@@ -119,7 +119,7 @@ class Measuring:
                 self.compressors[arm.id],
                 arm.budget,
                 Sampling.of(self.settings.model),
-                self.settings.benchmark["decoder"],
+                self.settings.benchmark.decoder,
                 self.protocol.new_tokens,
             )
             try:
@@ -154,11 +154,11 @@ class Measuring:
             "method": arm.method,
             "label": arm.label,
             "budget": dataclasses.asdict(arm.budget),
-            "model": self.settings.model["name"],
-            "family": self.settings.model["family"],
+            "model": self.settings.model.name,
+            "family": self.settings.model.family,
             "parameters": self.family.shape.parameters if self.family.shape else None,
-            "benchmark": self.settings.benchmark["name"],
-            "frames": self.settings.model["frames"],
+            "benchmark": self.settings.benchmark.name,
+            "frames": self.settings.model.frames,
             "question": question.id,
             "repeat": repeat,
         }
@@ -186,9 +186,9 @@ class Measuring:
         """Of what may be compared: the same machine, model, questions, protocol and arms."""
         asked = [question.id for question in self.questions]
         everything = [
-            {key: value for key, value in self.settings.model.items() if key != "path"},
-            self.settings.benchmark["name"],
-            self.settings.benchmark.get("revision"),
+            {key: value for key, value in self.settings.model.stored().items() if key != "path"},
+            self.settings.benchmark.name,
+            self.settings.benchmark.revision,
             self.protocol.new_tokens,
             asked,
             sorted(arm.id for arm in self.arms),
@@ -212,7 +212,7 @@ class Measuring:
 
     def _messages(self) -> list[str]:
         labels = {arm.id: arm.label for arm in self.arms}
-        frames = self.settings.model["frames"]
+        frames = self.settings.model.frames
         return [f"{labels[id_]} with {frames} frames failed: {reason}" for id_, reason in self.failed.items()]
 
     def _append(self, row: dict[str, Any]) -> None:

@@ -23,14 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from stsimdiff import compressors
-from stsimdiff.config.checks import expanded, suggestion
+from stsimdiff.config.checks import expanded
 from stsimdiff.config.sweep import combinations, expand, without_hydra
-from stsimdiff.config.words import settled
+from stsimdiff.config.words import groups, options, settled
 from stsimdiff.errors import ConfigError
 from stsimdiff.extras import is_installed
 from stsimdiff.launchers import CLUSTERS
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.resources import folder
+from stsimdiff.schema import suggestion
 
 if TYPE_CHECKING:
     pass
@@ -110,6 +111,7 @@ def register() -> None:
     """Make the launchers known to Hydra, and compressors of other packages known as options of ``compressor=``."""
     # For Hydra's own folder of a sweep, which it makes from the words as they are.
     OmegaConf.register_new_resolver("expanded", lambda given: expanded("results", str(given)), replace=True)
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
     _register_launcher(ArmsLauncher)
     for name, (plugin, module, cls) in CLUSTERS.items():
         if is_installed(plugin):
@@ -141,6 +143,10 @@ def check_single_run(name: str) -> None:
         raise ConfigError(
             f"hydra/launcher={name} starts jobs only with -m; write it, or leave the launcher out"
         )
+
+
+def _choices() -> str:
+    return "\n".join(f"{group}: {', '.join(options(group))}" for group in groups())
 
 
 def _register_launcher(cls: type[Launcher]) -> None:

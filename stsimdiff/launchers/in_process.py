@@ -107,11 +107,11 @@ def make_report(settings: Settings) -> list[str]:
             "again"
         )
     tell(published, Console())
-    if settings.logger["name"] == "wandb":
+    if settings.logger.name == "wandb":
         from stsimdiff.report.wandb_log import log_run
 
         try:
-            log_run(settings.folder, settings.logger["project"], settings.logger["mode"])
+            log_run(settings.folder, settings.logger.project, settings.logger.mode)
         except RunFailed as failure:
             return [*published.unmade, str(failure)]
     return published.unmade

@@ -24,7 +24,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from stsimdiff import lock, terminal
-from stsimdiff.config.checks import expanded
 from stsimdiff.config.settings import Settings
 from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
 from stsimdiff.evaluate.passes import Pass, check_presence, last_of_folders, passes_of
@@ -61,7 +60,7 @@ class Job:
 
     def __str__(self) -> str:
         part = f", shard {self.shard + 1} of {self.shards}" if self.shards > 1 else ""
-        named = f"{self.settings.model['name']} on {self.settings.benchmark['name']}"
+        named = f"{self.settings.model.name} on {self.settings.benchmark.name}"
         return f"{named}{part}, {len(self.arms)} {'arm' if len(self.arms) == 1 else 'arms'}"
 
     def answer(self, processes: Processes) -> int:
@@ -72,7 +71,7 @@ class Job:
         from stsimdiff.evaluate.run import answer_missing
 
         task = load_task(self.settings.benchmark)
-        questions = all_questions(task, self.settings.limit, self.settings.benchmark.get("families"))
+        questions = all_questions(task, self.settings.limit, self.settings.benchmark.families)
         return answer_missing(
             self.settings,
             task,
@@ -217,9 +216,9 @@ class JobLauncher(BatchLauncher):
             return
         self.check()
         for one in passes:
-            if one.settings.model["device_map"] and self.tasks() > 1:
+            if one.settings.model.device_map and self.tasks() > 1:
                 raise ConfigError(
-                    f"model.device_map={one.settings.model['device_map']} spreads one model over the devices of a job, "
+                    f"model.device_map={one.settings.model.device_map} spreads one model over the devices of a job, "
                     f"which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
                 )
         check_presence(configurations, passes)
@@ -273,9 +272,9 @@ def _prepared(one: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths mean the same in another working folder."""
 
-    def absolute(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-        paths = {key: str(Path(expanded(key, str(group[key]))).absolute()) for key in keys if group.get(key)}
-        return {**group, **paths}
+    def absolute(group: Any, *keys: str) -> Any:
+        paths = {key: str(Path(getattr(group, key)).absolute()) for key in keys if getattr(group, key)}
+        return dataclasses.replace(group, **paths)
 
     return dataclasses.replace(
         settings,

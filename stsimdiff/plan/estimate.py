@@ -34,7 +34,6 @@ from stsimdiff.data.videos import listing, over, too_many
 from stsimdiff.errors import DataError, UserError
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.store import arm_folders, checked_answers, checked_record, shards
-from stsimdiff.models import options_of
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
 from stsimdiff.plan.dry_run import dry_run
@@ -134,16 +133,15 @@ class PassPlan:
 def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     """The plan of the arms of one pass; raises as :func:`show`."""
     model = settings.model
-    own = {name: model[name] for name in options_of(model["family"]) if name in model}
-    options = LoadOptions(model["device"], model["dtype"], model["attn_implementation"], own)
-    shape, source = planned_shape(model["family"], model["path"], options)
+    options = LoadOptions(model.device, model.dtype, model.attn_implementation, model.options)
+    shape, source = planned_shape(model.family, model.path, options)
     compressors = {arm.id: arm.build() for arm in arms}
     for arm in arms:
         compressors[arm.id].check(arm.budget, shape.decoder.layers)
     questions, headers, notes = _questions(settings)
-    if model["checkpoint"] is None:
+    if model.checkpoint is None:
         notes.append("the weights are not here: which questions are answered already cannot be told")
-    elif settings.benchmark["revision"] is None:
+    elif settings.benchmark.revision is None:
         notes.append("the data is not here: which questions are answered already cannot be told")
     grids = {path: _grid(shape, header, Sampling.of(model)) for path, header in headers.items()}
     of_question = {question.id: grids[question.video] for question in questions}
@@ -158,7 +156,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         left = {id_: grid for id_, grid in of_question.items() if id_ not in stored[arm.id]}
         open_ids |= left.keys()
         plan = ArmPlan(arm, len(of_question) - len(left), len(left))
-        element = _element(model["dtype"], shape)
+        element = _element(model.dtype, shape)
         _fill(plan, compressors[arm.id], shape, typical, largest, text, list(left.values()), element)
         plans.append(plan)
     open_videos = {question.video for question in questions if question.id in open_ids}
@@ -182,7 +180,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         reading=reading,
         notes=notes,
     )
-    element = _element(model["dtype"], shape)
+    element = _element(model.dtype, shape)
     made.disk = {
         "answers": sum(plan.open for plan in plans) * round(statistics.mean(sizes or [ANSWER_BYTES])),
         "features": sum(grid.tokens for grid in grids.values()) * shape.decoder.hidden * element,
@@ -195,20 +193,20 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
     """The questions, the header of each of their videos by path, and what has to be said of them."""
     benchmark, notes = settings.benchmark, []
     built = cache_folder() / f"clips-{clips.GENERATOR_VERSION}" / "questions.jsonl"
-    if benchmark["task"] == "clips" and not benchmark["data"] and not built.is_file():
+    if benchmark.task == "clips" and not benchmark.data and not built.is_file():
         # To read the generated videos they would have to be made; what they are like is known.
         notes.append("the embedded benchmark is not generated yet: its videos are as its generator says")
-        wanted = set(benchmark["families"] or clips.FAMILIES)
+        wanted = set(benchmark.families or clips.FAMILIES)
         rows = [row for row in clips.questions() if row["family"] in wanted][: settings.limit]
         questions = [
             Question(row["id"], row["video"], row["family"], prompt(row["question"], row["options"]), 1, row)
             for row in rows
         ]
         return questions, {q.video: Header(FRAMES, FRAMES / FPS, SIZE, SIZE) for q in questions}, notes
-    public = by_task(benchmark["task"])
-    if public and not benchmark["root"]:
+    public = by_task(benchmark.task)
+    if public and not benchmark.root:
         return _published(public.name, settings.limit)
-    questions = all_questions(load_task(benchmark), settings.limit, benchmark.get("families"))
+    questions = all_questions(load_task(benchmark), settings.limit, benchmark.families)
     headers, broken = {}, {}
     for path in sorted({question.video for question in questions}):
         try:
@@ -216,7 +214,9 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
         except DataError as error:
             broken[path] = str(error)
     videos = [*broken, *headers]
-    if broken and (not headers or too_many(benchmark, broken, videos, settings.max_failures)):
+    if broken and (
+        not headers or (not benchmark.allow_missing and too_many(broken, videos, settings.max_failures))
+    ):
         raise DataError(
             f"{listing(broken.values())}\n{len(broken)} of {len(videos)} videos cannot be used; "
             f"{over(settings.max_failures, len(videos))}"
@@ -317,8 +317,8 @@ def _stored(
             answered[record["arm"]] = {row["id"] for row in counted}
         if rows:
             sizes.append(sum(path.stat().st_size for path in shards(folder)) // len(rows))
-        same = record["model"].get("checkpoint") == settings.model["checkpoint"]
-        for row in given if same and settings.model["checkpoint"] else ():
+        same = record["model"].get("checkpoint") == settings.model.checkpoint
+        for row in given if same and settings.model.checkpoint else ():
             # A time that was not taken is null, or not there.
             times = {
                 name: seconds for name, seconds in (row.get("times") or {}).items() if seconds is not None
@@ -341,8 +341,8 @@ def _throughput(
         return statistics.median(speeds), f"the prefill of {len(speeds)} answers stored in {settings.folder}"
     device = options.resolved_device()
     dtype = DTYPES.get(options.dtype if options.dtype != "auto" else shape.dtype, torch.float32)
-    if settings.model["threads"] is not None:
-        torch.set_num_threads(settings.model["threads"])
+    if settings.model.threads is not None:
+        torch.set_num_threads(settings.model.threads)
     return (
         _product_speed(device, dtype),
         f"a product of {dtype} matrices measured on {device}: a model reaches less, so this is the least time; "
@@ -378,7 +378,7 @@ def _element(dtype: str, shape: ModelShape) -> int:
 def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     """Bytes by part at the largest video; activations are the largest set of tensors that are alive at once."""
     shape, grid = plan.shape, plan.largest
-    element = _element(plan.settings.model["dtype"], shape)
+    element = _element(plan.settings.model.dtype, shape)
     decoder, tower, load = shape.decoder, shape.tower, shape.load(grid)
     length = plan.text + grid.tokens
     # The gate, what it gates and their product are alive at once; in a plain MLP input and output of the activation.
@@ -388,7 +388,7 @@ def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     if options.attn_implementation == "eager":
         longest = max(load.sequences)
         scores = max(decoder.heads * length**2, tower.heads * load.patches * longest)
-    kept = min(plan.settings.cache["max_gb"] * 1e9, plan.disk["features"])
+    kept = min(plan.settings.cache.max_gb * 1e9, plan.disk["features"])
     return {
         "weights": shape.parameters * element,
         "features": grid.tokens * decoder.hidden * element,

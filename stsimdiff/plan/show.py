@@ -23,8 +23,8 @@ def render(plans: Sequence[PassPlan], console: Console) -> None:
     cells = sum(len(plan.arms) for plan in plans)
     left = sum(arm.open for plan in plans for arm in plan.arms)
     done = sum(arm.answered for plan in plans for arm in plan.arms)
-    models = len({(plan.settings.model["name"], plan.settings.model["path"]) for plan in plans})
-    benchmarks = len({plan.settings.benchmark["name"] for plan in plans})
+    models = len({(plan.settings.model.name, plan.settings.model.path) for plan in plans})
+    benchmarks = len({plan.settings.benchmark.name for plan in plans})
     flops, seconds = sum(plan.flops for plan in plans), sum(plan.seconds for plan in plans)
     disk = sum(plan.disk["answers"] for plan in plans)
     least = max(sum(plan.memory.values()) for plan in plans)
@@ -69,7 +69,7 @@ def duration(seconds: float) -> str:
 def _pass(plan: PassPlan, console: Console) -> None:
     model, benchmark = plan.settings.model, plan.settings.benchmark
     console.print(
-        Text.assemble((f"{model['name']} on {benchmark['name']}", "bold"), f", {model['frames']} frames"),
+        Text.assemble((f"{model.name} on {benchmark.name}", "bold"), f", {model.frames} frames"),
         soft_wrap=True,
     )
     grid = plan.typical

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.budget import KINDS
+from stsimdiff.budget import KINDS, Kind
 from stsimdiff.compressors import declared
 from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.text import one_line
@@ -58,7 +58,7 @@ class StoredArm:
         return self.method in REFERENCES
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """The kind of its budget; ``tokens`` for an arm without one."""
         return (self.record["budget"] or {}).get("kind") or KINDS[0]
 

@@ -139,7 +139,7 @@ class Group:
             values=taken(rows),
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
-            missed=known and missed(Budget(kind, arm.retention), achieved[kind]),
+            missed=known and missed(Budget(arm.kind, arm.retention), achieved[kind]),
             paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.label, arm.retention),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stsimdiff.video.frames import (
     BACKENDS,
+    Backend,
     Frames,
     Probe,
     Sampling,
@@ -18,6 +19,7 @@ from stsimdiff.video.frames import (
 
 __all__ = [
     "BACKENDS",
+    "Backend",
     "Frames",
     "Probe",
     "Sampling",

@@ -19,17 +19,17 @@ take in :mod:`stsimdiff.video.process`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.stand_ins import stand_in
 
-BACKENDS = ("pyav", "torchcodec", "decord")
+Backend = Literal["pyav", "torchcodec", "decord"]
+BACKENDS = get_args(Backend)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class Sampling:
     fps: float | None = None
 
     @classmethod
-    def of(cls, model: Mapping[str, Any]) -> Sampling:
+    def of(cls, model: Any) -> Sampling:
         """That of a model's settings."""
-        return cls(model["frames"], model["sampling"], model["fps"])
+        return cls(model.frames, model.sampling, model.fps)
 
     def indices(self, total: int, rate: float) -> tuple[int, ...]:
         """Frame numbers, ascending, in a file of ``total`` frames with ``rate`` a second."""
