@@ -128,7 +128,7 @@ def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> di
         grid = Grid(grid.frames, grid.height, grid.width + 1)
     features = scene(kind, grid, options.dim, getattr(torch, options.dtype), options.device)
     tokens = VideoTokens.full(features, grid)
-    few = Grid(min(2, grid.frames), grid.height, grid.width)
+    few = Grid(min(4, grid.frames), grid.height, grid.width)
     selection(name, VideoTokens.full(features[: few.tokens], few), options)()  # warm-up
     act = selection(name, tokens, options)
     with Peak(options.device) as peak:
