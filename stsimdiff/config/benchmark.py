@@ -102,7 +102,9 @@ def benchmark_settings(
     for name in prompts:
         one_of("model.prompts", name, BENCHMARKS)
     public = by_task(benchmark.task)
-    prompt = benchmark.prompt or (prompts.get(public.name, "default") if public else "default")
+    prompt = benchmark.prompt
+    if prompt is None:
+        prompt = prompts.get(public.name, "default") if public else "default"
     one_of("benchmark.prompt", prompt, public.prompts() if public else ("default",))
     place = benchmark.data or (str(folder_in(Path(data), public.name)) if data and public else None)
     return replace(benchmark, prompt=prompt, data=place)

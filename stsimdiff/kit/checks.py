@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stsimdiff import models
-from stsimdiff.budget import Budget, achieved
+from stsimdiff.budget import Budget, Kind, achieved
 from stsimdiff.config.arms import UNBUDGETED
 from stsimdiff.engine import Compression, lent, process_state
 from stsimdiff.errors import BudgetError, ConfigError
@@ -51,7 +51,7 @@ class NotGiven(Exception):
 # Budgets -------------------------------------------------------------------------------------------------------
 
 
-def budgets_are_met(case: Case, kind: str) -> None:
+def budgets_are_met(case: Case, kind: Kind) -> None:
     """The budget is met on every scene: valid ascending selections, as many tokens as it says, all at 100 %."""
     _budgeted(case)
     refused: BudgetError | None = None
