@@ -28,7 +28,7 @@ def test_the_licence_is_the_apache_licence_to_the_letter():
 def test_the_notice_credits_every_method_and_every_recording():
     entries = dict(re.findall(r"^(\S[^\n:]*): (\S+/\S+)\n(?:    .*\n)*?    Licence: ", NOTICE, re.MULTILINE))
     named = {re.sub(r"\W", "", name).lower() for name in entries}
-    controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool"}
+    controls = {"none", "no_video", "random", "uniform_frames", "spatial_pool", "chain"}
     methods = {name.replace("_", "") for name in compressors.BUILTIN if name not in controls}
     missing = {name for name in methods if not any(entry.endswith(name) for entry in named)}
     assert not missing, f"NOTICE has no entry, or no licence, for {missing}"

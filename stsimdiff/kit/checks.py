@@ -17,6 +17,7 @@ import torch
 
 from stsimdiff import models
 from stsimdiff.budget import Budget, Kind, achieved
+from stsimdiff.compressors.base import Run
 from stsimdiff.config.arms import UNBUDGETED
 from stsimdiff.engine import Compression, lent, process_state
 from stsimdiff.errors import BudgetError, ConfigError
@@ -293,7 +294,7 @@ def memory_is_small(case: Case) -> str:
     case.drive(video("mixed", small, WIDTH), layout_for(small), case.budget)  # warm-up
     measured: list[Measured] = []
 
-    def wrap(run: lent.Run) -> Measured:
+    def wrap(run: Run) -> Measured:
         measured.append(Measured(run))
         return measured[-1]
 
