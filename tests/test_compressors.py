@@ -25,6 +25,7 @@ from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.pyramiddrop import PyramidDrop
 from stsimdiff.compressors.scissor import Scissor
+from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.sttm import STTM
 from stsimdiff.compressors.vidcom2 import VidCom2
@@ -70,6 +71,8 @@ VARIANTS = [
     PyramidDrop(stages=1, layers=[2]),
     PyramidDrop(stages=2, layers=[3, 20]),
     DART(pivot_text_token=0, pivot_image_token=1, layer=1),
+    SparseVLM(retain_tokens=64, layers=[1, 3], recycle=0.5, tokens_per_cluster=3),
+    SparseVLM(version="v2", heads=2, retain_tokens=96),
     VidCom2(as_released=True),
     STTM(slow_version=True, weighted_avg=True, root_level=0, layer=0, head_dim=4),
     Scissor(as_released=True, epsilon=0.5),
@@ -206,6 +209,23 @@ WRONG = [
     ("dart", {"pivot_image_token": 0}, "pivot_image_token=0.*1, 2, ...; for example 4"),
     ("dart", {"pivot_text_token": True}, "pivot_text_token=True.*0, 1, ...; for example 4"),
     ("dart", {"as_released": 2}, "as_released=2.*true, false"),
+    ("sparsevlm", {"version": "v3"}, "version=v3.*v1, v2"),
+    (
+        "sparsevlm",
+        {"layers": [6, 2]},
+        r"layers=\[6, 2\].*one to three layers from 0, ascending; for example \[2,6,15\]",
+    ),
+    ("sparsevlm", {"layers": [2, 6, 9, 15]}, r"layers=\[2, 6, 9, 15\].*one to three"),
+    ("sparsevlm", {"layers": "all"}, "layers='all'.*auto, or a list"),
+    ("sparsevlm", {"retain_tokens": 100}, "retain_tokens=100.*192, 128, 96, 64"),
+    ("sparsevlm", {"recycle": 1}, r"recycle=1.*\[0, 1\); for example 0.3"),
+    ("sparsevlm", {"tokens_per_cluster": 1}, "tokens_per_cluster=1.*from 2; for example 10"),
+    ("sparsevlm", {"heads": 0}, "heads=0.*from 1; for example 14"),
+    (
+        "sparsevlm",
+        {"version": "v2", "positions": "renumbered"},
+        "positions=renumbered is for compressor.version=v1",
+    ),
     ("dycoke", {"dycoke_p": 1.0}, r"dycoke_p=1.0.*\[0, 1\); for example 0.7"),
     ("dycoke", {"dycoke_l": 0}, "dycoke_l=0.*a whole number from 1; for example 3"),
     ("dycoke", {"similarity": 2}, r"similarity=2.*\[-1, 1\]; for example 0.9"),

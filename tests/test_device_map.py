@@ -19,6 +19,7 @@ from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.pyramiddrop import PyramidDrop
+from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.engine import compression
@@ -140,6 +141,7 @@ def held(tensor: torch.Tensor) -> torch.Tensor:
             VisionZip(),
         ),
         *(PyramidDrop(stages=2, layers=[1, 3]), DART(layer=3), DyCoke(), Chain(["evs", "dart"])),
+        *(SparseVLM(), SparseVLM(version="v2")),
     ],
     ids=lambda method: f"{type(method).__name__}",
 )
