@@ -28,7 +28,8 @@ from stsimdiff.launchers.submitit import LocalLauncher, SlurmLauncher
 from stsimdiff.resources import folder
 
 SECRET = "SECRETMARKER" + 28 * "a"
-# Scores like any method, but the first process that comes to a video stops there for good.
+# Scores like any method, but the first process that comes to a video stops there for good. What it is tried on before
+# the jobs start is no video of the data.
 STOPPING = """
 import os, time
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from stsimdiff.compressors.base import ScoreCompressor
 class Stopping(ScoreCompressor):
     def score(self, tokens, layout):
         mark = Path("stopped") / layout.sample.partition("-")[0]
+        if "-" not in layout.sample:
+            return tokens.features.norm(dim=1)
         try:
             with mark.open("x") as stream:
                 stream.write(str(os.getpid()))

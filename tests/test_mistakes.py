@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import Pass
+from stsimdiff.kit import rehearsal
 from stsimdiff.kit.rehearsal import rehearse
 from stsimdiff.resources import folder
 
@@ -189,6 +191,16 @@ def attempt(settings, tmp_path, monkeypatch):
         rehearse([Pass(settings, {arm.id: arm}, 0)])
 
     return attempt
+
+
+def test_a_method_that_does_not_end_is_warned_of_and_keeps_nothing_waiting(
+    attempt, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(rehearsal, "LONGEST", 0.3)
+    handler = signal.getsignal(signal.SIGALRM)
+    attempt(scores("import time", "while True:", "    time.sleep(0.01)"))
+    assert "Mine fails on a synthetic video: TimeoutError: no selection within 0.3 s" in caplog.text
+    assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 @pytest.mark.parametrize("way", EARLY)

@@ -224,7 +224,7 @@ import os, sys, threading, time
 from stsimdiff.video.process import VideoProcess
 process = VideoProcess()
 threading.Thread(target=process.read, args=(sys.argv[1], 4, "pyav", None), daemon=True).start()
-while process._process is None or not process._process.stdout:
+while process._process is None:
     time.sleep(0.02)
 print(process._process.pid, flush=True)
 time.sleep(600)

@@ -6,7 +6,10 @@ What may depend on the sizes of a real model only warns; the run then counts wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,6 +28,8 @@ from stsimdiff.tokens import Grid
 log = logging.getLogger(__name__)
 
 TRIAL = Grid(4, 6, 6)
+LONGEST = 60.0
+"""Seconds that a method may take for it, the loading of weights of its own included; a longer one is warned of."""
 CERTAIN = (AttributeError, NameError, TypeError, ImportError, SyntaxError)
 """Errors in a method's own code that no other model or video would mend."""
 
@@ -42,7 +47,8 @@ def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
     before, kept = process_state.read(process_state.EVERYTHING), state_of(compressor)
     raised: BaseException | None = None
     try:
-        _select(compressor, arm.budget, layers)
+        with _limited():
+            _select(compressor, arm.budget, layers)
     except UserError:
         return  # a budget or a model that it refuses by name; the real ones are checked where they are known
     except (Exception, SystemExit) as error:
@@ -68,6 +74,28 @@ def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
             f"{name} {'; '.join(changed)}. An answer would depend on the one before; python -m stsimdiff check "
             f"{arm.compressor['_target_']} says more"
         )
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raise ``TimeoutError`` in what takes longer than :data:`LONGEST` seconds, so that no command waits for ever.
+
+    Only the main thread of a process can be interrupted; another one goes on waiting.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"no selection within {LONGEST:g} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _line(where: str | None) -> str:
