@@ -35,7 +35,7 @@ def _families(value: Any, info: ValidationInfo) -> Any:
 
 
 Families = Annotated[
-    list[str], BeforeValidator(_families), Field(description="a list of families, each once")
+    list[str], BeforeValidator(_families), Field(description="a list of families, each once,")
 ]
 
 

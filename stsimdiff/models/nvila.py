@@ -220,8 +220,9 @@ class NVILA(SiglipQwen2):
 
     @override
     def picture(self, grid: Grid) -> Picture:
-        # Behind the tokens of the square stand those that end the group.
-        side = math.isqrt(grid.width - self._ids(self.end).shape[0])
+        # Behind the tokens of the square stand those that end the group, which need a tokenizer.
+        ends = 0 if self.processor is None else self._ids(self.end).shape[0]
+        side = math.isqrt(grid.width - ends)
         return Picture(self.pool_size[0], side, side, side)
 
     @override

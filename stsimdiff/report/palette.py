@@ -38,13 +38,35 @@ STYLES = (
     Style("#2F9355", "P", "cross"),
     Style("#9C9A3A", "v", "triangle-down"),
     Style("#56A9DC", "s", "square"),
-    Style("#D55E00", "*", "star"),
     Style("#3FA796", "D", "diamond"),
     Style("#C79A3B", "^", "triangle-up"),
     Style("#CC6677", "<", "triangle-left"),
 )
-"""Of the built-in methods in the order of their names; those behind the last have looks like a user's own."""
-KNOWN = ENDS | dict(zip((name for name in BUILTIN if name not in ENDS), STYLES, strict=False))
+"""Of the built-in methods in the order of their names; further rounds have these markers in other colours."""
+STAR = {"st_simdiff": Style("#D55E00", "*", "star")}
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Steps of it round the circle of hues keep neighbours apart and come back to no hue."""
+
+
+def _hex(hue: float, light: float, saturation: float) -> str:
+    parts = colorsys.hls_to_rgb(hue, min(max(light, 0.0), 1.0), saturation)
+    return "#" + "".join(f"{round(255 * part):02X}" for part in parts)
+
+
+def _builtin(number: int) -> Style:
+    turn, place = divmod(number, len(STYLES))
+    colour, *marker = vars(STYLES[place]).values()
+    return Style(_hex((number + turn) * GOLDEN % 1, 0.48, 0.5) if turn else colour, *marker)
+
+
+KNOWN = {
+    **ENDS,
+    **STAR,
+    **{
+        name: _builtin(number)
+        for number, name in enumerate(name for name in BUILTIN if name not in {**ENDS, **STAR})
+    },
+}
 OWN = (
     ("p", "pentagon"),
     ("h", "hexagon"),
@@ -122,8 +144,7 @@ def _own(number: int) -> Style:
     if number < len(OTHERS):
         return OTHERS[number]
     marker, symbol = OWN[number % len(OWN)]
-    # The golden ratio keeps neighbours apart, and comes back to no hue.
-    hue = (number * (math.sqrt(5) - 1) / 2) % 1
+    hue = number * GOLDEN % 1
     return Style(_hex(hue, 0.42 + 0.04 * (number // len(OWN) % 3), 0.5), marker, symbol)
 
 
@@ -152,8 +173,3 @@ def _shade(colour: str, number: int, of: int) -> str:
     steps = math.ceil((of - 1) / 2)
     away = LIGHTER * math.ceil(number / 2) / steps
     return _hex(hue, light - away if number % 2 else light + away, saturation)
-
-
-def _hex(hue: float, light: float, saturation: float) -> str:
-    parts = colorsys.hls_to_rgb(hue, min(max(light, 0.0), 1.0), saturation)
-    return "#" + "".join(f"{round(255 * part):02X}" for part in parts)
