@@ -211,11 +211,13 @@ def test_examples_in_the_documents_compose(document, monkeypatch, tmp_path):
 def test_examples_in_comments_of_the_configs_are_settings():
     checked = 0
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        base = path.with_name("_base.yaml")
+        own = {*OmegaConf.load(path), *(OmegaConf.load(base) if base.is_file() else ())}
         for comment in re.findall(r"#(.*)", path.read_text(encoding="utf-8")):
             words = re.findall(r"(?<![\w/.`-])\+?[a-z][\w./]*=[\w.\[\],/-]*\w\]?", comment)
             for word in words:
                 key = word.lstrip("+").partition("=")[0]
-                if key in OmegaConf.load(path) and path.parent.name in ("model", "benchmark", "compressor"):
+                if key in own and path.parent.name in ("model", "benchmark", "compressor"):
                     key, word = f"{path.parent.name}.{key}", f"{path.parent.name}.{word}"
                 group, dot, _ = key.partition(".")
                 # What only one of a group's files has is read with that file: the line's, or the one it stands in.
