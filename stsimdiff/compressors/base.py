@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from stsimdiff.budget import Budget
 from stsimdiff.tokens import Grid, Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
-POSITIONS = ("kept", "renumbered")
+Positions = Literal["kept", "renumbered"]
+POSITIONS = get_args(Positions)
 COSINE = 6
 """FLOPs a feature value of a cosine: the product of two features and their squares, each summed up."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -44,25 +45,10 @@ class DART(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    layer: int = 2
-    pivot_image_token: int = 4
-    pivot_text_token: int = 4
+    layer: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[2])] = 2
+    pivot_image_token: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[4])] = 4
+    pivot_text_token: Annotated[int, Field(ge=0, description="0, 1, ...", examples=[4])] = 4
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least, example in (
-            ("layer", 1, 2),
-            ("pivot_image_token", 1, 4),
-            ("pivot_text_token", 0, 4),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: {least}, {least + 1}, ...; for example "
-                    f"{example}"
-                )
-        if not isinstance(self.as_released, bool):
-            raise ConfigError(f"compressor.as_released={self.as_released!r} is unknown; allowed: true, false")
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:

@@ -16,8 +16,7 @@ from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import parameters
-from stsimdiff.compressors.base import Compressor, Places, Run
+from stsimdiff.compressors.base import Compressor, Places, Positions, Run
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
 AHEAD = 256
@@ -45,11 +44,8 @@ class DivPrune(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    positions: str = "kept"
+    positions: Positions = "kept"
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        parameters.switch("as_released", self.as_released)
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -57,38 +58,19 @@ class FastVID(PictureCompressor):
     needs_vision: ClassVar[bool] = True
 
     variant: str = "auto"
-    dyseg_c: int = 8
-    dyseg_tau: float | None = None
-    dyseg_ignore: float = 0.95
-    stprune_d: float = 0.4
-    dtm_p: int = 4
-    dtm_beta: float = 0.6
+    dyseg_c: Annotated[int, Field(ge=1, examples=[8])] = 8
+    dyseg_tau: Annotated[Annotated[float, Field(ge=-1, le=1)] | None, Field(examples=[0.9])] = None
+    dyseg_ignore: Annotated[float, Field(ge=-1, le=2, examples=[0.95])] = 0.95
+    stprune_d: Annotated[float, Field(ge=0, le=1, examples=[0.4])] = 0.4
+    dtm_p: Annotated[int, Field(ge=1, examples=[4])] = 4
+    dtm_beta: Annotated[float, Field(ge=0, le=1, examples=[0.6])] = 0.6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise ConfigError(
                 f"compressor.variant={self.variant!r} is unknown; allowed: {', '.join(VARIANTS)}"
             )
-        for name, example in (("dyseg_c", 8), ("dtm_p", 4)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: 1, 2, ...; for example {example}"
-                )
-        for name, low, high, usual in (
-            ("dyseg_tau", -1, 1, 0.9),
-            ("dyseg_ignore", -1, 2, 0.95),
-            ("stprune_d", 0, 1, 0.4),
-            ("dtm_beta", 0, 1, 0.6),
-        ):
-            value = getattr(self, name)
-            if value is None and name == "dyseg_tau":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, {high}]; "
-                    f"for example {usual}"
-                )
 
     def variant_for(self, newline: bool, joined: int) -> str:
         """The variant for a grid with newline tokens, or whose rows in time each stand for several frames."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -61,42 +62,23 @@ class FlashVID(PictureCompressor):
     fidelity: ClassVar[str] = "adapted"
     needs_vision: ClassVar[bool] = True
 
-    alpha: float = 0.7
-    temporal_threshold: float = 0.8
-    segment_threshold: float = 0.9
-    min_segment_num: int = 8
+    alpha: Annotated[float, Field(ge=0, le=1, examples=[0.7])] = 0.7
+    temporal_threshold: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8
+    segment_threshold: Annotated[float, Field(ge=-1, le=1, examples=[0.9])] = 0.9
+    min_segment_num: Annotated[int, Field(ge=1, examples=[8])] = 8
     token_selection_method: str = "attn_div_v2"
-    pruning_layer: int | str = "auto"
-    llm_retention_ratio: float = 0.3
+    pruning_layer: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], Field(description="auto, 1, 2, ...", examples=[20])
+    ] = "auto"
+    llm_retention_ratio: Annotated[float, Field(gt=0, le=1, examples=[0.3])] = 0.3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.token_selection_method not in SELECTIONS:
             raise ConfigError(
                 f"compressor.token_selection_method={self.token_selection_method!r} is unknown; allowed: "
                 f"{', '.join(SELECTIONS)}"
             )
-        for name, example in (("min_segment_num", 8), ("pruning_layer", 20)):
-            value = getattr(self, name)
-            if name == "pruning_layer" and value == "auto":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: {'auto, ' * (name == 'pruning_layer')}"
-                    f"1, 2, ...; for example {example}"
-                )
-        for name, low, usual in (
-            ("alpha", 0, 0.7),
-            ("temporal_threshold", -1, 0.8),
-            ("segment_threshold", -1, 0.9),
-            ("llm_retention_ratio", 0, 0.3),
-        ):
-            value = getattr(self, name)
-            number = not isinstance(value, bool) and isinstance(value, (int, float))
-            if not (number and low <= value <= 1) or (name == "llm_retention_ratio" and value == 0):
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in "
-                    f"{'(' if name == 'llm_retention_ratio' else '['}{low}, 1]; for example {usual}"
-                )
 
     def layer_of(self, layers: int) -> int:
         """The first layer after the cut, in a model of so many."""

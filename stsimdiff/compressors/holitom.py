@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -60,31 +61,14 @@ class HoliTom(PictureCompressor):
     fidelity: ClassVar[str] = "adapted"
     needs_vision: ClassVar[bool] = True
 
-    tau: float = 0.8
-    beta: float = 0.6
-    neighbours: int = 7
-    max_window: int = 1024
-    layer: int | str = "auto"
-    merge_ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, example in (("neighbours", 7), ("max_window", 1024), ("layer", 18)):
-            value = getattr(self, name)
-            if name == "layer" and value == "auto":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: {'auto, ' * (name == 'layer')}1, 2, ...; "
-                    f"for example {example}"
-                )
-        for name, low, usual in (("tau", -1, 0.8), ("beta", 0, 0.6), ("merge_ratio", 0, 0.5)):
-            value = getattr(self, name)
-            number = not isinstance(value, bool) and isinstance(value, (int, float))
-            if not (number and low <= value <= 1) or (name == "merge_ratio" and value == 1):
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in [{low}, 1"
-                    f"{')' if name == 'merge_ratio' else ']'}; for example {usual}"
-                )
+    tau: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8
+    beta: Annotated[float, Field(ge=0, le=1, examples=[0.6])] = 0.6
+    neighbours: Annotated[int, Field(ge=1, examples=[7])] = 7
+    max_window: Annotated[int, Field(ge=1, examples=[1024])] = 1024
+    layer: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], Field(description="auto, 1, 2, ...", examples=[18])
+    ] = "auto"
+    merge_ratio: Annotated[float, Field(ge=0, lt=1, examples=[0.5])] = 0.5
 
     def layer_of(self, layers: int) -> int:
         """The layer before which the inner part acts, in a model of so many."""

@@ -13,9 +13,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -60,31 +61,13 @@ class PruneVid(PictureCompressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    tau: float = 0.8
-    temporal_segment_ratio: float = 0.25
-    cluster_ratio: float = 0.5
-    alpha: float = 0.4
-    selected_layer: int | str = "auto"
-
-    def __post_init__(self) -> None:
-        value = self.selected_layer
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ConfigError(
-                f"compressor.selected_layer={value!r} is out of range; allowed: auto, 0, 1, ...; for example 10"
-            )
-        for name, low, example in (
-            ("tau", -1, 0.8),
-            ("temporal_segment_ratio", 0, 0.25),
-            ("cluster_ratio", 0, 0.5),
-            ("alpha", 0, 0.4),
-        ):
-            value = getattr(self, name)
-            number = not isinstance(value, bool) and isinstance(value, (int, float))
-            if not (number and low <= value <= 1) or (name != "tau" and value == 0):
-                raise ConfigError(
-                    f"compressor.{name}={value!r} is out of range; allowed: a number in "
-                    f"{'[-1' if name == 'tau' else '(0'}, 1]; for example {example}"
-                )
+    tau: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8
+    temporal_segment_ratio: Annotated[float, Field(gt=0, le=1, examples=[0.25])] = 0.25
+    cluster_ratio: Annotated[float, Field(gt=0, le=1, examples=[0.5])] = 0.5
+    alpha: Annotated[float, Field(gt=0, le=1, examples=[0.4])] = 0.4
+    selected_layer: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=0)], Field(description="auto, 0, 1, ...", examples=[10])
+    ] = "auto"
 
     def layer_of(self, layers: int) -> int:
         """The layer whose attention is read, in a model of so many."""

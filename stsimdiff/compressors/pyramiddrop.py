@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -45,7 +46,7 @@ class PyramidDrop(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    stages: int = 3
+    stages: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[3])] = 3
     layers: Sequence[int] | str = "auto"
     queries: str = "last"
     positions: str = "kept"
@@ -53,10 +54,7 @@ class PyramidDrop(Compressor):
     flops = Compressor.no_flops
 
     def __post_init__(self) -> None:
-        if not _is_int(self.stages) or self.stages < 1:
-            raise ConfigError(
-                f"compressor.stages={self.stages!r} is out of range; allowed: 1, 2, ...; for example 3"
-            )
+        super().__post_init__()
         for name, allowed in (("queries", QUERIES), ("positions", POSITIONS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -21,8 +22,7 @@ from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import parameters
-from stsimdiff.compressors.base import Compressor, Places, Run, generator_for, top
+from stsimdiff.compressors.base import Compressor, Places, Positions, Run, generator_for, top
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
 STEPS = 12
@@ -61,15 +61,13 @@ class Scissor(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    tau: float | str = "auto"
-    epsilon: float = 0.05
-    positions: str = "kept"
+    tau: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=-1, le=1)],
+        Field(description="auto, or a number in [-1, 1]", examples=[0.9]),
+    ] = "auto"
+    epsilon: Annotated[float, Field(ge=1e-3, examples=[0.05])] = 0.05
+    positions: Positions = "kept"
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        parameters.number("tau", self.tau, -1, 1, 0.9, or_word="auto")
-        parameters.number("epsilon", self.epsilon, 1e-3, math.inf, 0.05)
-        parameters.switch("as_released", self.as_released)
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

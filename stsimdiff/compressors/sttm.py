@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff import graph
 from stsimdiff.budget import Budget
-from stsimdiff.compressors import parameters
-from stsimdiff.compressors.base import Compressor, Places, Run, top
+from stsimdiff.compressors.base import Compressor, Places, Positions, Run, top
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
@@ -67,27 +67,18 @@ class STTM(Compressor):
 
     fidelity: ClassVar[str] = "adapted"
 
-    threshold: float = 0.85
-    temporal_threshold: float | str = "auto"
-    root_level: int = 1
+    threshold: Annotated[float, Field(ge=-1, le=2, examples=[0.85])] = 0.85
+    temporal_threshold: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=-1, le=2)],
+        Field(description="auto, or a number in [-1, 2]", examples=[0.65]),
+    ] = "auto"
+    root_level: Annotated[int, Field(examples=[1])] = 1
     weighted_avg: bool = False
-    head_dim: int = 0
+    head_dim: Annotated[int, Field(ge=0, examples=[128])] = 0
     slow_version: bool = False
-    layer: int = 2
-    positions: str = "kept"
+    layer: Annotated[int, Field(ge=0, description="0, 1, ...", examples=[2])] = 2
+    positions: Positions = "kept"
     as_released: bool = False
-
-    def __post_init__(self) -> None:
-        parameters.number("threshold", self.threshold, -1, 2, 0.85)
-        parameters.number("temporal_threshold", self.temporal_threshold, -1, 2, 0.65, or_word="auto")
-        if isinstance(self.root_level, bool) or not isinstance(self.root_level, int):
-            raise ConfigError(
-                f"compressor.root_level={self.root_level!r} is out of range; allowed: a whole number; for example 1"
-            )
-        parameters.whole("head_dim", self.head_dim, 0, 128)
-        parameters.whole("layer", self.layer, 0, 2)
-        for name in ("weighted_avg", "slow_version", "as_released"):
-            parameters.switch(name, getattr(self, name))
 
     @override
     def check(self, budget: Budget, layers: int | None = None) -> None:
