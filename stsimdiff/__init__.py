@@ -16,7 +16,8 @@ API = ("Model", "compress", "load", "read")
 def __getattr__(name: str) -> Any:
     if name in API:
         return getattr(importlib.import_module("stsimdiff.api"), name)
-    module = _methods().get(name)
+    # Python asks for a submodule here before it imports it; their names are in small letters, those of classes are not.
+    module = _methods().get(name) if name[:1].isupper() else None
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(module), name)
