@@ -25,7 +25,7 @@ from stsimdiff.budget import Budget, Kind
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.config.checks import expanded
 from stsimdiff.config.settings import Settings
-from stsimdiff.config.words import options
+from stsimdiff.config.words import options, quoted
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import passes_of
@@ -58,19 +58,21 @@ def load(model: str = "embedded", path: str | Path | None = None, **settings: An
     """
     one_of("model", model, options("model"))
     given = {**settings, **({} if path is None else {"path": expanded("path", str(path))})}
-    words = [f"model={model}", "compressor=none", "logger=none", *(_word(*item) for item in given.items())]
+    words = [
+        f"model={model}",
+        "compressor=none",
+        "logger=none",
+        *(f"model.{name}={_written(value)}" for name, value in given.items()),
+    ]
     (one,) = passes_of(configurations(words))
     return Model(load_model(one.settings), one.settings)
 
 
-def _word(name: str, value: Any) -> str:
-    from omegaconf import OmegaConf  # its quoting is what the command line reads
-
-    if isinstance(value, str):
-        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    elif isinstance(value, Mapping):
-        value = OmegaConf.create(dict(value))
-    return f"model.{name}={'null' if value is None else value}"
+def _written(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else quoted(value) if isinstance(value, str) else str(value)
 
 
 class Model:

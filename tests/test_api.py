@@ -104,6 +104,8 @@ class TestLoaded:
     def test_wrong_settings_are_refused_before_a_model_is_loaded(self, model) -> None:
         with pytest.raises(ConfigError, match=r"model\.dtype=float15"):
             load(dtype="float15")
+        with pytest.raises(ConfigError, match=r"model\.device_map\.model='gpu' is out of range"):
+            load(device_map={"model": "gpu"})
         with pytest.raises(ConfigError, match="did you mean qwen2_5_vl"):
             load("qwen2_5_v")
         with pytest.raises(UserError, match="no checkpoint at model.path=/nowhere/at all"):

@@ -130,9 +130,9 @@ def _settled(override: Override, sweep: str) -> str:
         return f"{said}={','.join(map(str, numbers))}"
     if key in TEXT:
         if isinstance(value, (bool, int, float)):
-            return f"{said}={_quoted(written)}"
+            return f"{said}={quoted(written)}"
         if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not set(written) & set("'\"[{("):
-            return f"{said}={','.join(_quoted(part.strip()) for part in written.split(','))}"
+            return f"{said}={','.join(quoted(part.strip()) for part in written.split(','))}"
     return word
 
 
@@ -141,11 +141,12 @@ def _with_home(word: str) -> str:
     key, equals, value = word.partition("=")
     if not re.search(r"(^|,)~", value) or set(value) & set("'\"[]{}()"):
         return word
-    parts = [_quoted(part) if part.startswith("~") else part for part in value.split(",")]
+    parts = [quoted(part) if part.startswith("~") else part for part in value.split(",")]
     return f"{key}{equals}{','.join(parts)}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Text as a value of the command line."""
     return QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
