@@ -326,6 +326,11 @@ def state_of(compressor: Compressor) -> dict[str, Any]:
     return held
 
 
+def changed_state(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of what differs between two of :func:`state_of`."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
 def _is_data(name: str, value: Any) -> bool:
     """Whether a value can be what an earlier sample left. A flag may say that a warning was given."""
     data = (int, float, str, bytes, dict, list, set, tuple, Tensor, np.ndarray, *_GENERATORS)

@@ -21,7 +21,7 @@ from stsimdiff.compressors.base import Run
 from stsimdiff.config.arms import UNBUDGETED
 from stsimdiff.engine import Compression, lent, process_state
 from stsimdiff.errors import BudgetError, ConfigError
-from stsimdiff.evaluate.guard import state_of
+from stsimdiff.evaluate.guard import changed_state, state_of
 from stsimdiff.kit.running import (
     GRID,
     KINDS,
@@ -156,8 +156,7 @@ def no_state_is_carried(case: Case) -> None:
     assert fates(first) == alone[0] and second in ([], alone[1:]), (
         f"two videos at once change each other; {hint}"
     )
-    now = state_of(case.compressor)
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = changed_state(before, state_of(case.compressor))
     assert not changed, f"a video changed {', '.join(changed)}; {hint}"
 
 

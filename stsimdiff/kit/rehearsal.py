@@ -18,7 +18,7 @@ from stsimdiff.compressors.base import Compressor
 from stsimdiff.config.arms import Arm
 from stsimdiff.engine import lent, process_state
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.evaluate.guard import state_of
+from stsimdiff.evaluate.guard import changed_state, state_of
 from stsimdiff.evaluate.passes import Pass
 from stsimdiff.kit.running import LAYERS, layout_for, video
 from stsimdiff.plan.dry_run import without_model
@@ -65,9 +65,8 @@ def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
                 f"{said}\npython -m stsimdiff check {arm.compressor['_target_']} says more"
             ) from raised
         log.warning("%s; on the model's own tokens it may not", said)
-    now = state_of(compressor)
     changed = [f"changed {what}" for what in left]
-    differ = [what for what in {**kept, **now} if kept.get(what) != now.get(what)]
+    differ = changed_state(kept, state_of(compressor))
     changed += [f"changed {what}: what one video needs lies in its run" for what in differ]
     if changed:
         raise ConfigError(
