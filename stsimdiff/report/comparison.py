@@ -235,7 +235,7 @@ class Group:
             notes.append(f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(told)}.")
         if lots:
             notes.append(
-                f"Answers that lmms-eval's own function draws lots for, or fails on: {'; '.join(lots)}."
+                f"Answers that lmms-eval's own function scores by chance, or fails on: {'; '.join(lots)}."
             )
         return notes
 
