@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -71,6 +71,15 @@ class Budget:
                 )
             share = left / rest
         return max(1, min(tokens, math.floor(share + 0.5)))
+
+
+def share_for(used: Callable[[float], float], wanted: float) -> float:
+    """The share in (0, 1) at which ``used``, which grows with it, reaches ``wanted``, to rounding; by bisection."""
+    low, high, share = 0.0, 1.0, 0.5
+    for _ in range(50):
+        share = (low + high) / 2
+        low, high = (share, high) if used(share) < wanted else (low, share)
+    return share
 
 
 def _share(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stsimdiff import budget
-from stsimdiff.budget import Budget, achieved, missed
+from stsimdiff.budget import Budget, achieved, missed, share_for
 from stsimdiff.errors import BudgetError, ConfigError
 
 
@@ -57,3 +57,10 @@ def test_a_percentage_is_told_apart_from_a_share(given, hint):
     with pytest.raises(ConfigError) as caught:
         Budget("tokens", given)
     assert str(caught.value).endswith(hint) and ("% is" in str(caught.value)) == bool(hint)
+
+
+def test_the_share_at_which_a_use_is_reached() -> None:
+    assert share_for(lambda share: share**2, 0.09) == pytest.approx(0.3)
+    assert share_for(lambda share: share, 1.0) == pytest.approx(1.0)
+    # Where the use leaps over what is wanted: at the leap.
+    assert share_for(lambda share: 0.0 if share < 0.7 else 1.0, 0.4) == pytest.approx(0.7)

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff import compressors
-from stsimdiff.budget import Budget
+from stsimdiff.budget import Budget, share_for
 from stsimdiff.compressors.base import Compressor, Hidden, Places, Run
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens, VisionSignals
@@ -95,13 +95,12 @@ class Chain(Compressor):
                 share * (b - a) / layers for share, a, b in zip([1.0, *left], edges, edges[1:], strict=False)
             )
 
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            left = self._after(middle)
-            used = spent(left) + left[-1] * (layers - depths[-1]) / layers
-            low, high = (middle, high) if used < budget.retention else (low, middle)
-        counts = [Budget("tokens", share).keep(tokens, layers) / tokens for share in self._after(high)[:-1]]
+        def used(share: float) -> float:
+            left = self._after(share)
+            return spent(left) + left[-1] * (layers - depths[-1]) / layers
+
+        after = self._after(share_for(used, budget.retention))
+        counts = [Budget("tokens", share).keep(tokens, layers) / tokens for share in after[:-1]]
         last = (budget.retention - spent(counts)) * layers / (layers - depths[-1])
         return [
             *(Budget("tokens", share) for share in counts),

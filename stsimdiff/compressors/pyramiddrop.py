@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from stsimdiff.budget import Budget
+from stsimdiff.budget import Budget, share_for
 from stsimdiff.compressors.base import POSITIONS, Compressor, Places, Run, top
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Layout, Read, Reason, Selection, VideoTokens
@@ -128,11 +128,10 @@ def counts(layout: Layout, budget: Budget, at: Sequence[int]) -> list[int]:
 
     share = budget.retention ** (1 / stages)
     if budget.kind == "compute":
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            share = (low + high) / 2
-            used = sum(entering(plan(share))) + (depth - at[-1]) * tokens * share**stages
-            low, high = (share, high) if used < budget.retention * tokens * depth else (low, share)
+        share = share_for(
+            lambda share: sum(entering(plan(share))) + (depth - at[-1]) * tokens * share**stages,
+            budget.retention * tokens * depth,
+        )
     left = plan(share)
     last = budget.keep(tokens, depth, entering(left))
     return [max(last, count) for count in left[:-1]] + [last]

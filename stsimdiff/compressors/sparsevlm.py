@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff import graph
-from stsimdiff.budget import Budget
+from stsimdiff.budget import Budget, share_for
 from stsimdiff.compressors import density
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.errors import BudgetError, ConfigError
@@ -157,11 +157,8 @@ def counts(layout: Layout, budget: Budget, at: Sequence[int], shape: Sequence[in
 
     share = budget.retention
     if budget.kind == "compute":
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            share = (low + high) / 2
-            used = sum(entering(plan(share), depth))
-            low, high = (share, high) if used < budget.retention * tokens * depth else (low, share)
+        wanted = budget.retention * tokens * depth
+        share = share_for(lambda share: sum(entering(plan(share), depth)), wanted)
     left = [max(1, math.floor(count + 0.5)) for count in plan(share)]
     last = budget.keep(tokens, depth, [int(count) for count in entering(left, at[-1] + 1)])
     return [max(last, count) for count in left[:-1]] + [last]
