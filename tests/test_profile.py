@@ -62,7 +62,6 @@ def test_what_is_measured_hangs_together(measured) -> None:
         assert set(times) == set(TIMES) and all(value >= 0 for value in times.values())
         assert times["end_to_end"] > times["decode"] + times["inference"] * 0.99
         assert times["inference"] > times["first_token"] > times["prefill"] + times["vision"]
-        assert times["prefill"] > times["compressor"] or row["method"] != "st_simdiff"
         assert len(row["token_seconds"]) == 2
         assert times["inference"] >= times["first_token"] + sum(row["token_seconds"])
         assert row["peak_of"] == "resident set" and row["peak_bytes"] > 1e8

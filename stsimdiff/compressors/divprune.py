@@ -89,9 +89,10 @@ def choose(features: Tensor, count: int, as_released: bool = False) -> Choice:
         return Choice(
             torch.zeros(count, dtype=torch.int64, device=unit.device), nothing, nothing[:count], nothing
         )
-    first = torch.cat(
-        [torch.topk(1 - block, 2, dim=1, largest=False).values[:, 1] for _, block in graph.products(unit)]
-    )
+    first = unit.new_empty(n)
+    for start, block in graph.products(unit):
+        nearest = torch.topk(block.neg_().add_(1), 2, dim=1, largest=False).values[:, 1]
+        first[start : start + len(block)] = nearest
     order: list[int] = []
     steps: list[Tensor] = []
     score, applied = first, 0

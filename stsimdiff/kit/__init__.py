@@ -7,15 +7,14 @@ heavy is imported before it is asked.
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from stsimdiff.errors import UserError
+from stsimdiff.models.kit import collect, find_own_modules
 
 if TYPE_CHECKING:
     from stsimdiff.compressors.base import Compressor
@@ -37,15 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check ``--compressor`` before anything is collected, and add the checks to what is."""
     if config.getoption("--compressor") is None:
         return
-    # The user's module lies in the current folder, as for `python -m stsimdiff`.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    find_own_modules()
     try:
         named_compressor(shlex.split(config.getoption("--compressor")))
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
-    named = config.args if config.args_source == pytest.Config.ArgsSource.ARGS else []
-    config.args = [*named, str(TESTS)]
+    collect(config, TESTS)
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption("--family-path") is not None:
             raise pytest.UsageError("--family-path without --family: which family is it of?")
         return
-    # The user's module lies in the current folder, as for `python -m stsimdiff`.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    find_own_modules()
     try:
         cls = models.resolve(name)
     except UserError as error:
@@ -65,8 +63,19 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--family {name} needs a checkpoint: give --family-path FOLDER, or give {cls.__name__} a static method "
             "miniature(folder) that writes one"
         )
+    collect(config, TESTS)
+
+
+def find_own_modules() -> None:
+    """Let modules of the current folder be imported, where a user's lie, as for ``python -m stsimdiff``."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def collect(config: pytest.Config, tests: Path) -> None:
+    """Have pytest collect a kit's tests in place of those that it finds by itself; files that were named run too."""
     named = config.args if config.args_source == pytest.Config.ArgsSource.ARGS else []
-    config.args = [*named, str(TESTS)]
+    config.args = [*named, str(tests)]
 
 
 @pytest.fixture(scope="session")
