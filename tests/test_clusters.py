@@ -102,6 +102,11 @@ def table(run: Path) -> list[str]:
     return [",".join(cell for i, cell in enumerate(line.split(",")) if i != leave_out) for line in lines]
 
 
+def job_logs(folder: Path) -> str:
+    """What the jobs of submitit wrote, for the message of a test that fails."""
+    return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(folder.rglob("*_log.*")))
+
+
 def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, caplog, monkeypatch) -> None:
     """One of two jobs is told that its time is over, the other is killed: the first goes on, the second is named."""
     (tmp_path / "my_method.py").write_text(STOPPING)
@@ -132,7 +137,7 @@ def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, cap
     assert any("Requeued job" in path.read_text() for path in logs)
     # The same command again starts a job for what is missing alone, and then none.
     caplog.clear()
-    assert command(*slow) == 0
+    assert command(*slow) == 0, job_logs(tmp_path)
     assert "job 0: embedded on clips, shard 2 of 2" in caplog.text and "job 1:" not in caplog.text
     caplog.clear()
     assert command(*slow) == 0
