@@ -109,7 +109,7 @@ def test_no_two_methods_share_colour_and_marker() -> None:
 
 def test_no_two_labels_of_a_run_look_the_same() -> None:
     rows = [
-        SimpleNamespace(method=method, label=f"{method} x={number}")
+        SimpleNamespace(method=method, label=f"{method} x={number}", proposed=method == "st_simdiff")
         for method in ("st_simdiff", "none", "mine", "yours")
         for number in range(60)
     ]

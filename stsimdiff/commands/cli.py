@@ -37,6 +37,7 @@ COMMANDS = {
     "conformance": "stsimdiff.commands.conformance",
     "data": "stsimdiff.commands.data",
     "doctor": "stsimdiff.commands.doctor",
+    "forget": "stsimdiff.commands.forget",
     "inspect": "stsimdiff.commands.inspect",
     "profile": "stsimdiff.commands.profile",
     "report": "stsimdiff.commands.report",

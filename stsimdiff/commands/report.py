@@ -19,10 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="FOLDER", help="where the files go, instead of the folder of the run"
     )
+    parser.add_argument(
+        "--older", action="store_true", help="show older versions too: arms whose code has changed since"
+    )
     given = parser.parse_args(arguments)
     try:
         output = Path(expanded("--output", given.output)) if given.output else None
-        published = publish(Path(expanded("the run", given.run_dir)), Console(), output)
+        published = publish(Path(expanded("the run", given.run_dir)), Console(), output, older=given.older)
     except UserError as error:
         say(error, error=True)
         return 2

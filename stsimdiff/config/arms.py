@@ -23,10 +23,10 @@ from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import POSITIONS, Compressor
 from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.config.checks import group, told
-from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
+from stsimdiff.config.settings import Settings, budget_from_config, label_from_config, settings_from_config
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.schema import checked, settable, suggestion
+from stsimdiff.schema import checked, one_of, settable, suggestion
 from stsimdiff.source import own_frame, placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
@@ -57,6 +57,7 @@ class Arm:
         told: the parameters as they may be stored and shown, where that differs: see
             :func:`stsimdiff.config.checks.told`.
         fidelity: what the method declares of it, as :func:`stsimdiff.compressors.fidelity_of` gives it.
+        shown: what tables call it; ``None`` where nothing is said.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Arm:
     code: str
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
     fidelity: dict[str, str] | None = None
+    shown: str | None = None
 
     @property
     def folder(self) -> str:
@@ -115,7 +117,23 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         code=code,
         told=safe,
         fidelity=compressors.fidelity_of(cls),
+        shown=label_from_config(cfg),
     )
+
+
+def proposed_method(name: str) -> str:
+    """The method that ``proposed`` names, as reports look for it: a built-in one's name, another's dotted path.
+
+    Raises:
+        ConfigError: for what is no method, and for one without a retention of its own.
+    """
+    if "." not in name:
+        one_of("proposed", name, compressors.names())
+    cls = _compressor_class(name, "proposed") if "." in name else compressors.resolve(name)
+    if cls in UNBUDGETED:
+        raise ConfigError(f"proposed={name} has no retention of its own; name a method that has")
+    method = _method_name(cls)
+    return method if method in compressors.BUILTIN else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,10 +229,10 @@ def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
     return _made(cls, dict(parameters))
 
 
-def _compressor_class(target: Any) -> type[Compressor]:
+def _compressor_class(target: Any, key: str = "compressor._target_") -> type[Compressor]:
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise ConfigError(
-            f"compressor._target_={target!r} is no class; write compressor=NAME with one of "
+            f"{key}={target!r} is no class; write compressor=NAME with one of "
             f"{', '.join(compressors.names())}, or compressor._target_=my_module.MyMethod"
         )
     module, _, attribute = target.rpartition(".")
@@ -224,13 +242,13 @@ def _compressor_class(target: Any) -> type[Compressor]:
         # A user's module may do anything on import, end the process included.
         where = own_frame(error)
         raise ConfigError(
-            f"compressor._target_={target} cannot be imported: {type(error).__name__}: {error}"
+            f"{key}={target} cannot be imported: {type(error).__name__}: {error}"
             + mistakes.of_import(error)
             + (f" ({where})" if where else " (looked in the current folder and among the installed packages)")
         ) from error
     if not mistakes.is_compressor(found):
         raise ConfigError(
-            f"compressor._target_={target} is not a compressor; it must be a class derived from "
+            f"{key}={target} is not a compressor; it must be a class derived from "
             "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"
         )
     mistakes.check_class(found)

@@ -21,10 +21,11 @@ from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data.digests import unwritten
 from stsimdiff.errors import ConfigError, DataError, Missing
 from stsimdiff.schema import FOUND, build, check, checked, one_of, only, settable
+from stsimdiff.terminal import clean
 
 MOST_RUN = 128
 """W&B takes no longer name of a group."""
-PARTS = ("compressor", "budget", "results", "data", "arms")
+PARTS = ("compressor", "budget", "results", "data", "arms", "label")
 """Keys of a configuration that are no settings of a pass."""
 
 
@@ -93,6 +94,7 @@ class Settings:
         shards: jobs that share the videos, where a launcher starts jobs.
         plan: only say what the run would cost.
         plan_tflops: TFLOP/s of the device, or ``None``.
+        proposed: name or dotted path of the method that the run is about, or ``None`` where it names none.
     """
 
     model: ModelSettings
@@ -110,6 +112,7 @@ class Settings:
     shards: Annotated[int, Field(ge=1, le=10_000)]
     plan: bool
     plan_tflops: Annotated[float, Field(gt=0)] | None
+    proposed: str | None
     folder: Path = field(metadata=FOUND)
 
 
@@ -152,6 +155,16 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         folder=Path(results) / values["run"],
         **values,
     )
+
+
+def label_from_config(cfg: DictConfig) -> str | None:
+    """What the arm of a composed configuration is called in tables; ``None`` where nothing is said.
+
+    Raises:
+        ConfigError: for what is no text of at most 200 characters.
+    """
+    label = cfg.label if cfg.label is None else " ".join(clean(str(cfg.label)).split())
+    return check("label", label, Annotated[str, Field(max_length=200)] | None)
 
 
 def budget_from_config(cfg: DictConfig) -> Budget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,12 @@ def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
     """
     shared = _settings(configurations)
 
-    from stsimdiff.config.arms import arm_from_config  # imports torch
+    from stsimdiff.config.arms import arm_from_config, proposed_method  # imports torch
 
     passes: list[Pass] = []
     for number, (cfg, settings) in enumerate(zip(configurations, shared, strict=True)):
+        if settings.proposed:
+            settings = replace(settings, proposed=proposed_method(settings.proposed))
         group = next((one for one in passes if one.settings == settings), None)
         if group is None:
             group = Pass(settings, {}, number)
@@ -58,7 +60,7 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
         budget_from_config(cfg)
         # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
         shared = OmegaConf.masked_copy(
-            cfg, [str(key) for key in cfg if key not in ("compressor", "budget", "arms")]
+            cfg, [str(key) for key in cfg if key not in ("compressor", "budget", "arms", "label")]
         )
         key = OmegaConf.to_yaml(shared)
         if key not in known:

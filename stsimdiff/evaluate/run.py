@@ -27,6 +27,7 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.shared import Shared
+from stsimdiff.evaluate.shown import note_shown
 from stsimdiff.evaluate.store import ArmStore, checked_answers, write_record
 
 
@@ -198,6 +199,8 @@ def answer_missing(
             record = arm_record(arm, settings, {})
             store = ArmStore(settings.folder / arm.folder, record, processes.shard, processes.launch)
             stores[arm.id] = stack.enter_context(store)
+        if processes.rank == 0:
+            note_shown(settings.folder, settings.proposed, {arm.id: arm.shown for arm in arms})
         withdraw_changed(stores, questions, partial(_not_asked, settings, task, questions, processes))
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:

@@ -10,16 +10,21 @@ from typing import Any
 
 from stsimdiff.budget import KINDS, Kind
 from stsimdiff.compressors import declared
+from stsimdiff.evaluate.shown import Shown
 from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.text import one_line
+
+PROPOSED = "st_simdiff"
+"""What a run that names no other method is about."""
 
 
 @dataclass(frozen=True)
 class StoredArm:
-    """One arm's folder and what its ``arm.json`` says."""
+    """One arm's folder, what its ``arm.json`` says, and what its run's ``shown.json`` does."""
 
     folder: Path
     record: Mapping[str, Any]
+    shown: Shown = Shown()
 
     @property
     def id(self) -> str:
@@ -33,13 +38,29 @@ class StoredArm:
 
     @property
     def label(self) -> str:
-        """On one line; the method's name where nothing of it can be seen."""
+        """What the run calls the arm, else :attr:`configured`."""
+        return one_line(self.shown.arms.get(self.id, "")) or self.configured
+
+    @property
+    def configured(self) -> str:
+        """Method and parameters on one line; the method's name where nothing of them can be seen."""
         return one_line(self.record["label"]) or self.method
 
     @property
     def bare(self) -> bool:
         """Whether the method has its own defaults."""
-        return self.label == self.method
+        return self.configured == self.method
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the run is about its method: the one that it names, or else ``st_simdiff``."""
+        return (self.shown.proposed or PROPOSED) in (self.method, self.compressor.get("_target_"))
+
+    @property
+    def version(self) -> tuple[str, ...]:
+        """Of the code that answered: of the method, the task, the family, and what lies under them."""
+        parts = self.record, self.record["benchmark"], self.record["model"]
+        return (*(str(part.get("code")) for part in parts), str(self.record.get("beneath")))
 
     @property
     def compressor(self) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
-from stsimdiff.report.section import CONTROLS, NAN, PROPOSED, WHOLE, Row, Section
+from stsimdiff.report.section import CONTROLS, NAN, WHOLE, Row, Section
 from stsimdiff.report.statistics import Answers, Interval
 from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import median_compute, verdicts
@@ -74,7 +74,8 @@ class Group:
         accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)} if answers else {}
         rows = _ranked([self._row(arm, kind, families, accuracies.get(arm.id)) for arm in members])
         full = {arm.id: self.everything(arm) for arm in answering}
-        pairs = all_pairs(answering, self.labels, answers, kind, full) if answers else []
+        planned = members[0].shown.proposed
+        pairs = all_pairs(answering, self.labels, answers, kind, full, bool(planned)) if answers else []
         records = [arm.record for arm in members]
         about = [
             _benchmark_line(members[0], self.benchmark),
@@ -91,7 +92,9 @@ class Group:
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
-        section = Section(self.model, self.benchmark, kind, families, rows, pairs, notes, about, macro)
+        section = Section(
+            self.model, self.benchmark, kind, families, rows, pairs, notes, about, macro, planned=planned
+        )
         judged = [UNSCORED] if self.server else verdicts(section)
         return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
 
@@ -140,7 +143,8 @@ class Group:
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
             missed=known and missed(Budget(arm.kind, arm.retention), achieved[kind]),
-            paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.label, arm.retention),
+            paper=paper_number(arm.protocol, arm.model[0], arm.benchmark, arm.configured, arm.retention),
+            proposed=arm.proposed,
         )
 
     def _submissions(self, members: list[StoredArm]) -> list[str]:
@@ -273,7 +277,7 @@ class Group:
         elif arm.method.startswith(CONTROLS):
             first = next(name for name in CONTROLS if arm.method.startswith(name))
             rank = CONTROLS.index(first) / len(CONTROLS)
-        elif arm.method == PROPOSED:
+        elif arm.proposed:
             rank = 3
         return -arm.retention, rank, arm.method, not arm.bare, self.labels[arm.id], arm.id
 

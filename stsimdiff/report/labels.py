@@ -57,6 +57,14 @@ def questions_key(arm: StoredArm) -> tuple[str, ...]:
     return (arm.benchmark, *_questions(arm))
 
 
+def all_but_code(arm: StoredArm) -> tuple[Any, ...]:
+    """Equal for arms that differ in nothing but the code that answered: the method's, or any other."""
+    rest = [one for one in _flat(_told(arm.record)) if one[0] not in ("beneath", "model.code")]
+    asked = [said for said in _questions(arm) if not said.startswith("task's code")]
+    method = arm.compressor.get("_target_"), arm.configured, arm.kind, arm.retention, arm.record.get("seed")
+    return (*method, arm.model, arm.benchmark, *asked, *rest)
+
+
 def _questions(arm: StoredArm) -> list[str]:
     benchmark = arm.record["benchmark"]
     said = {"revision": "data", "code": "task's code"}

@@ -9,7 +9,7 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Taken:
         picture: ``frames, height, width, stride``: where in the frames they lie, as ``stsimdiff.tokens.Picture``.
         codes: names of the reasons by code.
         reason: ``N`` codes.
+        proposed: whether the run is about the arm's method.
     """
 
     arm: str
@@ -70,6 +71,7 @@ class Taken:
     picture: Mapping[str, int] = field(default_factory=dict)
     codes: Mapping[str, str] = field(default_factory=dict)
     reason: bytes = b""
+    proposed: bool = False
 
     def counts(self) -> dict[str, int]:
         """Tokens by the name of their reason."""
@@ -133,6 +135,7 @@ def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) ->
             for arm in ordered
             if stored.benchmarks[arm] == benchmark
         ]
+        taken = [replace(one, proposed=arms[one.arm].proposed) for one in taken]
         first = kept.iloc[0]
         question = str(first["overlay"].get("question", ""))
         about = (str(first["family"]), str(first["video"]), question, _text(first["target"]))

@@ -221,7 +221,7 @@ def _overlay(overlay: Overlay) -> dict[str, Any]:
             {
                 **{
                     name: getattr(taken, name)
-                    for name in ("arm", "name", "model", "answer", "correct", "lacking")
+                    for name in ("arm", "name", "model", "answer", "correct", "lacking", "proposed")
                 },
                 **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes")},
                 # A character a token, the code behind "0".

@@ -5,6 +5,7 @@ The numbers come from ``statistics``; the sentences for a block are made in ``ve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -19,9 +20,10 @@ BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no significant difference"
 class Pair:
     """One arm against another on the same questions.
 
-    Difference and interval are in points. ``p_holm`` decides: it is Holm's correction, over all pairs of the section,
-    of the larger of ``p_mcnemar`` and ``p_cluster``. ``verdict`` says better or worse where it is below 0.05; then
-    the interval leaves out zero too. The reverse need not be: an interval stands for its pair alone.
+    Difference and interval are in points. ``p`` decides: Holm's correction of the larger of ``p_mcnemar`` and
+    ``p_cluster``, over all pairs of the section (``p_holm``), or over the planned ones alone where the pair is planned
+    (``p_planned``, else NaN). ``verdict`` says better or worse where it is below 0.05; then the interval leaves out
+    zero too. The reverse need not be: an interval stands for its pair alone.
 
     Attributes:
         n: common questions.
@@ -42,6 +44,17 @@ class Pair:
     p_cluster: float
     verdict: str
     n_needed: float
+    p_planned: float = math.nan
+
+    @property
+    def planned(self) -> bool:
+        """Whether the comparison was planned: of the method that the run is about with another arm."""
+        return not math.isnan(self.p_planned)
+
+    @property
+    def p(self) -> float:
+        """What decides."""
+        return self.p_planned if self.planned else self.p_holm
 
     def turned(self) -> Pair:
         """The same comparison seen from the other arm."""
@@ -89,8 +102,9 @@ def all_pairs(
     answers: Answers,
     kind: str,
     full: Mapping[str, StoredArm | None],
+    planned: bool = False,
 ) -> list[Pair]:
-    """The comparisons of a section, with Holm's correction over all of them.
+    """The comparisons of a section, with Holm's correction over all of them, and over the planned ones.
 
     Args:
         members: arms with answers, in the order of printing and of the columns of ``answers``.
@@ -98,13 +112,20 @@ def all_pairs(
         answers: of these arms.
         kind: of the section's budgets.
         full: by an arm's id, all tokens that it is compared with.
+        planned: whether the comparisons of the proposed method with each other arm are planned. Of several variants in
+            a block it is the first: the one with its own defaults, where there is one.
     """
     column = {arm.id: i for i, arm in enumerate(members)}
     chosen = compared(members, full)
     apart = [answers.difference(column[first.id], column[second.id]) for first, second in chosen]
+    anchors = {arm.retention: arm.id for arm in reversed(members) if planned and arm.proposed}
+    own = [i for i, pair in enumerate(chosen) if {arm.id for arm in pair} & {*anchors.values()}]
+    of_own = dict(zip(own, holm([apart[i].p for i in own]), strict=True))
     found = []
-    for (first, second), gap, corrected in zip(chosen, apart, holm([gap.p for gap in apart]), strict=True):
-        level = ALPHA / len(chosen)  # the first step of Holm's: what a pair has to pass at most
+    for i, corrected in enumerate(holm([gap.p for gap in apart])):
+        (first, second), gap = chosen[i], apart[i]
+        # The first step of Holm's: what a pair has to pass at most.
+        level = ALPHA / len(of_own if i in of_own else chosen)
         found.append(
             Pair(
                 retention=first.retention,
@@ -118,8 +139,9 @@ def all_pairs(
                 p_holm=corrected,
                 n=answers.n,
                 p_cluster=gap.p_cluster,
-                verdict=_verdict(gap.value, corrected),
+                verdict=_verdict(gap.value, of_own.get(i, corrected)),
                 n_needed=questions_needed(gap.value, gap.discordant, gap.design_effect, level),
+                p_planned=of_own.get(i, math.nan),
             )
         )
     return found

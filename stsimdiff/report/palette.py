@@ -59,6 +59,8 @@ def _builtin(number: int) -> Style:
     return Style(_hex((number + turn) * GOLDEN % 1, 0.48, 0.5) if turn else colour, *marker)
 
 
+PLAIN = {"st_simdiff": _builtin(len(BUILTIN))}
+"""What it has where the run is about another method, which has the star."""
 KNOWN = {
     **ENDS,
     **STAR,
@@ -133,11 +135,18 @@ REASONS = {
 UNKNOWN_REASON = "#FF00FF"
 
 
-def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """The style of each method, no two alike; one of a user's own has the same style in all figures of a run."""
+def styles(methods: Iterable[str], proposed: str = "st_simdiff") -> dict[str, Style]:
+    """The style of each method, no two alike; one of a user's own has the same style in all figures of a run.
+
+    Args:
+        methods: their names.
+        proposed: the one that has the star.
+    """
     named = sorted(set(methods))
     own = [method for method in named if method not in KNOWN]
-    return {method: KNOWN.get(method) or _own(own.index(method)) for method in named}
+    star = next(iter(STAR.values()))
+    known = {**KNOWN, **PLAIN, proposed: star}
+    return {method: known.get(method) or _own(own.index(method)) for method in named}
 
 
 def _own(number: int) -> Style:
@@ -151,12 +160,14 @@ def _own(number: int) -> Style:
 def looks(rows: Iterable[Row]) -> dict[tuple[str, str], Look]:
     """The look of every method and label: the method's colour and marker, in a shade and with a line of its own."""
     labels: dict[str, list[str]] = {}
+    proposed = "st_simdiff"
     for row in rows:
+        proposed = row.method if row.proposed else proposed
         known = labels.setdefault(row.method, [])
         if row.label not in known:
             known.append(row.label)
     found = {}
-    for method, style in styles(labels).items():
+    for method, style in styles(labels, proposed).items():
         for number, label in enumerate(labels[method]):
             line, dash = LINES[number % len(LINES)]
             colour = _shade(style.colour, number, len(labels[method]))

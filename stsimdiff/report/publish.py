@@ -49,7 +49,9 @@ class Published:
     refused: list[str] = field(default_factory=list)
 
 
-def publish(run_dir: Path | str, console: Console | None, output: Path | str | None = None) -> Published:
+def publish(
+    run_dir: Path | str, console: Console | None, output: Path | str | None = None, *, older: bool = False
+) -> Published:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
     Printing comes last: whatever becomes of the terminal, the files are there.
@@ -58,6 +60,7 @@ def publish(run_dir: Path | str, console: Console | None, output: Path | str | N
         run_dir: ``results/<run>``.
         console: where the table and the page's path are printed; None prints nothing.
         output: the folder for the files; the run's own if not given.
+        older: whether arms count of whose code the run was asked for another version since.
 
     Raises:
         DataError: as ``rows.load`` does, or for an output that cannot be made, before anything is written.
@@ -70,7 +73,7 @@ def publish(run_dir: Path | str, console: Console | None, output: Path | str | N
         except OSError as error:
             raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
     with alone(output) if output.is_dir() else contextlib.nullcontext():
-        stored = read(run_dir)
+        stored = read(run_dir, older=older)
         published = Published(build(stored), undrawn())
         folder = _Folder(output)
         for name, content in files(published.table).items():

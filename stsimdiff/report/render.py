@@ -14,9 +14,8 @@ from stsimdiff.report import text
 from stsimdiff.report.columns import OVERALL, Column, block_title, families, main_cells, published
 from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, printed_column
-from stsimdiff.report.section import PROPOSED
 from stsimdiff.report.text import EMPTY, Cell, Cells, escaped, number, tex
-from stsimdiff.report.verdict import leader
+from stsimdiff.report.verdict import leader, planned_pairs
 from stsimdiff.terminal import Console
 
 if TYPE_CHECKING:
@@ -50,10 +49,13 @@ def shown_pairs(section: Section) -> list[Pair]:
     """Of each block every arm against the leader and against the proposed method, and these two against all tokens.
 
     The proposed method is the one with its own defaults, or the first of its variants where the block has no such arm.
+    Where its comparisons are planned, they are shown and no others.
     """
+    if section.planned:
+        return planned_pairs(section)
     found: dict[tuple[float, frozenset[str]], Pair] = {}
     for retention, rows in section.blocks().items():
-        variants = [row for row in rows if row.method == PROPOSED]
+        variants = [row for row in rows if row.proposed]
         proposed = [row for row in variants if row.bare] or variants[:1]
         first = leader(rows)
         anchors = [row.label for row in ([first] if first else []) + proposed]
@@ -78,13 +80,7 @@ def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collectio
     if pair.against in full:
         return pair
     method, against_ = (rows.get((pair.retention, name)) for name in (pair.method, pair.against))
-    if (
-        method
-        and against_
-        and method.method == against_.method == PROPOSED
-        and against_.bare
-        and not method.bare
-    ):
+    if method and against_ and method.proposed and against_.proposed and against_.bare and not method.bare:
         return pair.turned()
     return pair.turned() if pair.method in full else pair
 
@@ -92,7 +88,7 @@ def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collectio
 def pair_line(pair: Pair) -> list[Cell]:
     """The cells of a comparison, under ``PAIR_HEADS``."""
     bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
-    ps = (pair.p_mcnemar, pair.p_cluster, pair.p_holm)
+    ps = (pair.p_mcnemar, pair.p_cluster, pair.p)
     return [
         Cell(pair.method),
         Cell(pair.against),
@@ -155,14 +151,22 @@ PAIRS_TITLE = "Differences in pairs, in points, on the same questions"
 def pairs_note(section: Section) -> str:
     """How the comparisons were made, and which of the two tests decides."""
     if not shown_pairs(section):
+        if section.planned:
+            return f"No comparison was planned: proposed={section.planned} has no answers in this table."
         return (
             f"None of the {len(section.pairs)} differences in pairs is shown, since no block has a leader or the "
             "proposed method; pairs.csv holds them."
         )
+    over = f"all {len(section.pairs)} pairs of this table"
+    if section.planned:
+        over = (
+            f"the {len(shown_pairs(section))} planned comparisons of proposed={section.planned} with each other arm "
+            f"(pairs.csv holds all {len(section.pairs)} pairs, the others corrected over all of them)"
+        )
     return (
         f"Interval and clustered p: videos counted, not questions. McNemar's exact p takes questions as independent. A "
-        f"difference is called one (better, worse) where Holm's correction of the larger of both, over all "
-        f"{len(section.pairs)} pairs of this table, is below 0.05; an interval stands for its pair alone. n needed: "
+        f"difference is called one (better, worse) where Holm's correction of the larger of both, over {over}, is "
+        "below 0.05; an interval stands for its pair alone. n needed: "
         "questions that would tell such a difference in such a table, with 80 % power."
     )
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ import pandas as pd
 
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import store
+from stsimdiff.evaluate.shown import read_shown
 from stsimdiff.report.arm import StoredArm
-from stsimdiff.report.labels import benchmark_names, model_names
+from stsimdiff.report.labels import all_but_code, benchmark_names, model_names
 from stsimdiff.report.text import one_line, printable
 
 NUMBERS = (
@@ -49,8 +50,8 @@ class Stored:
     benchmarks: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(run_dir: Path | str) -> pd.DataFrame:
-    """All stored samples of a run, one row a sample and arm.
+def load(run_dir: Path | str, *, older: bool = False) -> pd.DataFrame:
+    """All stored samples of a run, one row a sample and arm; ``older`` as :func:`read` takes it.
 
     Columns: the keys of a stored line, with ``times`` as ``prefill_s``, ``compressor_s``, ``answer_s`` and
     what else was timed (seconds), and ``error`` as ``failed`` (bool), ``error_type``, ``error_message``; and
@@ -61,7 +62,7 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     Raises:
         DataError: no such folder, no arm in it, or a damaged file.
     """
-    return read(run_dir).samples
+    return read(run_dir, older=older).samples
 
 
 def arms(run_dir: Path | str) -> list[StoredArm]:
@@ -73,10 +74,10 @@ def arms(run_dir: Path | str) -> list[StoredArm]:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: no such folder; give the folder of a run, for example results/<run>")
-    found = []
+    found, shown = [], read_shown(run_dir)
     for folder in sorted(path for path in run_dir.iterdir() if path.is_dir()):
         if (folder / store.RECORD).is_file():
-            found.append(StoredArm(folder, store.checked_record(folder)))
+            found.append(StoredArm(folder, store.checked_record(folder), shown))
         elif store.shards(folder):
             raise DataError(f"{folder}: holds answers but no arm.json, so nobody knows whose they are")
     if not found:
@@ -89,10 +90,40 @@ def arms(run_dir: Path | str) -> list[StoredArm]:
     return found
 
 
-def read(run_dir: Path | str) -> Stored:
-    """Arms, samples and what was dropped on the way; raises as ``load`` does."""
+def older_arms(found: Sequence[StoredArm]) -> list[StoredArm]:
+    """The arms of which the run was asked for another version since: all the same but the code.
+
+    Which one was asked for last, the run says; of arms of which it says nothing, none is older.
+    """
+    same: dict[tuple[Any, ...], list[StoredArm]] = {}
+    for arm in found:
+        same.setdefault(all_but_code(arm), []).append(arm)
+    older: list[StoredArm] = []
+    for versions in same.values():
+        asked = list(versions[0].shown.arms)
+        latest = max(versions, key=lambda arm: asked.index(arm.id) if arm.id in asked else -1)
+        if latest.id in asked:
+            older += [arm for arm in versions if arm.version != latest.version]
+    return older
+
+
+def read(run_dir: Path | str, *, older: bool = False) -> Stored:
+    """Arms, samples and what was dropped on the way; raises as ``load`` does.
+
+    Args:
+        run_dir: ``results/<run>``.
+        older: whether arms count of whose code the run was asked for another version since.
+    """
     found = arms(run_dir)
     notes: list[str] = []
+    if not older and (left_out := older_arms(found)):
+        found = [arm for arm in found if arm not in left_out]
+        name = Path(run_dir).resolve().name
+        notes.append(
+            f"Older versions of arms, whose code has changed since, that are kept and left out here: {len(left_out)}. "
+            f"python -m stsimdiff report {run_dir} --older shows them, python -m stsimdiff forget run={name} older "
+            "removes them."
+        )
     lines: list[dict[str, Any]] = []
     models, benchmarks = model_names(found), benchmark_names(found)
     with _no_garbage_collection():

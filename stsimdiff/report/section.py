@@ -20,10 +20,6 @@ WHOLE = "all"
 """The family of every question of a benchmark that knows no kinds of questions."""
 
 
-PROPOSED = "st_simdiff"
-"""Stands last in a block, and is what the others are shown against in pairs."""
-
-
 @dataclass(frozen=True)
 class Row:
     """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
@@ -60,6 +56,8 @@ class Row:
     """Whether the method has its own defaults."""
     settings: str = ""
     """What the label says beside method and parameters."""
+    proposed: bool = False
+    """Whether the run is about the row's method, which stands last in a block, and which others are compared with."""
 
     @property
     def reference(self) -> bool:
@@ -95,6 +93,8 @@ class Section:
     """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
     verdicts: list[str] = field(default_factory=list)
     """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
+    planned: str = ""
+    """The method that the run names as the one it is about, so that its comparisons are planned; empty: none is."""
     gate_met: bool = False
     """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
 

@@ -25,8 +25,37 @@ def verdicts(section: Section) -> list[str]:
         methods = [row for row in rows if not row.reference]
         if methods:
             parts.append(_contest(section, retention, methods))
+            parts += _plan(section, retention)
         found.append(" ".join(parts))
     return found
+
+
+def planned_pairs(section: Section) -> list[Pair]:
+    """The planned comparisons of a section, each as the method that the run is about minus another arm."""
+    found = []
+    for pair in section.pairs:
+        own = {row.label: row for row in section.rows if row.proposed and row.retention == pair.retention}
+        first, second = own.get(pair.method), own.get(pair.against)
+        # Of two variants the one with its own defaults is what the plan is about.
+        turned = first is None or (second is not None and second.bare and not first.bare)
+        if pair.planned:
+            found.append(pair.turned() if turned else pair)
+    return found
+
+
+def _plan(section: Section, retention: float) -> list[str]:
+    """What the planned comparisons of a block say."""
+    pairs = [pair for pair in planned_pairs(section) if pair.retention == retention]
+    if not pairs:
+        return []
+    parts = [
+        f"{abs(pair.difference):.1f} points {pair.verdict} than {pair.against} ({_p(pair)})"
+        for pair in pairs
+        if pair.verdict != NO_DIFFERENCE
+    ]
+    if level := [pair.against for pair in pairs if pair.verdict == NO_DIFFERENCE]:
+        parts.append(f"{NO_DIFFERENCE} from {_listed(level)}")
+    return [f"Planned comparisons of {pairs[0].method}: {'; '.join(parts)}."]
 
 
 def _references(section: Section, rows: Sequence[Row]) -> list[str]:
@@ -137,7 +166,7 @@ def _than(pair: Pair, name: str) -> str:
 
 
 def _p(pair: Pair) -> str:
-    return "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.3f}"
+    return "p < 0.001" if pair.p < 0.001 else f"p = {pair.p:.3f}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -218,7 +218,7 @@ if (document.getElementById("overlay-canvas")) {
     answers(overlay);
     const drawable = overlay.taken.filter((taken) => !taken.lacking);
     // Most say the most with the method that the project is about, or with any that drops something.
-    const best = drawable.find((taken) => taken.arm === arm) || drawable.find((taken) => taken.name.startsWith("st_simdiff"))
+    const best = drawable.find((taken) => taken.arm === arm) || drawable.find((taken) => taken.proposed)
       || drawable.find((taken) => taken.reason.includes("0")) || drawable[0];
     setArm(best ? best.arm : "");
     part("status").textContent = best ? "" : "No arm has stored its tokens for this question.";
