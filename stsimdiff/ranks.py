@@ -65,6 +65,18 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0) if os.environ.get("LOCAL_RANK", "").strip() else 0
 
 
+def sharing(world: int) -> int:
+    """How many of a run's processes share the cores that this one sees.
+
+    Args:
+        world: all of them; ``torch.distributed.run`` says how many are on this machine, and Slurm gives each its own
+            cores.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE", "").strip():
+        return _number("LOCAL_WORLD_SIZE", 1)
+    return 1 if "SLURM_JOB_ID" in os.environ else world
+
+
 def end_with(parent: int) -> None:
     """End this process once another one is its parent, which means that the given one has died.
 

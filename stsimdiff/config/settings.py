@@ -66,6 +66,15 @@ class CacheSettings:
     disk_gb: Annotated[float, Field(gt=0)]
 
 
+@dataclass(frozen=True)
+class VideoSettings:
+    """The group ``video``: how videos are read. Frames are the same with any values, and so are arms."""
+
+    workers: Annotated[int, Field(ge=0, le=1024)] | None
+    ahead: Annotated[int, Field(ge=1, le=1024)]
+    ahead_gb: Annotated[float, Field(gt=0)]
+
+
 def _run(value: Any) -> str:
     # A run named by a date reads as a number.
     run = str(value) if type(value) is int else value
@@ -102,6 +111,7 @@ class Settings:
     protocol: ProtocolSettings
     logger: NoLogger | WandbLogger
     cache: CacheSettings
+    video: VideoSettings
     run: Annotated[str, BeforeValidator(_run)]
     limit: Annotated[int, Field(ge=1)] | None
     seed: Annotated[int, Field(ge=0)]
@@ -116,7 +126,7 @@ class Settings:
     folder: Path = field(metadata=FOUND)
 
 
-GROUPS = ("model", "benchmark", "protocol", "logger", "cache")
+GROUPS = ("model", "benchmark", "protocol", "logger", "cache", "video")
 
 
 def settings_from_config(cfg: DictConfig) -> Settings:
@@ -135,6 +145,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
     if isinstance(values["logger"], WandbLogger):
         wandb_mode(values["logger"].mode)
     values["cache"] = build(CacheSettings, group(cfg, "cache"), "cache")
+    values["video"] = build(VideoSettings, group(cfg, "video"), "video")
     given, asked = group(cfg, "model"), group(cfg, "benchmark")
     check_protocol(cfg)
     model = model_settings(given)

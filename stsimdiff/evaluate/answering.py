@@ -6,6 +6,7 @@ What an answer is made of stands in :mod:`session`; here stands the order, what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,14 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes) ->
     videos = work.by_video()
     log = session.settings.folder / processes.file("progress", "log")
     total = work.samples, len(videos), sum(len(questions) for _, questions in videos)
-    with Progress(*total, log, show=processes.show) as progress:
+
+    def lacks(path: str) -> bool:
+        return path not in work.unusable and session.lacks(path, work.arms)
+
+    read = session.reader.over(videos, lacks, processes.world)
+    with Progress(*total, log, show=processes.show) as progress, closing(read):
         loop = _Loop(session, task, work, progress)
-        for path, questions in videos:
+        for path, questions in read:
             loop.video(path, questions)
     return loop.written
 

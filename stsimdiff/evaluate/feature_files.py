@@ -58,6 +58,10 @@ class FeatureFiles:
                 f"cache.folder={folder} cannot be used: {error.strerror}; name a folder that can be written, or null"
             ) from error
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of this name; what is in it only :meth:`read` says."""
+        return self._path(name).is_file()
+
     def read(self, name: str, about: str, signals: bool) -> Packed | None:
         """Features; ``None`` where they, or the signals asked for, are not here.
 

@@ -60,11 +60,15 @@ class FeatureMemory:
 
     def get(self, key: Key, signals: bool) -> Packed | None:
         """The features; ``None`` where they, or the signals asked for, are not held."""
-        found = self._held.get(key.name)
-        if found is None or (signals and not found.has_signals):
+        if not self.holds(key.name, signals):
             return None
         self._held.move_to_end(key.name)
-        return found
+        return self._held[key.name]
+
+    def holds(self, name: str, signals: bool) -> bool:
+        """Whether :meth:`get` would find them."""
+        found = self._held.get(name)
+        return found is not None and (found.has_signals or not signals)
 
     def put(self, key: Key, packed: Packed, limit: float) -> None:
         """Hold features within ``limit`` bytes over all; a video larger than that is not held."""
@@ -134,6 +138,14 @@ class FeatureCache:
         ready = unpack(found, family.device)
         ready.origin, ready.seconds = origin, {"features": watch.lap()}
         return ready
+
+    def holds(self, family: Family, path: str, signals: bool) -> bool:
+        """Whether :meth:`get` is likely to find a video's features; nothing is read but the file's digest."""
+        if not self.on:
+            return False
+        name = self.key(family, path).name
+        held = bool(self._limit) and self._memory.holds(name, signals)
+        return held or (self._files is not None and self._files.holds(name))
 
     def put(self, family: Family, path: str, encoded: EncodedVideo) -> None:
         """Keep what was encoded, in memory and on disk as far as these are on.

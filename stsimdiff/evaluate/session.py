@@ -22,11 +22,11 @@ from stsimdiff.evaluate.guard import Guard
 from stsimdiff.evaluate.limits import TimeLimit
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.questions import Question, judge
+from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
 from stsimdiff.trace import Trace
-from stsimdiff.video import Frames, Sampling, process
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Session:
         self.guard = Guard(self.family)
         self._built: dict[str, Compressor] = {}
         self.overlays = Overlays(settings, ())
+        self.reader = Reader(settings)
 
     def check(self, arms: Iterable[Arm]) -> None:
         """Check every arm's budget against the model's depth, before the first answer."""
@@ -84,9 +85,9 @@ class Session:
         kept = self.features.get(self.family, path, signals)
         if kept is not None:
             if self.overlays.lack_frames(path):
-                self.overlays.keep_frames(path, self._frames(path))
+                self.overlays.keep_frames(path, self.reader.frames(path))
             return kept
-        frames = self._frames(path)
+        frames = self.reader.frames(path)
         encoded = self.family.encode(frames, signals=signals)
         self.guard.catch_up()
         encoded.seconds["decode"] = frames.seconds
@@ -94,10 +95,10 @@ class Session:
         self.overlays.keep_frames(path, frames)
         return encoded
 
-    def _frames(self, path: str) -> Frames:
-        benchmark = self.settings.benchmark
-        sampling, seconds = Sampling.of(self.settings.model), benchmark.video_seconds
-        return process.shared().read(path, sampling, benchmark.decoder, seconds)
+    def lacks(self, path: str, arms: Iterable[Arm]) -> bool:
+        """Whether :meth:`encode` needs the frames of this video."""
+        signals = any(self.compressor(arm).needs_vision for arm in arms)
+        return self.overlays.lack_frames(path) or not self.features.holds(self.family, path, signals)
 
     def free(self) -> None:
         """Give back the memory that answers can do without: features of other videos."""

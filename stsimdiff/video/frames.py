@@ -181,6 +181,17 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
     return frames
 
 
+def size(path: str | Path, sampling: Sampling) -> int:
+    """Bytes of the frames that :func:`read` gives at most, by the file's header; 0 for a file that it refuses."""
+    from stsimdiff.video.index import opened
+
+    try:
+        with opened(check_file(path)) as (_, stream):
+            return sampling.frames * stream.height * stream.width * 3
+    except VideoError:
+        return 0
+
+
 def check_backend(backend: str) -> None:
     """Raise :class:`ConfigError` unless it is one of :data:`BACKENDS`."""
     if backend not in BACKENDS:

@@ -1,8 +1,9 @@
 """Videos read in a process of their own, which may be killed: a decoder cannot be interrupted, and may crash.
 
-One process serves all videos in turn. Frames come back through :mod:`multiprocessing.connection` (shared memory is
-often limited to 64 MB in containers). It is a fresh interpreter and no fork, so it may start after CUDA has, and it
-imports no torch. What is read, and how, stands in :mod:`stsimdiff.video`.
+One process serves all videos in turn. Frames come back in memory that both sides share, which has no name and so
+needs nobody to remove it; where there is none, or not enough, through :mod:`multiprocessing.connection`. It is a fresh
+interpreter and no fork, so it may start after CUDA has, and it imports no torch. What is read, and how, stands in
+:mod:`stsimdiff.video`; reading with several processes in :mod:`stsimdiff.video.ahead`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
+import mmap
 import os
 import signal
 import subprocess
@@ -20,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,7 @@ class VideoProcess:
         self._pipe: Connection[Any, Any] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self._ended = False
 
     def read(
         self,
@@ -81,10 +86,20 @@ class VideoProcess:
         """As :func:`stsimdiff.video.probe`, within a time; raises as :meth:`read` does."""
         return self._ask("probe", (str(path), backend), seconds, f"by {backend} ")
 
+    def size(self, path: str | Path, sampling: Sampling, seconds: float | None = SECONDS) -> int:
+        """As :func:`stsimdiff.video.frames.size`, within a time; raises as :meth:`read` does."""
+        return self._ask("size", (str(path), sampling), seconds, "")
+
     def close(self) -> None:
         """End the process; a later call starts another one."""
         with self._lock:
             self._stop()
+
+    def abandon(self) -> None:
+        """End the process for good, whatever another thread waits for it to do: that thread gets an error."""
+        self._ended = True
+        if (process := self._process) and self._owner == os.getpid():
+            process.kill()
 
     def _ask(self, what: str, arguments: tuple[Any, ...], seconds: float | None, decoder: str) -> Any:
         path = arguments[0]
@@ -95,11 +110,9 @@ class VideoProcess:
             try:
                 assert self._pipe is not None
                 self._pipe.send((what, arguments, seconds))
-                reply, shape = self._receive(until)
+                reply, shape, shared = self._receive(until)
                 if shape:
-                    pixels = np.empty(shape, np.uint8)
-                    for part in _parts(pixels):
-                        self._receive(until, part)
+                    pixels = self._mapped(until, shape) if shared else self._piped(until, shape)
                     seconds_taken = time.monotonic() - started
                     reply = dataclasses.replace(reply, pixels=pixels, seconds=seconds_taken)
             except TimeoutError:
@@ -129,6 +142,8 @@ class VideoProcess:
         if self._owner != os.getpid():
             # A fork's copy of the pipe: the other process keeps it.
             self._process, self._pipe, self._owner = None, None, os.getpid()
+        if self._ended:
+            raise RuntimeError("no more videos are read")
         if self._process and self._process.poll() is None:
             return
         paths = json.dumps([os.path.abspath(part) for part in sys.path])
@@ -141,6 +156,8 @@ class VideoProcess:
                 stdout=2,
                 pass_fds=[theirs.fileno()],
             )
+        if self._ended:
+            self._process.kill()
         try:
             self._receive(time.monotonic() + START)
         except (TimeoutError, EOFError, OSError) as error:
@@ -153,6 +170,25 @@ class VideoProcess:
         if not self._pipe.poll(None if until is None else max(0.0, until - time.monotonic())):
             raise TimeoutError
         return self._pipe.recv() if into is None else self._pipe.recv_bytes_into(into)
+
+    def _mapped(self, until: float | None, shape: tuple[int, ...]) -> np.ndarray:
+        """Pixels in the memory whose descriptor comes next; it goes with the array."""
+        assert self._pipe is not None
+        if not self._pipe.poll(None if until is None else max(0.0, until - time.monotonic())):
+            raise TimeoutError
+        descriptor = recv_handle(self._pipe)
+        try:
+            return np.frombuffer(mmap.mmap(descriptor, math.prod(shape)), np.uint8).reshape(shape)
+        except OSError as error:
+            raise MemoryError(f"no address space for frames of {math.prod(shape)} bytes") from error
+        finally:
+            os.close(descriptor)
+
+    def _piped(self, until: float | None, shape: tuple[int, ...]) -> np.ndarray:
+        pixels = np.empty(shape, np.uint8)
+        for part in _parts(pixels):
+            self._receive(until, part)
+        return pixels
 
     def _end(self) -> str:
         """How the process ended, in words."""
@@ -204,12 +240,46 @@ def serve(parent: int, pipe: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + GRACE)
             found = _answer(what, arguments)
             if isinstance(found, Frames):
-                requests.send((dataclasses.replace(found, pixels=found.pixels[:0]), found.pixels.shape))
-                for part in _parts(found.pixels):
-                    requests.send_bytes(part)
+                _send(requests, found, parent)
             else:
-                requests.send((found, None))
+                requests.send((found, None, False))
+            del found
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send(requests: Connection[Any, Any], found: Frames, parent: int) -> None:
+    memory = _shared(found.pixels)
+    requests.send(
+        (dataclasses.replace(found, pixels=found.pixels[:0]), found.pixels.shape, memory is not None)
+    )
+    if memory is None:
+        for part in _parts(found.pixels):
+            requests.send_bytes(part)
+        return
+    try:
+        send_handle(requests, memory, parent)
+    finally:
+        os.close(memory)
+
+
+def _shared(pixels: np.ndarray) -> int | None:
+    """The descriptor of memory that holds the pixels; ``None`` where the system has none to share, or not enough.
+
+    It is no file of ``/dev/shm``, which containers limit to 64 MB, and it goes when the last process lets go of it.
+    """
+    try:
+        memory = os.memfd_create("frames")
+    except (AttributeError, OSError):
+        return None
+    try:
+        # Written and not mapped: memory that runs out is an error here, and a signal there.
+        with open(memory, "wb", closefd=False) as file:
+            for part in _parts(pixels):
+                file.write(part)
+    except OSError:
+        os.close(memory)
+        return None
+    return memory
 
 
 def _answer(what: str, arguments: tuple[Any, ...]) -> Any:

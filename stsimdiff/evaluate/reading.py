@@ -1,0 +1,77 @@
+"""The frames of a pass's videos: those of the next ones are read while the model answers about the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
+
+from stsimdiff.config.settings import Settings
+from stsimdiff.evaluate.changed import video_digest
+from stsimdiff.ranks import sharing
+from stsimdiff.video import Frames, Sampling, process
+from stsimdiff.video.ahead import ReadAhead, Reserve, readers
+from stsimdiff.video.process import VideoProcess
+
+GB = 1e9
+
+Asked = TypeVar("Asked")
+Read = tuple[str, Frames] | None
+"""The digest of a file as it was before its frames were read, and these."""
+
+
+class Reader:
+    """Gives the frames of videos, as the settings say.
+
+    Args:
+        settings: of the model, the benchmark, and ``video``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ready: dict[str, Callable[[], Read]] = {}
+
+    def over(
+        self, videos: Iterable[tuple[str, Asked]], lacks: Callable[[str], bool], world: int = 1
+    ) -> Generator[tuple[str, Asked], None, None]:
+        """Videos in turn, while those behind the present one are read; what reading one raises :meth:`frames` raises.
+
+        Args:
+            videos: each with what is asked about it.
+            lacks: whether the frames of a video are needed; asked by other threads.
+            world: processes of the run.
+        """
+        wanted = self._settings.video
+        workers = readers(sharing(world)) if wanted.workers is None else wanted.workers
+        if not workers:
+            yield from videos
+            return
+
+        def read(reader: VideoProcess, video: tuple[str, Asked], reserve: Reserve) -> Read:
+            return self._read(reader, video[0], reserve) if lacks(video[0]) else None
+
+        with ReadAhead(read, workers, wanted.ahead, wanted.ahead_gb * GB) as ahead:
+            for video, take in ahead.over(videos):
+                self._ready = {video[0]: take}
+                del take
+                yield video
+            self._ready = {}
+
+    def frames(self, path: str) -> Frames:
+        """Frames of a video; raises as :meth:`stsimdiff.video.process.VideoProcess.read` does."""
+        if path in self._ready:
+            found = self._ready.pop(path)()
+            # One that has changed since is read again.
+            if found and found[0] == video_digest(path):
+                return found[1]
+        return self._by(process.shared(), path)
+
+    def _read(self, reader: VideoProcess, path: str, reserve: Reserve) -> Read:
+        digest = video_digest(path)
+        reserve(reader.size(path, Sampling.of(self._settings.model), self._settings.benchmark.video_seconds))
+        return digest, self._by(reader, path)
+
+    def _by(self, reader: VideoProcess, path: str) -> Frames:
+        benchmark = self._settings.benchmark
+        return reader.read(
+            path, Sampling.of(self._settings.model), benchmark.decoder, benchmark.video_seconds
+        )
