@@ -68,7 +68,7 @@ doctor: $(STAMP) ## Prove that this machine can run EXPERIMENT (MODEL, DATA as f
 	$(BIN)/python -m stsimdiff doctor $(call WORD,experiment,$(EXPERIMENT)) $(if $(MODEL),"model.path=$(MODEL)") \
 		$(if $(DATA),"data=$(DATA)") $(ARGS)
 
-data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, mlvu_test, longvideobench, egoschema, egoschema_full); DATA=/path: only check what is there
+data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, egoschema ...: docs/benchmarks.md); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff data $(if $(BENCHMARK),benchmark=$(BENCHMARK),--help) $(if $(DATA),"benchmark.data=$(DATA)") $(ARGS)
 
 test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)

@@ -1,4 +1,4 @@
-"""The four public benchmarks, from parquet and mp4 to lmms-eval's own score, on miniatures in their schemas."""
+"""The public benchmarks, from parquet and mp4 to lmms-eval's own score, on miniatures in their schemas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from stsimdiff.resources import folder
 ROOT = Path(__file__).parent.parent
 MINIATURES = Path(__file__).parent / "benchmarks"
 load_model = session.load_model
-NAMES = ("videomme", "mlvu", "mlvu_test", "longvideobench", "egoschema")
+NAMES = (
+    *("videomme", "mlvu", "mlvu_test", "longvideobench", "egoschema"),
+    *("lvbench", "nextqa", "tempcompass", "motionbench", "videomme_v2"),
+)
 UNREADABLE = ("", " ", "A man walks", "Because", "A or B", "I cannot tell", "J", "(", "the red one")
 ID = {
     "videomme": "001-1",
@@ -37,6 +40,11 @@ ID = {
     "mlvu_test": "test_anomaly_reco_1.mp4-1",
     "longvideobench": "mini0_0",
     "egoschema": "mini-0-1",
+    "lvbench": "100",
+    "nextqa": "4010069380-1",
+    "tempcompass": "1021488277-1",
+    "motionbench": "uid-0-0",
+    "videomme_v2": "001-1",
 }
 INSTRUCTION = {
     "videomme": "\nAnswer with the option's letter from the given choices directly.",
@@ -44,6 +52,11 @@ INSTRUCTION = {
     "mlvu_test": "\nOnly give the best option.\nBest option: (",
     "longvideobench": "\nAnswer with the option's letter from the given choices directly.\n",
     "egoschema": "\nAnswer with the option's letter from the given choices directly.",
+    "lvbench": "\nAnswer the question with the option letter",
+    "nextqa": "\nAnswer with the option's letter from the given choices directly.",
+    "tempcompass": "\nPlease directly give the best option:",
+    "motionbench": "\nAnswer with only the option letter (A, B, C, D, E, or F).",
+    "videomme_v2": " Respond with only the letter (A, B, C, D, E, F, G, or H) of the correct option.",
 }  # fmt: skip
 
 
@@ -52,13 +65,15 @@ def written(name: str) -> list[dict]:
     spec = importlib.util.spec_from_file_location("make_miniatures", MINIATURES / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.MINIATURES[name]()[0]
+    rows = module.MINIATURES[name]()[0]
+    # Its file has a line a video; lmms-eval's own function makes rows of questions of it.
+    return list(stock_module(name).motionbench_process_docs(rows)) if name == "motionbench" else rows
 
 
 def letter(row: dict) -> str:
-    """The right letter of a row of any of the four."""
-    answer = row.get("answer", row.get("correct_choice"))
-    return answer if str(answer) in "ABCDEF" else "ABCDE"[int(answer)]
+    """The right letter of a row of any of them."""
+    answer = str(row.get("answer", row.get("correct_choice")))
+    return answer[0] if answer[0] in "ABCDEFGH" else "ABCDE"[int(answer)]
 
 
 @pytest.fixture
@@ -95,9 +110,21 @@ def rows_of(settings, arm) -> list[dict]:
     ]
 
 
+def stock_module(name: str):
+    """lmms-eval's code of a benchmark, imported by another way than ours."""
+    os.environ.setdefault("HF_HOME", os.devnull)
+    # NExT-QA's would fetch word lists that its multiple choice does not need.
+    sys.modules.setdefault("nltk", None)
+    return importlib.import_module(f"lmms_eval.tasks.{name.removesuffix('_test')}.utils")
+
+
+def mean(values: list) -> float:
+    return sum(values) / len(values)
+
+
 def stock(name: str):
-    """Process and aggregate functions as lmms-eval has them, imported by another way than ours."""
-    utils = importlib.import_module(f"lmms_eval.tasks.{name.partition('_')[0]}.utils")
+    """Process and aggregate functions as lmms-eval has them."""
+    utils = stock_module(name)
     return {
         "videomme": lambda: (utils.videomme_process_results, utils.videomme_aggregate_results),
         "mlvu": lambda: (utils.mlvu_process_results, utils.mlvu_aggregate_results_dev),
@@ -117,6 +144,17 @@ def stock(name: str):
             utils.egoschema_process_results_generation,
             lambda records: utils.egoschema_aggregate_score(records, None),
         ),
+        "lvbench": lambda: (utils.lvbench_process_results, mean),
+        "nextqa": lambda: (utils.nextqa_mc_process_results, mean),
+        "tempcompass": lambda: (
+            utils.tempcompass_process_results_multi_choice,
+            lambda records: utils.tempcompass_aggregate_rating(records, None),
+        ),
+        "motionbench": lambda: (utils.motionbench_process_results, utils.motionbench_aggregate_acc),
+        "videomme_v2": lambda: (
+            utils.videomme_v2_process_results,
+            utils.videomme_v2_aggregate_overall_score,
+        ),
     }[name]()
 
 
@@ -126,6 +164,11 @@ METRIC = {
     "mlvu_test": "mlvu_percetion_score",
     "longvideobench": "lvb_acc",
     "egoschema": "score",
+    "lvbench": "lvbench_score",
+    "nextqa": "exact_match",
+    "tempcompass": "avg_accuracy",
+    "motionbench": "motionbench_acc",
+    "videomme_v2": "videomme_v2_overall_score",
 }
 
 
@@ -152,7 +195,17 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
         wrong = "A" if row["target"] != "A" else "B"
         records.append(process(origin, [row["parsed"] or wrong])[METRIC[name]])
     metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
-    assert metrics["metrics"] == {METRIC[name]: pytest.approx(aggregate(records))}
+    scores = metrics["metrics"]
+    assert scores.pop(METRIC[name]) == pytest.approx(aggregate(records))
+    # Video-MME-v2 scores groups and questions, MotionBench how many it could read, TempCompass each of its aspects.
+    also = {"videomme_v2": 11, "motionbench": 2, "tempcompass": 5}
+    assert len(scores) == also.get(name, 0)
+    if name == "tempcompass":
+        for aspect in families:
+            right = [row["correct"] for row in rows if row["family"] == aspect]
+            assert scores[f"{aspect}_accuracy"] == pytest.approx(100 * mean(right))
+    if name == "videomme_v2":
+        assert scores["videomme_v2_overall_acc"] == pytest.approx(metrics["accuracy"])
     assert metrics["accuracy"] == pytest.approx(100 * sum(row["correct"] for row in rows) / len(rows))
     with open(settings.folder / "table.csv", newline="") as stream:
         (cells,) = csv.DictReader(stream)
@@ -169,15 +222,15 @@ def test_an_answer_that_gives_no_letter_is_wrong_and_never_drawn(name: str, data
         for answer in UNREADABLE * 4:
             judgement = judge(task, question, answer)
             assert (judgement.parsed, judgement.correct) == (None, False)
-    assert replay(task, [(question, answer) for question in questions for answer in UNREADABLE]) == {
-        METRIC[name]: 0
-    }
+    nothing = replay(task, [(question, answer) for answer in UNREADABLE for question in questions])
+    assert METRIC[name] in nothing and set(nothing.values()) == {0}
     # Beside answers that are read, they stay in the denominator.
     half = [(q, judge(task, q, "").target if i % 2 else "A man") for i, q in enumerate(questions * 2)]
     expected = sum(i % 2 for i in range(len(half))) / len(half)
     if not name.startswith("mlvu"):
-        scale = 100 if name == "videomme" else 1
-        assert replay(task, half) == {METRIC[name]: pytest.approx(scale * expected, abs=1e-4)}
+        scale = 100 if name in ("videomme", "tempcompass", "videomme_v2") else 1
+        metric = METRIC[name].replace("overall_score", "overall_acc")
+        assert replay(task, half)[metric] == pytest.approx(scale * expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,12 +239,13 @@ def test_every_letter_is_scored_by_the_stock_functions(name: str, data: Path) ->
     process, aggregate = stock(name)
     for question in questions[:4]:
         target, options = judge(task, question, "").target, len(BENCHMARKS[name].options(question.document))
-        for given in "ABCDEF"[:options]:
-            alone = aggregate([process(question.document, [given])[METRIC[name]]])
+        for given in "ABCDEFGH"[:options]:
+            record = process(question.document, [given])[METRIC[name]]
+            alone = record["score"] if name == "videomme_v2" else aggregate([record])
             for form in ("{}", " ({}) ", "{}. red", "The best answer is {}."):
                 judgement = judge(task, question, form.format(given))
                 assert (judgement.parsed, judgement.correct) == (given, given == target) == (given, alone > 0)
-        for beyond in "ABCDEFG"[options:]:
+        for beyond in "ABCDEFGHI"[options:]:
             assert judge(task, question, beyond).parsed is None
 
 
@@ -199,13 +253,15 @@ def test_every_letter_is_scored_by_the_stock_functions(name: str, data: Path) ->
 def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
     task, questions = task_of(name, data)
     text = questions[0].text
-    letters = [letter for letter in "ABCDEF" if f"({letter})" in text or f"{letter}. " in text]
+    letters = [letter for letter in "ABCDEFGH" if f"({letter})" in text or f"{letter}. " in text]
     assert len(letters) == len(BENCHMARKS[name].options(questions[0].document))
     assert text.endswith(INSTRUCTION[name])
-    for option in ("red", "green", "blue", "white"):
+    for option in BENCHMARKS[name].options(questions[0].document):
         assert option in text
     assert "N/A" not in text
-    assert questions[0].max_new_tokens == (32 if name == "longvideobench" else 16)
+    assert questions[0].max_new_tokens == {"longvideobench": 32, "motionbench": 64, "videomme_v2": 64}.get(
+        name, 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,6 +272,9 @@ def test_the_prompt_is_the_stock_one(name: str, data: Path) -> None:
         ("mlvu", "plm", "\nOnly give the best option."),
         ("mlvu_test", "plm", "\nOnly give the best option."),
         ("mlvu_test", "stock", "(F) white\n"),
+        ("nextqa", "stock", "E. black"),
+        ("tempcompass", "plm", "\nOnly give the best option."),
+        ("videomme_v2", "qwen3_vl", "Answer with the option letter only."),
     ],
 )
 def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data: Path) -> None:
@@ -326,6 +385,63 @@ def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     assert note in (settings.folder / "table.md").read_text()
     metrics = json.loads((settings.folder / arm.folder / "metrics.json").read_text())
     assert (metrics["n"], metrics["n_failed"]) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "parsed", "stock_parsed", "said"),
+    [
+        ("lvbench", "The answer is B", "B", "B", None),
+        ("lvbench", "green", None, None, None),
+        ("nextqa", "(C) blue", "C", "C", None),
+        ("nextqa", "no idea", None, None, "drew lots"),
+        ("tempcompass", "B. green", "B", "B", None),
+        ("tempcompass", "I would say (B)", "B", None, "asks a model on the network"),
+        ("motionbench", "a man", None, "A", None),
+        ("videomme_v2", "Final Answer: H", "H", "H", None),
+        ("videomme_v2", "it is green", None, "F", None),
+        ("videomme_v2", "no idea", None, None, None),
+    ],
+)
+def test_lmms_evals_own_reading_is_stored_beside_ours(
+    name: str, answer: str, parsed: str | None, stock_parsed: str | None, said: str | None, data: Path
+) -> None:
+    task, (question, *_) = task_of(name, data)
+    found = judge(task, question, answer)
+    assert (found.parsed, found.stock_parsed, found.stock_error) == (parsed, stock_parsed, said)
+    assert found.stock_correct == (None if said else stock_parsed == found.target)
+
+
+def test_video_mme_v2_scores_groups_that_were_answered_whole(data: Path) -> None:
+    task, questions = task_of("videomme_v2", data)
+    # The second group's chain breaks at its second question, the third group lacks one.
+    answers = [judge(task, question, "").target for question in questions[:11]]
+    answers[5] = "A" if answers[5] != "A" else "B"
+    scores = replay(task, list(zip(questions, answers, strict=False)))
+    # Of [1, [2, 3], 4], the first and the third right give 4 of 12.
+    assert scores["videomme_v2_overall_score"] == pytest.approx((100 + 100 * 4 / 12) / 2)
+    assert scores["videomme_v2_overall_acc"] == pytest.approx(100 * 7 / 8)
+    assert replay(task, [(questions[0], "A")]) == {}
+
+
+def test_motionbench_asks_what_lmms_evals_own_function_makes_of_its_file(data: Path) -> None:
+    documents = [question.document for question in task_of("motionbench", data)[1]]
+    for row, document in zip(written("motionbench"), documents, strict=True):
+        assert row.items() <= document.items()
+    assert len(documents) == 11 and {document["duration"] for document in documents} == {4.0}
+
+
+def test_tempcompass_takes_the_multiple_choice_of_its_four_kinds(data: Path) -> None:
+    rows = parquet.read_table(data / "tempcompass/multi-choice").to_pylist()
+    for kind in ("yes_no", "caption_matching"):
+        (data / "tempcompass" / kind).mkdir()
+        other = [row | {"question": "Is the square red?", "answer": "yes"} for row in rows]
+        parquet.write_table(
+            pyarrow.Table.from_pylist(other), data / f"tempcompass/{kind}/test-00000-of-00001.parquet"
+        )
+    assert len(task_of("tempcompass", data)[1]) == 10
+    shutil.rmtree(data / "tempcompass/multi-choice")
+    with pytest.raises(DataError, match="questions of tempcompass"):
+        task_of("tempcompass", data)
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def test_options_that_the_stock_prompt_letters_lose_their_own(root: Path) -> Non
 
 
 def test_the_folder_of_a_benchmark_in_that_of_all(tmp_path: Path) -> None:
-    for name in ("Video-MME", "MLVU_Test", "mlvu", "LongVideoBench"):
+    for name in ("Video-MME", "MLVU_Test", "mlvu", "LongVideoBench", "Video-MME-v2", "NExTQA"):
         (tmp_path / name).mkdir()
     found = {name: folder_in(tmp_path, name).name for name in BENCHMARKS}
     assert found == {
@@ -331,4 +331,9 @@ def test_the_folder_of_a_benchmark_in_that_of_all(tmp_path: Path) -> None:
         "longvideobench": "LongVideoBench",
         "egoschema": "egoschema",
         "egoschema_full": "egoschema_full",
+        "lvbench": "lvbench",
+        "nextqa": "NExTQA",
+        "tempcompass": "tempcompass",
+        "motionbench": "motionbench",
+        "videomme_v2": "Video-MME-v2",
     }

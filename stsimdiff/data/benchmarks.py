@@ -14,13 +14,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stsimdiff.data import cache_folder
 from stsimdiff.data.parsing import LETTERS
+from stsimdiff.data.question_files import columns_of, read_file, spread
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.stand_ins import stand_in
 
 Row = Mapping[str, Any]
 PAD = "N/A"
@@ -44,16 +45,22 @@ class Benchmark:
         options: the texts of a row's options, in their order.
         answer: what the answer's column holds for the option at a place: a letter, or the place itself.
         id: column of the row's own id; ``None`` numbers the questions of each video.
-        prediction: key of the task's record that holds what it read.
+        prediction: key of the task's record that holds the letter that it read; ``None`` where it holds none.
         truth: key of the task's record that holds the right answer.
+        score: key of the task's record that says whether the answer is right, where it holds no letter; ``None`` where
+            the record itself says so.
         wrong: what the record says of an answer that could not be read.
         reads: letters that the stock parser knows; for any other one the record gets the letter itself.
         lettered: who writes the letters before the options of a prompt: the ``row``'s options, its ``question``, or the
             ``task``'s own function.
+        put_in: the column of a row's options, or how the columns of the single options begin.
         prompts_of: the YAML that offers the prompts, where the stock one asks for no letter.
         ours: prompts that model authors ask instead of lmms-eval's, by name: they make a row's question.
+        grouped: the column whose questions the stock aggregation scores together; ``None`` where it does not.
         configs: folders of the hub's repository that hold these rows, the best first, where other folders hold rows
             that are not offered; empty where there is no such choice.
+        suffixes: of the files that may hold the questions.
+        rows: the questions of a file's rows, where they are not the same.
         part: whether the questions are about few of the repository's videos, of which only these are fetched.
         server: address that scores predictions, of a benchmark without public answers; ``None`` where a row says its
             answer. Nothing is ever sent there.
@@ -68,16 +75,21 @@ class Benchmark:
     video: Callable[[Row], str]
     family: Callable[[Row], str]
     options: Callable[[Row], list[str]]
-    answer: Callable[[int], str | int]
+    answer: Callable[[int, list[str]], str | int]
     id: str | None
-    prediction: str
-    truth: str
-    wrong: Mapping[str, Any]
+    prediction: str | None = None
+    truth: str | None = None
+    score: str | None = None
+    wrong: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reads: str = LETTERS
     lettered: str = "row"
+    put_in: str = "options"
     prompts_of: str | None = None
     ours: Mapping[str, Callable[[Row], str]] = dataclasses.field(default_factory=dict)
+    grouped: str | None = None
     configs: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = (".parquet",)
+    rows: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
     part: bool = False
     server: str | None = None
 
@@ -94,7 +106,28 @@ class Benchmark:
     @property
     def counted(self) -> bool:
         """Whether the answer's column holds a number from 0, and no letter."""
-        return str(self.answer(0)) == "0"
+        return str(self.answer(0, [""])) == "0"
+
+    def is_right(self, record: Any) -> bool:
+        """Whether a record of the task says that the answer is right."""
+        if not isinstance(record, Mapping):
+            return bool(record)
+        if self.score:
+            return bool(record[self.score])
+        return str(record[self.prediction]) == str(record[self.truth])
+
+    def with_options(self, row: Row, options: list[str]) -> dict[str, Any]:
+        """A row with other options, in the form that it has them in."""
+        if self.put_in not in row:
+            return {**row, **{f"{self.put_in}{place}": text for place, text in enumerate(options)}}
+        return {
+            **row,
+            self.put_in: "\n".join(options) if isinstance(row[self.put_in], str) else list(options),
+        }
+
+    def read(self, file: Path) -> list[dict[str, Any]]:
+        """The questions of one file; raises as :func:`~stsimdiff.data.question_files.read_file` does."""
+        return self.rows(read_file(file))
 
     @property
     def stock_file(self) -> Path:
@@ -115,8 +148,12 @@ class Benchmark:
             """Reads past ``!function``."""
 
         Loader.add_constructor("!function", lambda loader, node: None)
-        file = self._stock_file(self.prompts_of or self.stock)
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        file: Path | None = self._stock_file(self.prompts_of or self.stock)
+        config: dict[str, Any] = {}
+        while file is not None:
+            said = yaml.load(file.read_text(encoding="utf-8"), Loader)
+            config = {**said, **config}
+            file = file.with_name(said["include"]) if "include" in said else None
         prompts = config.get("lmms_eval_specific_kwargs") or {"default": {}}
         own: dict[str, Any] = {"stock": {}} if self.prompts_of else {}
         return {**prompts, **own, **dict.fromkeys(self.ours, {})}
@@ -146,18 +183,11 @@ class Benchmark:
         Raises:
             DataError: when there is none, or only one without answers.
         """
-        import pyarrow
-        import pyarrow.parquet
-
         fitting, seen = [], []
-        for file in visible_files(root, (".parquet",)):
-            try:
-                schema = pyarrow.parquet.read_schema(file)
-            except (OSError, pyarrow.ArrowException) as error:
-                said = stand_in(file) or f"no readable parquet file: {error}"
-                raise DataError(f"{file} is {said}") from error
-            seen.append(f"{file.relative_to(root)} ({', '.join(schema.names)})")
-            if set(self.columns) <= set(schema.names) and self._offered(file, root):
+        for file in visible_files(root, self.suffixes):
+            names = columns_of(file) if self.rows is list else list(dict.fromkeys(chain(*self.read(file))))
+            seen.append(f"{file.relative_to(root)} ({', '.join(names)})")
+            if set(self.columns) <= set(names) and self._offered(file, root):
                 fitting.append(file)
         fitting = [file for file in fitting if file.name.startswith(self.split)] or fitting
         own = ([file for file in fitting if config in _folders(file, root)] for config in self.configs)
@@ -180,16 +210,15 @@ class Benchmark:
         inside = _folders(file, root)
         if self.server and inside & CONFIGS:
             return not inside.isdisjoint(self.configs)
-        known = _answers(file, self.columns[-1] if self.answered else "answer")
+        column = self.columns[-1] if self.answered else "answer"
+        values = [row.get(column) for row in self.read(file)]
+        known = bool(values) and not any(value in (None, "", -1) for value in values)
         if self.server:
             return not known
         return known and (not self.configs or not inside.isdisjoint(self.configs) or not inside & CONFIGS)
 
     def _kinds(self, file: Path) -> set[str]:
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(file, columns=list(self.columns)).to_pylist()
-        return {self.family(row) for row in rows}
+        return {self.family(row) for row in self.read(file)}
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""
@@ -199,23 +228,16 @@ class Benchmark:
         return digest.hexdigest()[:12]
 
 
-CONFIGS = {"subset", "generation", "mc", "mc_ppl"}
-"""EgoSchema's folders; all but the first hold the full set."""
+CONFIGS = {
+    *("subset", "generation", "mc", "mc_ppl"),
+    *("multi-choice", "yes_no", "caption_matching", "captioning"),
+}
+"""EgoSchema's folders, of which all but the first hold the full set, and TempCompass's."""
 SETS = {"egoschema": "its public subset", "egoschema_full": "the full set"}
 
 
 def _folders(file: Path, root: Path) -> set[str]:
     return {part.lower() for part in file.relative_to(root).parts[:-1]}
-
-
-def _answers(file: Path, column: str) -> bool:
-    """Whether a file holds an answer to each of its questions."""
-    import pyarrow.parquet
-
-    if column not in pyarrow.parquet.read_schema(file).names:
-        return False
-    values = pyarrow.parquet.read_table(file, columns=[column]).column(0).to_pylist()
-    return bool(values) and not any(value in (None, "", -1) for value in values)
 
 
 def _refuse_lost_shards(chosen: list[Path], fitting: list[Path]) -> None:
@@ -290,6 +312,19 @@ def _mlvu_options(row: Row) -> list[str]:
     return [text for _, text in lines] if in_order else []
 
 
+def _lettered_lines(row: Row) -> list[str]:
+    """The options that a question's text shows, with their letters: ``A. red``."""
+    lines = [text.strip() for text in row["question"].splitlines()]
+    shown = [text for text in lines if re.match(r"\(?[A-J][).:]", text)]
+    return shown if "".join(text.lstrip("(")[0] for text in shown) == LETTERS[: len(shown)] else []
+
+
+def _labelled(row: Row) -> list[str]:
+    """MotionBench's options, unless their labels are not A, B, C and so on."""
+    labels = "".join(option["label"] for option in row["options"])
+    return [option["text"] for option in row["options"]] if labels == LETTERS[: len(labels)] else []
+
+
 def _vila_prompt(row: Row) -> str:
     """VideoMME as VILA's authors ask it (``llava/eval/lmms/tasks/videomme.py``): it speaks of no subtitles."""
     return "\n".join(
@@ -315,7 +350,7 @@ VIDEOMME = Benchmark(
     video=lambda row: row["videoID"],
     family=lambda row: row["duration"],
     options=lambda row: row["options"],
-    answer=LETTERS.__getitem__,
+    answer=lambda place, options: LETTERS[place],
     id="question_id",
     prediction="pred_answer",
     truth="answer",
@@ -333,7 +368,7 @@ MLVU = Benchmark(
     video=lambda row: row["video_name"],
     family=lambda row: row["task_type"],
     options=_mlvu_options,
-    answer=LETTERS.__getitem__,
+    answer=lambda place, options: LETTERS[place],
     id=None,
     prediction="pred_answer",
     truth="answer",
@@ -370,12 +405,13 @@ LONGVIDEOBENCH = Benchmark(
     video=lambda row: row["video_path"],
     family=lambda row: row["level"].rpartition("-")[2].lower(),
     options=_longvideobench_options,
-    answer=int,
+    answer=lambda place, options: place,
     id="id",
     prediction="parsed_pred",
     truth="answer",
     wrong={"parsed_pred": ""},
     lettered="task",
+    put_in="option",
 )  # fmt: skip
 
 EGOSCHEMA = Benchmark(
@@ -388,11 +424,12 @@ EGOSCHEMA = Benchmark(
     video=lambda row: row["video_idx"],
     family=lambda row: "all",
     options=lambda row: row["option"],
-    answer=str,
+    answer=lambda place, options: str(place),
     id=None,
     prediction="pred",
     truth="ground_truth",
     wrong={"pred": -1},
+    put_in="option",
     configs=("subset",),
     part=True,
 )
@@ -408,8 +445,114 @@ EGOSCHEMA_FULL = dataclasses.replace(
     server="https://validation-server.onrender.com/api/upload/",
 )
 
+LVBENCH = Benchmark(
+    name="lvbench",
+    stock="lvbench/lvbench.yaml",
+    hub="lmms-eval/LVBench",
+    split="train",
+    columns=("video_path", "question", "question_type", "answer"),
+    # A question has one to three types, so none of them is a column of the table: breakdown=question_type.
+    families=("all",),
+    video=lambda row: row["video_path"],
+    family=lambda row: "all",
+    options=lambda row: row.get("options") or _lettered_lines(row),
+    answer=lambda place, options: LETTERS[place],
+    id="uid",
+    reads="ABCD",
+    lettered="question",
+)
+
+NEXTQA = Benchmark(
+    name="nextqa",
+    stock="nextqa/nextqa_mc_test.yaml",
+    hub="lmms-eval/NExTQA",
+    split="test",
+    columns=("video", "question", "qid", "type", *(f"a{i}" for i in range(5)), "answer"),
+    families=("causal", "temporal", "descriptive"),
+    video=lambda row: str(row["video"]),
+    family=lambda row: {"C": "causal", "T": "temporal", "D": "descriptive"}.get(
+        row["type"][:1], str(row["type"])
+    ),
+    options=lambda row: [row[f"a{i}"] for i in range(5)],
+    answer=lambda place, options: place,
+    id=None,
+    reads="ABCDE",
+    lettered="task",
+    put_in="a",
+    # Its own YAML asks for no letter.
+    prompts_of=EGOSCHEMA.stock,
+)
+
+TEMPCOMPASS = Benchmark(
+    name="tempcompass",
+    stock="tempcompass/tempcompass_mc.yaml",
+    hub="lmms-eval/TempCompass",
+    split="test",
+    columns=("video_id", "question", "dim", "answer"),
+    families=("action", "direction", "speed", "order", "attribute_change"),
+    video=lambda row: row["video_id"],
+    family=lambda row: row["dim"],
+    options=_lettered_lines,
+    answer=lambda place, options: options[place],
+    id=None,
+    score="rating",
+    wrong={"rating": 0, "video-llm-prediction": ""},
+    reads="ABCD",
+    lettered="question",
+    configs=("multi-choice",),
+)
+
+MOTIONBENCH = Benchmark(
+    name="motionbench",
+    stock="motionbench/motionbench_full.yaml",
+    hub="zai-org/MotionBench",
+    split="video_info",
+    columns=("video_path", "question_type", "question", "options", "answer"),
+    families=(
+        "Motion Recognition", "Location-related Motion", "Camera Motion", "Motion-related Objects", "Action Order",
+        "Repetition Count",
+    ),
+    video=lambda row: row["video_path"],
+    family=lambda row: row["question_type"],
+    options=_labelled,
+    answer=lambda place, options: LETTERS[place],
+    id="id",
+    score="score",
+    wrong={"score": 0.0, "answered": 0.0},
+    reads="ABCDEF",
+    lettered="task",
+    suffixes=(".jsonl", ".parquet"),
+    rows=spread,
+)  # fmt: skip
+
+VIDEOMME_V2 = Benchmark(
+    name="videomme_v2",
+    stock="videomme_v2/videomme_v2.yaml",
+    hub="MME-Benchmarks/Video-MME-v2",
+    split="test",
+    columns=(
+        "video_id", "group_type", "group_structure", "question_id", "level", "second_head", "third_head", "question",
+        "options", "answer",
+    ),
+    families=("relevance", "logic"),
+    video=lambda row: row["video_id"],
+    family=lambda row: row["group_type"],
+    options=lambda row: [text for text in row["options"].split("\n") if text.strip()],
+    answer=lambda place, options: LETTERS[place],
+    id="question_id",
+    prediction="pred_answer",
+    truth="answer",
+    wrong={"pred_answer": "", "score": 0},
+    reads="ABCDEFGH",
+    grouped="video_id",
+)  # fmt: skip
+
 BENCHMARKS = {
-    item.name: item for item in (VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA, EGOSCHEMA_FULL)
+    item.name: item
+    for item in (
+        *(VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA, EGOSCHEMA_FULL),
+        *(LVBENCH, NEXTQA, TEMPCOMPASS, MOTIONBENCH, VIDEOMME_V2),
+    )
 }
 
 

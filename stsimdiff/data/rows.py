@@ -13,6 +13,7 @@ from typing import Any
 
 from stsimdiff.data.benchmarks import PAD, Benchmark, Row
 from stsimdiff.data.parsing import LETTERS, labelled, without_letters
+from stsimdiff.data.question_files import read_files
 from stsimdiff.errors import DataError
 
 SHOWN = 200
@@ -25,16 +26,8 @@ def read_rows(benchmark: Benchmark, root: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: for files that do not fit together, and for a row whose options or answer cannot be read.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     files = benchmark.question_files(root)
-    try:
-        tables = [pyarrow.parquet.ParquetFile(file).read().replace_schema_metadata() for file in files]
-        rows = pyarrow.concat_tables(tables, promote_options="permissive").to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        listed = ", ".join(str(file) for file in files)
-        raise DataError(f"the question files {listed} cannot be read together: {error}") from error
+    rows = benchmark.rows(read_files(files))
     checked = [_options(benchmark, row, f"question {number} of {root}") for number, row in enumerate(rows)]
     column = benchmark.answered
     if column is None:
@@ -123,9 +116,9 @@ def _lettered(
         _in_the_question(benchmark, row, bare, name)
     elif benchmark.lettered == "row" and not own:
         options = [f"{letter}. {text}" for letter, text in zip(letters, bare, strict=True)]
-        row = row | {"options" if "options" in row else "option": options}
+        row = benchmark.with_options(row, options)
     elif benchmark.lettered == "task" and own:
-        options, row = bare, row | {f"option{place}": text for place, text in enumerate(bare)}
+        options, row = bare, benchmark.with_options(row, bare)
     return row, options
 
 
@@ -155,9 +148,9 @@ def _answer(benchmark: Benchmark, row: Row, options: list[str], texts: bool | No
     if place is None:
         raise DataError(
             f"{name}: {column}={row[column]!r} is none of its {len(options)} options; "
-            f"the stock form is {benchmark.answer(0)!r} for the first one: {_shown(row)}"
+            f"the stock form is {benchmark.answer(0, options)!r} for the first one: {_shown(row)}"
         )
-    return benchmark.answer(place)
+    return benchmark.answer(place, options)
 
 
 def _shown(row: Row) -> str:

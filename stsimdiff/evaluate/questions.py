@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -206,4 +207,5 @@ def replay(task: Any, answers: Iterable[tuple[Question, str]]) -> dict[str, floa
         # Some of lmms-eval's take the command's arguments too, and use them for the names of files at most.
         takes_arguments = "args" in inspect.signature(aggregate).parameters
         scores[metric] = float(aggregate(values, None) if takes_arguments else aggregate(values))
-    return scores
+    # One that scores groups of questions says nothing where no group was answered whole.
+    return {metric: score for metric, score in scores.items() if not math.isnan(score)}

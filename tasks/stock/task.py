@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 from unittest import mock
@@ -34,12 +37,14 @@ class StockTask(ConfigurableMessagesTask):
         self.benchmark = by_task(config["task"])
         self.prompt = config.get("prompt", "default")
         try:
-            stock = load_yaml_config(str(self.benchmark.stock_file), mode="full")
+            with importable():
+                stock = load_yaml_config(str(self.benchmark.stock_file), mode="full")
         except ImportError as error:
             raise ConfigError(
                 f"lmms-eval's task {self.benchmark.stock} cannot be imported here: {error}"
             ) from error
-        for key in ("dataset_path", "dataset_name", "dataset_kwargs"):
+        # Rows are read, checked and spread out here; a prompt's message is made of its text and the video.
+        for key in ("dataset_path", "dataset_name", "dataset_kwargs", "process_docs", "doc_to_messages"):
             stock.pop(key, None)
         given = {key: value for key, value in config.items() if key not in ("class", "prompt")}
         stock |= given | {"doc_to_visual": doc_to_visual}
@@ -78,6 +83,27 @@ class StockTask(ConfigurableMessagesTask):
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
 
+    def aggregation(self) -> dict[str, Any]:
+        """The stock aggregations, over the truth values themselves where the stock function gives no records."""
+        stock = super().aggregation()
+        if self.benchmark.grouped:
+            return {metric: self.over_groups(function) for metric, function in stock.items()}
+        if self.benchmark.prediction or self.benchmark.score:
+            return stock
+        return {metric: over_values(function) for metric, function in stock.items()}
+
+    def over_groups(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """An aggregation that is given groups all of whose questions were answered: it fails on others. NaN of none."""
+        column = self.benchmark.grouped
+        sizes = Counter(self.dataset[self.config.test_split][column])
+
+        def aggregate(records: Sequence[Mapping[str, Any]]) -> Any:
+            held = Counter(record[column] for record in records)
+            whole = [record for record in records if held[record[column]] == sizes[record[column]]]
+            return function(whole) if whole else float("nan")
+
+        return aggregate
+
     def process_results(
         self, doc: dict[str, Any], results: list[str], full_docs: Any = None
     ) -> dict[str, Any]:
@@ -93,39 +119,97 @@ class StockTask(ConfigurableMessagesTask):
         # MLVU's parser knows four of the test split's six options: of another letter it sees as little.
         readable = letter in self.benchmark.reads if letter else False
         records = self.config.process_results(doc, [letter if readable else LETTERS[0]])
+        stock = self.stock_reading(doc, results[0], options)
         scored = {}
         for metric, record in records.items():
             if metric in self.aggregation():
+                if not isinstance(record, Mapping):
+                    record = {VALUE: record}
                 if letter and not readable:
                     record = {**record, self.benchmark.prediction: letter}
                 elif not letter:
-                    record = {**record, **self.benchmark.wrong}
-                correct = str(record[self.benchmark.prediction]) == str(record[self.benchmark.truth])
+                    record = {**record, **({VALUE: False} if VALUE in record else self.benchmark.wrong)}
                 ours = {"parsed": letter, "target": None, "correct": None}
                 if place is not None:
+                    correct = self.benchmark.is_right(record.get(VALUE, record))
                     ours |= {"target": LETTERS[place], "correct": correct}
-                scored[metric] = {**record, **ours, **self.stock_reading(doc, results[0])}
+                scored[metric] = {**record, **ours, **stock}
         return scored
 
-    def stock_reading(self, doc: dict[str, Any], text: str) -> dict[str, Any]:
-        """What lmms-eval's own function makes of the whole text; nothing where it draws lots or raises."""
-        process, lots = self.config.process_results, Lots()
+    def stock_reading(self, doc: dict[str, Any], text: str, options: list[str]) -> dict[str, Any]:
+        """What lmms-eval's own function makes of the whole text; nothing where it draws lots, asks another model or
+        raises."""
         try:
-            with mock.patch.dict(process.__globals__, {"random": lots}):
-                records = process(doc, [text])
+            record = self._stock_record(doc, text)
+            if self.benchmark.prediction is None:
+                letter = self._stock_letter(doc, text, options)
+            else:
+                said = record[self.benchmark.prediction]
+                # A letter, "" or Z for none; or of EgoSchema a place, -1 for none.
+                letter = LETTERS[said] if isinstance(said, int) and said >= 0 else said
+        except NotAskedError as error:
+            return unknown(str(error))
         except Exception as error:
             return unknown(f"{type(error).__name__}: {error}")
-        if lots.drawn:
-            return unknown("drew lots")
-        record = next(record for metric, record in records.items() if metric in self.aggregation())
-        said, right = record[self.benchmark.prediction], record[self.benchmark.truth]
-        # A letter, "" for none; or of EgoSchema a place, -1 for none.
-        letter = said if isinstance(said, str) else LETTERS[said] if said >= 0 else None
         return {
-            "stock_parsed": letter or None,
-            "stock_correct": None if self.benchmark.server else str(said) == str(right),
+            "stock_parsed": letter if letter and str(letter) in LETTERS else None,
+            "stock_correct": None if self.benchmark.server else self.benchmark.is_right(record),
             "stock_error": None,
         }
+
+    def _stock_record(self, doc: dict[str, Any], text: str) -> Any:
+        process, lots = self.config.process_results, Lots()
+        with mock.patch.dict(process.__globals__, {"random": lots, JUDGE: not_asked}):
+            records = process(doc, [text])
+        if lots.drawn:
+            raise NotAskedError("drew lots")
+        return next(record for metric, record in records.items() if metric in self.aggregation())
+
+    def _stock_letter(self, doc: dict[str, Any], text: str, options: list[str]) -> str | None:
+        """The letter that it reads where its record does not say: the one whose option would make the answer right."""
+        column = self.benchmark.columns[-1]
+        for place in range(len(options)):
+            right = {column: self.benchmark.answer(place, options)}
+            if self.benchmark.is_right(self._stock_record({**doc, **right}, text)):
+                return LETTERS[place]
+        return None
+
+
+VALUE = "value"
+"""Key of what a stock function gave for an answer, where that is a truth value alone."""
+JUDGE = "get_eval_result"
+"""Function of TempCompass's stock code that asks a model on the network for its judgement: nothing is sent."""
+
+
+class NotAskedError(Exception):
+    """A stock function went on to what says nothing that would be the same the next time."""
+
+
+def not_asked(*args: Any, **kwargs: Any) -> None:
+    """Stands for a stock task's question to a model on the network."""
+    raise NotAskedError("asks a model on the network")
+
+
+def over_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An aggregation of truth values that is given the records that hold them."""
+    return lambda records: function([record[VALUE] for record in records])
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Within it, the code of every stock task can be imported: some ask for HF_HOME, below which they look for their
+    videos, and NExT-QA's fetches word lists for its open questions as it is imported."""
+    hidden = {name: sys.modules.get(name) for name in ("nltk", "pywsd")}
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        with mock.patch.dict(os.environ, {"HF_HOME": os.environ.get("HF_HOME", os.devnull)}):
+            yield
+    finally:
+        for name, module in hidden.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 class Lots:

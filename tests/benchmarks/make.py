@@ -158,10 +158,125 @@ def egoschema() -> tuple[Rows, Videos]:
     return rows, {f"videos/mini-{number}.mp4": list(COLORS)[number % 4] for number in range(8)}
 
 
+def lvbench() -> tuple[Rows, Videos]:
+    """Eight questions of one to two types about two videos; the options stand in the question."""
+    rows, kinds = [], ("entity recognition", "event understanding", "key information retrieval", "reasoning")
+    for number in range(8):
+        texts, right = options(number // 2 * 4 + number % 2)
+        lettered = "\n".join(f"({'ABCD'[place]}) {text}" for place, text in enumerate(texts))
+        rows.append(
+            {
+                "key": f"mini{number % 2}",
+                "uid": str(100 + number),
+                "video_path": f"mini{number % 2}.mp4",
+                "type": ("sport", "cartoon")[number % 2],
+                "question": f"What color is the square?\n{lettered}",
+                "question_type": [kinds[number % 4], *kinds[3 : 3 + number % 2]],
+                "answer": "ABCD"[right],
+                "time_reference": "00:01-00:03",
+            }
+        )
+    return rows, {f"all_videos/mini{number}.mp4": color for number, color in enumerate(list(COLORS)[:2])}
+
+
+def nextqa() -> tuple[Rows, Videos]:
+    """Eight questions with five options, of the eight types; the videos lie under their numbers."""
+    rows, kinds = [], ("CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")
+    for number, kind in enumerate(kinds):
+        texts, right = options(number)
+        rows.append(
+            {
+                "video": 4010069380 + number % 4,
+                "frame_count": 16,
+                "width": 112,
+                "height": 112,
+                "question": "what color is the square",
+                "answer": right,
+                "qid": number // 4,
+                "type": kind,
+                **{f"a{place}": text for place, text in enumerate([*texts, "black"])},
+            }
+        )
+    return rows, {f"NExTVideo/{4010069380 + number}.mp4": color for number, color in enumerate(COLORS)}
+
+
+def tempcompass() -> tuple[Rows, Videos]:
+    """Ten questions in the five aspects of time, with two to four options in the question's text."""
+    rows, kinds = [], ("action", "direction", "speed", "order", "attribute_change")
+    for number in range(10):
+        texts, right = options(number % 4)
+        texts = texts[: max(2 + number % 3, right + 1)]
+        lines = [f"{'ABCD'[place]}. {text}" for place, text in enumerate(texts)]
+        rows.append(
+            {
+                "video_id": str(1021488277 + number % 4),
+                "question": "\n".join(["What color is the square in the video?", *lines]),
+                "answer": lines[right],
+                "dim": kinds[number % 5],
+            }
+        )
+    return rows, {f"videos/{1021488277 + number}.mp4": color for number, color in enumerate(COLORS)}
+
+
+def motionbench() -> tuple[Rows, Videos]:
+    """Eight videos, a line each, with a question or two; every third question has no public answer."""
+    rows = []
+    kinds = ("Motion Recognition", "Location-related Motion", "Camera Motion")
+    kinds += ("Motion-related Objects", "Action Order", "Repetition Count")
+    for number in range(8):
+        asked = []
+        for place in range(2):
+            texts, right = options(number + 4 * place)
+            lines = "\n".join(f"{'ABCD'[at]}. {text}" for at, text in enumerate(texts))
+            answer = "NA" if (2 * number + place) % 3 == 2 else "ABCD"[right]
+            text = f"What color  is the square?\n{lines}"
+            asked.append({"uid": f"uid-{number}-{place}", "answer": answer, "question": text})
+        rows.append(
+            {
+                "question_type": kinds[number % 6],
+                "key": f"mini{number}",
+                "qa": asked,
+                "video_path": f"mini{number}.mp4",
+                "video_type": ("public-dataset", "self-collected")[number % 2],
+                "video_info": {"duration": 4.0, "fps": 4.0, "resolution": {"width": 112, "height": 112}},
+            }
+        )
+    places = ("public-dataset", "self-collected")
+    return rows, {f"MotionBench/{places[i % 2]}/mini{i}.mp4": list(COLORS)[i % 4] for i in range(8)}
+
+
+def videomme_v2() -> tuple[Rows, Videos]:
+    """Three videos with four questions of eight options each, in both kinds of groups."""
+    rows, others = [], ["black", "yellow", "grey", "brown"]
+    structures = ("[1, 2, 3, 4]", "[1, [2, 3], 4]", "[[1, 2], 3, 4]")
+    for number in range(12):
+        video, (texts, right) = number // 4, options(number // 4 + number % 4 * 4)
+        texts, right = ([*texts, *others], right) if number % 2 else ([*others, *texts], right + 4)
+        rows.append(
+            {
+                "video_id": f"{video + 1:03}",
+                "url": f"https://example.org/watch?v=mini{video}",
+                "group_type": "logic" if video else "relevance",
+                "group_structure": structures[video],
+                "question_id": f"{video + 1:03}-{number % 4 + 1}",
+                "question": "What color is the square?",
+                "options": "\n".join(f"{'ABCDEFGH'[place]}. {text}" for place, text in enumerate(texts)),
+                "answer": "ABCDEFGH"[right],
+                "level": str(video + 1),
+                "second_head": ("Frames & Audio", "Order", "Change")[video],
+                "third_head": ("Visual Recognition", "Action & Motion", "Causal Reasoning")[number % 3],
+            }
+        )
+    return rows, {f"videos/{video + 1:03}.mp4": color for video, color in enumerate(list(COLORS)[:3])}
+
+
 def write(name: str, root: Path) -> None:
     """One miniature: the parquet file where the hub has it, the videos, and what else the real folder holds."""
     rows, videos = MINIATURES[name]()
-    pq.write_table(pa.Table.from_pylist(rows), made(root / PARQUET[name]))
+    if PARQUET[name].endswith(".jsonl"):
+        made(root / PARQUET[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), made(root / PARQUET[name]))
     for path, color in videos.items():
         write_video(made(root / path), color)
         stem, said = Path(path).stem, f"A square that is {color}"
@@ -191,6 +306,11 @@ MINIATURES: dict[str, Callable[[], tuple[Rows, Videos]]] = {
     "mlvu_test": mlvu_test,
     "longvideobench": longvideobench,
     "egoschema": egoschema,
+    "lvbench": lvbench,
+    "nextqa": nextqa,
+    "tempcompass": tempcompass,
+    "motionbench": motionbench,
+    "videomme_v2": videomme_v2,
 }
 PARQUET = {
     "videomme": "videomme/test-00000-of-00001.parquet",
@@ -198,6 +318,11 @@ PARQUET = {
     "mlvu_test": "data/test-00000-of-00001.parquet",
     "longvideobench": "validation-00000-of-00001.parquet",
     "egoschema": "Subset/test-00000-of-00001.parquet",
+    "lvbench": "data/train-00000-of-00001.parquet",
+    "nextqa": "MC/test-00000-of-00001.parquet",
+    "tempcompass": "multi-choice/test-00000-of-00001.parquet",
+    "motionbench": "MotionBench/video_info.meta.jsonl",
+    "videomme_v2": "test.parquet",
 }
 
 if __name__ == "__main__":
