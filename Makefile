@@ -33,7 +33,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep compare efficiency doctor data test mutation lint format train-embedded clean
+.PHONY: help install reproduce-table sweep compare efficiency doctor data test docs mutation lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -73,6 +73,9 @@ data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, egoschema ...: docs
 
 test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+docs: $(STAMP) ## Build the documentation as a site into build/site; any broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 mutation: $(STAMP) ## Change the code at random and see what the tests notice (SEED=7; ARGS="--count 40 --modules PATH")
 	$(BIN)/python -m scripts.mutate --seed $(SEED) --workers 2 $(ARGS)

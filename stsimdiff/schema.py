@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -88,6 +88,12 @@ def only(group: str, given: Iterable[str], allowed: Iterable[str]) -> None:
             raise ConfigError(f"{prefix}{key} is missing; leave out ~{prefix}{key}")
 
 
+def said(hint: Any) -> str:
+    """What an annotation allows, in words."""
+    words = _words(hint)
+    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Check that a value is one of those allowed."""
     allowed = list(allowed)
@@ -134,17 +140,16 @@ def _checked(name: str, value: Any, hint: Any, adapter: TypeAdapter[Any] | None)
     try:
         return adapter.validate_python(value, context=name)
     except ValidationError:
-        words = _words(hint)
+        pass
     for part in _parts(hint):
         if get_origin(part) is dict and isinstance(value, dict):
             for key, item in value.items():
                 check(f"{name}.{key}", item, get_args(part)[1])
     if _chooses(hint):
-        one_of(name, written(value), words)
-    allowed = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+        one_of(name, written(value), _words(hint))
     shown = [str(example) for mark in _marks(hint) for example in mark.examples or ()]
     example = f"; for example {' or '.join(shown)}" if shown else ""
-    raise ConfigError(f"{name}={value!r} is out of range; allowed: {allowed}{example}")
+    raise ConfigError(f"{name}={value!r} is out of range; allowed: {said(hint)}{example}")
 
 
 def written(value: Any) -> str:
@@ -173,7 +178,7 @@ def _chooses(hint: Any) -> bool:
 def _words(hint: Any) -> list[str]:
     """What an annotation allows."""
     marks = _marks(hint)
-    hint = get_args(hint)[0] if marks else hint
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if described := [mark.description for mark in marks if mark.description]:
         return described
     if get_origin(hint) in (Union, UnionType):
@@ -187,7 +192,8 @@ def _words(hint: Any) -> list[str]:
         for name in ("gt", "ge", "lt", "le")
         if hasattr(bound, name)
     }
-    return [_range(hint, bounds) if bounds else WORDS.get(hint, str(hint))]
+    many = "a list" if get_origin(hint) in (list, Sequence) else str(hint)
+    return [_range(hint, bounds) if bounds else WORDS.get(hint, many)]
 
 
 def _range(kind: type, bounds: Mapping[str, Any]) -> str:

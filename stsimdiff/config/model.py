@@ -113,7 +113,7 @@ def model_settings(given: dict[str, Any]) -> ModelSettings:
     else:
         options = {}
     only("model", given, (*known, *options))
-    own = {name: check(f"model.{name}", given[name], _hint(values)) for name, values in options.items()}
+    own = {name: check(f"model.{name}", given[name], own_hint(values)) for name, values in options.items()}
     model = build(ModelSettings, {name: given[name] for name in known}, "model", options=own)
     if model.device_map is not None and model.device != "auto":
         raise ConfigError(
@@ -171,7 +171,7 @@ def _family_code(family: str, own: bool) -> str:
     return version_of(f"{module}:{name}")
 
 
-def _hint(values: Sequence[Any]) -> Any:
+def own_hint(values: Sequence[Any]) -> Any:
     """The annotation of a family's own option: words, null, and whole numbers in a range among them."""
     parts: list[Any] = []
     for value in values:

@@ -112,11 +112,17 @@ class Settings:
     logger: NoLogger | WandbLogger
     cache: CacheSettings
     video: VideoSettings
-    run: Annotated[str, BeforeValidator(_run)]
+    run: Annotated[
+        str, BeforeValidator(_run), Field(description="a name of letters, digits, and . _ + - within")
+    ]
     limit: Annotated[int, Field(ge=1)] | None
     seed: Annotated[int, Field(ge=0)]
     retry_failed: bool
-    max_failures: Annotated[int | str, BeforeValidator(failure_limit)]
+    max_failures: Annotated[
+        int | str,
+        BeforeValidator(failure_limit),
+        Field(description="a whole number from 0, or a share of the videos, such as 2%"),
+    ]
     sample_seconds: Annotated[float, Field(gt=0)] | None
     overlays: Annotated[int, Field(ge=0, le=100)]
     shards: Annotated[int, Field(ge=1, le=10_000)]
