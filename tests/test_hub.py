@@ -192,7 +192,7 @@ def test_a_hub_that_hangs(served, monkeypatch, capsys) -> None:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
     started = time.monotonic()
     assert command.main(["videomme"]) == 2
-    assert 2.9 < time.monotonic() - started and len(served.asked) == 3
+    assert time.monotonic() - started > 2.9 and len(served.asked) == 3
     assert f"cannot fetch {VIDEOMME.hub}: " in capsys.readouterr().err
 
 
