@@ -91,6 +91,29 @@ def difference(first: list[bool], second: list[bool], videos: list[str]) -> dict
     }
 
 
+def ratio(first: list[bool], second: list[bool], videos: list[str]) -> tuple[float, float, float]:
+    """One accuracy over another: all ratios r for which a t test finds no difference between a and r times b."""
+    n = len(first)
+
+    def rejected(r: float) -> bool:
+        gap = [a - r * b for a, b in zip(first, second, strict=True)]
+        # Half a question that only the first got right, and half that only the second did.
+        centre = (sum(gap) + 0.5 - 0.5 * r) / (n + 1)
+        spread = sum((s - centre * m) ** 2 / (1 - m / n) for s, m in by_video(gap, videos))
+        error = sqrt(spread + 0.5 * (1 - centre) ** 2 + 0.5 * (-r - centre) ** 2) / (n + 1)
+        return abs(centre) > t.ppf(0.975, freedom(videos)) * error
+
+    def end(inside: float, outside: float) -> float:
+        assert rejected(outside) and not rejected(inside)
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        return inside
+
+    estimate = (sum(first) + 0.5) / (sum(second) + 0.5)
+    return sum(first) / sum(second), end(estimate, 0.0) if rejected(0.0) else 0.0, end(estimate, 50.0)
+
+
 def mcnemar(won: int, lost: int) -> float:
     n = won + lost
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(won, lost) + 1)) / 2**n)

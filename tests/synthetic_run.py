@@ -126,5 +126,5 @@ def make(run_dir: Path | str, console: Console | None) -> Table:
         else:
             write_whole(Path(run_dir) / name, content)
     if console is not None:
-        show(table, console)
+        show(table, console, full=True)
     return table

@@ -64,7 +64,7 @@ def test_a_page_that_does_not_fit_is_not_there_and_said(run: Path) -> None:
         env={**os.environ, "COLUMNS": "300"},
     )
     assert done.returncode == 1, done.stderr
-    assert "Verdict, embedded on clips" in done.stdout and "Traceback" not in done.stderr
+    assert "embedded on clips, budget: tokens" in done.stdout and "Traceback" not in done.stderr
     assert f"NOT WRITTEN into {run}: report.html: File too large." in done.stdout
     assert not (run / "report.html").exists() and names(run) >= FILES - {"report.html"}
     assert not [name for name in names(run) if name.startswith(".") and "lock" not in name]

@@ -115,6 +115,42 @@ def test_coverage_of_a_difference(sizes, discordant: float, gap: float, rho: flo
     assert covered / 2000 == pytest.approx(0.95, abs=reach)
 
 
+@pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL, FEW], ids=["equal", "unequal", "few"])
+@pytest.mark.parametrize(("low", "high"), [(0.45, 0.5), (0.3, 0.9), (0.9, 0.92)])
+def test_coverage_of_a_ratio(sizes, low: float, high: float) -> None:
+    """Two arms whose answers cluster by video, in common and each alone."""
+    generator, videos, covered, data_sets = np.random.default_rng(2), videos_of(sizes), 0, 1000
+    for _ in range(data_sets):
+        common = generator.normal(size=len(sizes))
+        right = []
+        for share in (low, high):
+            ease = np.sqrt(0.2) * common + np.sqrt(0.1) * generator.normal(size=len(sizes))
+            noise = np.sqrt(0.7) * generator.normal(size=len(videos))
+            right.append(np.repeat(ease, sizes) + noise < stats.norm.ppf(share))
+        found = Answers(np.stack(right, axis=1), videos).ratio(0, 1)
+        covered += found.low <= low / high <= found.high
+    assert 0.93 <= covered / data_sets <= 0.975
+
+
+def test_a_ratio_leaves_out_1_where_its_difference_leaves_out_zero() -> None:
+    generator, videos, apart = np.random.default_rng(3), videos_of(FEW), []
+    for _ in range(300):
+        right = generator.random((FEW.sum(), 2)) < [0.5, 0.65]
+        answers = Answers(right, videos)
+        gap, share = answers.difference(0, 1), answers.ratio(0, 1)
+        assert (gap.low <= 0 <= gap.high) == (share.low <= 1 <= share.high)
+        if len(apart) < 5:
+            again = recomputed.ratio(*right.T.tolist(), videos.tolist())
+            assert (share.value, share.low, share.high) == pytest.approx(again, abs=1e-6)
+        apart.append(not share.low <= 1 <= share.high)
+    assert 0.1 < np.mean(apart) < 0.9
+
+
+def test_a_ratio_to_nothing_right_has_no_value_and_no_bounds() -> None:
+    found = Answers(np.array([[True, False]] * 8), np.arange(8) // 2).ratio(0, 1)
+    assert np.isnan([found.value, found.low, found.high]).all()
+
+
 def test_clusters_fool_mcnemar_but_not_what_decides() -> None:
     generator, videos = np.random.default_rng(4), videos_of(EQUAL)
     found = [difference(*pair(generator, EQUAL, 0.1, 0.0, 0.2), videos) for _ in range(1000)]

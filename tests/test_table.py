@@ -17,6 +17,7 @@ from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, 
 
 from stsimdiff.commands.report import main
 from stsimdiff.report.paper import paper_table
+from stsimdiff.report.publish import publish
 
 COLUMNS = [
     *(
@@ -36,6 +37,9 @@ COLUMNS = [
         "n_failed",
         "n_missing",
         "n_unparsed",
+        "relative",
+        "relative_low",
+        "relative_high",
         "acc_attr",
         "acc_order",
         "acc_event_count",
@@ -114,7 +118,7 @@ def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None
         assert int(line["n_failed"]) == sum(row["error"] is not None for row in kept.values())
         assert int(line["n_unparsed"]) == sum(row["parsed"] is None for row in counted)
         if not kept:
-            assert {line[name] for name in COLUMNS[3:10] + COLUMNS[14:]} == {""}
+            assert {line[name] for name in COLUMNS[3:10] + COLUMNS[14:]} == {""}, line
             continue
         expected = {
             "overall": 100 * mean(row["correct"] for row in counted),
@@ -134,6 +138,15 @@ def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None
             [row["correct"] for row in counted], [row["video"] for row in counted]
         )
         assert (float(line["ci_low"]), float(line["ci_high"])) == pytest.approx((100 * low, 100 * high))
+        whole = stored["none", 1.0]
+        relative = recomputed.ratio(
+            [row["correct"] for row in counted],
+            [whole[row["id"]]["correct"] for row in counted],
+            [row["video"] for row in counted],
+        )
+        found = [float(line[name] or 0) / 100 for name in ("relative", "relative_low", "relative_high")]
+        # All tokens in percent of themselves are 100, and no estimate.
+        assert found[:1] == [1] if line["method"] == "none" else found == pytest.approx(relative, abs=1e-6)
 
 
 def test_blocks_descend_and_references_stand_in_the_first(lines: list[dict[str, str]]) -> None:
@@ -200,10 +213,57 @@ def test_terminal_shows_every_number_in_full(run: Path, lines: list[dict[str, st
     assert max(map(len, text.splitlines())) <= width
     words = text.split()
     for line in lines:
-        for name in ("overall", *COLUMNS[14:]):
+        for name in ("overall", "relative", *COLUMNS[17:]):
             assert not line[name] or f"{float(line[name]):.1f}" in words, (line["method"], name)
     assert text.count("toy clips only") == 1
-    assert "The PAPER'S Table 1" in text
+    assert "The PAPER'S Table 1" not in text
+
+
+def test_the_last_screen_has_verdict_table_and_warnings_in_few_lines(tmp_path: Path) -> None:
+    """32 arms, each with something to be warned of, on a terminal of 100 columns."""
+    chances = {"random": 0.3, "fastv": 0.5, "visionzip": 0.6, "framefusion": 0.8, "st_simdiff": 0.85}
+    own = {f"method_number_{i}": 0.3 + 0.05 * i for i in range(5)}
+    for retention in (0.5, 0.3, 0.1):
+        for i, (method, chance) in enumerate((chances | own).items()):
+            rows = answers(chance, retention, retention * (1 + 0.1 * (i % 3)))[: len(QUESTIONS) - i]
+            fidelity = {"word": "variant", "reason": "a long reason. " * 20}
+            write_arm(tmp_path, method, retention, rows, fidelity=fidelity)
+    write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
+    write_arm(tmp_path, "no_video", 1.0, [failed(QUESTIONS[0]), *answers(0.3, 0.0)[1:]])
+    stream = StringIO()
+    published = publish(tmp_path, Console(file=stream, width=100))
+    text = stream.getvalue().splitlines()
+    assert published.unmade == [] and len(text) <= 60
+    assert max(len(line) for line in text if not line.startswith(("Table:", "Page:"))) <= 100
+    (section,) = published.table.sections
+    start = next(i for i, line in enumerate(text) if line.startswith("method "))
+    rows = text[start + 2 : start + 2 + len(section.rows)]
+    for line, row in zip(rows, section.rows, strict=True):
+        words = line.split()
+        assert words[:3] == [row.label, f"{100 * row.retention:.4g}", f"{row.overall:.1f}"]
+        assert f"{row.relative:.1f}" in words and f"{100 * row.retention_compute:.1f}" in words
+        assert ("best" in words or "best," in words) == row.best
+        assert ("variant" in line) == (not row.reference) and ("1 failed" in line) == (
+            row.method == "no_video"
+        )
+    said = " ".join(" ".join(text[:start]).split())
+    for verdict in section.verdicts:
+        assert verdict in said
+    below = text[start + 2 + len(section.rows) :]
+    assert sum("NOT MATCHED" in line for line in below) == sum("NOT FINISHED" in line for line in below) == 1
+    assert any("(+2 like it) NOT MATCHED in compute at 50 %" in line for line in below)
+    assert "event_count" not in " ".join(text) and "minus" not in " ".join(text)
+    assert f"Table: {tmp_path}/table.md" in text[-2] and text[-1] == f"Page: {tmp_path}/report.html"
+    whole = StringIO()
+    publish(tmp_path, Console(file=whole, width=100), full=True)
+    assert "event_count" in whole.getvalue() and "Differences in pairs" in whole.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_heading_of_a_block_goes_over_two_lines(run: Path, width: int) -> None:
+    lines = shown(run, width).splitlines()
+    titles = [line.strip() for line in lines if line.startswith("retention")]
+    assert set(titles) == {"retention 100 %", "retention 30 %", "retention 10 %"}
 
 
 def test_families_stand_beside_the_result_where_there_is_room(run: Path) -> None:
@@ -220,8 +280,16 @@ def test_provenance_benchmark_and_paper_stand_below_the_table(run: Path, table) 
         assert "lmms-eval's task functions. torch 2.9" in text
         assert "git abc1234" in text
         assert "decord" not in text
-        assert "the authors' printed numbers, not ours, on other data" in text
-    own, paper = (run / "table.md").read_text().split("## The paper's numbers")
+        assert "the authors' printed numbers, not ours" not in text
+
+
+def test_the_papers_table_stands_below_a_run_of_its_model_and_benchmark(tmp_path: Path) -> None:
+    model = {"name": "llava_video", "path": "/models/llava", "frames": 64}
+    benchmark = {"name": "videomme", "task": "videomme", "families": FAMILIES, "chance": 25.0, "note": ""}
+    write_arm(tmp_path, "none", 1.0, answers(0.6, 1.0), model=model, benchmark=benchmark)
+    assert "The PAPER'S Table 1" in shown(tmp_path, 100)
+    assert "the authors' printed numbers, not ours, on their runs of" in (tmp_path / "table.tex").read_text()
+    own, paper = (tmp_path / "table.md").read_text().split("## The paper's numbers")
     published = paper_table("table1_llava_video")
     line = next(line for line in paper.splitlines() if "LLaVA-Video (all tokens)" in line)
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["", "", "", "63.3", "", "", "58.2", "57.3"]
@@ -238,8 +306,8 @@ def test_latex_is_balanced_and_escaped(run: Path, table) -> None:
         depth += {"{": 1, "}": -1}.get(character, 0)
         assert depth >= 0
     assert depth == 0
-    assert re.findall(r"\\begin{(\w+)}", body) == ["table", "tabular"] * 4
-    assert re.findall(r"\\end{(\w+)}", body) == ["tabular", "table"] * 4
+    assert re.findall(r"\\begin{(\w+)}", body) == ["table", "tabular"] * 3
+    assert re.findall(r"\\end{(\w+)}", body) == ["tabular", "table"] * 3
     assert not re.search(r"(?<!\\)[%#_$^~]", body)
     assert body.isascii()
     assert r"st\_simdiff tau\_sim=0.7 a\&b\_c=50\%" in body

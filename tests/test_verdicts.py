@@ -213,7 +213,7 @@ def test_ties_lead_together_and_one_method_is_the_only_one(tmp_path: Path) -> No
     write_arm(tmp_path, "fastv", 0.05, answers(0.5, 0.08))
     said = make(tmp_path, None).sections[0].verdicts
     assert re.fullmatch(r"At 30 % fastv and visionzip \(\d+\.\d\) lead together\.", said[0])
-    assert re.fullmatch(r"At 10 % random \(\d+\.\d\) is the only method\.", said[1])
+    assert re.fullmatch(r"At 10 % random \(\d+\.\d\) is the only method at this budget\.", said[1])
     assert said[2] == "At 5 % no method that keeps to its budget has answers, so there is no verdict."
 
 
@@ -370,8 +370,8 @@ def test_budgets_are_audited_as_other_code_does(run: Path, table) -> None:
     ids = recomputed.common(arms)
     for line in (run / "table.md").read_text().splitlines():
         cells = [re.sub(r"[*]|</?ins>", "", cell).strip() for cell in line.strip("| ").split("|")]
-        if len(cells) == 13 and cells[1] and cells[0] != "method" and "---" not in cells[1]:
-            shown.setdefault(cells[0], []).append(cells[6:8])
+        if len(cells) == 15 and cells[1] and cells[0] != "method" and "---" not in cells[1]:
+            shown.setdefault(cells[0], []).append(cells[8:10])
     computes: dict[float, list[float]] = {}
     for arm in arms.values():
         if not arm["rows"]:

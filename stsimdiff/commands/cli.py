@@ -119,6 +119,9 @@ def _dispatch() -> None:
     # Behind the flags, since Hydra's parser takes the settings in one piece only: `a=1 -m b=2` is fine here.
     flags = [word for word in sys.argv[1:] if not SETTING.match(word)]
     words = [word for word in sys.argv[1:] if SETTING.match(word)]
+    if "--verbose" in flags:
+        flags = [flag for flag in flags if flag != "--verbose"]
+        words.append("verbose=true")
     with errors_as_messages(words):
         base.register()
         words = settled(words)

@@ -22,10 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--older", action="store_true", help="show older versions too: arms whose code has changed since"
     )
+    parser.add_argument(
+        "--full", "--verbose", action="store_true", help="print all of the report: categories, pairs, all notes"
+    )
     given = parser.parse_args(arguments)
     try:
         output = Path(expanded("--output", given.output)) if given.output else None
-        published = publish(Path(expanded("the run", given.run_dir)), Console(), output, older=given.older)
+        run_dir = Path(expanded("the run", given.run_dir))
+        published = publish(run_dir, Console(), output, older=given.older, full=given.full)
     except UserError as error:
         say(error, error=True)
         return 2

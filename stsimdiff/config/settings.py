@@ -101,6 +101,7 @@ class Settings:
         overlays: for how many questions each token's fate is stored. Each adds the frames of a video to the page; a
             larger one would not open on a phone.
         shards: jobs that share the videos, where a launcher starts jobs.
+        verbose: whether all of the report is printed at the end, instead of one screen.
         plan: only say what the run would cost.
         plan_tflops: TFLOP/s of the device, or ``None``.
         proposed: name or dotted path of the method that the run is about, or ``None`` where it names none.
@@ -126,6 +127,7 @@ class Settings:
     sample_seconds: Annotated[float, Field(gt=0)] | None
     overlays: Annotated[int, Field(ge=0, le=100)]
     shards: Annotated[int, Field(ge=1, le=10_000)]
+    verbose: bool
     plan: bool
     plan_tflops: Annotated[float, Field(gt=0)] | None
     proposed: str | None

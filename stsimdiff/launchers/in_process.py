@@ -106,7 +106,7 @@ def make_report(settings: Settings) -> list[str]:
             f"{said}\nall answers are stored in {settings.folder}: free or repair the disk and start the same command "
             "again"
         )
-    tell(published, Console())
+    tell(published, Console(), full=settings.verbose)
     if settings.logger.name == "wandb":
         from stsimdiff.report.wandb_log import log_run
 

@@ -94,9 +94,27 @@ def _printed(section: Section) -> bool:
     return any(row.paper == row.paper for row in section.rows)
 
 
+def _relative(section: Section) -> bool:
+    """Whether the accuracy with all tokens is known, so that others can be given in percent of it."""
+    return any(row.relative == row.relative for row in section.rows)
+
+
 def _decoding(section: Section) -> bool:
     """Whether a method acts while answers are decoded, so that what that costs is shown."""
     return any(row.values["kv_kept"] == row.values["kv_kept"] for row in section.rows)
+
+
+def marks(row: Row) -> str:
+    """What a reader must know of a row before comparing it, in a few words."""
+    said = {
+        "best": row.best,
+        "second": row.second,
+        "off budget": row.missed,
+        "variant": row.variant,
+        f"{row.n_failed} failed": row.n_failed,
+        "no answers": not row.n,
+    }
+    return ", ".join(word for word, holds in said.items() if holds)
 
 
 OVERALL = Column("overall", "overall %")
@@ -107,6 +125,12 @@ COLUMNS = (
     OVERALL,
     Column("ci_low", "95 % interval", show=lambda row: interval(row.ci_low, row.ci_high)),
     Column("ci_high"),
+    Column("relative", "of all tokens %", when=_relative, later=1),
+    Column(
+        "relative_low", "95 % interval", show=lambda row: interval(row.relative_low, row.relative_high),
+        when=_relative, later=1,
+    ),
+    Column("relative_high", when=_relative, later=1),
     Column("retention_tokens", "tokens kept %", show=partial(_kept, "tokens")),
     Column("retention_compute", "compute kept %", show=partial(_kept, "compute")),
     Column("llm_flops_ratio", "LLM FLOPs %", taken=_flops, scale=100),
@@ -128,6 +152,26 @@ COLUMNS = (
     ),
 )  # fmt: skip
 """In the order of printing, behind the accuracies of the families."""
+
+
+BRIEF = ("overall", "ci_low", "relative", "retention_tokens", "retention_compute", "llm_flops_ratio")
+"""The columns of the screen at the end of a run."""
+
+
+def brief_cells(section: Section) -> Cells:
+    """A section's table for the screen at the end of a run: a line an arm, its budget and its marks among the cells."""
+    shown = [column for name in BRIEF for column in COLUMNS if column.name == name and column.is_in(section)]
+    lines = [
+        [
+            Cell(row.label, place=place),
+            number(100 * row.retention, ".4g"),
+            *(column.cell(row)._replace(place=place if column is OVERALL else 0) for column in shown),
+            Cell(marks(row)),
+        ]
+        for row in section.rows
+        for place in [1 if row.best else 2 * row.second]
+    ]
+    return Cells(["method", "budget %", *(column.head(section) for column in shown), "marks"], [("", lines)])
 
 
 def taken(rows: pd.DataFrame) -> dict[str, float]:

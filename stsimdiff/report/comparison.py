@@ -72,8 +72,17 @@ class Group:
         answering = [arm for arm in members if self.common and len(self.answered[arm.id])]
         answers = self._answers(answering)
         accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)} if answers else {}
-        rows = _ranked([self._row(arm, kind, families, accuracies.get(arm.id)) for arm in members])
         full = {arm.id: self.everything(arm) for arm in answering}
+        column = {arm.id: i for i, arm in enumerate(answering)}
+        relative = {
+            arm: answers.ratio(column[arm], column[whole.id]) if arm != whole.id else Interval(1.0, NAN, NAN)
+            for arm, whole in full.items()
+            if answers and whole is not None
+        }
+        found = [
+            self._row(arm, kind, families, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
+        ]
+        rows = _ranked(found)
         planned = members[0].shown.proposed
         pairs = all_pairs(answering, self.labels, answers, kind, full, bool(planned)) if answers else []
         records = [arm.record for arm in members]
@@ -114,11 +123,19 @@ class Group:
         # The one family of a benchmark that has no kinds of questions is what overall says already.
         return () if found == (WHOLE,) else found
 
-    def _row(self, arm: StoredArm, kind: str, families: tuple[str, ...], overall: Interval | None) -> Row:
+    def _row(
+        self,
+        arm: StoredArm,
+        kind: str,
+        families: tuple[str, ...],
+        overall: Interval | None,
+        relative: Interval | None,
+    ) -> Row:
         answered = self.answered[arm.id]
         rows = answered.loc[self.common] if len(answered) else answered
         correct = rows["correct"].dropna().astype(bool)
         interval = overall or Interval(NAN, NAN, NAN)
+        whole = relative or Interval(NAN, NAN, NAN)
         by_family = correct.groupby(rows["family"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
         means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
@@ -134,6 +151,10 @@ class Group:
             overall=100 * interval.value,
             ci_low=100 * interval.low,
             ci_high=100 * interval.high,
+            relative=100 * whole.value,
+            relative_low=100 * whole.low,
+            relative_high=100 * whole.high,
+            variant=arm.fidelity.get("word") == "variant",
             retention_tokens=achieved["tokens"],
             retention_compute=achieved["compute"],
             n=len(rows),

@@ -67,10 +67,11 @@ def paper_table(name: str) -> pd.DataFrame:
 
 def printed_column(benchmark: str) -> str | None:
     """The paper's column of a benchmark's overall accuracy, None for a benchmark that is not in the paper."""
-    return next((column for name, column in _COLUMNS.items() if _plain(benchmark).startswith(name)), None)
+    return next((column for name, column in _COLUMNS.items() if plain(benchmark).startswith(name)), None)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name's letters and digits, by which spellings of one name are compared."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
@@ -93,14 +94,14 @@ def paper_number(
     Raises:
         DataError: when the installation lacks the paper's tables.
     """
-    if protocol.get("changed") or benchmark not in _QUESTIONS or "llavavideo" not in _plain(model):
+    if protocol.get("changed") or benchmark not in _QUESTIONS or "llavavideo" not in plain(model):
         return float("nan")
     whole = label == "none"
     if protocol.get("name") != (AUTHORS if whole else PAPER):
         return float("nan")
     column = _COLUMNS[benchmark]
     # The paper's ST-SimDiff is our st_simdiff, and so on: of its own spelling only letters and digits count.
-    spelled = {_plain(name): name for name in paper_table(TABLE1)["method"]}
+    spelled = {plain(name): name for name in paper_table(TABLE1)["method"]}
     name = _ALL_TOKENS if whole else spelled.get(label.replace("_", ""))
     found = _cell(TABLE1, "method", name, column, retention)
     if found != found and abs(retention - 0.3) < 1e-6:
@@ -159,10 +160,10 @@ def baseline_gate(protocol: Mapping[str, Any], model: str, benchmark: str, row: 
         row: of all tokens; None when there is no such arm.
     """
     name = protocol.get("name", "unnamed")
-    if _plain(benchmark).startswith("egoschema"):
+    if plain(benchmark).startswith("egoschema"):
         return None  # What is published is the full set's, and only a server can score that.
     if name in ("default", "unnamed"):
-        known = any(word in _plain(model) for word in ("llavavideo", "qwen25vl", "nvila"))
+        known = any(word in plain(model) for word in ("llavavideo", "qwen25vl", "nvila"))
         if not known or not printed_column(benchmark):
             return None
         return Gate(

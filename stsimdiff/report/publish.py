@@ -36,6 +36,7 @@ class Published:
 
     Attributes:
         table: its table.
+        folder: where the files lie.
         undrawn: why there are neither figures nor a page, where the packages for them are not installed; else empty.
         page: ``report.html``; None when it could not be made.
         unmade: the files that could not be made, with the reason.
@@ -43,6 +44,7 @@ class Published:
     """
 
     table: Table
+    folder: Path
     undrawn: str = ""
     page: Path | None = None
     unmade: list[str] = field(default_factory=list)
@@ -50,7 +52,12 @@ class Published:
 
 
 def publish(
-    run_dir: Path | str, console: Console | None, output: Path | str | None = None, *, older: bool = False
+    run_dir: Path | str,
+    console: Console | None,
+    output: Path | str | None = None,
+    *,
+    older: bool = False,
+    full: bool = False,
 ) -> Published:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
@@ -61,6 +68,7 @@ def publish(
         console: where the table and the page's path are printed; None prints nothing.
         output: the folder for the files; the run's own if not given.
         older: whether arms count of whose code the run was asked for another version since.
+        full: whether all of the report is printed, instead of one screen.
 
     Raises:
         DataError: as ``rows.load`` does, or for an output that cannot be made, before anything is written.
@@ -74,7 +82,7 @@ def publish(
             raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
-        published = Published(build(stored), undrawn())
+        published = Published(build(stored), output, undrawn())
         folder = _Folder(output)
         for name, content in files(published.table).items():
             folder.put(name, content)
@@ -83,19 +91,23 @@ def publish(
         published.refused = folder.refused(run_dir)
         published.unmade += published.refused
     if console is not None:
-        tell(published, console)
+        tell(published, console, full=full)
     return published
 
 
-def tell(published: Published, console: Console) -> None:
-    """Print the table, what could not be made, and where the page is."""
-    show(published.table, console)
+def tell(published: Published, console: Console, *, full: bool = False) -> None:
+    """Print the table, what could not be made, and where the files are."""
+    show(published.table, console, full=full)
     for problem in published.unmade:
         console.print(problem, style="bold red", highlight=False, soft_wrap=True)
     if published.undrawn:
         console.print(published.undrawn, style="yellow", highlight=False, soft_wrap=True)
+    whole = published.folder / "table.md"
+    if whole.is_file():
+        more = "" if full else " (families, pairs, all notes; also on the screen with --verbose)"
+        console.print(f"Table: {whole}{more}", highlight=False, soft_wrap=True)
     if published.page:
-        console.print(f"\nPage: {published.page}", highlight=False, soft_wrap=True)
+        console.print(f"Page: {published.page}", highlight=False, soft_wrap=True)
 
 
 class _Folder:
@@ -188,6 +200,6 @@ def files(table: Table) -> dict[str, str | None]:
     }
 
 
-def show(table: Table, console: Console) -> None:
-    """Print a table and its verdicts."""
-    render.show(table, console)
+def show(table: Table, console: Console, *, full: bool = False) -> None:
+    """Print a table and its verdicts: one screen, or all of it."""
+    (render.show_full if full else render.show)(table, console)

@@ -11,9 +11,17 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from stsimdiff.report import text
-from stsimdiff.report.columns import OVERALL, Column, block_title, families, main_cells, published
+from stsimdiff.report.columns import (
+    OVERALL,
+    Column,
+    block_title,
+    brief_cells,
+    families,
+    main_cells,
+    published,
+)
 from stsimdiff.report.pairs import Pair, against
-from stsimdiff.report.paper import TABLE1, paper_table, printed_column
+from stsimdiff.report.paper import TABLE1, paper_table, plain, printed_column
 from stsimdiff.report.text import EMPTY, Cell, Cells, escaped, number, tex
 from stsimdiff.report.verdict import leader, planned_pairs
 from stsimdiff.terminal import Console
@@ -126,13 +134,12 @@ def paper_cells() -> Cells:
     return Cells(["method", *(PAPER_HEADS[name] for name in names)], blocks)
 
 
-def paper_title(table: Table) -> str:
+def paper_title() -> str:
     """Whose numbers they are and on what data, so that nobody takes them for ours."""
-    same = all(printed_column(section.benchmark) for section in table.sections)
     return (
-        "The PAPER'S Table 1 (arXiv 2605.22158): the authors' printed numbers, not ours, "
-        f"{'on their runs of' if same else 'on other data:'} VideoMME, LongVideoBench (LVB) and EgoSchema "
-        "with LLaVA-Video-7B, 64 frames; accuracy in %, an empty cell was not available"
+        "The PAPER'S Table 1 (arXiv 2605.22158): the authors' printed numbers, not ours, on their runs of VideoMME, "
+        "LongVideoBench (LVB) and EgoSchema with LLaVA-Video-7B, 64 frames; accuracy in %, an empty cell was not "
+        "available"
     )
 
 
@@ -171,6 +178,14 @@ def pairs_note(section: Section) -> str:
     )
 
 
+def has_paper_table(table: Table) -> bool:
+    """Whether a run asks what the paper's Table 1 asks: its model on one of its benchmarks."""
+    return any(
+        "llavavideo" in plain(section.model) and printed_column(section.benchmark)
+        for section in table.sections
+    )
+
+
 def _parts(section: Section) -> Iterator[str | Cells | Sequence[str]]:
     """What stands below a section's title: tables, lists of sentences, and the title of one of the tables."""
     yield main_cells(section)
@@ -198,11 +213,8 @@ def markdown(table: Table) -> str:
             else:
                 parts.append(text.markdown(part) if isinstance(part, Cells) else _list(part))
     parts += [_list(table.notes)] if table.notes else []
-    parts += [
-        "## The paper's numbers",
-        f"{escaped(paper_title(table))}.",
-        text.markdown(paper_cells()),
-    ]
+    if has_paper_table(table):
+        parts += ["## The paper's numbers", f"{escaped(paper_title())}.", text.markdown(paper_cells())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,7 +244,8 @@ def latex(table: Table) -> str:
         cells = pair_cells(section)
         if cells.blocks:
             parts.append(_float(f"{PAIRS_TITLE}.", cells, [pairs_note(section)]))
-    parts.append(_float(f"{paper_title(table)}.", paper_cells(), []))
+    if has_paper_table(table):
+        parts.append(_float(f"{paper_title()}.", paper_cells(), []))
     return "\n\n".join(parts) + "\n"
 
 
@@ -304,7 +317,31 @@ def _float(caption: str, cells: Cells, notes: Sequence[str]) -> str:
 
 
 def show(table: Table, console: Console) -> None:
-    """Print the report, and at its end the sentences of all blocks, which a reader in a hurry finds last."""
+    """Print what a reader wants first, on one screen: verdicts, a line an arm, and a line a warning."""
+    for section in table.sections:
+        heading = f"{table.run}: {section.model} on {section.benchmark}, budget: {section.budget}"
+        _print_line(console, heading, "bold")
+        _print_lines(console, section.verdicts)
+        text.terminal(brief_cells(section), console)
+        for line in briefly(section.notes):
+            _print_line(console, f"- {line}", "yellow")
+    for line in briefly(table.notes):
+        _print_line(console, f"- {line}", "yellow")
+    for note in dict.fromkeys(section.about[0] for section in table.sections if section.about):
+        _print_lines(console, [note])
+    _print_lines(console, [one.sentence() for one in table.attributions])
+
+
+def briefly(notes: Sequence[str]) -> list[str]:
+    """The first note of each kind, and how many more there are; a kind is known by how its notes begin."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for note in notes:
+        kinds.setdefault(tuple(note.split()[:2]), []).append(note)
+    return [f"(+{len(same) - 1} like it) {same[0]}" if len(same) > 1 else same[0] for same in kinds.values()]
+
+
+def show_full(table: Table, console: Console) -> None:
+    """Print the whole report, and at its end the verdicts, which a reader in a hurry finds last."""
     for section in table.sections:
         console.print(Text(f"\n{table.run}: {title(section)}", style="bold"))
         for part in _parts(section):
@@ -315,8 +352,9 @@ def show(table: Table, console: Console) -> None:
             else:
                 _print_lines(console, part)
     _print_lines(console, table.notes)
-    console.print(Text(f"\n{paper_title(table)}:", style="bold"))
-    text.terminal(paper_cells(), console)
+    if has_paper_table(table):
+        console.print(Text(f"\n{paper_title()}:", style="bold"))
+        text.terminal(paper_cells(), console)
     for section in table.sections:
         console.print(Text(f"\nVerdict, {title(section)}:", style="bold"))
         _print_lines(console, section.verdicts)
@@ -324,6 +362,11 @@ def show(table: Table, console: Console) -> None:
         console.print(Text("\nWhat turned the answers (attribution.md):", style="bold"))
         for one in table.attributions:
             _print_lines(console, [one.sentence(), *map(difference_line, one.differences.values())])
+
+
+def _print_line(console: Console, line: str, style: str) -> None:
+    """One line; what is too long for it ends in dots, and stands in ``table.md`` as a whole."""
+    console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis")
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:

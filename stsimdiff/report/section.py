@@ -58,6 +58,12 @@ class Row:
     """What the label says beside method and parameters."""
     proposed: bool = False
     """Whether the run is about the row's method, which stands last in a block, and which others are compared with."""
+    variant: bool = False
+    """Whether the method differs from the published one; see its fidelity."""
+    relative: float = NAN
+    relative_low: float = NAN
+    relative_high: float = NAN
+    """Accuracy in percent of that with all tokens, on the same questions, and its interval."""
 
     @property
     def reference(self) -> bool:

@@ -10,6 +10,9 @@ Everything is a fraction in [0, 1]; who prints makes percent of it. What was cho
 * **Difference**: the same, paired, on the plain scale, with half a question won and half a question lost added
   (Agresti and Min, Statistics in Medicine 24, 2005), without which two arms that never differ would have an
   interval of no width.
+* **Ratio**: of two accuracies on the same questions, by Fieller's theorem with the standard error of the difference:
+  the interval holds every ratio that its t test does not reject, so it leaves out 1 where that of the difference leaves
+  out zero, and only there.
 * **Two tests of a difference**: McNemar's exact test, which takes questions as independent and so rejects up to 18 %
   of true null hypotheses at a nominal 5 % when they are not; and the t test that belongs to the interval. A
   difference is *significant* only in both: its p is the larger one.
@@ -133,6 +136,27 @@ class Answers:
         return Difference(
             value, max(-1.0, centre - reach), min(1.0, centre + reach), p, exact, discordant, max(1.0, effect)
         )
+
+    def ratio(self, first: int, second: int) -> Interval:
+        """Accuracy of arm ``first`` over that of ``second``; the bounds are NaN where the second may be zero."""
+        above, below = self.right[:, first], self.right[:, second]
+        value = float(above.sum() / below.sum()) if below.any() else math.nan
+        if len(self.size) < 2:
+            return Interval(value, math.nan, math.nan)
+        n, weight = self.n + 2 * _PSEUDO, 1 / (1 - self.size / self.n)
+        # As in a difference: half a question that only the first got right, and half that only the second did.
+        sums = np.array([above.sum(), below.sum()]) + _PSEUDO
+        means = sums / n
+        residual = np.stack([above, below]) - means[:, None] * self.size
+        added = np.eye(2) - means[:, None]
+        spread = (residual * weight) @ residual.T + _PSEUDO * (added @ added.T)
+        # All r with (a - r b)^2 <= t^2 (A - 2 r C + r^2 B): between the roots of a square.
+        square = np.outer(sums, sums) - self._quantile() ** 2 * spread
+        inside = square[0, 1] ** 2 - square[0, 0] * square[1, 1]
+        if square[1, 1] <= 0 or inside < 0:
+            return Interval(value, math.nan, math.nan)
+        low, high = ((square[0, 1] + sign * math.sqrt(inside)) / square[1, 1] for sign in (-1, 1))
+        return Interval(value, max(0.0, float(low)), float(high))
 
     def _error(self, sums: NDArray[np.float64], mean: float) -> float:
         """Standard error of ``sum(sums) / n``, videos independent.

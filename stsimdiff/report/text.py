@@ -172,7 +172,8 @@ def terminal(cells: Cells, console: Console) -> None:
 def _fits(cells: Cells, columns: Sequence[int], fold: bool, console: Console) -> bool:
     grid = _grid(cells, columns, fold)
     for column in grid.columns[: cells.words]:
-        column.min_width, column.max_width = LABEL_WIDTH[0], LABEL_WIDTH[1]
+        column.min_width = max(LABEL_WIDTH[0], column.min_width or 0)
+        column.max_width = max(LABEL_WIDTH[1], column.min_width)
     # Of any width: a console's own would cut the measure down to what it has.
     return grid.__rich_measure__(console, console.options.update(max_width=10**6)).minimum <= console.width
 
@@ -185,10 +186,13 @@ def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
         parts = [*head.split(), *(" ".join(texts).split() if fold else texts)]
         words = i < cells.words
         align: Literal["left", "right"] = "left" if words else "right"
+        # The title of a block stands in the first column, on one line.
+        titles = [cell_len(title) for title, _ in cells.blocks] if i == 0 else []
         grid.add_column(
             Align(Text(head), align, vertical="bottom"),
             justify=align,
             width=None if words else max(map(cell_len, parts), default=0),
+            min_width=max(titles, default=None),
             overflow="fold",
         )
     for title, block in cells.blocks:

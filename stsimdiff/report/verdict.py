@@ -16,6 +16,9 @@ from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
 if TYPE_CHECKING:
     from stsimdiff.report.section import Row, Section
 
+FEW = 4
+"""Methods that a sentence names one by one; more are counted, and the pairs say which they are."""
+
 
 def verdicts(section: Section) -> list[str]:
     """A sentence for each block, in the order of printing."""
@@ -83,9 +86,9 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     rivals = [row for row in rows if row.competes and row is not best]
     tied = _cheapest_first([best, *(row for row in rivals if row.overall == best.overall)])
     level = [row for row in rivals if row not in tied and _is(others, row, NO_DIFFERENCE)]
-    names = f"{_listed([row.label for row in tied])} ({best.overall:.1f})"
+    names = f"{_counted([row.label for row in tied])} ({best.overall:.1f})"
     if not rivals:
-        among = "method" if len(rows) == 1 else "method in the contest"
+        among = "method at this budget" if len(rows) == 1 else "method in the contest"
         parts = [f"{place} {names} is the only {among}"]
     else:
         parts = [f"{place} {names} {'lead together' if len(tied) > 1 else 'leads'}"]
@@ -94,16 +97,22 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     if level:
         # Who cannot be told from the leader is a choice of what to spend.
         level = _cheapest_first(level)
-        uneven = any(_ratio(row, median) for row in [*tied, *level])
-        said = [f"{row.label} ({_times(row, median)})" if uneven else row.label for row in level]
+        said = [f"{row.label} ({_times(row, median)})" if _ratio(row, median) else row.label for row in level]
+        said = said if len(said) <= FEW else [f"{len(said)} others"]
         parts.append(f"{NO_DIFFERENCE} between {best.label if len(tied) > 1 else 'it'} and {_listed(said)}")
     worse = [
         others[row.label] for row in rivals if row.label in others and others[row.label].verdict == WORSE
     ]
     worse.sort(key=lambda pair: -pair.difference)
-    for i, pair in enumerate(worse):
-        how = f"is {-pair.difference:.1f} points worse" if i == 0 else f"{-pair.difference:.1f}"
-        parts.append(f"{pair.method} {how} ({_p(pair)})")
+    if len(worse) > FEW:
+        least, most = (
+            f"{-pair.difference:.1f} ({pair.method}, {_p(pair)})" for pair in (worse[0], worse[-1])
+        )
+        parts.append(f"{len(worse)} are worse, by {least} to {most} points")
+    else:
+        for i, pair in enumerate(worse):
+            how = f"is {-pair.difference:.1f} points worse" if i == 0 else f"{-pair.difference:.1f}"
+            parts.append(f"{pair.method} {how} ({_p(pair)})")
     for row in section.rows:
         if row.method == "none" and row.n:
             beside = against(section.pairs, retention, row.label).get(best.label)
@@ -141,7 +150,9 @@ def _spending(tied: Sequence[Row], median: float) -> str:
     """What each leader spends, said where one does not owe its place to the budget that the others have."""
     if not any(_ratio(row, median) for row in tied):
         return ""
-    return f", at {_listed([_times(row, median) for row in tied])} the block's median compute"
+    spent = [_times(row, median) for row in tied]
+    said = _listed(spent) if len(tied) <= FEW else f"{spent[0].removesuffix(' times')} to {spent[-1]}"
+    return f", at {said} the block's median compute"
 
 
 def _ratio(row: Row, median: float) -> float | None:
@@ -167,6 +178,11 @@ def _than(pair: Pair, name: str) -> str:
 
 def _p(pair: Pair) -> str:
     return "p < 0.001" if pair.p < 0.001 else f"p = {pair.p:.3f}"
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Few names one by one; of many the first, and how many others."""
+    return _listed(names if len(names) <= FEW else [names[0], f"{len(names) - 1} others"])
 
 
 def _listed(names: Sequence[str]) -> str:
