@@ -23,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--older", action="store_true", help="show older versions too: arms whose code has changed since"
     )
     parser.add_argument(
-        "--full", "--verbose", action="store_true", help="print all of the report: categories, pairs, all notes"
+        "--full",
+        "--verbose",
+        action="store_true",
+        help="print all of the report: categories, pairs, all notes",
     )
     given = parser.parse_args(arguments)
     try:

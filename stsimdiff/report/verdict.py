@@ -57,7 +57,9 @@ def _plan(section: Section, retention: float) -> list[str]:
         if pair.verdict != NO_DIFFERENCE
     ]
     if level := [pair.against for pair in pairs if pair.verdict == NO_DIFFERENCE]:
-        parts.append(f"{NO_DIFFERENCE} from {_listed(level)}")
+        parts.append(
+            f"{NO_DIFFERENCE} from {_listed(level if len(level) <= FEW else [f'{len(level)} others'])}"
+        )
     return [f"Planned comparisons of {pairs[0].method}: {'; '.join(parts)}."]
 
 
