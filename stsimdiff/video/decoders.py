@@ -1,7 +1,8 @@
 """The decoders: PyAV, which gives every frame exactly, and two that are checked against what the file holds.
 
-PyAV decodes only the groups of pictures that hold a frame asked for, each from its keyframe on, and compares the time
-of every picture that comes out with the file's own list. Where one differs, or the list is in doubt
+PyAV decodes only the groups of pictures that hold a frame asked for, each from its keyframe on, which it jumps to where
+the container has an index, and compares the time of every picture that comes out with the file's own list. Where a jump
+leads astray it reads all packets in turn. Where a picture differs still, or the list is in doubt
 (:attr:`~stsimdiff.video.index.Packets.plain`), it decodes the file from its start and counts: slower, and exact too.
 torchcodec and decord count for themselves; what they counted otherwise is refused.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ from stsimdiff.video.index import UNKNOWN, Packets, moving_streams, opened, pack
 
 BEHIND = 0.002
 """Seconds that two clocks may differ by: containers round to a millisecond."""
+INDEXED = {"mov", "matroska"}
+"""Containers that find a keyframe by its time without reading what lies before it."""
+NEAR = 100
+"""Packets that are rather read than jumped over."""
 REORDERED = {"h264", "hevc", "av1", "vp8", "vp9"}
 """Codecs of which decord counts pictures rightly that are stored in another order than shown."""
 
@@ -37,10 +44,8 @@ def with_pyav(file: Path, choose: Choose) -> Decoded:
     """Frames by PyAV; raises :class:`VideoError`."""
     packets = packets_of(file)
     if packets.plain:
-        try:
+        with suppress(_DoubtError):
             return _by_groups(file, packets, choose)
-        except _DoubtError:
-            pass
     return _in_order(file, packets, choose)
 
 
@@ -50,12 +55,19 @@ def _by_groups(file: Path, packets: Packets, choose: Choose) -> Decoded:
     Raises:
         _DoubtError: when another picture comes out than the packets say.
     """
+    with suppress(_DoubtError):
+        return _groups(file, packets, choose, jumps=True)
+    return _groups(file, packets, choose, jumps=False)
+
+
+def _groups(file: Path, packets: Packets, choose: Choose, *, jumps: bool) -> Decoded:
+    """As :func:`_by_groups`, with jumps to keyframes where the container has an index, or without any."""
     import av
 
     times, pts = packets.times, packets.pts
     indices = choose(len(times), packets.fps(len(times)))
     wanted = deque(zip(indices, _keys(packets, indices), strict=True))
-    taken, start, expected = _Taken(file), None, 0
+    taken, start, expected = _Taken(file, len(indices)), 0, 0
     with opened(file) as (container, stream):
         split = container.format.name == "mpegts" and stream.codec.canonical_name == "h264"
 
@@ -74,27 +86,71 @@ def _by_groups(file: Path, packets: Packets, choose: Choose) -> Decoded:
                     taken.add(wanted.popleft()[0], frame)
                 expected += 1
 
-        stored = (packet for packet in container.demux(stream) if packet.size)
+        jumps = jumps and bool(INDEXED & set(container.format.name.split(",")))
+        stored = _Stored(container, stream, pts, jumps)
         try:
-            for place, packet in enumerate(stored):
-                if start is None:
-                    if place < wanted[0][1]:
-                        continue
-                    start = int(pts[place])
-                    expected = int(np.searchsorted(times, start))
-                take(stream.codec_context.decode(packet))
-                if not wanted:
+            while wanted:
+                stream.codec_context.flush_buffers()
+                start = int(pts[wanted[0][1]])
+                expected = int(np.searchsorted(times, start))
+                for packet in stored.since(wanted[0][1]):
+                    take(stream.codec_context.decode(packet))
+                    if not wanted or wanted[0][1] > stored.place:
+                        break
+                else:
+                    take(stream.codec_context.decode(None))
                     break
-                if wanted[0][1] > place:
-                    stream.codec_context.flush_buffers()
-                    start = None
-            if wanted and start is not None:
-                take(stream.codec_context.decode(None))
         except av.FFmpegError as error:
             raise _DoubtError from error
     if wanted:
         raise _DoubtError
     return taken.pixels(), indices, len(times), packets.fps(len(times)), packets.note
+
+
+class _Stored:
+    """The packets of a stream in the order in which they are stored.
+
+    Args:
+        container, stream: opened.
+        pts: ``(P,)``: their times.
+        jumps: whether to jump over packets that are not asked for.
+
+    Attributes:
+        place: of the packet that was given last, or passed over.
+    """
+
+    def __init__(self, container: Any, stream: Any, pts: np.ndarray, jumps: bool) -> None:
+        self._container, self._stream, self._pts, self._jumps = container, stream, pts, jumps
+        self._left = self._demuxed()
+        self.place = -1
+
+    def since(self, place: int) -> Iterator[Any]:
+        """Packets from a keyframe on.
+
+        Raises:
+            _DoubtError: when a jump does not lead to it.
+        """
+        if self._jumps and place > self.place + NEAR:
+            self._jump(place)
+        for packet in self._left:
+            self.place += 1
+            if self.place >= place:
+                yield packet
+
+    def _jump(self, place: int) -> None:
+        time = int(self._pts[place])
+        self._container.seek(time, stream=self._stream)
+        self._left = self._demuxed()
+        for packet in self._left:
+            if packet.is_keyframe and packet.pts >= time:
+                if packet.pts > time:
+                    break
+                self._left, self.place = chain([packet], self._left), place - 1
+                return
+        raise _DoubtError
+
+    def _demuxed(self) -> Iterator[Any]:
+        return (packet for packet in self._container.demux(self._stream) if packet.size)
 
 
 def _keys(packets: Packets, indices: tuple[int, ...]) -> list[int]:
@@ -113,7 +169,8 @@ def _in_order(file: Path, packets: Packets, choose: Choose) -> Decoded:
     """Decode the whole file and count; once more where it held another number of pictures than expected."""
     total = max(1, int(packets.shown[packets.first :].sum()))
     while True:
-        indices, taken, found = choose(total, packets.fps(total)), _Taken(file), 0
+        indices, found = choose(total, packets.fps(total)), 0
+        taken = _Taken(file, len(indices))
         wanted = set(indices)
         for number, frame in enumerate(_decoded(file, packets)):
             if number in wanted:
@@ -146,25 +203,32 @@ def _decoded(file: Path, packets: Packets) -> Iterator[Any]:
 
 
 class _Taken:
-    """Pictures as they come out of the decoder, upright, all of one size."""
+    """Pictures as they come out of the decoder, in ascending order, upright, all of one size.
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._kept: dict[int, np.ndarray] = {}
+    Args:
+        file: theirs.
+        count: how many they will be.
+    """
+
+    def __init__(self, file: Path, count: int) -> None:
+        self._file, self._count, self._kept = file, count, 0
+        self._pixels = np.empty((0, 0, 0, 3), np.uint8)
 
     def add(self, number: int, frame: Any) -> None:
         pixels = np.rot90(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90)
-        first = next(iter(self._kept.values()), pixels)
-        if pixels.shape != first.shape:
-            sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in (first, pixels)]
+        if not self._kept:
+            self._pixels = np.empty((self._count, *pixels.shape), np.uint8)
+        if pixels.shape != self._pixels.shape[1:]:
+            (height, width), now = self._pixels.shape[1:3], f"{pixels.shape[1]} x {pixels.shape[0]}"
             raise VideoError(
-                f"video {self._file} changes its size from {sizes[0]} to {sizes[1]} before frame {number}; "
-                f"`ffmpeg -i OLD -vf scale={first.shape[1]}:{first.shape[0]} NEW` gives all its frames one"
+                f"video {self._file} changes its size from {width} x {height} to {now} before frame {number}; "
+                f"`ffmpeg -i OLD -vf scale={width}:{height} NEW` gives all its frames one"
             )
-        self._kept[number] = pixels
+        self._pixels[self._kept] = pixels
+        self._kept += 1
 
     def pixels(self) -> np.ndarray:
-        return np.stack([self._kept[number] for number in sorted(self._kept)])
+        return self._pixels[: self._kept]
 
 
 def with_torchcodec(file: Path, choose: Choose) -> Decoded:
