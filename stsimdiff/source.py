@@ -188,7 +188,8 @@ class _Code:
             for number in parsed.bound[name]:
                 self._statement(parsed, number)
             return name
-        if name in parsed.imported:
+        # A package that imports a module of its own says no more of it than its name.
+        if name in parsed.imported and parsed.imported[name] != (module, name):
             return self._imported(*parsed.imported[name])
         if _ours(f"{module}.{name}"):
             return self.definition(f"{module}.{name}", None)

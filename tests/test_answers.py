@@ -54,7 +54,11 @@ def says(monkeypatch, texts: Sequence[str]) -> None:
 def task_of(name: str):
     task = load_task(
         SimpleNamespace(
-            task=BENCHMARKS[name].task, data=str(MINIATURES / name), prompt="default", max_new_tokens=None
+            task=BENCHMARKS[name].task,
+            tasks=None,
+            data=str(MINIATURES / name),
+            prompt="default",
+            max_new_tokens=None,
         )
     )
     return task, all_questions(task, None, None)

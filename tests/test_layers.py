@@ -20,6 +20,7 @@ LAYERS = (
         "graph",
         "lock",
         "ranks",
+        "registry",
         "resources",
         "schema",
         "source",

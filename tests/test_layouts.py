@@ -50,7 +50,9 @@ def videos(name: str, root: Path, folder: str = "deep/er/videos") -> list[Path]:
 def questions_of(name: str, root: Path) -> tuple[Any, list[Any]]:
     benchmark = BENCHMARKS[name]
     task = load_task(
-        SimpleNamespace(task=benchmark.task, data=str(root), prompt="default", max_new_tokens=None)
+        SimpleNamespace(
+            task=benchmark.task, tasks=None, data=str(root), prompt="default", max_new_tokens=None
+        )
     )
     return task, all_questions(task, None, None)
 

@@ -118,7 +118,11 @@ def test_experiments_name_their_protocol(experiment, protocol) -> None:
 def test_vila_s_prompt() -> None:
     task = load_task(
         SimpleNamespace(
-            task="stsimdiff_videomme", data=str(MINIATURES / "videomme"), prompt="vila", max_new_tokens=None
+            task="stsimdiff_videomme",
+            tasks=None,
+            data=str(MINIATURES / "videomme"),
+            prompt="vila",
+            max_new_tokens=None,
         )
     )
     question = all_questions(task, 1, None)[0]

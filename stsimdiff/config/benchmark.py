@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationInfo
 
 from stsimdiff.config.checks import Folder, Name, Seconds
-from stsimdiff.config.task_files import asked_generation, read_task, task_version
-from stsimdiff.data.digests import file_digest, say_what_takes_long
+from stsimdiff.config.task_files import asked_generation, read_task, task_file, task_version
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.extras import is_installed
-from stsimdiff.resources import folder
+from stsimdiff.registry import imported
 from stsimdiff.schema import FOUND, build, one_of
 from stsimdiff.video import Backend
 
@@ -44,9 +42,11 @@ class BenchmarkSettings:
     """The group ``benchmark``: the keys of ``configs/benchmark/*.yaml``, and what is found out about data and task.
 
     Attributes:
+        tasks: folder of the task, of a user's own benchmark.
         prompt: set once it is chosen: given, or the one that the model's file names, or ``default``.
         revision: of the data, by its content; ``None`` in a plan without data.
         root: the folder of a public benchmark; ``None`` for another, and in a plan without data.
+        source: module that makes or knows the data, as the task's ``metadata`` says it.
         code: version of the task that makes the prompt and scores.
         generation: ``max_new_tokens`` of an answer and ``until``, texts that end it.
         server: the address that scores predictions, where answers are not public.
@@ -55,6 +55,7 @@ class BenchmarkSettings:
 
     name: Name
     task: Name
+    tasks: Folder | None
     families: Families | None
     chance: Annotated[int | float, Field(ge=0, le=100, description="a number from 0 to 100")] | None
     macro: bool
@@ -69,13 +70,23 @@ class BenchmarkSettings:
     root: str | None = field(default=None, metadata=FOUND)
     code: str | None = field(default=None, metadata=FOUND)
     generation: dict[str, Any] = field(default_factory=dict, metadata=FOUND)
+    source: str | None = field(default=None, metadata=FOUND)
     server: str | None = field(default=None, metadata=FOUND)
     missing_questions: int | None = field(default=None, metadata=FOUND)
 
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
-        rare = ("server", "missing_questions")
-        return {key: value for key, value in vars(self).items() if value is not None or key not in rare}
+        rare = ("tasks", "server", "missing_questions")
+        said = {key: value for key, value in vars(self).items() if key != "source"}
+        return {key: value for key, value in said.items() if value is not None or key not in rare}
+
+    def module(self) -> ModuleType | None:
+        """The module that :attr:`source` names."""
+        return (
+            imported(f"metadata.data={self.source} of the task {self.task}", self.source)
+            if self.source
+            else None
+        )
 
 
 def benchmark_settings(
@@ -117,74 +128,42 @@ def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> Benchmar
         ConfigError: for a family of questions that there is not.
         DataError: for data that is not there, unless a plan can do without it.
     """
-    from stsimdiff.data import benchmarks, clips
+    from stsimdiff.data import benchmarks
     from stsimdiff.data.published import PUBLISHED
 
     public = benchmarks.by_task(benchmark.task)
+    if not public and benchmark.data and not Path(benchmark.data).is_dir():
+        raise DataError(f"benchmark.data={benchmark.data} is no folder")
+    benchmark = replace(benchmark, server=public.server if public else None, **_task(benchmark, public))
     revision, root, families = None, None, None
     if public:
         families = public.families
         with nullcontext() if needs_data or public.name not in PUBLISHED else suppress(DataError):
             root = public.root(benchmark.data)
         revision = public.revision(root) if root else None
-    elif benchmark.data and not Path(benchmark.data).is_dir():
-        raise DataError(f"benchmark.data={benchmark.data} is no folder")
-    if benchmark.task in ("clips", "long_clips"):
-        families, revision = clips.FAMILIES, clips.GENERATOR_VERSION
-        if benchmark.data:
-            families, revision = None, _data_revision(Path(benchmark.data))
+    elif module := benchmark.module():
+        families = None if benchmark.data else module.FAMILIES
+        revision = module.revision(benchmark.data)
     for family in benchmark.families or ():
         if families:
             one_of("benchmark.families", family, families)
-    return replace(
-        benchmark,
-        revision=revision,
-        root=str(root) if root else None,
-        server=public.server if public else None,
-        **_task(benchmark, public),
-    )
-
-
-def _data_revision(root: Path) -> str | None:
-    """12 hex digits of the questions in a user's folder and of their videos' contents; ``None`` without questions.
-
-    Where the folder lies, when it was written, and what else is in it do not matter.
-    """
-    from stsimdiff.data.clips import rows
-
-    if not (root / rows.FILE).is_file():
-        return None
-    asked = sorted(rows.read(root), key=lambda row: row["id"])
-    videos = {name: root / "videos" / name for name in sorted({row["video"] for row in asked})}
-    if not all(path.exists() for path in videos.values()):
-        from stsimdiff.data.videos import VideoFolder
-
-        # A row may leave out the suffix, or name another one than the file has.
-        found = VideoFolder(root / "videos")
-        videos = {name: path if path.exists() else found.path(name) for name, path in videos.items()}
-    say_what_takes_long(videos.values(), f"the videos in {root}")
-    contents = []
-    for name, path in videos.items():
-        try:
-            contents.append([name, file_digest(path)])
-        except OSError:
-            contents.append([name, None])  # a missing video is said where the videos are looked at
-    return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]
+    return replace(benchmark, revision=revision, root=str(root) if root else None)
 
 
 def _task(benchmark: BenchmarkSettings, public: Any) -> dict[str, Any]:
-    """``code``, the version of what makes the prompts and scores, and ``generation``, how long answers may be."""
-    place = f"stock/{public.name}" if public else f"{benchmark.task}/{benchmark.task}"
-    file = folder("tasks") / f"{place}.yaml"
+    """``code``, the version of what makes the prompts and scores; ``generation``: how answers end; ``source``."""
     parts = [f"lmms_eval {version('lmms_eval')}"]
     given: dict[str, Any] = {}
-    # Of a task of another name what there is to know is known when it is built.
+    said: dict[str, Any] = {}
+    file = task_file(benchmark.task, benchmark.tasks)
     for one in (file, public.stock_file) if public else (file,):
-        if one.is_file():
-            config, sources = read_task(one)
-            given |= config.get("generation_kwargs") or {}
-            parts.append(task_version(config, sources))
+        config, sources = read_task(one)
+        given |= config.get("generation_kwargs") or {}
+        metadata = config.get("metadata") if one == file else None
+        for part in metadata if isinstance(metadata, list) else [metadata]:
+            said |= part if isinstance(part, dict) else {}
+        parts.append(task_version(config, sources))
     if benchmark.max_new_tokens is not None:
         given["max_new_tokens"] = benchmark.max_new_tokens
     asked = asked_generation(given, f"benchmark.task={benchmark.task}")
-    return {"code": ", ".join(parts), "generation": asked}
+    return {"code": ", ".join(parts), "generation": asked, "source": said.get("data")}

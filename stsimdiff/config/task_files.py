@@ -6,12 +6,17 @@ YAML is parsed and code is read by :mod:`stsimdiff.source`: comments and layout 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.resources import folder
+from stsimdiff.schema import suggestion
 from stsimdiff.source import version_of
 
 DEFAULT_TOKENS = 16
@@ -26,6 +31,62 @@ GREEDY = {
 }
 """What other generation settings may say."""
 MEANINGLESS = ("top_p", "top_k", "min_p", "typical_p", "seed", "image_aspect_ratio")
+
+
+NAMED = re.compile(r"^task:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
+
+
+def task_file(name: str, own: str | None) -> Path:
+    """The YAML of a task, of ours or in a user's own folder.
+
+    Args:
+        name: as the YAML's key ``task`` says it.
+        own: the user's folder, ``benchmark.tasks``.
+
+    Raises:
+        ConfigError: when there is no such task, or lmms-eval has another one of the same name: it would run its own.
+    """
+    place = Path(own) if own else folder("tasks")
+    if not place.is_dir():
+        raise ConfigError(f"benchmark.tasks={own} is no folder")
+    files = _named(place)
+    if own and not files:
+        raise ConfigError(f"benchmark.tasks={own} holds no YAML file with a line `task: NAME`")
+    if name not in files:
+        where = (
+            f"benchmark.tasks={own} has no task {name!r}" if own else f"benchmark.task={name!r} is unknown"
+        )
+        hint = "" if own else "; benchmark.tasks=DIR names a folder with tasks of your own"
+        raise ConfigError(f"{where}; allowed: {', '.join(sorted(files))}{suggestion(name, files)}{hint}")
+    if own and name in {**_stock(), **_named(folder("tasks"))}:
+        raise ConfigError(
+            f"{files[name]}: task: {name} is also the name of a task of lmms-eval or of stsimdiff, which would be run "
+            f"in its place without a word; call yours something else, such as my_{name}"
+        )
+    return files[name]
+
+
+def _named(place: Path) -> dict[str, Path]:
+    """The tasks below a folder by name."""
+    found: dict[str, Path] = {}
+    for file in sorted(place.rglob("*.yaml")):
+        for name in NAMED.findall(file.read_text(encoding="utf-8", errors="replace")):
+            if name in found:
+                raise ConfigError(
+                    f"{found[name]} and {file} both say task: {name}; a name stands for one task"
+                )
+            found[name] = file
+    return found
+
+
+@cache
+def _stock() -> dict[str, Path]:
+    """The built-in tasks of lmms-eval, found without importing it."""
+    package = importlib.util.find_spec("lmms_eval")
+    places = package.submodule_search_locations if package else None
+    files = Path(places[0], "tasks").rglob("*.yaml") if places else ()
+    texts = ((file, file.read_text(encoding="utf-8", errors="replace")) for file in files)
+    return {name: file for file, text in texts for name in NAMED.findall(text)}
 
 
 def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:

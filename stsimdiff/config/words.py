@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -24,16 +25,26 @@ from hydra.core.override_parser.types import (
     ValueType,
 )
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
+from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError
+from stsimdiff.registry import DOTTED
 from stsimdiff.resources import folder
 from stsimdiff.schema import suggestion
 
-TEXT = ("run", "results", "data", "benchmark.data", "model.path", "cache.folder", "logger.project")
+TEXT = (
+    "run",
+    "results",
+    "data",
+    "benchmark.data",
+    "benchmark.tasks",
+    "model.path",
+    "cache.folder",
+    "logger.project",
+)
 """Keys whose value is text even where it reads as a number."""
 LAUNCHER = "hydra/launcher"
-DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-"""The path of a class, as ``my_module.Mine``."""
 
 
 def with_own_class(words: Iterable[str]) -> list[str]:
@@ -62,6 +73,11 @@ def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
     parser = OverridesParser.create()
     known: dict[str, Any] = {}
     found: list[str] = []
+    for word in words:
+        if word.startswith("benchmark.tasks="):
+            (override,) = parser.parse_overrides([_with_home(word)])
+            value = override.value()
+            offer_benchmarks(expanded("benchmark.tasks", getattr(value, "text", str(value))))
     for word in with_own_class(words):
         word = _with_home(word)
         (override,) = parser.parse_overrides([word])
@@ -176,6 +192,35 @@ def _offer(path: str) -> None:
     """Make a class of the user's own an option of ``compressor`` under its dotted path; its parameters need no plus."""
     node = OmegaConf.create({"_target_": path}, flags={"struct": False})
     ConfigStore.instance().store(group="compressor", name=path, node=node, provider="command line")
+
+
+def offer_benchmarks(place: str, names: Collection[str] | None = None) -> None:
+    """Make the files ``benchmark/*.yaml`` of a folder options of ``benchmark``; each one's task lies in the folder.
+
+    Args:
+        place: the folder, as ``benchmark.tasks``.
+        names: of the files that count; ``None``: all.
+
+    Raises:
+        ConfigError: for a name that one of ours has, and a file that cannot be read.
+    """
+    for file in sorted((Path(place) / "benchmark").glob("[!_]*.yaml")):
+        if names is not None and file.stem not in names:
+            continue
+        if (folder("configs") / "benchmark" / file.name).exists():
+            raise ConfigError(
+                f"{file}: benchmark={file.stem} is one of stsimdiff's; give the file another name"
+            )
+        try:
+            given = OmegaConf.to_container(OmegaConf.load(file)) or {}
+        except (OSError, YAMLError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from error
+        if not isinstance(given, dict):
+            raise ConfigError(f"{file} holds no settings; docs/benchmarks.md shows what belongs there")
+        # A key `task` would make lmms-eval's own command take this file for the task.
+        own = {"defaults": ["_base", "_self_"], "name": file.stem, "task": file.stem, "tasks": str(place)}
+        node = OmegaConf.create(own | given, flags={"struct": False})
+        ConfigStore.instance().store(group="benchmark", name=file.stem, node=node, provider=str(file))
 
 
 def _no_name(key: str, chosen: Any) -> str:

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.config.benchmark import BenchmarkSettings
+from stsimdiff.config.task_files import read_task, task_file
 from stsimdiff.data.benchmarks import by_task
-from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.resources import folder
+from stsimdiff.errors import ConfigError, DataError, UserError
+
+LOCAL = ("arrow", "csv", "json", "parquet", "text")
+"""What ``dataset_path`` says where the data is files of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -80,29 +83,69 @@ class Judgement:
 
 
 def load_task(benchmark: BenchmarkSettings) -> Any:
-    """The lmms-eval task of a benchmark, built from ``tasks/`` alone (4 s faster than with the built-in ones).
+    """The lmms-eval task of a benchmark, built from its own file alone (4 s faster than with the built-in ones).
 
     Raises:
-        ConfigError: when there is no such task.
+        ConfigError: when there is no such task, or a user's own cannot be built.
+        DataError: for data that is not there.
     """
-    from lmms_eval.api.task import ConfigurableMessagesTask
-    from lmms_eval.tasks import TaskManager
-    from lmms_eval.utils import load_yaml_config
-
-    manager = TaskManager(include_path=str(folder("tasks")), include_defaults=False)
-    name = benchmark.task
-    if name not in manager.all_tasks:
-        raise ConfigError(f"benchmark.task={name!r} is unknown; allowed: {', '.join(manager.all_tasks)}")
-    config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="full")
-    if benchmark.data:
-        config["dataset_kwargs"] = {"root": str(benchmark.data)}
-    if by_task(name):
-        config["prompt"] = benchmark.prompt
-    task = config.pop("class", ConfigurableMessagesTask)(config=config)
+    file = task_file(benchmark.task, benchmark.tasks)
+    try:
+        task = _built(file, benchmark)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if benchmark.tasks is None:
+            raise
+        # lmms-eval tries five times, and says only that it did.
+        last = getattr(error, "last_attempt", None)
+        first = (last.exception() if last else None) or error
+        raise ConfigError(
+            f"benchmark.tasks={benchmark.tasks}: lmms-eval cannot build the task {benchmark.task}: "
+            f"{type(first).__name__}: {first}"
+        ) from first
     if benchmark.max_new_tokens is not None:
         generation = task.config.generation_kwargs or {}
         task.config.generation_kwargs = {**generation, "max_new_tokens": benchmark.max_new_tokens}
     return task
+
+
+def _built(file: Path, benchmark: BenchmarkSettings) -> Any:
+    from lmms_eval.api.task import ConfigurableMessagesTask
+    from lmms_eval.utils import load_yaml_config
+
+    config = load_yaml_config(str(file), mode="full")
+    make = config.pop("class", ConfigurableMessagesTask)
+    if by_task(benchmark.task):
+        config["prompt"] = benchmark.prompt
+    root = Path(benchmark.data or file.parent).resolve()
+    if benchmark.tasks:
+        from loguru import logger
+
+        logger.disable("lmms_eval.caching")
+        import lmms_eval.api.metrics  # noqa: F401  brings the aggregations that have names
+    if benchmark.tasks and make is ConfigurableMessagesTask:
+        if config.get("dataset_path") in LOCAL:
+            # As the file says them: lmms-eval has made those whole that lie beside it.
+            config["dataset_kwargs"] = _below(root, read_task(file)[0].get("dataset_kwargs") or {})
+    elif benchmark.data:
+        config["dataset_kwargs"] = {"root": str(benchmark.data)}
+    task = make(config=config)
+    if benchmark.tasks:
+        task.root = root
+    return task
+
+
+def _below(root: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What loads a user's own files, those without a whole path from ``root``."""
+    files = given.get("data_files") or []
+    for said in files.values() if isinstance(files, dict) else [files]:
+        for name in [said] if isinstance(said, str) else said:
+            if "://" not in name and not Path(name).is_absolute() and not any(root.glob(name)):
+                raise DataError(
+                    f"{root / name} is not there; benchmark.data=DIR names the folder of the data"
+                )
+    return {**given, "data_dir": str(root)}
 
 
 def question_from(
@@ -121,16 +164,21 @@ def question_from(
     text = "".join(part["text"] for part in content if part["type"] == "text")
     if len(videos) != 1:
         raise DataError(f"question {number} of {task.config.task} has {len(videos)} videos; one is needed")
+    root: Path | None = getattr(task, "root", None)
+    video = root / videos[0] if root else Path(videos[0])
+    named = document.get("named") or (
+        root and video.is_relative_to(root) and video.relative_to(root).as_posix()
+    )
     return Question(
         id=str(
             next((document[key] for key in ("id", "question_id") if document.get(key) is not None), number)
         ),
-        video=str(videos[0]),
+        video=str(video),
         family="all" if document.get("family") is None else str(document["family"]),
         text=text,
         max_new_tokens=int(settings.get("max_new_tokens", 16)),
         document=document,
-        named=str(document.get("named") or ""),
+        named=str(named or ""),
         content=_content(task, document),
     )
 
@@ -176,13 +224,21 @@ def all_questions(task: Any, limit: int | None, families: Iterable[str] | None) 
 def judge(task: Any, question: Question, answer: str) -> Judgement:
     """Score one answer by the task's ``process_results``.
 
+    Its first metric counts: a record with ``parsed``, ``target`` and ``correct``, or, of a task that keeps no such
+    record, 1 or 0; then the whole answer stands for what was read.
+
     Raises:
-        DataError: when the task's result says neither ``correct`` nor what was predicted.
+        DataError: when the task's result says neither.
     """
     result = next(iter(task.process_results(question.document, [answer]).values()))
+    if getattr(task, "root", None) and isinstance(result, (bool, int, float)) and result in (0, 1):
+        said = answer.strip() or None
+        right = bool(result) and said is not None
+        return Judgement(said, str(task.doc_to_target(question.document)), right, said, right)
     if not isinstance(result, Mapping) or not {"parsed", "target", "correct"} <= set(result):
         raise DataError(
             f"task {task.config.task} gives no parsed, target and correct for an answer, but {result!r}"
+            + (", nor 1 or 0" if getattr(task, "root", None) else "")
         )
     parsed, target, correct = result["parsed"], result["target"], result["correct"]
     public = by_task(task.config.task)

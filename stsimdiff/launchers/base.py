@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from importlib.metadata import entry_points
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,16 +26,13 @@ from typing_extensions import override
 from stsimdiff import compressors
 from stsimdiff.config.checks import expanded
 from stsimdiff.config.sweep import combinations, expand, without_hydra
-from stsimdiff.config.words import groups, options, settled
+from stsimdiff.config.words import groups, offer_benchmarks, options, settled
 from stsimdiff.errors import ConfigError
 from stsimdiff.extras import is_installed
 from stsimdiff.launchers import CLUSTERS
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.resources import folder
 from stsimdiff.schema import suggestion
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +116,7 @@ def register() -> None:
             _register_launcher(getattr(importlib.import_module(module), cls))
             _move_stock_options(name)
     _register_entry_points()
+    _register_benchmarks()
 
 
 def check_launcher(words: Iterable[str]) -> None:
@@ -181,3 +180,14 @@ def _register_entry_points() -> None:
         except Exception as error:
             # A broken package of somebody else must not stop runs that do not use it.
             log.warning("compressor %s of an installed package is left out: %s", name, error)
+
+
+def _register_benchmarks() -> None:
+    for point in entry_points(group="stsimdiff.benchmarks"):
+        try:
+            package = importlib.util.find_spec(point.value)
+            if package is None or not package.submodule_search_locations:
+                raise ConfigError(f"{point.value} is no package")
+            offer_benchmarks(package.submodule_search_locations[0], [point.name])
+        except Exception as error:
+            log.warning("benchmark %s of an installed package is left out: %s", point.name, error)

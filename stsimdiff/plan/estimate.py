@@ -26,10 +26,8 @@ from stsimdiff.cost import (
     prefill_flops_all,
 )
 from stsimdiff.cost.tower import projector_flops, signal_flops, vision_flops
-from stsimdiff.data import cache_folder, clips, published
+from stsimdiff.data import published
 from stsimdiff.data.benchmarks import by_task
-from stsimdiff.data.clips.questions import prompt
-from stsimdiff.data.clips.world import FPS, FRAMES, SIZE
 from stsimdiff.data.videos import listing, over, too_many
 from stsimdiff.errors import DataError, UserError
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
@@ -192,17 +190,18 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
 def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], list[str]]:
     """The questions, the header of each of their videos by path, and what has to be said of them."""
     benchmark, notes = settings.benchmark, []
-    built = cache_folder() / f"clips-{clips.GENERATOR_VERSION}" / "questions.jsonl"
-    if benchmark.task == "clips" and not benchmark.data and not built.is_file():
+    module = None if benchmark.data else benchmark.module()
+    if module and (planned := module.planned(benchmark.task)):
         # To read the generated videos they would have to be made; what they are like is known.
-        notes.append("the embedded benchmark is not generated yet: its videos are as its generator says")
-        wanted = set(benchmark.families or clips.FAMILIES)
-        rows = [row for row in clips.questions() if row["family"] in wanted][: settings.limit]
+        notes.append(f"the data of {benchmark.name} is not made yet: its videos are as its generator says")
+        rows, size = planned
+        wanted = set(benchmark.families or module.FAMILIES)
         questions = [
-            Question(row["id"], row["video"], row["family"], prompt(row["question"], row["options"]), 1, row)
-            for row in rows
-        ]
-        return questions, {q.video: Header(FRAMES, FRAMES / FPS, SIZE, SIZE) for q in questions}, notes
+            Question(row["id"], row["video"], row["family"], text, 1, row)
+            for row, text in rows
+            if row["family"] in wanted
+        ][: settings.limit]
+        return questions, {q.video: Header(*size) for q in questions}, notes
     public = by_task(benchmark.task)
     if public and not benchmark.root:
         return _published(public.name, settings.limit)

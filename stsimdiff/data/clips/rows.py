@@ -5,11 +5,13 @@ Everything is checked here, with file and line in each message, before a model i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.errors import DataError
 
 FILE = "questions.jsonl"
@@ -52,6 +54,31 @@ def read(root: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DataError(f"{file} holds no question; it must hold a JSON object a line with {wanted}")
     return rows
+
+
+def revision(root: Path) -> str | None:
+    """12 hex digits of the questions in a user's folder and of their videos' contents; ``None`` without questions.
+
+    Where the folder lies, when it was written, and what else is in it do not matter.
+    """
+    if not (root / FILE).is_file():
+        return None
+    asked = sorted(read(root), key=lambda row: row["id"])
+    videos = {name: root / "videos" / name for name in sorted({row["video"] for row in asked})}
+    if not all(path.exists() for path in videos.values()):
+        from stsimdiff.data.videos import VideoFolder
+
+        # A row may leave out the suffix, or name another one than the file has.
+        found = VideoFolder(root / "videos")
+        videos = {name: path if path.exists() else found.path(name) for name, path in videos.items()}
+    say_what_takes_long(videos.values(), f"the videos in {root}")
+    contents = []
+    for name, path in videos.items():
+        try:
+            contents.append([name, file_digest(path)])
+        except OSError:
+            contents.append([name, None])  # a missing video is said where the videos are looked at
+    return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
