@@ -38,7 +38,7 @@ from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling, check_file
 from stsimdiff.video import read as read_video
 
-STOCK = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
+STOCK = tuple(name for name, row in models.FAMILIES.items() if not row.original)
 """Families whose stock transformers class answers from the stock processor's inputs; the others read a checkpoint of
 the authors', which :func:`load` takes."""
 _PIXELS = {"pixel_values": "pixel_values", "pixel_values_videos": "pixel_values"}

@@ -5,6 +5,7 @@ Methods, families, decoders and benchmarks each have a :class:`Registry`; nothin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -66,7 +67,7 @@ class Registry:
     group: str
     builtin: Mapping[str, str]
     renamed: Mapping[str, str] = field(default_factory=dict)
-    own: str = ""
+    own: str = "my_module.Mine"
 
     def registered(self) -> dict[str, EntryPoint]:
         """Those of other packages; a name of ours stays ours."""
@@ -89,13 +90,27 @@ class Registry:
         if isinstance(name, str) and DOTTED.fullmatch(name):
             return name
         if name in self.renamed:
-            raise ConfigError(f"{self.key}={name} is now called {self.renamed[name]}")
-        own = f", or a class of your own as {self.own}" if self.own else ""
+            raise ConfigError(f"{self.key}={name} is now called {self.key}={self.renamed[name]}")
         raise ConfigError(
-            f"{self.key}={name!r} is unknown; allowed: {', '.join(self.names())}{own}"
+            f"{self.key}={name!r} is unknown; allowed: {', '.join(self.names())}, or a class of your own as {self.own}"
             f"{suggestion(str(name), self.names())}"
         )
 
-    def resolve(self, name: Any, hint: Callable[[BaseException], str] = lambda error: "") -> Any:
-        """The class itself. Raises as :meth:`path` and :func:`imported`."""
-        return imported(f"{self.key}={name}", self.path(name), hint)
+    def resolve(self, name: Any) -> Any:
+        """The class that a name stands for. Raises as :meth:`path` and :func:`imported`."""
+        point = None if name in self.builtin else self.registered().get(name)
+        hint = f"; it is registered as {point.value}" if point else ""
+        return imported(f"{self.key}={name}", self.path(name), lambda error: hint)
+
+    def name_of(self, cls: type) -> str | None:
+        """The name that stands for a class, or ``None``."""
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        for name, known in self.builtin.items():
+            if known == path:
+                return name
+        for name in self.registered():
+            # Another package's class that cannot be imported has no say in the name of this one.
+            with contextlib.suppress(ConfigError):
+                if self.resolve(name) is cls:
+                    return name
+        return None

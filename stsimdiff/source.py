@@ -33,13 +33,13 @@ STOPS = (
     "compressors.mistakes", "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "kit",
     "launchers", "commands", "resources", "schema", "lock", "extras", "video.headers", "data.archives", "data.digests",
     "data.fetch", "data.videos", "data.clips.dataset", "data.clips.world", "data.clips.rendering",
-    "data.clips.labels",
+    "data.clips.labels", "models.info", "models.presence", "registry",
 )  # fmt: skip
 """Modules of ours, or packages, whose code decides no answer: counts and times, files, what is printed. Videos and
 questions are known by their contents."""
 BUT = ("evaluate.questions",)
 """What counts all the same."""
-ASIDE = {"flops", "no_flops"}
+ASIDE = {"flops", "no_flops", "released_files", "miniature"}
 """Members of our classes that decide no answer either."""
 INSTALLED = {
     "torch", "torchvision", "torchcodec", "transformers", "lmms_eval", "numpy", "scipy", "sklearn", "pandas",
@@ -188,8 +188,7 @@ class _Code:
             for number in parsed.bound[name]:
                 self._statement(parsed, number)
             return name
-        # A package that imports a module of its own says no more of it than its name.
-        if name in parsed.imported and parsed.imported[name] != (module, name):
+        if name in parsed.imported:
             return self._imported(*parsed.imported[name])
         if _ours(f"{module}.{name}"):
             return self.definition(f"{module}.{name}", None)

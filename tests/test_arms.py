@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from stsimdiff import compressors
+from stsimdiff import compressors, registry
 from stsimdiff.budget import Budget
 from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config, arm_record
@@ -396,10 +396,10 @@ def test_a_method_of_another_package_is_an_option_by_name(monkeypatch, checkpoin
     from hydra.core.config_store import ConfigStore
 
     points = [
-        EntryPoint("loudest", "my_method:Loudest", compressors.GROUP),
-        EntryPoint("broken", "no_such_package:Method", compressors.GROUP),
+        EntryPoint("loudest", "my_method:Loudest", compressors.REGISTRY.group),
+        EntryPoint("broken", "no_such_package:Method", compressors.REGISTRY.group),
     ]
-    monkeypatch.setattr(compressors, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
     monkeypatch.syspath_prepend(".")
     try:
         ((_, arms),) = composed_by_command_line(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fake_engine import LAYERS, drive, layout_for, reach, video
 
-from stsimdiff import compressors
+from stsimdiff import compressors, registry
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.compressors.dart import DART
@@ -311,27 +311,29 @@ def test_every_name_leads_to_a_compressor():
 
 def test_other_packages_add_names_by_entry_point(monkeypatch):
     points = {
-        "theirs": EntryPoint("theirs", "stsimdiff.compressors.fastv:FastV", compressors.GROUP),
-        "broken": EntryPoint("broken", "no_such_package:Method", compressors.GROUP),
-        "fastv": EntryPoint("fastv", "no_such_package:Method", compressors.GROUP),
+        "theirs": EntryPoint("theirs", "stsimdiff.compressors.fastv:FastV", compressors.REGISTRY.group),
+        "broken": EntryPoint("broken", "no_such_package:Method", compressors.REGISTRY.group),
+        "fastv": EntryPoint("fastv", "no_such_package:Method", compressors.REGISTRY.group),
     }
-    monkeypatch.setattr(compressors, "_registered", lambda: points)
+    monkeypatch.setattr(registry, "entry_points", lambda group: list(points.values()))
     assert compressors.names() == [*METHODS, "broken", "theirs"]
     assert compressors.resolve("theirs") is FastV
     assert compressors.resolve("fastv") is FastV
-    with pytest.raises(ConfigError, match="'broken' is registered as no_such_package:Method but cannot be"):
+    with pytest.raises(
+        ConfigError, match="compressor=broken cannot be imported: .*registered as no_such_package:Method"
+    ):
         compressors.resolve("broken")
 
 
 def test_an_unknown_name_lists_the_right_ones():
     with pytest.raises(
-        ConfigError, match=r"'st_simdif' is unknown; did you mean st_simdiff.*allowed: .*fastervlm, fastv"
+        ConfigError, match=r"'st_simdif' is unknown; allowed: .*fastervlm, fastv.*did you mean st_simdiff"
     ):
         compressors.resolve("st_simdif")
 
 
 def test_a_former_name_leads_to_the_present_one():
-    with pytest.raises(ConfigError, match="'temporal_difference' is now called 'evs'"):
+    with pytest.raises(ConfigError, match="compressor=temporal_difference is now called compressor=evs"):
         compressors.resolve("temporal_difference")
     assert set(compressors.RENAMED.values()) <= set(METHODS)
     assert not set(compressors.RENAMED) & set(METHODS)

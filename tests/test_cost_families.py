@@ -19,18 +19,18 @@ from stsimdiff.cost import head_flops, kv_bytes, prefill_flops, prefill_flops_al
 from stsimdiff.cost.tower import projector_flops, signal_flops, vision_flops
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
-from stsimdiff.models import RELEASED, resolve
+from stsimdiff.models import FAMILIES, info, resolve
 from stsimdiff.models.base import Family, LoadOptions
 from stsimdiff.models.kit.miniatures import MAKERS, make
 from stsimdiff.models.nvila import NVILA
-from stsimdiff.models.released import CONFIGURATIONS, planned_shape
+from stsimdiff.models.released import planned_shape
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
 # Of each family a miniature; Qwen2.5-VL's has windows that are cut at the grid's edge, and layers with and without.
 OPTIONS = {"llava_video average": {"pooling": "average"}}
 CASES = [*sorted(MAKERS), *OPTIONS]
-RELEASED_SIZES = sorted(CONFIGURATIONS)
+RELEASED_SIZES = sorted(FAMILIES)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_sizes_from_the_files_alone_are_those_of_the_loaded_model(folders, name:
 @pytest.mark.parametrize("name", RELEASED_SIZES)
 def test_the_released_sizes_are_read_without_weights(name: str) -> None:
     shape, source = planned_shape(name, None, LoadOptions())
-    assert RELEASED[name] in source and shape.dtype == "bfloat16"
+    assert info(name).released in source and shape.dtype == "bfloat16"
     assert 7.4e9 < shape.parameters < 8.9e9
     grid = shape.grid(64, 480, 640)
     expected = {
@@ -158,7 +158,7 @@ def test_the_authors_pooling_is_an_option_of_the_released_sizes() -> None:
 def test_a_7b_decoder_on_the_meta_device() -> None:
     shape, _ = planned_shape("qwen2_5_vl", None, LoadOptions())
     with torch.device("meta"):
-        config = Qwen2_5_VLConfig.from_dict(CONFIGURATIONS["qwen2_5_vl"]["config.json"])
+        config = Qwen2_5_VLConfig.from_dict(resolve("qwen2_5_vl").released_files["config.json"])
         model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
         embeds = torch.empty(1, 6000, 3584, dtype=torch.bfloat16)
     parameters = sum(p.numel() for p in model.parameters())
@@ -181,7 +181,7 @@ def layer_flops(language: nn.Module, embeds: Tensor) -> Tensor:
 
 class TestPlannedShape:
     def test_a_folder_with_nothing_but_its_configuration(self, tmp_path: Path) -> None:
-        for file, content in CONFIGURATIONS["nvila"].items():
+        for file, content in resolve("nvila").released_files.items():
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).write_text(
                 json.dumps(content | {"num_hidden_layers": 5} if "llm" in file else content)

@@ -22,7 +22,7 @@ from stsimdiff.models.kit.running import TEXT, synthetic_frames
 from stsimdiff.resources import embedded_checkpoint
 
 OPTIONS = LoadOptions(device="cpu", dtype="float32")
-NAMES = (*miniatures.MAKERS, "embedded")
+NAMES = (*models.FAMILIES, "embedded")
 SAVED: dict[str, dict[str, Any]] = {
     "no cache": {"use_cache": False},
     "a static cache": {"cache_implementation": "static"},
@@ -62,7 +62,7 @@ class Counted(StoppingCriteria):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    made = {name: miniatures.make(name, root / name) for name in miniatures.MAKERS}
+    made = {name: miniatures.make(name, root / name) for name in models.FAMILIES}
     return made | {"embedded": Path(shutil.copytree(embedded_checkpoint(), root / "embedded"))}
 
 

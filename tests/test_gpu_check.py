@@ -124,7 +124,7 @@ def test_released_layouts_with_random_weights(name, tmp_path) -> None:
     small = TOWERS.get(name, {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2})
     sizes = dataclasses.replace(released, text={**released.text, **NARROW}, tower={**released.tower, **small})
     path = make(name, tmp_path / "checkpoint", sizes=sizes)
-    options = {option: values[0] for option, values in models.OPTIONS.get(name, {}).items()}
+    options = {option: values[0] for option, values in models.options_of(name).items()}
     if "min_frame_tokens" in options:
         options |= {"min_frame_tokens": 128, "max_frame_tokens": 768, "max_video_tokens": 115200}
     given = LoadOptions("cpu", "float32", family=options)

@@ -205,7 +205,7 @@ class Centred(ScoreCompressor):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", miniatures.MAKERS)
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_centring_in_place_is_refused_in_every_family(tmp_path, family) -> None:
     loaded = models.resolve(family).load(
         str(miniatures.make(family, tmp_path / family)), LoadOptions(device="cpu", dtype="float32")

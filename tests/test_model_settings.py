@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from stsimdiff import models
+from stsimdiff import models, registry
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
@@ -47,7 +47,7 @@ def test_every_family_has_a_file(configure, name) -> None:
     settings = settings_from_config(configure(f"model={name}"))
     assert (settings.model.name, settings.model.family) == (name, name)
     assert settings.model.device_map is None and settings.model.trust_remote_code is False
-    assert len(settings.model.code) == 12 and models.RELEASED[name] in (
+    assert len(settings.model.code) == 12 and models.info(name).released in (
         folder("configs") / "model" / f"{name}.yaml"
     ).read_text(encoding="utf-8")
 
@@ -120,10 +120,12 @@ def test_another_version_of_an_own_family_is_another_arm(configure, tmp_path) ->
 
 def test_entry_points(configure, monkeypatch) -> None:
     points = [
-        EntryPoint("theirs", "stsimdiff.models.qwen3_vl:Qwen3VL", models.GROUP),
-        EntryPoint("gone", "nowhere:Nothing", models.GROUP),
+        EntryPoint("theirs", "stsimdiff.models.qwen3_vl:Qwen3VL", models.REGISTRY.group),
+        EntryPoint("gone", "nowhere:Nothing", models.REGISTRY.group),
     ]
-    monkeypatch.setattr(models, "entry_points", lambda group: points if group == models.GROUP else [])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: points if group == models.REGISTRY.group else []
+    )
     assert models.resolve("theirs") is Qwen3VL and models.names()[-2:] == ["gone", "theirs"]
     settings = settings_from_config(configure("model=custom", "model.family=theirs"))
     assert settings.model.family == "theirs" and settings.model.code

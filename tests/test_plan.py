@@ -21,7 +21,7 @@ from stsimdiff.errors import BudgetError, ConfigError, DataError
 from stsimdiff.evaluate import session
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
-from stsimdiff.models.released import CONFIGURATIONS
+from stsimdiff.models.llava_video import LlavaVideo
 from stsimdiff.plan.dry_run import dry_run
 from stsimdiff.plan.estimate import _stored, plan_pass
 from stsimdiff.plan.show import duration, quantity
@@ -94,10 +94,10 @@ def test_the_plan_is_what_the_run_stores(tmp_path, data, monkeypatch) -> None:
 
 
 def test_a_real_model_without_its_weights(capsys, tmp_path) -> None:
-    for file, content in CONFIGURATIONS["llava_video"].items():
+    for file, content in LlavaVideo.released_files.items():
         (tmp_path / file).write_text(json.dumps(content))
     (tmp_path / "config.json").write_text(
-        json.dumps(CONFIGURATIONS["llava_video"]["config.json"] | {"num_hidden_layers": 14})
+        json.dumps(LlavaVideo.released_files["config.json"] | {"num_hidden_layers": 14})
     )
     words = [FIXTURES, "plan_tflops=400", f"results={tmp_path}/results"]
     plan = planned(*words, "model=llava_video", "benchmark=egoschema", f"model.path={tmp_path}")

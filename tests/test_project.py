@@ -138,4 +138,4 @@ def test_the_lists_name_what_they_say():
             sources = [file.read_text() for path in paths for file in ROOT.glob(path)]
             assert any(re.search(rf"^{table}\b", source, re.MULTILINE) for source in sources), (files, table)
             checked += 1
-    assert checked >= 10
+    assert checked == 3  # FAMILIES, BENCHMARKS, COLUMNS: what was a table for each property is a row in one

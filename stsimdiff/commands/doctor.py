@@ -338,7 +338,7 @@ def _load(settings: Settings, loaded: list[Family]) -> str:
 
 def _released(settings: Settings, family: Family) -> str:
     """How the sizes compare with those of the released checkpoint."""
-    from stsimdiff.models import RELEASED, is_own
+    from stsimdiff.models import info, is_own
     from stsimdiff.models.base import LoadOptions
     from stsimdiff.models.released import planned_shape
 
@@ -347,7 +347,7 @@ def _released(settings: Settings, family: Family) -> str:
         return ""
     released, _ = planned_shape(name, None, LoadOptions())
     same = (shape.decoder, shape.tower) == (released.decoder, released.tower)
-    return f", sizes as {RELEASED[name]}" if same else f" (not the sizes of {RELEASED[name]})"
+    return f", sizes as {info(name).released}" if same else f" (not the sizes of {info(name).released})"
 
 
 def _prompt(case: Case) -> str:

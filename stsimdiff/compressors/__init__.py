@@ -9,20 +9,16 @@ method is asked for. A package adds methods by the entry point group
 from __future__ import annotations
 
 import ast
-import difflib
-import importlib
 import importlib.util
 import inspect
 import re
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from stsimdiff import source
 from stsimdiff.errors import ConfigError
+from stsimdiff.registry import Registry
 from stsimdiff.resources import folder
 from stsimdiff.source import FIDELITIES
-
-GROUP = "stsimdiff.compressors"
 
 
 def _builtin() -> dict[str, str]:
@@ -36,44 +32,10 @@ def _builtin() -> dict[str, str]:
 
 BUILTIN = _builtin()
 """Name to dotted class path: the files of ``configs/compressor``, ``custom`` aside."""
-
-
 RENAMED = {"temporal_difference": "evs"}
 """Former names, which stored results may have, and the methods that they are now."""
-
-
-def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def names() -> list[str]:
-    """Names of all methods, built-in ones first."""
-    return [*BUILTIN, *sorted(set(_registered()) - set(BUILTIN))]
-
-
-def resolve(name: str) -> type:
-    """The class of a method.
-
-    Raises:
-        ConfigError: for an unknown name (it lists the right ones and the closest), or one that cannot be
-            imported.
-    """
-    if name in BUILTIN:
-        module, _, attribute = BUILTIN[name].rpartition(".")
-        return getattr(importlib.import_module(module), attribute)
-    point = _registered().get(name)
-    if point is None:
-        if name in RENAMED:
-            raise ConfigError(f"compressor {name!r} is now called {RENAMED[name]!r}")
-        close = difflib.get_close_matches(name, names(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"compressor {name!r} is unknown{hint}; allowed: {', '.join(names())}")
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"compressor {name!r} is registered as {point.value} but cannot be imported: {error}"
-        ) from error
+REGISTRY = Registry("compressor", "stsimdiff.compressors", BUILTIN, RENAMED, own="my_module.MyMethod")
+names, resolve = REGISTRY.names, REGISTRY.resolve
 
 
 def code_version(cls: type, *parts: type) -> str:

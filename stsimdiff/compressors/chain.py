@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -156,16 +155,7 @@ def _built(given: Any) -> Compressor:
     """A method of the chain, from its name or from a mapping."""
     parameters = dict(given) if isinstance(given, Mapping) else {"name": given}
     name = str(parameters.pop("name", ""))
-    if "." in name:
-        module, _, attribute = name.rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(
-                f"compressor.methods names {name}, which cannot be imported: {error}"
-            ) from error
-    else:
-        cls = compressors.resolve(name)
+    cls = compressors.resolve(name)
     if not (isinstance(cls, type) and issubclass(cls, Compressor)) or issubclass(cls, Chain):
         raise ConfigError(f"compressor.methods names {name}, which is no method that a chain can have")
     known = [field.name for field in dataclasses.fields(cls) if field.init]

@@ -5,10 +5,8 @@ Everything is checked here, before a model is loaded. Nothing here knows Hydra's
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -26,8 +24,9 @@ from stsimdiff.config.checks import group, told
 from stsimdiff.config.settings import Settings, budget_from_config, label_from_config, settings_from_config
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.registry import DOTTED, imported
 from stsimdiff.schema import checked, one_of, settable, suggestion
-from stsimdiff.source import own_frame, placeless, version_of
+from stsimdiff.source import placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
 """Both ends ignore the budget; a sweep over retentions must not run them once for each."""
@@ -206,17 +205,7 @@ def _label(method: str, compressor: Compressor, seed: int, safe: Mapping[str, An
 
 
 def _method_name(cls: type[Compressor]) -> str:
-    path = f"{cls.__module__}.{cls.__qualname__}"
-    for name in compressors.names():
-        if name in compressors.BUILTIN:
-            if compressors.BUILTIN[name] == path:
-                return name
-            continue
-        # Another package's method that cannot be imported has no say in the name of this one.
-        with contextlib.suppress(ConfigError):
-            if compressors.resolve(name) is cls:
-                return name
-    return cls.__name__
+    return compressors.REGISTRY.name_of(cls) or cls.__name__
 
 
 def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
@@ -225,27 +214,17 @@ def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
     Raises:
         ConfigError: for an unknown method or parameter, or a value out of range.
     """
-    cls = _compressor_class(name) if "." in name else compressors.resolve(name)
+    cls = _compressor_class(compressors.REGISTRY.path(name))
     return _made(cls, dict(parameters))
 
 
 def _compressor_class(target: Any, key: str = "compressor._target_") -> type[Compressor]:
-    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
         raise ConfigError(
             f"{key}={target!r} is no class; write compressor=NAME with one of "
             f"{', '.join(compressors.names())}, or compressor._target_=my_module.MyMethod"
         )
-    module, _, attribute = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        # A user's module may do anything on import, end the process included.
-        where = own_frame(error)
-        raise ConfigError(
-            f"{key}={target} cannot be imported: {type(error).__name__}: {error}"
-            + mistakes.of_import(error)
-            + (f" ({where})" if where else " (looked in the current folder and among the installed packages)")
-        ) from error
+    found = imported(f"{key}={target}", target, mistakes.of_import)
     if not mistakes.is_compressor(found):
         raise ConfigError(
             f"{key}={target} is not a compressor; it must be a class derived from "

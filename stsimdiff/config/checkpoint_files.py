@@ -14,8 +14,8 @@ from typing import Any
 
 from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.errors import DataError
-from stsimdiff.models import PARTS
-from stsimdiff.models.presence import TOWERS, tower_file
+from stsimdiff.models.info import info
+from stsimdiff.models.presence import tower_file
 
 TEXTS = re.compile(
     r"(config|generation_config|adapter_config)\.json"
@@ -63,7 +63,7 @@ def files_read(folder: Path, family: str, trusted: bool = False, own: bool = Fal
                 }
         return found
     chosen = []
-    for part in (folder, *(folder / name for name in PARTS.get(family, ()))):
+    for part in (folder, *(folder / name for name in info(family).parts)):
         if not part.is_dir():
             continue
         chosen += [file for file in part.iterdir() if TEXTS.fullmatch(file.name)]
@@ -73,7 +73,7 @@ def files_read(folder: Path, family: str, trusted: bool = False, own: bool = Fal
             # The checkpoint's modules may lie in packages.
             chosen += [file for file in part.rglob("*.py") if not _hidden(file.relative_to(part))]
     found = {file.relative_to(folder).as_posix(): file for file in chosen if file.is_file()}
-    if family in TOWERS:
+    if info(family).tower:
         tower = tower_file(folder, str(_json(folder / "config.json").get("mm_vision_tower")))
         found |= {"vision_tower_config.json": tower} if tower else {}
     return found
@@ -115,7 +115,7 @@ def generation(folder: Path, family: str) -> dict[str, Any]:
 
     The stock class reads ``generation_config.json``; without that file, what an old ``config.json`` says of generation.
     """
-    folder = folder / "llm" if "llm" in PARTS.get(family, ()) else folder
+    folder = folder / "llm" if "llm" in info(family).parts else folder
     given = _json(folder / "generation_config.json")
     if not given:
         config = _json(folder / "config.json")

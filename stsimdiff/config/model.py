@@ -120,7 +120,7 @@ def model_settings(given: dict[str, Any]) -> ModelSettings:
             f"model.device={model.device} and model.device_map={model.device_map} say different things; leave one of "
             "them out"
         )
-    if model.trust_remote_code and model.family in models.OWN_READERS:
+    if model.trust_remote_code and models.info(model.family).original:
         raise ConfigError(
             f"model.trust_remote_code=true has no meaning for model.family={model.family}, which reads the original "
             "checkpoint by code of its own and runs none of the checkpoint's; leave it false"
@@ -167,7 +167,7 @@ def _family_code(family: str, own: bool) -> str:
 
     if own:
         return version_of(models.resolve(family))
-    module, _, name = models.FAMILIES[family].partition(".")[2].rpartition(".")
+    module, _, name = models.info(family).cls.partition(".")[2].rpartition(".")
     return version_of(f"{module}:{name}")
 
 

@@ -14,9 +14,10 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
 from stsimdiff.models.checkpoint import read_config
+from stsimdiff.models.info import info
 from stsimdiff.models.llava_video import LlavaVideo
 from stsimdiff.models.nvila import NVILA, VIDEO_TOKEN
-from stsimdiff.models.presence import TYPES, is_of
+from stsimdiff.models.presence import is_of
 
 Arrays = dict[str, np.ndarray]
 FAMILIES = ("llava_video", "nvila", "qwen2_vl")
@@ -38,7 +39,7 @@ def load_family(checkpoint: Path) -> Family:
     name = next((name for name in FAMILIES if is_of(name, given)), None)
     if name is None:
         # LLaVA-Video's type says too little.
-        others = sorted(TYPES["nvila"] + TYPES["qwen2_vl"])
+        others = sorted(info("nvila").types + info("qwen2_vl").types)
         raise ConfigError(
             f"{config} has model_type {given.get('model_type')!r}; runs can be replayed for LLaVA-Video, "
             f"{', '.join(others)}"

@@ -119,19 +119,20 @@ def _built(file: Path, benchmark: BenchmarkSettings) -> Any:
     if by_task(benchmark.task):
         config["prompt"] = benchmark.prompt
     root = Path(benchmark.data or file.parent).resolve()
-    if benchmark.tasks:
+    plain = make is ConfigurableMessagesTask
+    if plain:
         from loguru import logger
 
         logger.disable("lmms_eval.caching")
         import lmms_eval.api.metrics  # noqa: F401  brings the aggregations that have names
-    if benchmark.tasks and make is ConfigurableMessagesTask:
+
         if config.get("dataset_path") in LOCAL:
             # As the file says them: lmms-eval has made those whole that lie beside it.
             config["dataset_kwargs"] = _below(root, read_task(file)[0].get("dataset_kwargs") or {})
     elif benchmark.data:
         config["dataset_kwargs"] = {"root": str(benchmark.data)}
     task = make(config=config)
-    if benchmark.tasks:
+    if plain or benchmark.tasks:
         task.root = root
     return task
 

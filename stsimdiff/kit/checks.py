@@ -311,7 +311,7 @@ def memory_is_small(case: Case) -> str:
 def _families() -> dict[str, Callable[[Case], str | None]]:
     return {
         f"dropping equals masking: {family}": partial(dropping_equals_masking, family=family)
-        for family in sorted(miniatures.MAKERS)
+        for family in sorted(models.FAMILIES)
     }
 
 

@@ -165,9 +165,7 @@ def _move_stock_options(name: str) -> None:
 
 
 def _register_entry_points() -> None:
-    for name in compressors.names():
-        if name in compressors.BUILTIN:
-            continue
+    for name in compressors.REGISTRY.registered():
         try:
             cls = compressors.resolve(name)
             node = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}

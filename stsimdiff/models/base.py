@@ -213,6 +213,8 @@ class Family(ABC):
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     CONFIGURATIONS: ClassVar[tuple[str, ...]] = ("config.json",)
     """The configuration files that :meth:`shape_from` reads where a checkpoint has them; the first one it must have."""
+    released_files: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What of those files of a released checkpoint decides sizes, for a plan before the weights are here."""
     mrope: ClassVar[bool] = False
     """Whether a token's position is more than one number (M-RoPE); :attr:`decoder` says it too."""
 

@@ -26,6 +26,7 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, dtype_of
+from stsimdiff.models.released import QWEN2_7B
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -40,6 +41,22 @@ class InternVL(Family):
     vision signals are its attention and not the one that patches receive of each other; nobody trained that token for
     a task of its own.
     """
+
+    released_files = {
+        "config.json": {
+            "model_type": "internvl",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": False,
+            "text_config": {**QWEN2_7B, "model_type": "qwen2", "vocab_size": 151674},
+            "vision_config": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "image_size": [448, 448],
+                "patch_size": [14, 14],
+            },
+        },
+    }
 
     model_class = InternVLForConditionalGeneration
     encoder = "get_image_features"

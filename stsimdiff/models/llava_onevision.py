@@ -27,6 +27,7 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
+from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.video import Frames
@@ -39,6 +40,20 @@ class LlavaOnevision(Family):
 
     That last token marks the end and holds nothing of the video: it is no token of the grid and always stays.
     """
+
+    released_files = {
+        "config.json": {
+            "model_type": "llava_onevision",
+            "text_config": {**QWEN2_7B, "model_type": "qwen2", "vocab_size": 152000},
+            "vision_config": {
+                **SIGLIP_SO400M,
+                "model_type": "siglip_vision_model",
+                "num_hidden_layers": 26,
+            },
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+        },
+    }
 
     model_class = LlavaOnevisionForConditionalGeneration
     encoder = "get_video_features"

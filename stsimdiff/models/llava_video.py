@@ -29,7 +29,9 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
 from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
-from stsimdiff.models.presence import ARCHITECTURES, is_of, tower_file
+from stsimdiff.models.info import info
+from stsimdiff.models.presence import is_of, tower_file
+from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
@@ -67,6 +69,19 @@ class LlavaVideo(SiglipQwen2):
     own; ``time_instruction``, whether the question is preceded by the sentence on the video's length and the
     frames' times.
     """
+
+    released_files = {
+        "config.json": {
+            **QWEN2_7B,
+            "model_type": "llava",
+            "architectures": ["LlavaQwenForCausalLM"],
+            "mm_patch_merge_type": "spatial_unpad",
+            "mm_newline_position": "grid",
+            "mm_spatial_pool_stride": 2,
+            "mm_spatial_pool_mode": "bilinear",
+        },
+        "vision_tower_config.json": SIGLIP_SO400M,
+    }
 
     CONFIGURATIONS = ("config.json", "vision_tower_config.json")
 
@@ -247,7 +262,7 @@ def _check(path: str, given: dict[str, Any]) -> None:
     if not is_of("llava_video", given):
         raise ConfigError(
             f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint with architectures="
-            f"{given.get('architectures')!r}; this family loads {ARCHITECTURES['llava_video']} "
+            f"{given.get('architectures')!r}; this family loads {info('llava_video').architecture} "
             "(lmms-lab/LLaVA-Video-7B-Qwen2)"
         )
     for name, value in FIXED.items():

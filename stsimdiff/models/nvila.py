@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 from typing_extensions import override
 
-from stsimdiff import models
 from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
@@ -34,13 +33,15 @@ from stsimdiff.models.base import (
 )
 from stsimdiff.models.checkpoint import account, load_weights, read_config, refuse_sliding_window
 from stsimdiff.models.frame_shape import FrameShape, dtype_of, siglip_tower
+from stsimdiff.models.info import info
 from stsimdiff.models.presence import is_of
+from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
 from stsimdiff.tokens import Grid, Picture
 from stsimdiff.video import Frames
 
-PARTS = models.PARTS["nvila"]
+PARTS = info("nvila").parts
 PROJECTORS = ("mlp_downsample", "mlp_downsample_2x2_fix")
 """Two names of one projector: the same weights and, in the code that NVILA was released with, the same arithmetic."""
 VIDEO_TOKEN = "<vila/video>"
@@ -80,6 +81,18 @@ class Projector(nn.Module):
 
 class NVILA(SiglipQwen2):
     """Frames of SigLIP patches, pooled over groups of frames, each group ended by the tokens of a line break."""
+
+    released_files = {
+        "config.json": {
+            "model_type": "llava_llama",
+            "mm_vision_select_layer": -2,
+            "s2": None,
+            "text_config": None,
+            "video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]}',
+        },
+        "llm/config.json": QWEN2_7B,
+        "vision_tower/config.json": {**SIGLIP_SO400M, "image_size": 448},
+    }
 
     CONFIGURATIONS = ("config.json", *(f"{part}/config.json" for part in PARTS))
 

@@ -15,31 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.models import OWN_READERS, PARTS, RELEASED
+from stsimdiff.models.info import FAMILIES, info
 from stsimdiff.stand_ins import stand_in
 
 SHOWN = 4
 """Missing files that a message lists by name."""
-TOWERS = {"llava_video": "google/siglip-so400m-patch14-384"}
-"""Where a family's released checkpoint does not hold its vision tower's configuration: whose that is."""
-TYPES = {
-    "internvl": ("internvl",),
-    "llava_onevision": ("llava_onevision",),
-    "llava_video": ("llava_qwen", "llava"),
-    "nvila": ("llava_llama", "vila"),
-    "qwen2_5_vl": ("qwen2_5_vl",),
-    "qwen2_vl": ("qwen2_vl",),
-    "qwen3_vl": ("qwen3_vl",),
-}
-"""``model_type`` of the checkpoints that a family reads."""
-ARCHITECTURES = {"llava_video": "LlavaQwenForCausalLM"}
-"""What ``architectures`` must name besides, where the type alone does not tell: the released LLaVA-Video says
-``llava``, as LLaVA-1.5 does, and files saved by its authors' code say ``llava_qwen``."""
-NEEDED = {
-    "internvl": ("tokenizer_config.json", "processor_config.json"),
-    "llava_onevision": ("tokenizer_config.json", "processor_config.json"),
-}
-"""Files that a family reads besides those that all do."""
 TOKENIZERS = ("tokenizer.json", "vocab.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 QUANTIZERS = {
@@ -57,9 +37,9 @@ MOST_HEADER = 100_000_000
 
 def fetching(family: str, folder: str = "DIR") -> str:
     """The commands that get a released checkpoint of a family, for a message."""
-    commands = [f"`hf download {RELEASED.get(family, '<org>/<model>')} --local-dir {folder}`"]
-    if family in TOWERS:
-        commands.append(f"`hf download {TOWERS[family]} config.json` (its vision tower's configuration)")
+    commands = [f"`hf download {info(family).released} --local-dir {folder}`"]
+    if tower := info(family).tower:
+        commands.append(f"`hf download {tower} config.json` (its vision tower's configuration)")
     return " and ".join(commands)
 
 
@@ -84,13 +64,14 @@ def absent(family: str, path: str | Path | None) -> list[str]:
     if other := _mismatch(family, folder, config):
         return [other]
     found += _quantised(family, folder, parts)
-    lost = [name for name in PARTS.get(family, ()) if not (folder / name / "config.json").is_file()]
+    lost = [name for name in info(family).parts if not (folder / name / "config.json").is_file()]
     if lost:
         found.append(f"{folder} lacks the folder {', '.join(lost)}: {fetching(family, str(folder))}")
-    holding = [folder / name for name in PARTS[family] if name not in lost] if family in PARTS else parts
+    own = info(family).parts
+    holding = [folder / name for name in own if name not in lost] if own else parts
     bare = [part for part in holding if not list(part.glob("*.safetensors*"))]
-    if bare and (family in PARTS or len(bare) == len(holding)):
-        named = ", ".join(map(str, bare)) if family in PARTS else str(folder)
+    if bare and (own or len(bare) == len(holding)):
+        named = ", ".join(map(str, bare)) if own else str(folder)
         others = next((file.name for file in bare[0].glob("*.bin")), None)
         why = f" ({others} is not read: it may run code)" if others else ""
         found.append(f"{named} holds no safetensors weights{why}: {fetching(family, str(folder))}")
@@ -105,17 +86,17 @@ def unready(family: str, path: str | Path | None) -> list[str]:
     Weights alone can be loaded and compared, so :func:`absent` does not ask for these files.
     """
     folder = Path(path).expanduser() if path else None
-    if folder is None or family not in TYPES or not (folder / "config.json").is_file():
+    row = info(family)
+    if folder is None or not row.types or not (folder / "config.json").is_file():
         return []
-    texts = folder / "llm" if family == "nvila" else folder
+    texts = folder / "llm" if "llm" in row.parts else folder
     found = []
     if not any((texts / name).is_file() for name in TOKENIZERS):
         found.append(f"{texts} has no tokenizer ({' or '.join(TOKENIZERS)})")
-    found += [f"{folder} has no {name}" for name in NEEDED.get(family, ()) if not (folder / name).is_file()]
-    if family not in OWN_READERS and not any((folder / name).is_file() for name in PROCESSORS):
+    found += [f"{folder} has no {name}" for name in row.needed if not (folder / name).is_file()]
+    if not row.original and not any((folder / name).is_file() for name in PROCESSORS):
         found.append(f"{folder} has no preprocessor ({' or '.join(PROCESSORS)})")
-    # LLaVA-Video's conversation stands in its family's code.
-    if family != "llava_video" and not _template(texts, processor=family not in OWN_READERS):
+    if row.templated and not _template(texts, processor=not row.original):
         found.append(
             f"{texts} has no chat template (chat_template.jinja), without which no question can be put to the model"
         )
@@ -162,8 +143,8 @@ def _adapter(folder: Path) -> str | None:
 
 def is_of(family: str, config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is that of a built-in family's checkpoint."""
-    kind, named, wanted = config.get("model_type"), architectures(config), ARCHITECTURES.get(family)
-    return kind in TYPES[family] and (not wanted or wanted in named or not (named or kind == "llava"))
+    kind, named, wanted = config.get("model_type"), architectures(config), info(family).architecture
+    return kind in info(family).types and (not wanted or wanted in named or not (named or kind == "llava"))
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:
@@ -174,7 +155,8 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
 
 def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint is none of a built-in family; ``None`` where it is one."""
-    if family not in TYPES or is_of(family, config):
+    row = info(family)
+    if not row.types or is_of(family, config):
         return None
     kind, named = config.get("model_type"), architectures(config)
     original = kind == "internvl_chat" or "mm_vision_tower" in config or "vision_tower_cfg" in config
@@ -183,13 +165,15 @@ def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | Non
     what = f"{folder} holds a {kind!r} checkpoint{f' ({named[0]})' if named else ''}"
     if alone:
         said = f"{what}, a language model alone, without a vision tower"
-    elif converted and family in OWN_READERS:
+    elif converted and row.original:
         said = f"{what} in the converted form (-hf); model.family={family} reads the original one"
-    elif original and family not in OWN_READERS:
+    elif original and not row.original:
         said = f"{what} in its original form; model.family={family} reads the converted one"
     else:
-        said = f"{what}; model.family={family} reads {' or '.join(TYPES[family])}"
-    others = [name for name, types in TYPES.items() if kind in types and name != family and kind != "llava"]
+        said = f"{what}; model.family={family} reads {' or '.join(row.types)}"
+    others = [
+        name for name, one in FAMILIES.items() if kind in one.types and name != family and kind != "llava"
+    ]
     hint = f"model={others[0]} reads this one, or " if others and not alone else ""
     return f"{said}: {hint}{fetching(family)}"
 
@@ -200,7 +184,7 @@ def _quantised(family: str, folder: Path, parts: list[Path]) -> list[str]:
         if not isinstance(settings, dict):
             continue
         method = str(settings.get("quant_method") or "bitsandbytes")
-        if family in OWN_READERS:
+        if info(family).original:
             return [
                 f"{part} is quantised ({method}); model.family={family} reads unquantised weights: {fetching(family)}"
             ]
@@ -289,7 +273,7 @@ def tower_file(folder: Path, name: str) -> Path | None:
 
 
 def _tower(family: str, folder: Path) -> list[str]:
-    if family not in TOWERS:
+    if not info(family).tower:
         return []
     try:
         name = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mm_vision_tower"))

@@ -10,10 +10,27 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_window_index
 
 from stsimdiff.models.qwen_vl import QwenVL
+from stsimdiff.models.released import QWEN2_7B
 
 
 class Qwen25VL(QwenVL):
     """Its temporal positions follow the clock, so each grid's length in seconds goes with the prompt."""
+
+    released_files = {
+        "config.json": {
+            **QWEN2_7B,
+            "model_type": "qwen2_5_vl",
+            "vision_config": {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "out_hidden_size": 3584,
+                "window_size": 112,
+                "fullatt_block_indexes": [7, 15, 23, 31],
+            },
+        },
+        "preprocessor_config.json": {"min_pixels": 3136, "max_pixels": 12845056},
+    }
 
     model_class = Qwen2_5_VLForConditionalGeneration
     model_type = "qwen2_5_vl"

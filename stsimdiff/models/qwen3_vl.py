@@ -27,6 +27,33 @@ class Qwen3VL(QwenVL):
     the decoder: a token that was dropped before gets none. All layers of the tower attend within a frame pair.
     """
 
+    released_files = {
+        "config.json": {
+            "model_type": "qwen3_vl",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": False,
+            "text_config": {
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 151936,
+                "tie_word_embeddings": False,
+            },
+            "vision_config": {
+                "depth": 27,
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "out_hidden_size": 4096,
+                "patch_size": 16,
+                "deepstack_visual_indexes": [8, 16, 24],
+            },
+        },
+        "video_preprocessor_config.json": {"size": {"shortest_edge": 4096, "longest_edge": 25165824}},
+    }
+
     model_class = Qwen3VLForConditionalGeneration
     model_type = "qwen3_vl"
     shape_class = Qwen3Shape

@@ -9,9 +9,9 @@ from typing import Any
 
 from stsimdiff.data import cache_folder
 
-from . import rows
 from .dataset import GENERATOR_VERSION, build, build_long, questions
 from .questions import FAMILIES, prompt
+from .rows import FILE, content_revision
 from .world import FPS, FRAMES, SIZE
 
 MODEL_PATH = Path(__file__).parent / "model"
@@ -23,7 +23,7 @@ __all__ = [
 
 def revision(data: str | None) -> str | None:
     """The generator's version; of another folder the digest of its questions and videos."""
-    return rows.revision(Path(data)) if data else GENERATOR_VERSION
+    return content_revision(Path(data)) if data else GENERATOR_VERSION
 
 
 def planned(task: str) -> tuple[list[tuple[dict[str, Any], str]], tuple[int, float, int, int]] | None:
@@ -31,7 +31,7 @@ def planned(task: str) -> tuple[list[tuple[dict[str, Any], str]], tuple[int, flo
 
     `None` where they are made already, and for `long_clips`. What a plan says of them needs no video drawn.
     """
-    if task != "clips" or (cache_folder() / f"clips-{GENERATOR_VERSION}" / rows.FILE).is_file():
+    if task != "clips" or (cache_folder() / f"clips-{GENERATOR_VERSION}" / FILE).is_file():
         return None
     asked = [(row, prompt(row["question"], row["options"])) for row in questions()]
     return asked, (FRAMES, FRAMES / FPS, SIZE, SIZE)

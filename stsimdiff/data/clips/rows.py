@@ -56,7 +56,7 @@ def read(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def revision(root: Path) -> str | None:
+def content_revision(root: Path) -> str | None:
     """12 hex digits of the questions in a user's folder and of their videos' contents; ``None`` without questions.
 
     Where the folder lies, when it was written, and what else is in it do not matter.

@@ -48,10 +48,10 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
+from stsimdiff import models
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.models.llava_video import KEYS
 from stsimdiff.models.nvila import PROJECTORS, Projector
-from stsimdiff.models.released import CONFIGURATIONS
 from stsimdiff.resources import embedded_checkpoint
 from stsimdiff.terminal import say
 
@@ -93,7 +93,7 @@ class Sizes:
     @classmethod
     def released(cls, family: str, dtype: torch.dtype, device: str, layers: int = 3) -> Sizes:
         """The widths of the released checkpoint, with few layers and the small vocabulary."""
-        files = CONFIGURATIONS[family]
+        files = models.resolve(family).released_files
         config = files["config.json"]
         given = files.get("llm/config.json") or config.get("text_config") or config
         text = {name: given[name] for name in (*TEXT, "head_dim") if name in given}
@@ -120,8 +120,11 @@ def make(family: str, folder: Path, seed: int = 0, sizes: Sizes | None = None) -
     Raises:
         ConfigError: for a family that has none, and for a folder that is not empty.
     """
-    if family not in MAKERS:
-        raise ConfigError(f"there is no miniature of family {family!r}; allowed: {', '.join(MAKERS)}")
+    if family not in models.FAMILIES:
+        raise ConfigError(
+            f"there is no miniature of family {family!r}; allowed: {', '.join(models.FAMILIES)}"
+        )
+    maker = MAKERS.get(family) or models.resolve(family).miniature  # type: ignore[attr-defined]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no empty folder; name a new one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,7 @@ def make(family: str, folder: Path, seed: int = 0, sizes: Sizes | None = None) -
         torch.manual_seed(seed)
         torch.set_default_dtype(sizes.dtype)
         try:
-            MAKERS[family](folder, sizes)
+            maker(folder, sizes)
         finally:
             torch.set_default_dtype(dtype)
     return folder
@@ -421,13 +424,13 @@ MAKERS: dict[str, Callable[[Path, Sizes], None]] = {
     "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,
 }
-"""The function that writes each family's miniature into an empty folder."""
+"""The function that writes a family's miniature into an empty folder; another family has its own, ``miniature``."""
 
 
 def main(arguments: list[str]) -> int:
     """Write one miniature; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m stsimdiff.models.kit.miniatures", description=__doc__)
-    parser.add_argument("family", metavar="FAMILY", help=", ".join(MAKERS))
+    parser.add_argument("family", metavar="FAMILY", help=", ".join(models.FAMILIES))
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="is made; must not hold anything")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument(
