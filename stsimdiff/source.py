@@ -48,10 +48,12 @@ INSTALLED = {
 }  # fmt: skip
 """Packages that never count, also where somebody works on them in a folder of their own."""
 
-FIDELITIES = ("official", "adapted", "variant")
+FIDELITIES = ("official", "official, adapted", "adapted", "paper", "variant")
 """What a method says of itself: ``official``, equal to its authors' released code, as recorded outputs prove;
-``adapted``, the authors' algorithm fitted to another setting than theirs; ``variant``, other than what produced the
-published rows. A table says the reason of a ``variant`` below its rows. To a digest it is no more than a docstring."""
+``official, adapted``, equal to it in what was recorded, with what its reason names done otherwise; ``adapted``, the
+authors' algorithm fitted to another setting than theirs, without such a proof; ``paper``, written from the paper, for
+lack of released code; ``variant``, other than what produced the published rows. A table says the reason of a
+``variant`` below its rows. To a digest it is no more than a docstring."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -23,6 +23,7 @@ from stsimdiff.source import FIDELITIES
 from stsimdiff.terminal import Console
 
 VARIANTS = {"visionzip", "fastervlm"}
+CONTROLS = {"no_video", "random", "uniform_frames", "spatial_pool", "chain"}
 WHY = "takes SigLIP's first patch for a class token"
 
 
@@ -55,6 +56,7 @@ def test_every_built_in_method_declares_a_word_and_says_why(name) -> None:
     said = compressors.fidelity_of(cls)
     assert said["word"] in FIDELITIES and len(said["reason"].split()) > 6
     assert (said["word"] == "variant") == (name in VARIANTS)
+    assert (said["word"] == "adapted") == (name in CONTROLS), "a published method is proved by recordings"
     assert compressors.declared(name) == said, "read from the source as from the class"
     table = (Path(compressors.__file__).parent / "README.md").read_text()
     assert f"| `{name}` | `{cls.__name__}` | {said['word']} |" in table
@@ -64,7 +66,10 @@ def test_a_user_s_own_method() -> None:
     assert compressors.fidelity_of(Silent) is None, "it does not inherit the word"
     assert compressors.declared("Silent") is None
     assert compressors.fidelity_of(Told) == {"word": "variant", "reason": "the published one draws frames."}
-    with pytest.raises(ConfigError, match=r"Wrong has fidelity='exact'; allowed: official, adapted, variant"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Wrong has fidelity='exact'; allowed: 'official', 'official, adapted', 'adapted', 'pap",
+    ):
         compressors.fidelity_of(Wrong)
 
 

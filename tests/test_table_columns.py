@@ -16,6 +16,7 @@ from stsimdiff.report import columns, wandb_log
 from stsimdiff.report.columns import Column
 from stsimdiff.report.comparison import MACRO
 from stsimdiff.report.publish import publish
+from stsimdiff.report.rows import read
 from stsimdiff.report.section import NAN
 from stsimdiff.report.text import Cell, Cells, latex, markdown, number, terminal
 
@@ -215,3 +216,84 @@ def test_a_table_too_wide_folds_between_words_and_then_goes_on_below(width: int)
     assert max(map(len, lines)) <= width
     assert all(word in console.file.getvalue().split() for number in numbers for word in number.split())
     assert sum("st_simdiff" in line for line in lines) > 1
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    """A run with a row that dropped nothing, one that only merged, one without a word, and two that are well."""
+    whole = [row | {"retention_tokens": 1.0, "retention_compute": 1.0} for row in answers(0.99, 1.0)]
+    write_arm(tmp_path, "none", 1.0, whole)
+    write_arm(tmp_path, "evs", 0.3, [row | {"correct": True, "reasons": {"all": 400}} for row in whole])
+    write_arm(tmp_path, "dycoke", 0.3, [row | {"kv_kept": 0.3} for row in whole])
+    write_arm(tmp_path, "sttm", 0.3, [row | {"reasons": {"all": 399, "merged": 1}} for row in whole])
+    silent = {"answer": " ", "parsed": None, "correct": False}
+    write_arm(tmp_path, "fastv", 0.3, [row | silent for row in answers(0.6, 0.3)])
+    for name, chance in (("random", 0.4), ("st_simdiff", 0.7)):
+        write_arm(tmp_path, name, 0.3, answers(chance, 0.3))
+    return tmp_path
+
+
+def test_a_row_that_did_nothing_is_marked_everywhere_and_leads_no_block(faults: Path) -> None:
+    publish(
+        faults, brief := Console(file=StringIO(), width=120, force_terminal=True, color_system="standard")
+    )
+    lines = {
+        line.split()[0]: line for line in brief.file.getvalue().splitlines() if line.startswith("\x1b[31m")
+    }
+    assert sorted(lines) == ["\x1b[31mevs", "\x1b[31mfastv"] and "inactive" in lines["\x1b[31mevs"]
+    table = make(
+        faults, console := Console(file=StringIO(), width=250, force_terminal=True, color_system="standard")
+    )
+    rows = {row.method: row for row in table.sections[0].rows}
+    wrong = {name: row.fault for name, row in rows.items() if row.fault}
+    assert wrong == {"evs": "inactive", "fastv": "empty"}
+    assert rows["evs"].overall == 100 and not rows["evs"].best and not rows["evs"].second
+    assert rows["st_simdiff"].best and rows["random"].second
+    shown, plain = console.file.getvalue(), re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
+    assert (
+        "\x1b[31mevs (inactive)" in shown
+        and "\x1b[31mfastv (empty)" in shown
+        and "\x1b[31mrandom" not in shown
+    )
+    at = "At 30 % st_simdiff ("
+    verdict = next(said for said in table.sections[0].verdicts if said.startswith(at))
+    assert "since inactive: evs" in verdict and "since empty: fastv" in verdict
+    markdown_, tex = (faults / "table.md").read_text(), (faults / "table.tex").read_text()
+    page = (faults / "report.html").read_text()
+    for text in (plain, markdown_, tex, page):
+        words = " ".join(text.replace("\\", "").split())
+        assert "evs (inactive)" in words and "fastv (empty)" in words
+        assert "INACTIVE, so out of the contest for the best: evs at 30 %: no token was dropped" in words
+        assert "EMPTY, so out of the contest for the best: fastv at 30 %: every answer is empty" in words
+    assert "100.0 (inactive)" in tex.split("what it cost")[0]
+    assert page.count('class="fault"') == 2
+    assert {name: line_of(faults, name)["fault"] for name in rows} == dict.fromkeys(rows, "") | wrong
+
+
+def test_a_block_of_inactive_rows_has_no_leader(tmp_path: Path) -> None:
+    whole = [row | {"retention_tokens": 1.0, "retention_compute": 1.0} for row in answers(0.9, 1.0)]
+    write_arm(tmp_path, "evs", 0.3, whole)
+    (section,) = make(tmp_path, None).sections
+    assert section.verdicts == [
+        "At 30 % no method that keeps to its budget has answers, so there is no verdict; "
+        "out of the contest, since inactive: evs."
+    ]
+    unknown = [row | {"retention_tokens": None} for row in whole]
+    write_arm(tmp_path, "random", 0.3, unknown)
+    assert [row.fault for row in make(tmp_path, None).sections[0].rows] == ["", "inactive"]
+
+
+def test_the_word_of_fidelity_stands_in_every_table(tmp_path: Path) -> None:
+    for name in ("visionzip", "evs", "st_simdiff", "mine"):
+        write_arm(tmp_path, name, 0.3, answers(0.6, 0.3))
+    publish(tmp_path, None)
+    found = {name: line_of(tmp_path, name)["fidelity"] for name in ("visionzip", "evs", "st_simdiff", "mine")}
+    assert found == {"visionzip": "variant", "evs": "official, adapted", "st_simdiff": "official", "mine": ""}
+    assert "| fidelity |" in (tmp_path / "table.md").read_text()
+    assert (
+        "official, adapted" in printed(tmp_path)
+        and "official, adapted" in (tmp_path / "table.tex").read_text()
+    )
+    assert 'data-text="official, adapted"' in (tmp_path / "report.html").read_text()
+    (evs,) = (row for row in make(tmp_path, None).sections[0].rows if row.method == "evs")
+    assert wandb_log._summary(evs, read(tmp_path).samples)["fidelity"] == "official, adapted"

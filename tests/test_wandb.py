@@ -119,6 +119,7 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
     with (run / "table.csv").open() as stream:
         row = next(line for line in csv.DictReader(stream) if line["method"] == ARM["label"])
     logged = summary(found)
+    assert (logged["fidelity"], row.pop("fidelity"), row.pop("fault")) == ("official", "official", "")
     for name in list(row)[3:]:
         assert logged[name] == pytest.approx(float(row[name])), name
     assert (logged["n"], logged["n_failed"], logged["n_unparsed"]) == (11, 1, 4)

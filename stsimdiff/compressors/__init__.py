@@ -60,7 +60,8 @@ def fidelity_of(cls: type) -> dict[str, str] | None:
     word = vars(cls).get("fidelity") or None
     if word not in (None, *FIDELITIES):
         raise ConfigError(
-            f"{cls.__module__}.{cls.__qualname__} has fidelity={word!r}; allowed: {', '.join(FIDELITIES)}, or none"
+            f"{cls.__module__}.{cls.__qualname__} has fidelity={word!r}; allowed: "
+            f"{', '.join(map(repr, FIDELITIES))}, or none"
         )
     return _declared(word, cls.__doc__)
 

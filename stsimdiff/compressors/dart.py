@@ -43,7 +43,7 @@ class DART(Compressor):
         ConfigError: for any value that is unknown or out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     layer: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[2])] = 2
     pivot_image_token: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[4])] = 4

@@ -42,7 +42,7 @@ class DivPrune(Compressor):
         ConfigError: when ``as_released`` is neither true nor false.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     positions: Positions = "kept"
     as_released: bool = False

@@ -50,7 +50,7 @@ class DyCoke(Compressor):
         similarity: cosine of the two attentions from which all keys are seen, in [-1, 1].
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     as_released: bool = False
     dycoke_p: Annotated[float, Field(ge=0, lt=1, examples=[0.7])] = 0.7

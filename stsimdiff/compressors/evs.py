@@ -42,7 +42,7 @@ class EVS(Compressor):
         as_released: count, first frame and precision as vLLM has them; the share is then at least that of one frame.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     as_released: bool = False
 

@@ -54,7 +54,7 @@ class FastVID(PictureCompressor):
         ConfigError: for any value that is unknown or out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
     needs_vision: ClassVar[bool] = True
 
     variant: str = "auto"

@@ -59,7 +59,7 @@ class FlashVID(PictureCompressor):
         ConfigError: for any value that is unknown or out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
     needs_vision: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=0, le=1, examples=[0.7])] = 0.7

@@ -58,7 +58,7 @@ class HoliTom(PictureCompressor):
         ConfigError: for any value out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
     needs_vision: ClassVar[bool] = True
 
     tau: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8

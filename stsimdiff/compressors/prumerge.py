@@ -42,7 +42,7 @@ class PruMerge(PerFrameCompressor):
         plus: PruMerge+: half of a frame's share are evenly spaced samples.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     plus: bool = False
 

@@ -59,7 +59,7 @@ class PruneVid(PictureCompressor):
         ConfigError: for any value out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     tau: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8
     temporal_segment_ratio: Annotated[float, Field(gt=0, le=1, examples=[0.25])] = 0.25

@@ -44,7 +44,7 @@ class PyramidDrop(Compressor):
         ConfigError: for any value that is unknown or out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     stages: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[3])] = 3
     layers: Sequence[int] | str = "auto"

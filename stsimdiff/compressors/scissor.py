@@ -59,7 +59,7 @@ class Scissor(Compressor):
         ConfigError: for a value out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     tau: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=-1, le=1)],

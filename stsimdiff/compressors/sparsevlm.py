@@ -62,7 +62,7 @@ class SparseVLM(Compressor):
         ConfigError: for any value that is unknown or out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     version: Literal["v1", "v2"] = "v1"
     layers: Annotated[

@@ -65,7 +65,7 @@ class STTM(Compressor):
         ConfigError: for a value out of range.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     threshold: Annotated[float, Field(ge=-1, le=2, examples=[0.85])] = 0.85
     temporal_threshold: Annotated[

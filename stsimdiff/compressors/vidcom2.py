@@ -43,7 +43,7 @@ class VidCom2(Compressor):
             and keep newline tokens on top of it.
     """
 
-    fidelity: ClassVar[str] = "adapted"
+    fidelity: ClassVar[str] = "official, adapted"
 
     temperature: Annotated[float, Field(ge=1e-6, examples=[0.01])] = 0.01
     channels: Annotated[float, Field(ge=0, le=1, examples=[0.5])] = 0.5

@@ -15,7 +15,7 @@ from stsimdiff.report.text import EMPTY, Cell, Cells, number
 
 @dataclass(frozen=True)
 class Column:
-    """One number of an arm.
+    """One number or word of an arm.
 
     Attributes:
         name: in ``table.csv`` and in W&B; that of an attribute of a row where neither ``taken`` nor ``of`` is given.
@@ -28,6 +28,7 @@ class Column:
         when: in which sections it is printed; in files it stands, empty in the others, where it is in one of them.
         zeros: whether it is printed where it is 0 in the whole section.
         later: its place in files, behind all columns of a lower number.
+        words: whether it holds a word, empty where there is none.
         published: whether it rests on the paper's numbers, which its heading says where the baseline gate is not met.
     """
 
@@ -41,6 +42,7 @@ class Column:
     when: Callable[[Section], bool] | None = None
     zeros: bool = True
     later: int = 0
+    words: bool = False
     published: bool = False
 
     def value(self, row: Row) -> Any:
@@ -51,7 +53,10 @@ class Column:
 
     def cell(self, row: Row) -> Cell:
         """What is printed of a row."""
-        return self.show(row) if self.show is not None else number(self.scale * self.value(row), self.form)
+        if self.show is not None:
+            return self.show(row)
+        value = self.value(row)
+        return Cell(value or EMPTY) if self.words else number(self.scale * value, self.form)
 
     def head(self, section: Section) -> str:
         """Its heading in a section."""
@@ -110,7 +115,8 @@ def marks(row: Row) -> str:
         "best": row.best,
         "second": row.second,
         "off budget": row.missed,
-        "variant": row.variant,
+        row.fault: bool(row.fault),
+        "variant": row.fidelity == "variant",
         f"{row.n_failed} failed": row.n_failed,
         "no answers": not row.n,
     }
@@ -145,6 +151,8 @@ COLUMNS = (
     Column("n_failed", "n failed", form=".0f"),
     Column("n_missing", "n video missing", form=".0f", zeros=False),
     Column("n_unparsed", "n unparsed", taken=lambda rows: int(rows["parsed"].isna().sum()), form=".0f"),
+    Column("fidelity", "fidelity", zeros=False, later=3, words=True),
+    Column("fault", later=3, words=True),
     Column("paper", "paper", when=_printed, later=3, published=True),
     Column(
         "minus_paper", "ours - paper", of=lambda row: row.overall - row.paper, form="+.1f",
@@ -163,10 +171,13 @@ def brief_cells(section: Section) -> Cells:
     shown = [column for name in BRIEF for column in COLUMNS if column.name == name and column.is_in(section)]
     lines = [
         [
-            Cell(row.label, place=place),
-            number(100 * row.retention, ".4g"),
-            *(column.cell(row)._replace(place=place if column is OVERALL else 0) for column in shown),
-            Cell(marks(row)),
+            cell._replace(wrong=bool(row.fault))
+            for cell in (
+                Cell(row.label, place=place),
+                number(100 * row.retention, ".4g"),
+                *(column.cell(row)._replace(place=place if column is OVERALL else 0) for column in shown),
+                Cell(marks(row)),
+            )
         ]
         for row in section.rows
         for place in [1 if row.best else 2 * row.second]
@@ -181,8 +192,13 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
 
 def numbers(row: Row) -> dict[str, float]:
     """A row's numbers by their names in the files, without those of its budget."""
-    held = [*COLUMNS, *families(list(row.families))]
+    held = [column for column in (*COLUMNS, *families(list(row.families))) if not column.words]
     return {column.name: column.value(row) for column in held if column.name not in ("retention", "budget")}
+
+
+def words(row: Row) -> dict[str, str]:
+    """A row's words by their names in the files; those that are empty are left out."""
+    return {column.name: found for column in COLUMNS if column.words and (found := column.value(row))}
 
 
 def published(section: Section) -> list[Column]:
@@ -214,12 +230,14 @@ def main_cells(section: Section) -> Cells:
     for retention, rows in section.blocks().items():
         lines = []
         for row in rows:
-            cells = [Cell(row.label), *(column.cell(row) for column in shown)]
+            cells = [Cell(row.name), *(column.cell(row) for column in shown)]
             if row.best:
                 cells = [cell._replace(place=1) for cell in cells]
             elif row.second:
                 ranked = [True, *(column is OVERALL for column in shown)]
                 cells = [cell._replace(place=2 * here) for cell, here in zip(cells, ranked, strict=True)]
+            if row.fault:
+                cells = [cell._replace(wrong=True) for cell in cells]
             lines.append(cells)
         blocks.append((block_title(retention), lines))
     heads = ["method", *(column.head(section) for column in shown)]

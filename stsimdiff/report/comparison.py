@@ -21,7 +21,7 @@ from stsimdiff.report.labels import labels, settings
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
-from stsimdiff.report.section import CONTROLS, NAN, WHOLE, Row, Section
+from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Row, Section
 from stsimdiff.report.statistics import Answers, Interval
 from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import median_compute, verdicts
@@ -30,6 +30,10 @@ MACRO = (
     "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "
     "questions. macro % is empty where a family has no answer."
 )
+
+
+MERGING = ("merged", "contextual")
+"""Reasons of tokens that others were merged into."""
 
 
 UNSCORED = "No accuracy, so no verdict: the answers are not public, and a server scores the predictions."
@@ -146,6 +150,8 @@ class Group:
             label=self.labels[arm.id],
             bare=arm.bare,
             settings=self.labels[arm.id].removeprefix(arm.label).strip(),
+            fidelity=arm.fidelity.get("word", ""),
+            fault=_fault(arm, rows),
             retention=arm.retention,
             budget=kind,
             overall=100 * interval.value,
@@ -154,7 +160,6 @@ class Group:
             relative=100 * whole.value,
             relative_low=100 * whole.low,
             relative_high=100 * whole.high,
-            variant=arm.fidelity.get("word") == "variant",
             retention_tokens=achieved["tokens"],
             retention_compute=achieved["compute"],
             n=len(rows),
@@ -316,6 +321,19 @@ def _fidelity(members: list[StoredArm]) -> list[str]:
     ]
 
 
+def _fault(arm: StoredArm, rows: pd.DataFrame) -> str:
+    """What makes a row no result of its method; see ``Row.fault``. Where nothing is stored, nothing is said."""
+    if not len(rows):
+        return ""
+    if rows["answer"].notna().all() and not rows["answer"].str.strip().any():
+        return EMPTY
+    if arm.reference or arm.retention == 1 or rows["retention_tokens"].isna().any():
+        return ""
+    dropped = (rows[["retention_tokens", "retention_compute", "kv_kept"]] < 1).any(axis=None)
+    merged = rows["reasons"].map(lambda counts: any((counts or {}).get(name) for name in MERGING)).any()
+    return "" if dropped or merged else INACTIVE
+
+
 def _all_tokens(rows: list[Row]) -> Row | None:
     return next((row for row in rows if row.method == "none"), None)
 
@@ -347,6 +365,10 @@ def _warnings(rows: list[Row], kind: str) -> list[str]:
     over = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.over_budget]
     if over:
         notes.append(f"Over its budget, so out of the contest for the best: {', '.join(over)}.")
+    for fault, said in FAULTS.items():
+        names = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.fault == fault]
+        if names:
+            notes.append(f"{fault.upper()}, so out of the contest for the best: {', '.join(names)}: {said}.")
     if any(row.values["n_unparsed"] and not math.isnan(row.overall) for row in rows):
         notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
     return notes

@@ -18,7 +18,7 @@ import jinja2
 
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
-from stsimdiff.report.columns import main_cells
+from stsimdiff.report.columns import columns, main_cells
 from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Stored
@@ -140,11 +140,12 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": render.title(section),
         "heads": [cells.heads[0], "budget %", *cells.heads[1:]],
+        "words": [i for i, column in enumerate(columns(section), 2) if column.words],
         "rows": [
             {
                 "arm": row.arm,
                 "retention": row.retention,
-                "best": row.best,
+                "kind": "fault" if row.fault else "best" if row.best else "",
                 "cells": [line[0], number(100 * row.retention, ".4g"), *line[1:]],
             }
             for row, line in zip(section.rows, lines, strict=True)

@@ -22,6 +22,7 @@ from stsimdiff.report.columns import (
 )
 from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, plain, printed_column
+from stsimdiff.report.section import FAULTS
 from stsimdiff.report.text import EMPTY, Cell, Cells, escaped, number, tex
 from stsimdiff.report.verdict import leader, planned_pairs
 from stsimdiff.terminal import Console
@@ -40,6 +41,8 @@ PAPER_HEADS = {
     "longvideobench_overall": "LVB overall",
     "egoschema": "EgoSchema",
 }
+URGENT = ("gate", "Fidelity", *(fault.upper() for fault in FAULTS))
+"""Words of the notes that stand below the table of accuracies alone."""
 PAIR_HEADS = (
     "method", "minus", "points", "95 % interval", "McNemar p", "clustered p", "Holm p", "verdict", "n needed",
 )  # fmt: skip
@@ -267,7 +270,7 @@ def _layout(sections: Sequence[Section]) -> str:
     heads = ["method", *(column.head(section) for section, shown in groups for column in shown)]
     cells = Cells(heads, blocks, above=[(section.benchmark, len(shown)) for section, shown in groups])
     warnings = dict.fromkeys(
-        note for section in sections for note in section.notes if "gate" in note or "Fidelity" in note
+        note for section in sections for note in section.notes if any(word in note for word in URGENT)
     )
     notes = [f"{section.benchmark}: {said}" for section in sections for said in section.verdicts]
     first = sections[0]
@@ -293,6 +296,9 @@ def _marked(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, list[Ce
         }
         ranked = len(rivals) > 1 and not column.published
         places = sorted(set(rivals.values()), reverse=True)[:2] if ranked else []
+        for row in rows:
+            if row.fault and column.name == OVERALL.name:
+                cells[row.label] = cells[row.label]._replace(text=f"{cells[row.label].text} ({row.fault})")
         for label, cell in cells.items():
             place = 1 + places.index(rivals[label]) if rivals.get(label) in places else 0
             found[label].append(cell._replace(place=place))

@@ -20,6 +20,14 @@ WHOLE = "all"
 """The family of every question of a benchmark that knows no kinds of questions."""
 
 
+INACTIVE, EMPTY = "inactive", "empty"
+FAULTS = {
+    INACTIVE: "no token was dropped or merged on any compared question, so these are the numbers of all tokens",
+    EMPTY: "every answer is empty",
+}
+"""What makes a row no result of its method, and how it is said."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
@@ -58,17 +66,24 @@ class Row:
     """What the label says beside method and parameters."""
     proposed: bool = False
     """Whether the run is about the row's method, which stands last in a block, and which others are compared with."""
-    variant: bool = False
-    """Whether the method differs from the published one; see its fidelity."""
     relative: float = NAN
     relative_low: float = NAN
     relative_high: float = NAN
     """Accuracy in percent of that with all tokens, on the same questions, and its interval."""
+    fidelity: str = ""
+    """The word that the method declares; empty where it declares none."""
+    fault: str = ""
+    """``inactive`` where no token was dropped or merged below a retention of 1, ``empty`` where every answer was."""
 
     @property
     def reference(self) -> bool:
         """Whether the method has no retention of its own."""
         return self.method in REFERENCES
+
+    @property
+    def name(self) -> str:
+        """The label as a table prints it, with what is wrong with the row."""
+        return f"{self.label} ({self.fault})" if self.fault else self.label
 
     @property
     def over_budget(self) -> bool:
@@ -77,9 +92,12 @@ class Row:
 
     @property
     def competes(self) -> bool:
-        """Whether the row is in its block's contest: it has an accuracy, a retention of its own, and keeps to it."""
+        """Whether the row is in its block's contest: it has an accuracy, a retention of its own, and keeps to it.
+
+        A row with a fault has none of what the contest is about: the method did not act, or nothing was answered.
+        """
         scored = self.n > 0 and not math.isnan(self.overall)
-        return not self.reference and scored and not self.over_budget
+        return not self.reference and scored and not self.over_budget and not self.fault
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,14 @@ class Cell(NamedTuple):
         value: the number that the text shows; ``None`` for words, and where there is none.
         place: 1 for the best of a block, 2 for the second, 0 for the others.
         link: where the text leads, in Markdown.
+        wrong: whether a terminal shows it in red.
     """
 
     text: str
     value: float | None = None
     place: int = 0
     link: str = ""
+    wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,9 @@ def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
         if title:
             grid.add_row(Text(title, style="italic"))
         for i, line in enumerate(block):
-            shown = [Text(cell.text, style=("", "bold", "underline")[cell.place]) for cell in line]
+            shown = [
+                Text(cell.text, style="red" if cell.wrong else ("", "bold", "underline")[cell.place])
+                for cell in line
+            ]
             grid.add_row(*shown, end_section=bool(title) and i == len(block) - 1)
     return grid

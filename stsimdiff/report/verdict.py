@@ -7,11 +7,12 @@ The words follow the statistics of ``pairs`` alone: a difference is called one o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from stsimdiff.budget import TOLERANCE
 from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
+from stsimdiff.report.section import FAULTS
 
 if TYPE_CHECKING:
     from stsimdiff.report.section import Row, Section
@@ -83,7 +84,8 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     place = f"At {100 * retention:.4g} %"
     best = leader(rows)
     if best is None:
-        return f"{place} no method that keeps to its budget has answers, so there is no verdict."
+        none = f"{place} no method that keeps to its budget has answers, so there is no verdict"
+        return "; ".join([none, *_outside(rows, FAULTS)]) + "."
     others = against(section.pairs, retention, best.label)
     rivals = [row for row in rows if row.competes and row is not best]
     tied = _cheapest_first([best, *(row for row in rivals if row.overall == best.overall)])
@@ -119,13 +121,21 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
         if row.method == "none" and row.n:
             beside = against(section.pairs, retention, row.label).get(best.label)
             parts += [f"{best.label} {_than(beside, f'all tokens ({row.overall:.1f})')}"] if beside else []
-    out = [row.label for row in rows if row.over_budget]
-    if out:
-        parts.append(f"out of the contest, since over budget: {_listed(out)}")
+    parts += _outside(rows, ("over budget", *FAULTS))
     silent = [row.label for row in rows if not row.n]
     if silent:
         parts.append(f"without answers: {_listed(silent)}")
     return f"{'; '.join(parts)}."
+
+
+def _outside(rows: Sequence[Row], reasons: Iterable[str]) -> list[str]:
+    """Who is out of the contest for one of these reasons."""
+    why = {row.label: row.fault or ("over budget" if row.over_budget else "") for row in rows}
+    return [
+        f"out of the contest, since {reason}: {_listed(names)}"
+        for reason in reasons
+        if (names := [label for label in why if why[label] == reason])
+    ]
 
 
 def leader(rows: Sequence[Row]) -> Row | None:

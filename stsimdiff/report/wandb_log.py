@@ -70,7 +70,7 @@ class _Page:
 
     arm: StoredArm
     name: str
-    summary: Mapping[str, float | int]
+    summary: Mapping[str, float | int | str]
     samples: pd.DataFrame
 
     def content(self) -> str:
@@ -152,14 +152,14 @@ def _name(row: Row) -> str:
     return label + place
 
 
-def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int]:
-    """The row's numbers as in ``table.csv``, TFLOPs and times of a sample; what could not be averaged is absent."""
+def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int | str]:
+    """The row's numbers and words as in ``table.csv``, TFLOPs and times of a sample; none that cannot be averaged."""
     numbers = columns.numbers(row)
     answered = samples[~samples["failed"]]
     numbers["llm_tflops"] = float(answered["llm_flops"].mean()) / 1e12
     for time in TIMES:
         numbers.setdefault(f"{time}_ms", 1000 * float(answered[f"{time}_s"].median()))
-    return {name: value for name, value in numbers.items() if not math.isnan(value)}
+    return {name: value for name, value in numbers.items() if not math.isnan(value)} | columns.words(row)
 
 
 def _samples(rows: pd.DataFrame) -> pd.DataFrame:
