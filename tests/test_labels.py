@@ -153,11 +153,11 @@ def test_maps_and_pairs_do_not_mix_settings(tmp_path: Path) -> None:
         assert one.accuracy.tolist() == [
             [
                 rows[f"st_simdiff tau_sim=0.6 model.pooling={pooling}"],
-                rows[f"st_simdiff model.pooling={pooling}"],
+                rows[f"st_simdiff tau_sim=0.8 model.pooling={pooling}"],
             ]
         ]
     anchors = {pair.method for pair in shown_pairs(section)}
-    assert {"st_simdiff model.pooling=max", "st_simdiff model.pooling=average"} <= anchors
+    assert {f"st_simdiff tau_sim=0.8 model.pooling={pooling}" for pooling in ("max", "average")} <= anchors
 
 
 def test_failures_of_another_kind_of_budget_that_narrow_a_table_are_named_in_it(tmp_path: Path) -> None:

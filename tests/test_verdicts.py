@@ -12,9 +12,9 @@ import pytest
 import recomputed
 from synthetic_run import QUESTIONS, answer, answers, failed, make, write_arm
 
+from stsimdiff.report.equal_compute import median_compute
 from stsimdiff.report.paper import baseline_gate, paper_number
 from stsimdiff.report.render import shown_pairs
-from stsimdiff.report.verdict import median_compute
 
 METHODS = (
     "random",
@@ -366,12 +366,14 @@ def test_rows_that_differ_by_three_percent_in_compute_are_warned_of(tmp_path: Pa
 
 
 def test_budgets_are_audited_as_other_code_does(run: Path, table) -> None:
-    arms, shown = recomputed.stored(run), {}
+    arms, shown, width = recomputed.stored(run), {}, 0
     ids = recomputed.common(arms)
     for line in (run / "table.md").read_text().splitlines():
         cells = [re.sub(r"[*]|</?ins>", "", cell).strip() for cell in line.strip("| ").split("|")]
-        if len(cells) == 16 and cells[1] and cells[0] != "method" and "---" not in cells[1]:
-            shown.setdefault(cells[0], []).append(cells[8:10])
+        if "tokens kept %" in cells:
+            width, place = len(cells), cells.index("tokens kept %")
+        elif len(cells) == width and cells[1] and "---" not in cells[1]:
+            shown.setdefault(cells[0], []).append(cells[place : place + 2])
     computes: dict[float, list[float]] = {}
     for arm in arms.values():
         if not arm["rows"]:
@@ -530,3 +532,78 @@ def test_a_stored_arm_of_a_former_name_is_reported_under_it(tmp_path: Path) -> N
     make(tmp_path / "old", None)
     written = (tmp_path / "old" / "table.md").read_text()
     assert "| temporal_difference | " in written and "| evs | " in written
+
+
+def test_at_equal_compute_a_method_has_what_its_own_curve_says(tmp_path: Path) -> None:
+    """fastv spends twice its tokens: between its two budgets the accuracy at 40 % of the compute is interpolated."""
+    for retention in (0.5, 0.3):
+        write_arm(tmp_path, "random", retention, answers(0.3, retention))
+        write_arm(tmp_path, "visionzip", retention, answers(0.6, retention))
+        write_arm(
+            tmp_path, "fastv", retention, answers(0.9 if retention > 0.4 else 0.5, retention, 1.5 * retention)
+        )
+    write_arm(tmp_path, "none", 1.0, answers(0.95, 1.0))
+    table = make(tmp_path, None)
+    arms = recomputed.stored(tmp_path)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for arm in arms.values():
+        rows = arm["rows"].values()
+        compute = sum(row["retention_compute"] for row in rows) / len(rows)
+        points.setdefault(arm["method"], []).append(
+            (compute, 100 * sum(row["correct"] for row in rows) / len(rows))
+        )
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        lines = {(line["method"], float(line["retention"])): line for line in csv.DictReader(stream)}
+    assert lines["none", 1.0]["equal_compute"] == ""
+    # The median compute of 30 % lies below all that fastv was measured at.
+    assert lines["fastv", 0.3]["equal_compute"] == ""
+    (low, before), (high, after) = sorted(points["fastv"])
+    median = sorted(
+        float(lines[name, 0.5]["retention_compute"]) for name in ("random", "visionzip", "fastv")
+    )[1]
+    assert low < median < high
+    expected = before + (after - before) * (median - low) / (high - low)
+    assert float(lines["fastv", 0.5]["equal_compute"]) == pytest.approx(expected)
+    assert float(lines["random", 0.5]["equal_compute"]) == pytest.approx(
+        float(lines["random", 0.5]["overall"]), abs=1
+    )
+    (said,) = [text for text in table.sections[0].verdicts if text.startswith("At 50 %")]
+    other = float(lines["visionzip", 0.5]["equal_compute"])
+    assert (
+        "(fastv" not in said
+        and f"fastv ({float(lines['fastv', 0.5]['overall']):.1f}) leads, at 1.50 times" in said
+    )
+    place = f"at equal compute ({100 * median:.1f} %, interpolated)"
+    told = (
+        f"it leads too, with {expected:.1f}"
+        if expected > other
+        else (f"it has {expected:.1f} and visionzip leads with {other:.1f}")
+    )
+    assert f"; {place} {told};" in said
+    assert "at equal compute %" in (tmp_path / "table.md").read_text()
+
+
+def test_a_sweep_is_readable(tmp_path: Path) -> None:
+    """Values are columns and in every label, the default's too; rows have their order, and pairs the default."""
+    target = "stsimdiff.compressors.fastv.FastV"
+    for layer in (10, 2, 3, 2.5):
+        settings = {"_target_": target, "layer": layer, "reduction": "last", "rank": 1}
+        label = "fastv" if layer == 3 else f"fastv layer={layer}"
+        write_arm(
+            tmp_path, "fastv", 0.3, answers(0.5, 0.3, seed=int(layer)), label=label, compressor=settings
+        )
+    write_arm(tmp_path, "random", 0.3, answers(0.4, 0.3))
+    section = make(tmp_path, None).sections[0]
+    labels = ["fastv layer=2", "fastv layer=2.5", "fastv layer=3", "fastv layer=10"]
+    assert [row.label for row in section.rows] == ["random", *labels]
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["layer"] for line in lines] == ["", "2.0", "2.5", "3.0", "10.0"] or [
+        line["layer"] for line in lines
+    ] == ["", "2", "2.5", "3", "10"]
+    assert "rank" not in lines[0] and "reduction" not in lines[0]
+    first = max(section.rows, key=lambda row: row.overall).label
+    against = {frozenset((pair.method, pair.against)) for pair in shown_pairs(section)}
+    others = {row.label for row in section.rows}
+    assert {frozenset((name, "fastv layer=3")) for name in others - {"fastv layer=3"}} <= against
+    assert all({first, "fastv layer=3"} & pair for pair in against)

@@ -86,6 +86,10 @@ def _family(name: str, row: Row) -> float:
     return row.families.get(name, NAN)
 
 
+def _swept(name: str, row: Row) -> Any:
+    return row.swept.get(name)
+
+
 def _flops(rows: pd.DataFrame) -> float:
     return float(rows["llm_flops"].sum(min_count=1) / (rows["llm_flops_all"].sum(min_count=1) or NAN))
 
@@ -102,6 +106,11 @@ def _printed(section: Section) -> bool:
 def _relative(section: Section) -> bool:
     """Whether the accuracy with all tokens is known, so that others can be given in percent of it."""
     return any(row.relative == row.relative for row in section.rows)
+
+
+def _uneven(section: Section) -> bool:
+    """Whether the rows of a block differ in compute, so that their accuracies at one compute differ too."""
+    return any(row.equal == row.equal and abs(row.equal - row.overall) >= 0.05 for row in section.rows)
 
 
 def _decoding(section: Section) -> bool:
@@ -137,6 +146,7 @@ COLUMNS = (
         when=_relative, later=1,
     ),
     Column("relative_high", when=_relative, later=1),
+    Column("equal_compute", "at equal compute %", of=lambda row: row.equal, when=_uneven, later=1),
     Column("retention_tokens", "tokens kept %", show=partial(_kept, "tokens")),
     Column("retention_compute", "compute kept %", show=partial(_kept, "compute")),
     Column("llm_flops_ratio", "LLM FLOPs %", taken=_flops, scale=100),
@@ -162,7 +172,14 @@ COLUMNS = (
 """In the order of printing, behind the accuracies of the families."""
 
 
-BRIEF = ("overall", "ci_low", "relative", "retention_tokens", "retention_compute", "llm_flops_ratio")
+BRIEF = (
+    "overall",
+    "ci_low",
+    "relative",
+    "retention_tokens",
+    "retention_compute",
+    "llm_flops_ratio",
+)
 """The columns of the screen at the end of a run."""
 
 
@@ -220,6 +237,12 @@ def in_files(sections: Sequence[Section]) -> list[Column]:
     """The columns of the files of a run, in their order."""
     names = dict.fromkeys(name for section in sections for name in section.families)
     held = [column for column in COLUMNS if any(map(column.is_in, sections))]
+    taken_names = {"method", "model", "benchmark", *(column.name for column in COLUMNS)}
+    parameters = dict.fromkeys(name for section in sections for row in section.rows for name in row.swept)
+    held += [
+        Column(f"compressor.{name}" if name in taken_names else name, of=partial(_swept, name), later=4)
+        for name in parameters
+    ]
     return sorted([*held, *families(list(names))], key=lambda column: column.later)
 
 

@@ -17,14 +17,15 @@ from stsimdiff.errors import VideoError
 from stsimdiff.evaluate.store import REFERENCES, SUBMISSION
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import taken
-from stsimdiff.report.labels import labels, settings
+from stsimdiff.report.equal_compute import at_equal_compute, median_compute
+from stsimdiff.report.labels import labels, order, settings, swept
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Row, Section
 from stsimdiff.report.statistics import Answers, Interval
 from stsimdiff.report.text import one_line, printable
-from stsimdiff.report.verdict import median_compute, verdicts
+from stsimdiff.report.verdict import verdicts
 
 MACRO = (
     "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "
@@ -53,6 +54,7 @@ class Group:
         self.asked = set().union(*(rows.index for rows in self.stored.values()))
         self.labels = labels(arms)
         self.settings = settings(arms)
+        self.swept = swept(arms)
         self.server = arms[0].server
 
     def sections(self) -> list[Section]:
@@ -86,7 +88,7 @@ class Group:
         found = [
             self._row(arm, kind, families, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
         ]
-        rows = _ranked(found)
+        rows = _ranked(at_equal_compute(found))
         planned = members[0].shown.proposed
         pairs = all_pairs(answering, self.labels, answers, kind, full, bool(planned)) if answers else []
         records = [arm.record for arm in members]
@@ -149,7 +151,8 @@ class Group:
             method=arm.method,
             label=self.labels[arm.id],
             bare=arm.bare,
-            settings=self.labels[arm.id].removeprefix(arm.label).strip(),
+            settings=" ".join(f"{name}={value}" for name, value in self.settings[arm.id].items()),
+            swept=self.swept[arm.id],
             fidelity=arm.fidelity.get("word", ""),
             fault=_fault(arm, rows),
             retention=arm.retention,
@@ -305,7 +308,8 @@ class Group:
             rank = CONTROLS.index(first) / len(CONTROLS)
         elif arm.proposed:
             rank = 3
-        return -arm.retention, rank, arm.method, not arm.bare, self.labels[arm.id], arm.id
+        values = [order(value) for value in self.swept[arm.id].values() if not isinstance(value, bool)]
+        return -arm.retention, rank, arm.method, values, not arm.bare, self.labels[arm.id], arm.id
 
     def _name(self, arm: StoredArm) -> str:
         label = self.labels[arm.id]

@@ -106,10 +106,36 @@ def settings(arms: Sequence[StoredArm]) -> dict[str, dict[str, str]]:
     }
 
 
+def swept(arms: Sequence[StoredArm]) -> dict[str, dict[str, Any]]:
+    """Of each arm the parameters in which the arms of its method differ, with their values."""
+    found: dict[str, dict[str, Any]] = {arm.id: {} for arm in arms}
+    for same in _by(arms, lambda arm: arm.method).values():
+        for name in dict.fromkeys(name for arm in same for name in arm.compressor if name != "_target_"):
+            values = [arm.compressor.get(name) for arm in same]
+            if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
+                for arm in same:
+                    value = arm.compressor.get(name)
+                    plain = value is None or isinstance(value, (bool, int, float, str))
+                    found[arm.id][one_line(name)] = value if plain else json.dumps(value, sort_keys=True)
+    return found
+
+
+def order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, before words by letter."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not number, float(value) if number else 0.0, str(value)
+
+
 def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Labels by arm id, unique in a block: method, parameters, and what else the arms of a table differ in."""
     found = settings(arms)
     told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
+    for id_, values in swept(arms).items():
+        # A default is named too where others differ from it; a switch that is as it is by default goes without saying.
+        arm = next(arm for arm in arms if arm.id == id_)
+        said = {name: _said(value) for name, value in values.items() if not isinstance(value, bool)}
+        own = arm.label == arm.configured
+        told[id_][:0] = [f"{n}={v}" for n, v in said.items() if own and f" {n}=" not in f" {arm.configured}"]
     for same in _by(arms, lambda arm: arm.method).values():
         codes = [one_line(str(arm.record.get("code"))) for arm in same]
         if len(set(codes)) > 1:

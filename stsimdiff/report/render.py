@@ -69,6 +69,8 @@ def shown_pairs(section: Section) -> list[Pair]:
         variants = [row for row in rows if row.proposed]
         proposed = [row for row in variants if row.bare] or variants[:1]
         first = leader(rows)
+        # Of a sweep of another method: its own defaults.
+        proposed = proposed or [row for row in rows if row.bare and row.swept]
         anchors = [row.label for row in ([first] if first else []) + proposed]
         for anchor in dict.fromkeys(anchors):
             for name, pair in against(section.pairs, retention, anchor).items():

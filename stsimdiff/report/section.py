@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.pairs import Pair
@@ -66,6 +67,10 @@ class Row:
     """What the label says beside method and parameters."""
     proposed: bool = False
     """Whether the run is about the row's method, which stands last in a block, and which others are compared with."""
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the method's parameters in which its arms differ, by their names."""
+    equal: float = NAN
+    """The label's accuracy at the median compute of the block, see ``equal_compute``."""
     relative: float = NAN
     relative_low: float = NAN
     relative_high: float = NAN

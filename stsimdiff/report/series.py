@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stsimdiff.report.arm import StoredArm
+from stsimdiff.report.labels import order
 from stsimdiff.report.section import Row, Section
 
 FORMATS = ("svg", "png")
@@ -94,7 +95,7 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
     maps = []
     for (method, retention, *_), rows in groups.items():
         cells = {tuple(parameters[row.arm][name] for name in THRESHOLDS): row.overall for row in rows}
-        similar, different = (sorted({cell[i] for cell in cells}, key=_number_first) for i in (0, 1))
+        similar, different = (sorted({cell[i] for cell in cells}, key=order) for i in (0, 1))
         if len(cells) < 2:
             continue
         grid = np.array([[cells.get((s, d), math.nan) for s in similar] for d in different], dtype=float)
@@ -102,12 +103,6 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
         title = " ".join([method, *own, f"at {100 * retention:.4g} %"])
         maps.append(ThresholdMap(title, [_said(s) for s in similar], [_said(d) for d in different], grid))
     return maps
-
-
-def _number_first(value: object) -> tuple[bool, float, str]:
-    if isinstance(value, (int, float)):
-        return False, float(value), str(value)
-    return True, 0.0, str(value)
 
 
 def _said(value: object) -> str:

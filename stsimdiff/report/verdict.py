@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from stsimdiff.budget import TOLERANCE
+from stsimdiff.report.equal_compute import median_compute
 from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
 from stsimdiff.report.section import FAULTS
 
@@ -98,6 +99,7 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
         parts = [f"{place} {names} {'lead together' if len(tied) > 1 else 'leads'}"]
     median = median_compute(rows)
     parts[0] += _spending(tied, median)
+    parts += _at_equal_compute(rows, best, median)
     if level:
         # Who cannot be told from the leader is a choice of what to spend.
         level = _cheapest_first(level)
@@ -145,12 +147,6 @@ def leader(rows: Sequence[Row]) -> Row | None:
     return next(iter(_cheapest_first([row for row in contest if row.overall == best])), None)
 
 
-def median_compute(rows: Sequence[Row]) -> float:
-    """The compute that is usual in a block: the lower median, NaN where no row has any."""
-    spent = sorted(row.retention_compute for row in rows if row.retention_compute > 0)
-    return spent[(len(spent) - 1) // 2] if spent else math.nan
-
-
 def _cheapest_first(rows: Sequence[Row]) -> list[Row]:
     """In the order of their compute, and else as printed; those that have none stored last."""
     spent = [row.retention_compute for row in rows]
@@ -165,6 +161,19 @@ def _spending(tied: Sequence[Row], median: float) -> str:
     spent = [_times(row, median) for row in tied]
     said = _listed(spent) if len(tied) <= FEW else f"{spent[0].removesuffix(' times')} to {spent[-1]}"
     return f", at {said} the block's median compute"
+
+
+def _at_equal_compute(rows: Sequence[Row], best: Row, median: float) -> list[str]:
+    """Who leads at the block's median compute, said where the leader does not spend that."""
+    known = _cheapest_first([row for row in rows if row.competes and not math.isnan(row.equal)])
+    if len(known) < 2 or _ratio(best, median) is None:
+        return []
+    first = max(known, key=lambda row: row.equal)
+    place = f"at equal compute ({100 * median:.1f} %, interpolated)"
+    if first is best:
+        return [f"{place} it leads too, with {best.equal:.1f}"]
+    own = f"it has {best.equal:.1f}" if best in known else "it was not measured"
+    return [f"{place} {own} and {first.label} leads with {first.equal:.1f}"]
 
 
 def _ratio(row: Row, median: float) -> float | None:
