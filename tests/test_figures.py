@@ -49,12 +49,12 @@ def test_maps_hold_every_arm_of_one_setting(run: Path) -> None:
     stored = read(run)
     (section,) = build(stored).sections
     maps = threshold_maps(section, stored.arms)
-    assert [one.title for one in maps] == ["st_simdiff at 50 %", "st_simdiff at 30 %"]
+    assert [one.title for one in maps] == ["st_simdiff layer=1 at 50 %", "st_simdiff layer=1 at 30 %"]
     accuracy = {(row.label, row.retention): row.overall for row in section.rows}
     for one, retention in zip(maps, (0.5, 0.3), strict=True):
         assert (one.similar, one.different) == (["0.7", "0.8"], ["0.1", "0.2", "p95"])
         for (y, x), value in np.ndenumerate(one.accuracy):
-            label = f"st_simdiff tau_sim={one.similar[x]} tau_diff={one.different[y]}"
+            label = f"st_simdiff tau_sim={one.similar[x]} tau_diff={one.different[y]} layer=1"
             assert value == pytest.approx(accuracy.get((label, retention), NAN), nan_ok=True)
     assert np.isnan(maps[0].accuracy[0, 1]) and np.isnan(maps[0].accuracy).sum() == 1
 
