@@ -151,7 +151,7 @@ class Group:
             method=arm.method,
             label=self.labels[arm.id],
             bare=arm.bare,
-            settings=" ".join(f"{name}={value}" for name, value in self.settings[arm.id].items()),
+            settings=repr((self.settings[arm.id], arm.record.get("code"))),
             swept=self.swept[arm.id],
             fidelity=arm.fidelity.get("word", ""),
             fault=_fault(arm, rows),

@@ -64,7 +64,7 @@ class Row:
     bare: bool = False
     """Whether the method has its own defaults."""
     settings: str = ""
-    """What the label says beside method and parameters."""
+    """What rows of one method differ in beside its parameters: equal for rows that one map may hold."""
     proposed: bool = False
     """Whether the run is about the row's method, which stands last in a block, and which others are compared with."""
     swept: Mapping[str, Any] = field(default_factory=dict)
