@@ -33,7 +33,7 @@ ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-table sweep compare efficiency doctor data test docs mutation lint format train-embedded clean
+.PHONY: help install reproduce-table sweep compare efficiency doctor data test test-all docs mutation lint format train-embedded clean
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -71,7 +71,10 @@ doctor: $(STAMP) ## Prove that this machine can run EXPERIMENT (MODEL, DATA as f
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, egoschema ...: docs/benchmarks.md); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff data $(if $(BENCHMARK),benchmark=$(BENCHMARK),--help) $(if $(DATA),"benchmark.data=$(DATA)") $(ARGS)
 
-test: $(STAMP) ## Run the tests, two files at a time (ARGS="-k name" for some of them)
+test: $(STAMP) ## Run the quick tests, two files at a time (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## Run all tests, as CI does (ARGS="tests/test_sweeps.py" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 docs: $(STAMP) ## Build the documentation as a site into build/site; any broken link is an error

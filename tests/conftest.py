@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -12,3 +15,11 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow.txt, which take 2 seconds or more together on two cores."""
+    slow = set(Path(__file__).with_name("slow.txt").read_text().split())
+    for item in items:
+        if f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" in slow:
+            item.add_marker("slow")

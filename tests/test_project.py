@@ -139,3 +139,14 @@ def test_the_lists_name_what_they_say():
             assert any(re.search(rf"^{table}\b", source, re.MULTILINE) for source in sources), (files, table)
             checked += 1
     assert checked == 3  # FAMILIES, BENCHMARKS, COLUMNS: what was a table for each property is a row in one
+
+
+def test_slow_tests_are_there_and_ci_runs_them():
+    listed = (ROOT / "tests/slow.txt").read_text().split()
+    assert listed == sorted(set(listed)) and len(listed) > 50
+    for name in listed:
+        file, _, test = name.partition("::")
+        assert re.search(rf"^def {test}\(", (ROOT / f"tests/{file}.py").read_text(), re.MULTILINE), name
+    targets = dict(re.findall(r"^([\w-]+): .*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert '-m "not slow"' in targets["test"] and "slow" not in targets["test-all"]
+    assert "\nmake test-all 2>&1" in (ROOT / ".ci/run").read_text()
