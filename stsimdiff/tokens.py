@@ -151,6 +151,12 @@ class View(ABC):
         """
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # A sum is finite only if every term is, save for overflow, so the full mask is made only on suspicion.
+    return math.isfinite(float(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
+
+
 @dataclass(frozen=True)
 class VideoTokens:
     """Some or all tokens of one video.
@@ -186,16 +192,14 @@ class VideoTokens:
 
     def check_finite(self, where: str) -> None:
         """Raise ``ValueError`` when a feature is NaN or infinite; ``where`` names the place in the message."""
-        # A sum is finite only if every term is, save for overflow, so the full mask is made only on suspicion.
-        if math.isfinite(float(self.features.sum(dtype=torch.float32))):
+        if all_finite(self.features):
             return
         bad = ~torch.isfinite(self.features).all(dim=1)
-        if bool(bad.any()):
-            first = int(self.index[bad.nonzero()[0, 0]])
-            raise ValueError(
-                f"{where}: {int(bad.sum())} of {len(self)} video tokens hold NaN or infinite features "
-                f"(first: raster index {first} of grid {self.grid})"
-            )
+        first = int(self.index[bad.nonzero()[0, 0]])
+        raise ValueError(
+            f"{where}: {int(bad.sum())} of {len(self)} video tokens hold NaN or infinite features "
+            f"(first: raster index {first} of grid {self.grid})"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens, all_finite
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _PerFrameRun(Run):
         tokens.check_finite(f"{type(self.method).__name__}, input of layer 0")
         grid, vision = self.layout.grid, self.vision
         for name in ("received", "keys"):
-            if not bool(torch.isfinite(getattr(vision, name)).all()):
+            if not all_finite(getattr(vision, name)):
                 raise ValueError(
                     f"{type(self.method).__name__}: the vision tower's {name} hold NaN or infinite values; load the "
                     "model in a wider dtype, such as bfloat16"

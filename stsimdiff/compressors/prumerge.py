@@ -72,16 +72,15 @@ class PruMerge(PerFrameCompressor):
         return Reduced(keep, reason, merged.features[0][turn])
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Frame by frame: keys normalised, kept ones compared with all, neighbours and the rest added up by weight."""
+        """Frame by frame: keys normalised, kept ones compared with all, and all added up by weight."""
         assert keys is not None, "methods that read keys are given their size"
         total, patches, key = 0, grid.per_frame, math.prod(keys)
-        neighbours = min(NEIGHBOURS, patches - 1)
         for share in frame_shares(trace.final, grid.frames):
             if share in (0, patches):
                 continue
             rows = share - 1
             total += patches * 3 * key + 2 * rows * patches * key
-            total += width * (patches + rows * (neighbours + 1) + patches - rows)
+            total += width * (2 * share * patches + rows)
         return total
 
 
@@ -147,6 +146,10 @@ def _merge_one(
     row = torch.arange(n, device=hidden.device)
     similarity[row, len(complement) + row] = -torch.inf
     cluster = others[similarity.topk(neighbours, dim=1).indices]
-    weighted = hidden * attention[:, None]
-    rows = hidden[index] + weighted[cluster].sum(1)
-    return torch.cat((rows, weighted[complement].sum(0, keepdim=True))), complement, cluster
+    # One product adds up what each row takes in: the patches themselves, so many for each row, are never gathered.
+    weight = attention.new_zeros(n + 1, patches)
+    weight.scatter_add_(1, cluster, attention[cluster])
+    weight[n].index_add_(0, complement, attention[complement])
+    rows = weight @ hidden
+    rows[:n] += hidden[index]
+    return rows, complement, cluster

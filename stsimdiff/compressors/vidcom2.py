@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
@@ -55,7 +56,7 @@ class VidCom2(Compressor):
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """Variances of all channels; of those that count norms, two centres, and the distances to them."""
-        return grid.tokens * (3 * width + 11 * max(1, int(width * self.channels)))
+        return grid.tokens * (4 * width + 11 * max(1, int(width * self.channels)))
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,24 @@ def scores(features: Tensor, share: float = 0.5) -> Scores:
         share: of the channels that count.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
-    variance = torch.var(features.to(dtype).flatten(0, 1), dim=0, unbiased=False)
+    # Frame by frame, so that what is worked on stays in the cache.
+    mean = features.flatten(0, 1).sum(0, dtype=dtype) / features.shape[:2].numel()
+    variance = torch.zeros_like(mean)
+    for frame in features:
+        variance += (frame.to(dtype) - mean).square_().sum(0)
+    variance /= features.shape[:2].numel()
     channels = torch.sort(variance, stable=True).indices[: max(1, int(features.shape[2] * share))]
-    unit = torch.nn.functional.normalize(features.index_select(2, channels).to(dtype), dim=-1)
+    inside = channels.sort().values
+    unit = torch.stack([graph.unit(frame[:, inside]) for frame in features])
     centre = unit.flatten(0, 1).mean(0)
-    by_frame = [[_similarity(frame, point) for point in (centre, frame.mean(0))] for frame in unit.unbind(0)]
+    by_frame = [[_similarity(frame, point) for point in (centre, frame.mean(0))] for frame in unit]
     video, own = (torch.stack(column) for column in zip(*by_frame, strict=True))
     return Scores(variance, channels, video, own)
 
 
 def _similarity(tokens: Tensor, centre: Tensor) -> Tensor:
     """``(F,)`` sum of Gaussian kernels of all widths of the distance to the centre."""
-    distance = (tokens - centre).square().sum(-1)
+    distance = (tokens - centre).square_().sum(-1)
     return torch.stack([torch.exp(-distance / (2 * width)) for width in WIDTHS]).sum(0)
 
 

@@ -62,21 +62,21 @@ class VisionZip(PerFrameCompressor):
             return Reduced(keep, torch.full_like(keep, int(Reason.IMPORTANT)))
         # A stand-in for the class token, which the published selection keeps in front and never merges.
         metric = keys.float().mean(1)
-        zipped = select(
-            torch.cat((features.new_zeros(1, features.shape[1]), features))[None],
+        chosen = choose(
             torch.cat((metric.new_ones(1, metric.shape[1]), metric))[None],
             torch.cat((received.new_zeros(1), received))[None, None],
             count - contextual,
             contextual,
         )
-        dominant, target = zipped.dominant[0, 1:] - 1, zipped.target[0] - 1
+        dominant, target, source = chosen[0][0, 1:] - 1, chosen[1][0] - 1, chosen[2] - 1
+        merged = merge(features[None], target[None], source, chosen[3])[0]
         keep, order = torch.cat((dominant, target)).sort()
         reason = torch.full_like(keep, int(Reason.CONTEXTUAL))
         reason[order < len(dominant)] = int(Reason.IMPORTANT)
-        return Reduced(keep, reason, zipped.features[0, 1:][order])
+        return Reduced(keep, reason, torch.cat((features[dominant], merged))[order])
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Frame by frame: keys averaged over heads, their norms, sources compared with targets, and added to them."""
+        """Frame by frame: keys averaged over heads and normalised, sources against targets, and a product of all."""
         assert keys is not None, "methods that read keys are given their size"
         total, patches, (heads, head) = 0, grid.per_frame, keys
         for share in frame_shares(trace.final, grid.frames):
@@ -85,7 +85,7 @@ class VisionZip(PerFrameCompressor):
                 continue
             sources = patches - share
             total += patches * (heads + 3) * head + 2 * sources * contextual * head
-            total += (sources + 2 * contextual) * width
+            total += 2 * contextual * patches * width
         return total
 
 
@@ -121,33 +121,45 @@ def select(hidden: Tensor, metric: Tensor, attention: Tensor, dominant: int, con
     Raises:
         ValueError: when the counts are not within the number of tokens.
     """
-    batch, n, width = hidden.shape
+    kept, target, source, assignment = choose(metric, attention, dominant, contextual)
+    rows = torch.cat((_rows(hidden, kept), merge(hidden, target, source, assignment)), 1)
+    return Zipped(rows, kept, target, source, assignment)
+
+
+def choose(
+    metric: Tensor, attention: Tensor, dominant: int, contextual: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``dominant``, ``target``, ``source`` and ``assignment`` of :class:`Zipped`; see :func:`select`."""
+    batch, n, _ = metric.shape
     rest = n - 1 - dominant
     if dominant < 0 or not 1 <= contextual <= rest:
         raise ValueError(f"{dominant} dominant and {contextual} contextual tokens do not fit {n - 1} patches")
     score = attention[:, :, 1:].sum(1)
     chosen = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :dominant] + 1
-    is_dominant = torch.zeros(batch, n, dtype=torch.bool, device=hidden.device)
+    is_dominant = torch.zeros(batch, n, dtype=torch.bool, device=metric.device)
     is_dominant[:, 0] = True
     is_dominant.scatter_(1, chosen, True)
     kept = is_dominant.nonzero()[:, 1].view(batch, 1 + dominant)
     left = (~is_dominant).nonzero()[:, 1].view(batch, rest)
 
-    is_target = torch.zeros(rest, dtype=torch.bool, device=hidden.device)
-    is_target[torch.arange(contextual, device=hidden.device) * max(1, rest // contextual)] = True
+    is_target = torch.zeros(rest, dtype=torch.bool, device=metric.device)
+    is_target[torch.arange(contextual, device=metric.device) * max(1, rest // contextual)] = True
     target, source = left[:, is_target], left[:, ~is_target]
     unit = metric / metric.norm(dim=-1, keepdim=True)
     similarity = _rows(unit, source) @ _rows(unit, target).transpose(1, 2)
-    assignment = similarity.argmax(2)
+    return kept, target, source, similarity.argmax(2)
 
-    total = torch.zeros(batch, contextual, width, dtype=hidden.dtype, device=hidden.device)
-    total.scatter_add_(1, assignment[:, :, None].expand(-1, -1, width), _rows(hidden, source))
-    count = torch.zeros(batch, contextual, dtype=hidden.dtype, device=hidden.device)
-    count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=hidden.dtype))
-    merged = _rows(hidden, target) + total / count.clamp_min(1)[:, :, None]
-    return Zipped(torch.cat((_rows(hidden, kept), merged), 1), kept, target, source, assignment)
+
+def merge(hidden: Tensor, target: Tensor, source: Tensor, assignment: Tensor) -> Tensor:
+    """``(B, contextual, d)``: each target, and the mean of the sources that went to it, added up."""
+    weight = hidden.new_zeros(len(hidden), target.shape[1], hidden.shape[1])
+    for own, rows, numbers, owner in zip(weight, target, source, assignment, strict=True):
+        count = torch.bincount(owner, minlength=len(rows)).to(hidden.dtype)
+        own[owner, numbers] = count.reciprocal()[owner]
+        own[torch.arange(len(rows), device=rows.device), rows] = 1
+    return weight @ hidden
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x[b, index[b]]`` for each image."""
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+    """``x[b, index[b]]`` for each image, whole rows at a time."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
