@@ -21,7 +21,8 @@ from stsimdiff.errors import ConfigError, RunFailed, Terminated
 from stsimdiff.evaluate import answering, features, limits, progress, run
 from stsimdiff.evaluate.failures import is_out_of_memory, once_more
 from stsimdiff.evaluate.limits import SampleTimeout, TimeLimit, sigterm_raises
-from stsimdiff.evaluate.progress import Progress
+from stsimdiff.evaluate.processes import Processes
+from stsimdiff.evaluate.progress import Board, Progress
 from stsimdiff.video.process import VideoProcess
 
 
@@ -305,14 +306,66 @@ def test_a_line_a_minute_goes_to_the_log_and_where_there_is_no_terminal(tmp_path
                 if number % 2 == 0:
                     bar.question()
                 bar.arm("random", 0.3)
-                clock.now += 30
+                with bar.working():
+                    clock.now += 15
+                clock.now += 15
                 bar.step(failed=number == 3)
         said = [line.split(" ", 2)[2] for line in file.read_text().splitlines()]
         assert said == [
-            "2 of 4 answered, video 1 of 1, question 1 of 2, 0 failed, 60 s, about 60 s left (now: random at 30 %)",
-            "4 of 4 answered, video 1 of 1, question 2 of 2, 1 failed, 120 s, about 0 s left (now: random at 30 %)",
+            "2 of 4 answered, video 1 of 1, question 1 of 2, 0 failed, 0.033 a second, model busy 50 %, 60 s, about "
+            "60 s left (now: random at 30 %)",
+            "4 of 4 answered, video 1 of 1, question 2 of 2, 1 failed, 0.033 a second, model busy 50 %, 120 s, about "
+            "0 s left (now: random at 30 %)",
         ]
         assert capsys.readouterr().err.splitlines() == (said if shown else [])
+
+
+@pytest.mark.parametrize("launch", [None, "a1b2"])
+def test_one_process_shows_what_all_have_done(tmp_path, monkeypatch, capsys, launch):
+    """Two of a launch; a file of an earlier one, and one that is torn, count for nothing."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    (tmp_path / Board.NAME).mkdir()
+    for name in ("ranks.0.1-of-2.json", "older.0.1-of-2.json"):
+        (tmp_path / Board.NAME / name).write_text(json.dumps({"total": 500, "done": 400}))
+    Board.clear(tmp_path)
+    ranks = [Processes(rank, 2, launch) for rank in range(2)]
+    with (
+        Progress(6, 3, 6, show=False, board=Board(tmp_path, ranks[1])) as other,
+        Progress(4, 1, 2, tmp_path / "log", board=Board(tmp_path, ranks[0])) as shown,
+    ):
+        (tmp_path / Board.NAME / f"{launch or 'ranks'}.torn.json").write_text('{"total": 3')
+        other.video(), other.question(), shown.video(), shown.question()
+        with other.working():
+            clock.now += 30
+        for _ in range(3):
+            other.step(failed=True)
+            clock.now += 2
+        clock.now = 60
+        shown.arm("random", 0.3)
+        shown.step(failed=False)
+    line = (tmp_path / "log").read_text().splitlines()[0].split(" ", 2)[2]
+    assert line == (
+        "4 of 10 answered, video 2 of 4, question 2 of 8, 3 failed, 0.067 a second, model busy 32 %, 60 s, about 90 s "
+        "left (now: random at 30 %)"
+    )
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_process_that_is_alone_writes_for_no_other(tmp_path):
+    with Progress(1, 1, 1, board=Board(tmp_path, Processes()), show=False) as bar:
+        bar.step(failed=False)
+    assert not (tmp_path / Board.NAME).exists()
+
+
+def test_time_that_frames_are_waited_for_is_no_work(monkeypatch, tmp_path):
+    clock, waited = Clock(), [0.0]
+    monkeypatch.setattr(progress, "time", clock)
+    with Progress(1, 1, 1, tmp_path / "log", show=False, waited=lambda: waited[0]) as bar:
+        with bar.working():
+            clock.now, waited[0] = 60, 45.0
+        bar.step(failed=False)
+    assert "model busy 25 %" in (tmp_path / "log").read_text()
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):

@@ -19,7 +19,7 @@ from stsimdiff.evaluate.changed import UNKNOWN, video_digest
 from stsimdiff.evaluate.failures import failure, once_more
 from stsimdiff.evaluate.guard import WeightsChanged
 from stsimdiff.evaluate.processes import Processes
-from stsimdiff.evaluate.progress import Progress
+from stsimdiff.evaluate.progress import Board, Progress
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
 from stsimdiff.models.base import EncodedVideo
@@ -89,7 +89,9 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes) ->
         return path not in work.unusable and session.lacks(path, work.arms)
 
     read = session.reader.over(videos, lacks, processes.world)
-    with Progress(*total, log, show=processes.show) as progress, closing(read):
+    board = Board(session.settings.folder, processes, " ".join(arm.id for arm in work.arms))
+    progress = Progress(*total, log, show=processes.show, board=board, waited=lambda: session.reader.waited)
+    with progress, closing(read):
         loop = _Loop(session, task, work, progress)
         for path, questions in read:
             loop.video(path, questions)
@@ -121,7 +123,8 @@ class _Loop:
         try:
             if path in self.work.unusable:
                 raise VideoError(self.work.unusable[path])
-            encoded = once_more(lambda: self.session.encode(path, self.work.arms), self.session.free)
+            with self.progress.working():
+                encoded = once_more(lambda: self.session.encode(path, self.work.arms), self.session.free)
         except VideoError as error:
             encoded = error
         except UserError:
@@ -158,7 +161,8 @@ class _Loop:
             self._store(arm, question, failure(question, asked))
             return
         try:
-            row = once_more(lambda: self.session.row(self.task, arm, question, asked), self.session.free)
+            with self.progress.working():
+                row = once_more(lambda: self.session.row(self.task, arm, question, asked), self.session.free)
         except (Exception, SystemExit) as error:
             self._store(arm, question, failure(question, error))
             if isinstance(error, WeightsChanged):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
@@ -24,11 +25,15 @@ class Reader:
 
     Args:
         settings: of the model, the benchmark, and ``video``.
+
+    Attributes:
+        waited: seconds so far for which the frames were waited for.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ready: dict[str, Callable[[], Read]] = {}
+        self.waited = 0.0
 
     def over(
         self, videos: Iterable[tuple[str, Asked]], lacks: Callable[[str], bool], world: int = 1
@@ -58,12 +63,15 @@ class Reader:
 
     def frames(self, path: str) -> Frames:
         """Frames of a video; raises as :meth:`stsimdiff.video.process.VideoProcess.read` does."""
-        if path in self._ready:
-            found = self._ready.pop(path)()
+        started = time.monotonic()
+        try:
+            found = self._ready.pop(path)() if path in self._ready else None
             # One that has changed since is read again.
             if found and found[0] == video_digest(path):
                 return found[1]
-        return self._by(process.shared(), path)
+            return self._by(process.shared(), path)
+        finally:
+            self.waited += time.monotonic() - started
 
     def _read(self, reader: VideoProcess, path: str, reserve: Reserve) -> Read:
         digest = video_digest(path)

@@ -22,6 +22,7 @@ from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.limits import sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
+from stsimdiff.evaluate.progress import Board
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.scoring import score
@@ -60,6 +61,7 @@ def run_arms(
         processes.wait()
     settings, task, questions, unusable = prepare(settings)
     if processes.rank == 0:
+        Board.clear(settings.folder)
         processes.wait()
     try:
         answered = answer_missing(
