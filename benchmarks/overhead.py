@@ -24,6 +24,7 @@ from stsimdiff.data import clips
 from stsimdiff.evaluate import session as sessions
 from stsimdiff.evaluate import store
 from stsimdiff.evaluate.answering import Work, answer_all
+from stsimdiff.evaluate.claims import Claims
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.store import ArmStore
@@ -55,11 +56,15 @@ def harness(
         sync(descriptor)
         synced[0] += time.perf_counter() - began
 
-    with ArmStore(folder / arm.folder, arm_record(arm, session.settings, {})) as opened:
+    with (
+        ArmStore(folder / arm.folder, arm_record(arm, session.settings, {})) as opened,
+        Claims(folder) as claims,
+    ):
         store.sync = timed
         try:
             started = time.perf_counter()
-            answer_all(session, task, Work({arm.id: opened}, [arm], questions, False), Processes())
+            work = Work({arm.id: opened}, [arm], questions, False)
+            answer_all(session, task, work, Processes(), claims)
             spent = time.perf_counter() - started
         finally:
             store.sync = sync

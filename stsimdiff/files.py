@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 BLOCK = 2**20
@@ -21,7 +22,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         OSError: where it cannot be written; the file is then as it was.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Processes of several machines may write one folder.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -34,9 +36,16 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise
 
 
-def lines(path: Path) -> tuple[list[bytes], bytes]:
-    """The lines of a file that have an end, without it, and what is left behind the last. Raises :class:`OSError`."""
-    *whole, torn = path.read_bytes().split(b"\n")
+def lines(path: Path, start: int = 0) -> tuple[list[bytes], bytes]:
+    """The lines of a file that have an end, without it, and what is left behind the last. Raises :class:`OSError`.
+
+    Args:
+        path: the file.
+        start: the byte at which the first of them begins.
+    """
+    with path.open("rb") as stream:
+        stream.seek(start)
+        *whole, torn = stream.read().split(b"\n")
     return whole, torn
 
 

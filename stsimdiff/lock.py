@@ -24,6 +24,10 @@ RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "ST
 """States in which a Slurm job may have a process that writes."""
 
 
+class Held(DataError):
+    """A live process holds the lock."""
+
+
 class Lock:
     """``path`` holds pid, host and start time of the one process that may write beside it.
 
@@ -40,7 +44,8 @@ class Lock:
         advice: what a user can do while a live process holds it.
 
     Raises:
-        DataError: from :meth:`take`, when a live process holds it, or the file cannot be made.
+        Held: from :meth:`take`, when a live process holds it.
+        DataError: from :meth:`take`, when the file cannot be made.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Lock:
         held = None if taken is None else not taken
         if owner is None:
             if held and time.monotonic() > until + UNREADABLE_FOR:
-                raise DataError(
+                raise Held(
                     f"{self.path.parent} is being written by a process that does not say which; {self.advice}"
                 )
             fresh = not made and time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR
@@ -125,7 +130,7 @@ class Lock:
             time.sleep(0.05)
             return False
         else:
-            raise DataError(
+            raise Held(
                 f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
                 f"{owner['since']}); {self.advice}. If no such process exists, remove {self.path}"
             )
@@ -145,7 +150,7 @@ class Lock:
     def _write(self, descriptor: int, kernel: bool) -> None:
         try:
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_identity(self.launch, kernel)).encode(), 0)
+            os.pwrite(descriptor, json.dumps(identity(self.launch, kernel)).encode(), 0)
             os.fsync(descriptor)
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}") from error
@@ -230,7 +235,13 @@ def _is_over(job: str) -> bool:
     return not any(state in RUNNING for state in answer.stdout.split())
 
 
-def _identity(launch: str | None, kernel: bool) -> dict[str, Any]:
+def identity(launch: str | None, kernel: bool = False) -> dict[str, Any]:
+    """What a file says of this process, for :func:`is_alive`.
+
+    Args:
+        launch: name of the launch whose job this process runs.
+        kernel: whether the process holds the kernel's lock of the file.
+    """
     pid = os.getpid()
     return {
         "pid": pid,

@@ -43,9 +43,9 @@ def data(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def reopened(folder: Path, questions, others=lambda: [], shard=(0, 1)) -> set[str]:
+def reopened(folder: Path, questions, others=lambda: [], first=0) -> set[str]:
     """Ids that are done after a look at what has changed."""
-    with ArmStore(folder, RECORD, shard) as store:
+    with ArmStore(folder, RECORD, first=first) as store:
         withdraw_changed({"arm": store}, questions, others)
         return store.done()
 
@@ -87,14 +87,14 @@ def test_data_that_changes_back_is_asked_once_more(tmp_path, data):
     assert (row["answer"], row["asking"]) == ("C", 2)
 
 
-def test_a_withdrawal_holds_in_whichever_shard_the_answer_is(tmp_path, data):
-    # answers.0-of-2.jsonl is read before answers.jsonl.
+def test_a_withdrawal_holds_in_whichever_file_the_answer_is(tmp_path, data):
+    # answers.2.jsonl is read before answers.jsonl.
     with ArmStore(tmp_path / "arm", RECORD) as store:
         store.append(line(question(data)))
     other = question(data, text="What else?")
-    assert reopened(tmp_path / "arm", [other], shard=(0, 2)) == set()
+    assert reopened(tmp_path / "arm", [other], first=2) == set()
     assert read_answers(tmp_path / "arm") == []
-    with ArmStore(tmp_path / "arm", RECORD, (0, 2)) as store:
+    with ArmStore(tmp_path / "arm", RECORD, first=2) as store:
         store.append(line(other, "B"))
     assert [row["answer"] for _, row in counted_lines(tmp_path / "arm").values()] == ["B"]
     assert reopened(tmp_path / "arm", [other]) == {"q1"}

@@ -331,8 +331,8 @@ def test_one_process_shows_what_all_have_done(tmp_path, monkeypatch, capsys, lau
     Board.clear(tmp_path)
     ranks = [Processes(rank, 2, launch) for rank in range(2)]
     with (
-        Progress(6, 3, 6, show=False, board=Board(tmp_path, ranks[1])) as other,
-        Progress(4, 1, 2, tmp_path / "log", board=Board(tmp_path, ranks[0])) as shown,
+        Progress(10, 4, 8, show=False, board=Board(tmp_path, ranks[1])) as other,
+        Progress(10, 4, 8, tmp_path / "log", board=Board(tmp_path, ranks[0])) as shown,
     ):
         (tmp_path / Board.NAME / f"{launch or 'ranks'}.torn.json").write_text('{"total": 3')
         other.video(), other.question(), shown.video(), shown.question()

@@ -24,7 +24,7 @@ from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import answering, session
+from stsimdiff.evaluate import session
 from stsimdiff.evaluate.overlays import Overlays, chosen, jpegs
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
@@ -133,13 +133,13 @@ class TestStored:
         settings, arms = prepared(tmp_path, data, "limit=10", "overlays=3")
         task = load_task(settings.benchmark)
         asked = all_questions(task, settings.limit, None)
+        videos = sorted({question.video for question in asked})
         for rank in (0, 1):
-            processes = Processes(rank, 2)
-            mine = answering.share(asked, processes)
+            mine = [question for question in asked if question.video in videos[rank::2]]
             overlays = Overlays(settings, asked)
-            answer_missing(settings, task, arms[1:2], mine, processes, overlays=overlays)
+            answer_missing(settings, task, arms[1:2], mine, Processes(rank, 2), overlays=overlays)
         found = {}
-        for path in (settings.folder / arms[1].folder).glob("answers.*-of-2.jsonl"):
+        for path in (settings.folder / arms[1].folder).glob("answers*.jsonl"):
             found |= {row["id"]: row.get("overlay") for row in map(json.loads, path.read_text().splitlines())}
         assert found == {row["id"]: row.get("overlay") for row in rows(run, "st_simdiff")}
         stored = [

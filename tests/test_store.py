@@ -23,8 +23,8 @@ def answer(sample: str, error: str | None = None, **more: object) -> dict:
     return {"id": sample, "video": f"{sample}.mp4", "answer": None if error else "B", "error": error, **more}
 
 
-def open_store(folder: Path, shard: tuple[int, int] = (0, 1), **record: object) -> ArmStore:
-    return ArmStore(folder, {**RECORD, **record}, shard)
+def open_store(folder: Path, first: int = 0, **record: object) -> ArmStore:
+    return ArmStore(folder, {**RECORD, **record}, first=first)
 
 
 def test_a_row_is_on_disk_when_append_returns(tmp_path):
@@ -103,29 +103,50 @@ def test_a_broken_line_in_the_middle_names_file_and_line(tmp_path):
     assert not list(tmp_path.glob(".lock*")), "a store that could not be opened must give its lock back"
 
 
-def test_shards_are_read_as_one(tmp_path):
-    with open_store(tmp_path, (0, 2)) as first, open_store(tmp_path, (1, 2)) as second:
-        first.append(answer("q1"))
-        second.append(answer("q2"))
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_each_process_writes_a_file_of_its_own_and_all_are_read_as_one(tmp_path, number):
+    # What version 0.1.0 wrote with two processes.
+    (tmp_path / "answers.1-of-2.jsonl").write_text(json.dumps(answer("q1")) + "\n")
+    with open_store(tmp_path) as first, open_store(tmp_path, number) as second:
+        first.append(answer("q2"))
         second.append(answer("q3", error="no"))
-    assert sorted(path.name for path in tmp_path.glob("answers*")) == [
-        "answers.0-of-2.jsonl",
-        "answers.1-of-2.jsonl",
-    ]
+    assert sorted(path.name for path in tmp_path.glob("answers*")) == sorted(
+        ["answers.1-of-2.jsonl", "answers.jsonl", f"answers.{number or 1}.jsonl"]
+    )
     with open_store(tmp_path) as store:
         assert store.done() == {"q1", "q2", "q3"}
         store.append(answer("q3"))
     assert {row["id"]: row["error"] for row in read_answers(tmp_path)} == {"q1": None, "q2": None, "q3": None}
 
 
-def test_a_live_writer_is_named(tmp_path):
-    with open_store(tmp_path):
-        with pytest.raises(DataError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
-            open_store(tmp_path).__enter__()
-        with pytest.raises(DataError, match="another number of processes"):
-            open_store(tmp_path, (1, 2)).__enter__()
-    with open_store(tmp_path, (1, 2)):
-        pass
+def test_what_other_processes_write_is_seen_by_looking(tmp_path):
+    with open_store(tmp_path) as mine:
+        mine.append(answer("q1", error="no"))
+        with open_store(tmp_path) as other:
+            assert other.states.keys() == {"q1"} and other.look() == set()
+            other.append(answer("q1"))
+            other.append(answer("q2", error="no"))
+            assert mine.states.keys() == {"q1"} and not mine.states["q1"].answered
+            assert mine.look() == {"q1", "q2"}
+            assert mine.states["q1"].answered and not mine.states["q2"].answered
+            assert mine.look() == set(), "a line is read once"
+            other.withdraw("q1", "the question has changed")
+            assert mine.look() == set() and mine.states.keys() == {"q2"}
+            other.append(answer("q1"))
+            assert mine.look() == {"q1"} and mine.states["q1"].asking == 1
+            with pytest.raises(ValueError, match="'q1' has an answer already"):
+                mine.append(answer("q1"))
+            # Half a line is read when it is whole.
+            whole = json.dumps(answer("q3")).encode() + b"\n"
+            with (tmp_path / "answers.1.jsonl").open("ab", buffering=0) as stream:
+                stream.write(whole[:9])
+                assert mine.look() == set()
+                stream.write(whole[9:])
+                assert mine.look() == {"q3"}
+            with (tmp_path / "answers.1.jsonl").open("ab", buffering=0) as stream:
+                stream.write(b"oops\n")
+            with pytest.raises(DataError, match=r"answers\.1\.jsonl:6: not JSON"):
+                mine.look()
 
 
 def dead_process() -> int:
@@ -150,8 +171,10 @@ def test_a_stale_lock_is_taken_over(tmp_path, owner):
 def test_the_lock_of_another_host_is_respected(tmp_path):
     content = {"pid": 1, "host": "elsewhere", "started": None, "since": "2020-01-01"}
     (tmp_path / ".lock.0-of-1").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="process 1 on elsewhere"):
-        open_store(tmp_path).__enter__()
+    with open_store(tmp_path) as store:
+        store.append(answer("q1"))
+    assert [path.name for path in tmp_path.glob("answers*")] == ["answers.1.jsonl"]
+    assert json.loads((tmp_path / ".lock.0-of-1").read_text()) == content
 
 
 CONTENDER = """

@@ -16,7 +16,6 @@ import pytest
 from forked_commands import Forks
 
 from stsimdiff.data import clips
-from stsimdiff.evaluate.store import ArmStore, read_record
 
 ARMS = ["-m", "compressor=none,random,visionzip,st_simdiff", "budget.retention=0.3"]
 QUESTIONS = 28
@@ -199,17 +198,6 @@ def test_broken_videos_and_a_method_that_raises_cost_their_own_questions_alone(
         table = {row["method"]: row for row in csv.DictReader(stream)}
     assert {row["n_failed"] for row in table.values()} == {"21", "22"}
     assert {row["n"] for row in table.values()} == {"6"}, "compared on what all arms answered"
-
-
-def test_a_second_run_of_the_same_folder_is_refused(
-    forks: Forks, data: Path, whole: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    folder = next((tmp_path / "run").glob("visionzip*"))
-    with ArmStore(folder, read_record(folder)):
-        assert forks.run(words(data, tmp_path), tmp_path / "log") == 2
-    said = (tmp_path / "log").read_text()
-    assert f"process {os.getpid()} on {os.uname().nodename}" in said
 
 
 def test_every_run_leaves_a_log_of_its_progress(whole: Path) -> None:

@@ -45,7 +45,7 @@ MEANT = {
     "cache.folder": {"null", "word"},
     "cache.disk_gb": POSITIVE,
     "overlays": WHOLE,
-    "shards": {"three"},
+    "jobs": {"three"},
     "plan": {"true"},
     "plan_tflops": {"null", *POSITIVE},
     "arms": {"null"},

@@ -1,14 +1,19 @@
 """The loop of a pass: videos, their open questions, the arms that have not answered; each answer is stored at once.
 
-What an answer is made of stands in :mod:`session`; here stands the order, what failed, and when a run gives up.
+What an answer is made of stands in :mod:`session`; here stands the order, what failed, and when a run gives up. All
+processes of a run work through the same videos: each takes the next one that no other has claimed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stsimdiff.config.arms import Arm
@@ -16,6 +21,7 @@ from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import RunFailed, UserError, VideoError
 from stsimdiff.evaluate.changed import UNKNOWN, video_digest
+from stsimdiff.evaluate.claims import POLL_SECONDS, Claim, Claims
 from stsimdiff.evaluate.failures import failure, once_more
 from stsimdiff.evaluate.guard import WeightsChanged
 from stsimdiff.evaluate.processes import Processes
@@ -27,6 +33,8 @@ from stsimdiff.source import own_frame
 
 if TYPE_CHECKING:
     from stsimdiff.evaluate.session import Asked, Session
+
+log = logging.getLogger(__name__)
 
 LEAST = 10
 """Failures that any share of the videos but 0% allows while a run answers."""
@@ -57,24 +65,37 @@ class Work:
         """Arms that have not answered this question."""
         return [arm for arm in self.arms if question.id in self.missing[arm.id]]
 
-    def by_video(self) -> list[tuple[str, list[Question]]]:
-        """Videos with their open questions, each video once."""
+    def by_video(self) -> dict[str, list[Question]]:
+        """Videos with their open questions, each video once, the largest files first: they take longest."""
         open_ids = set().union(*self.missing.values())
         pending = [question for question in self.questions if question.id in open_ids]
         ordered = sorted(pending, key=lambda question: question.video)
-        return [(path, list(group)) for path, group in groupby(ordered, key=lambda question: question.video)]
+        videos = {path: list(group) for path, group in groupby(ordered, key=lambda question: question.video)}
+        return dict(sorted(videos.items(), key=lambda item: -_size(Path(item[0]))))
+
+    def look(self) -> int:
+        """Leave to others what they have answered by now, failures too; returns how many samples that are."""
+        before = self.samples
+        for arm in self.arms:
+            self.missing[arm.id] -= self.stores[arm.id].look()
+        return before - self.samples
 
 
-def share(questions: Sequence[Question], processes: Processes) -> list[Question]:
-    """The questions of this process. A video, and so all its questions, belongs to one process."""
-    turn = {path: i for i, path in enumerate(sorted({question.video for question in questions}))}
-    return [q for q in questions if turn[q.video] % processes.world == processes.rank]
+def _size(video: Path) -> int:
+    """Bytes of a video's file, or of all files of its folder of frames; 0 where there is none."""
+    try:
+        return (
+            sum(file.stat().st_size for file in video.iterdir()) if video.is_dir() else video.stat().st_size
+        )
+    except OSError:
+        return 0
 
 
-def answer_all(session: Session, task: Any, work: Work, processes: Processes) -> int:
-    """Answer every missing sample, video by video; returns how many lines were written.
+def answer_all(session: Session, task: Any, work: Work, processes: Processes, claims: Claims) -> int:
+    """Answer every missing sample that no other process answers, video by video; returns how many lines were written.
 
-    A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on.
+    A sample that raises, ``SystemExit`` included, is written as failed and the rest goes on. What another process was
+    at work on is waited for; if that one ends before it is done, the rest is answered here.
 
     Raises:
         ConfigError: when the settings and the model do not go together, as seen only now.
@@ -82,20 +103,54 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes) ->
         RunFailed: when more went wrong in this call than ``max_failures`` allows.
     """
     videos = work.by_video()
-    log = session.settings.folder / processes.file("progress", "log")
-    total = work.samples, len(videos), sum(len(questions) for _, questions in videos)
+    file = session.settings.folder / processes.file("progress", "log")
+    total = work.samples, len(videos), sum(map(len, videos.values()))
 
     def lacks(path: str) -> bool:
         return path not in work.unusable and session.lacks(path, work.arms)
 
-    read = session.reader.over(videos, lacks, processes.world)
     board = Board(session.settings.folder, processes, " ".join(arm.id for arm in work.arms))
-    progress = Progress(*total, log, show=processes.show, board=board, waited=lambda: session.reader.waited)
-    with progress, closing(read):
+    progress = Progress(*total, file, show=processes.show, board=board, waited=lambda: session.reader.waited)
+    with progress:
         loop = _Loop(session, task, work, progress)
-        for path, questions in read:
-            loop.video(path, questions)
+        said = False
+        while videos:
+            claimed = _claimed(work, videos, claims, progress)
+            first = next(claimed, None)
+            if first is None:
+                if not said:
+                    log.info("%d videos are left, which other processes answer; waiting for them", len(videos))
+                said = True
+                time.sleep(POLL_SECONDS)
+            else:
+                with closing(session.reader.over(chain([first], claimed), lacks, processes.world)) as read:
+                    for path, (questions, claim) in read:
+                        try:
+                            loop.video(path, questions, claim)
+                        finally:
+                            claims.give_back(claim)
+            progress.elsewhere(work.look())
+            videos = work.by_video()
     return loop.written
+
+
+def _claimed(
+    work: Work, videos: Mapping[str, list[Question]], claims: Claims, progress: Progress
+) -> Iterator[tuple[str, tuple[list[Question], Claim]]]:
+    """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
+    # Another model's or benchmark's answers about the same video are other work.
+    arm = work.stores[work.arms[0].id].record
+    kind = hashlib.sha256(repr([arm["model"], arm["benchmark"]]).encode()).hexdigest()[:8]
+    for path, questions in videos.items():
+        claim = claims.take(f"{kind}-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:16]}")
+        if claim is None:
+            continue
+        progress.elsewhere(work.look())
+        still = [question for question in questions if work.arms_for(question)]
+        if still:
+            yield path, (still, claim)
+        else:
+            claims.give_back(claim)
 
 
 def _allowed(limit: int | str, videos: int) -> int:
@@ -115,8 +170,8 @@ class _Loop:
         self.digest = UNKNOWN
         """Of the video whose questions are being answered, as it was before it was read."""
 
-    def video(self, path: str, questions: Iterable[Question]) -> None:
-        """Encode a video and have all its open questions answered."""
+    def video(self, path: str, questions: Sequence[Question], claim: Claim) -> None:
+        """Encode a video and have all its open questions answered, as long as this process has its claim."""
         self.progress.video()
         self.digest = video_digest(path)
         encoded: EncodedVideo | Exception | SystemExit
@@ -133,6 +188,9 @@ class _Loop:
         except (Exception, SystemExit) as error:
             encoded = error
         for question in questions:
+            if claim.lost:
+                log.warning("%s: another process has taken it over, since this one stood still", path)
+                return
             self.question(question, encoded)
         # Known beforehand and allowed, it says nothing about how the run fares.
         if not isinstance(encoded, EncodedVideo) and path not in self.work.unusable:
@@ -173,6 +231,7 @@ class _Loop:
 
     def _store(self, arm: Arm, question: Question, row: dict[str, Any]) -> None:
         self.work.stores[arm.id].append({**row, "of": f"{question.digest}-{self.digest}"})
+        self.work.missing[arm.id].discard(question.id)
         self.written += 1
         self.progress.step(failed=row["error"] is not None)
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from stsimdiff.data.digests import file_digest, say_what_takes_long
+from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
 
@@ -30,22 +31,32 @@ def video_digest(path: str) -> str:
 
 
 def withdraw_changed(
-    stores: Mapping[str, ArmStore], questions: Sequence[Question], others: Callable[[], Sequence[Question]]
+    stores: Mapping[str, ArmStore],
+    questions: Sequence[Question],
+    others: Callable[[], Sequence[Question]],
+    processes: Processes | None = None,
 ) -> None:
     """Withdraw the stored lines of what has changed, with one warning that names the first questions.
 
     Args:
         stores: open, by arm.
-        questions: those that this process asks.
+        questions: those that the run asks.
         others: questions of the same data that are not asked this time; their answers count all the same.
+        processes: this process among those of the run, which share the videos that have to be looked at.
     """
+    processes = processes or Processes()
     asked = {question.id: question for question in questions}
     stored = set().union(*(store.states for store in stores.values()))
     left = stored - asked.keys()
     more = {question.id: question for question in others()} if left else {}
     gone = sorted(left - more.keys()) if more else []
     known = {**more, **asked}
-    looked_at = [known[sample] for sample in sorted(stored & known.keys())]
+    turn = {path: i for i, path in enumerate(sorted({question.video for question in known.values()}))}
+    looked_at = [
+        known[sample]
+        for sample in sorted(stored & known.keys())
+        if turn[known[sample].video] % processes.world == processes.rank
+    ]
     say_what_takes_long({question.video for question in looked_at}, "the videos of stored answers")
     changed: dict[str, str] = {}
     for question in looked_at:
@@ -63,7 +74,7 @@ def withdraw_changed(
             len(changed),
             _first(named),
         )
-    if gone:
+    if gone and processes.rank == 0:
         log.warning(
             "%d stored questions are not in the data any more: %s; their answers still count in the table; another "
             "run=NAME leaves them out",

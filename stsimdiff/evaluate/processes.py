@@ -30,8 +30,8 @@ class Processes:
     Attributes:
         rank: its number.
         world: how many there are.
-        launch: name of the launch whose job this process runs, the same when the job is started again; ``None`` for a
-            process of no job.
+        launch: name of the job that this process runs, the same when it is started again; ``None`` for a process of no
+            job.
         show: whether this process shows its progress.
     """
 
@@ -40,13 +40,8 @@ class Processes:
     launch: str | None = None
     show: bool = True
 
-    @property
-    def shard(self) -> tuple[int, int]:
-        """Rank and number of processes, which name the files of this process."""
-        return self.rank, self.world
-
     def file(self, stem: str, suffix: str) -> str:
-        """Name of a file that this process alone writes: ``stem.suffix``, with the shard where there are several."""
+        """Name of a file that this process alone writes: ``stem.suffix``, with its number where there are several."""
         return f"{stem}.{suffix}" if self.world == 1 else f"{stem}.{self.rank}-of-{self.world}.{suffix}"
 
     def wait(self) -> None:

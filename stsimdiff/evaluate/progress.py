@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -74,7 +74,8 @@ class Board:
 
     def __init__(self, folder: Path, processes: Processes, part: str = "") -> None:
         self._folder, self._alone = folder / self.NAME, processes.world == 1 and processes.launch is None
-        self._launch = processes.launch or "ranks"
+        # Jobs of one launch have names of their own after its name.
+        self._launch = (processes.launch or "ranks").partition(".")[0]
         named = hashlib.sha256(part.encode()).hexdigest()[:8]
         self._own = f"{self._launch}.{named}.{processes.rank}-of-{processes.world}.json"
 
@@ -105,7 +106,7 @@ class Progress:
     """A bar with the arm, videos, answers a second, failures and the time left; ``with Progress(...) as progress``.
 
     Args:
-        total: samples (answers) that this process will give.
+        total: samples (answers) that this process and others will give.
         videos: videos that they are about.
         questions: questions that they belong to.
         file: gets a line a minute, from every process into a file of its own; ``None`` for no file.
@@ -126,6 +127,7 @@ class Progress:
         waited: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._own, self._others = Counts(total, videos, questions), Counts()
+        self._elsewhere = 0
         self._board, self._waited, self._show = board, waited, show
         self._arm, self._file = "", file
         self._console = Console(stderr=True)
@@ -192,8 +194,17 @@ class Progress:
             self._say()
 
     def _all(self) -> Counts:
-        self._own.seconds = time.monotonic() - self._started
-        return self._own + self._others
+        """All processes together: the work is that of this one, which they share."""
+        own = self._own
+        own.seconds = time.monotonic() - self._started
+        # What is stored tells of processes that are no part of this launch, too; what they say is newer.
+        done = own.done + max(self._others.done, self._elsewhere)
+        work = {"total": own.total, "videos": own.videos, "questions": own.questions}
+        return replace(own + self._others, done=done, **work)
+
+    def elsewhere(self, samples: int) -> None:
+        """Other processes have stored some of the answers, in the time of this one."""
+        self._elsewhere += samples
 
     def _update(self) -> None:
         counts = self._all()

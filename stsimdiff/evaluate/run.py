@@ -17,8 +17,9 @@ from stsimdiff.config.arms import Arm, arm_record
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.errors import DataError, RunFailed, Stopped
-from stsimdiff.evaluate.answering import Work, answer_all, share
+from stsimdiff.evaluate.answering import Work, answer_all
 from stsimdiff.evaluate.changed import withdraw_changed
+from stsimdiff.evaluate.claims import Claims
 from stsimdiff.evaluate.limits import sigterm_raises
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
@@ -68,7 +69,7 @@ def run_arms(
             settings,
             task,
             arms,
-            share(questions, processes),
+            questions,
             processes,
             unusable,
             open_session=partial(Session, shared=shared),
@@ -104,7 +105,7 @@ def conclude(
     *,
     report: Callable[[Settings], list[str]] | None = None,
 ) -> None:
-    """Score what all processes stored and have the report made: once, when the last of them has come to its end.
+    """Score what all processes stored and have the report made, one process of the run at a time.
 
     Args:
         settings: what the arms share.
@@ -117,9 +118,14 @@ def conclude(
         RunFailed: when a sample of these arms has no answer, or most answers of an arm cannot be read; the table is
             written.
     """
-    with _written_or_said(settings.folder):
+    with (
+        _written_or_said(settings.folder),
+        Claims(settings.folder) as claims,
+        claims.alone("report", "makes the table"),
+    ):
         scores = score(settings, task, arms, questions)
         unmade = report(settings) if report else []
+        claims.clear()
     problems = []
     if scores.failed:
         problems.append(
@@ -188,7 +194,7 @@ def answer_missing(
         settings: what the arms share.
         task: the lmms-eval task.
         arms: the arms that answer.
-        questions: those of this process.
+        questions: all of the run's.
         processes: this process among those of the run; a single one if not given.
         unusable: videos that are known to be unusable, and why.
         open_session: gives the loaded model; called only if an answer is missing.
@@ -199,11 +205,13 @@ def answer_missing(
         stores = {}
         for arm in arms:
             record = arm_record(arm, settings, {})
-            store = ArmStore(settings.folder / arm.folder, record, processes.shard, processes.launch)
+            store = ArmStore(settings.folder / arm.folder, record, processes.launch, processes.rank)
             stores[arm.id] = stack.enter_context(store)
         if processes.rank == 0:
             note_shown(settings.folder, settings.proposed, {arm.id: arm.shown for arm in arms})
-        withdraw_changed(stores, questions, partial(_not_asked, settings, task, questions, processes))
+        withdraw_changed(
+            stores, questions, partial(_not_asked, settings, task, questions, processes), processes
+        )
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
@@ -219,7 +227,8 @@ def answer_missing(
         for arm in arms:
             if work.missing[arm.id]:
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
-        return answer_all(session, task, work, processes)
+        claims = stack.enter_context(Claims(settings.folder, processes.launch))
+        return answer_all(session, task, work, processes, claims)
 
 
 def _not_asked(
@@ -228,8 +237,5 @@ def _not_asked(
     """The questions of the data that this run does not ask, for the first of its processes; none for the others."""
     if processes.rank > 0:
         return []
-    asked = questions
-    if processes.world > 1:
-        asked = all_questions(task, settings.limit, settings.benchmark.families)
-    ids = {question.id for question in asked}
+    ids = {question.id for question in questions}
     return [question for question in all_questions(task, None, None) if question.id not in ids]

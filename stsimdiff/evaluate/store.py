@@ -1,6 +1,6 @@
 """The format of an arm's folder, ``arm.json`` and ``answers.jsonl``: the one place that writes and reads it.
 
-A line a sample, safe before the next sample begins. Each process writes a shard of its own; readers see all shards as
+A line a sample, safe before the next sample begins. Each process writes a file of its own; readers see all of them as
 one. Which line counts, and what is said of the others, is one rule for a run that goes on, its score, its report and a
 plan. What scores or tabulates answers lives elsewhere.
 """
@@ -14,17 +14,17 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from stsimdiff import lock
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
 from stsimdiff.files import cut_torn_line, lines, write_whole
-from stsimdiff.lock import Lock
+from stsimdiff.lock import Held, Lock
 from stsimdiff.terminal import clean
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,16 @@ SUBMISSION = "submission.json"
 a readable letter is left out: the server counts it as missing, and nothing is guessed."""
 REFERENCES = ("none", "no_video")
 """Methods without a retention of their own: all tokens, the question alone. They stand in the 100 % block."""
-SHARD = re.compile(r"answers(\.\d+-of-\d+)?\.jsonl")
+FILE = re.compile(r"answers(\.\d+(-of-\d+)?)?\.jsonl")
+"""Files of answers; processes of version 0.1.0 named theirs ``answers.0-of-2.jsonl``."""
 BEGIN, END = b'{"id": "', b', "error": null}'
 TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})", "error": null\}$')
 """How the line of an answer begins and ends as it is written here. Opening a store reads no more than that of it, so
 that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
 Row = dict[str, Any]
-
+Ends = dict[Path, tuple[int, int]]
+"""Of each file: bytes and lines that were read of it."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
@@ -155,7 +157,7 @@ sync = getattr(os, "fdatasync", os.fsync)
 
 
 class ArmStore:
-    """The folder of one arm, open for one process.
+    """The folder of one arm, open for one process, which writes a file of its own: the first that no other one holds.
 
     Use it as a context manager. ``append`` returns when the row is on disk; a process killed at any moment loses
     no row that ``append`` returned for.
@@ -163,27 +165,22 @@ class ArmStore:
     Args:
         folder: the arm's folder; made if absent.
         record: what ``arm.json`` says, as ``stsimdiff.config.arms.arm_record`` makes it.
-        shard: ``(rank, world)`` of this process.
-        launch: name of the launch whose job this process runs; see :class:`stsimdiff.lock.Lock`.
+        launch: name of the job that this process runs; see :class:`stsimdiff.lock.Lock`.
+        first: number of the file that is tried first, so that the processes of one run need not look for long.
 
     Raises:
-        DataError: for a folder that cannot be written, is held by a live process, or belongs to another arm.
+        DataError: for a folder that cannot be written, or belongs to another arm.
     """
 
-    def __init__(
-        self, folder: Path, record: Row, shard: tuple[int, int] = (0, 1), launch: str | None = None
-    ) -> None:
-        rank, world = shard
-        if not 0 <= rank < world:
-            raise ValueError(f"shard {shard} is no (rank, world)")
+    def __init__(self, folder: Path, record: Row, launch: str | None = None, first: int = 0) -> None:
         self.folder = Path(folder)
         self.record = record
         self.dropped = 0
         """Bytes of a torn last line that were dropped on opening; the sample will be asked again."""
-        self._world = world
-        self._path = self.folder / ("answers.jsonl" if world == 1 else f"answers.{rank}-of-{world}.jsonl")
-        self._lock = Lock(self.folder / f".lock.{rank}-of-{world}", launch)
+        self._launch, self._first = launch, first
+        self._path, self._lock = self._place(first)
         self._descriptor = -1
+        self._ends: Ends = {}
         self.states: dict[str, State] = {}
         """Of each sample that has a line that counts."""
         self._asking: dict[str, int] = {}
@@ -193,12 +190,11 @@ class ArmStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot make the folder {self.folder}: {error.strerror}") from error
-        self._lock.take()
+        self._take()
         try:
-            self._refuse_other_splits()
             write_record(self.folder, self.record)
             self._open()
-            self.states, self._asking = _read_states(self.folder)
+            self.states, self._asking = _read_states(self.folder, self._ends)
         except BaseException:
             self.close()
             raise
@@ -268,6 +264,44 @@ class ArmStore:
         """Ids that need no answer: answered in any shard, and failed ones too unless ``retry_failed``."""
         return {sample for sample, state in self.states.items() if state.answered or not retry_failed}
 
+    def look(self) -> set[str]:
+        """Read what other processes have written since this was last called; returns the samples of those lines.
+
+        Raises:
+            DataError: for a line that is damaged, or a file that cannot be read.
+        """
+        found: set[str] = set()
+        for path in shards(self.folder):
+            if path == self._path or path.stat().st_size <= self._ends.get(path, (0, 0))[0]:
+                continue
+            for number, line in _lines(path, [], self._ends):
+                sample, state, withdrawn = _said(path, number, line)
+                if withdrawn is not None:
+                    self._asking[sample] = max(withdrawn + 1, self._asking.get(sample, 0))
+                    if sample in self.states and self.states[sample].asking <= withdrawn:
+                        del self.states[sample]
+                    continue
+                earlier = self.states.get(sample)
+                if state.asking >= self._asking.get(sample, 0):
+                    found.add(sample)
+                    if earlier is None or earlier.gives_way_to(state):
+                        self.states[sample] = state
+        return found
+
+    def _place(self, number: int) -> tuple[Path, Lock]:
+        """The file of answers of a number, and its lock. The first has the name that version 0.1.0 gave it."""
+        name, lock = (
+            (f"answers.{number}.jsonl", f".lock.{number}") if number else ("answers.jsonl", ".lock.0-of-1")
+        )
+        return self.folder / name, Lock(self.folder / lock, self._launch)
+
+    def _take(self) -> None:
+        for number in chain([self._first], (n for n in count() if n != self._first)):
+            self._path, self._lock = self._place(number)
+            with contextlib.suppress(Held):
+                self._lock.take()
+                return
+
     def _open(self) -> None:
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -281,17 +315,6 @@ class ArmStore:
                 self._path,
                 self.dropped,
             )
-
-    def _refuse_other_splits(self) -> None:
-        # Processes that split the samples into another number of shards would answer the same samples twice.
-        for path in self.folder.glob(".lock.*-of-*"):
-            if path.name.endswith(f"-of-{self._world}"):
-                continue
-            if owner := lock.holder(path):
-                raise DataError(
-                    f"{self.folder} is being written by process {owner['pid']} on {owner['host']} with another number "
-                    f"of processes ({path.name}); wait for it, or choose another run=NAME"
-                )
 
 
 def write_record(folder: Path, record: Row) -> None:
@@ -435,10 +458,6 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
     }
 
 
-def _state(row: Row, place: str) -> State:
-    return State(_succeeded(row), row.get("of"), _asking(row, place))
-
-
 def _asking(row: Row, place: str) -> int:
     """Number of the asking that a line answers, or withdraws."""
     name = "withdrawn" if "withdrawn" in row else "asking"
@@ -452,7 +471,9 @@ def _asking(row: Row, place: str) -> int:
 
 def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
     """Ids that need no answer in an arm's folder, as :meth:`ArmStore.done`, without opening it for writing."""
-    return {sample for sample, state in _read_states(folder)[0].items() if state.answered or not retry_failed}
+    return {
+        sample for sample, state in _read_states(folder, {})[0].items() if state.answered or not retry_failed
+    }
 
 
 def arm_folders(run: Path) -> list[Path]:
@@ -462,12 +483,12 @@ def arm_folders(run: Path) -> list[Path]:
 
 def shards(folder: Path) -> list[Path]:
     """The files with an arm's answers, one a process."""
-    return sorted(path for path in folder.glob("answers*.jsonl") if SHARD.fullmatch(path.name))
+    return sorted(path for path in folder.glob("answers*.jsonl") if FILE.fullmatch(path.name))
 
 
-def _read_states(folder: Path) -> tuple[dict[str, State], dict[str, int]]:
+def _read_states(folder: Path, ends: Ends) -> tuple[dict[str, State], dict[str, int]]:
     """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
-    _, states, withdrawn = _read(folder, [], whole=False)
+    _, states, withdrawn = _read(folder, [], whole=False, ends=ends)
     return _counting(states, withdrawn), {sample: number + 1 for sample, number in withdrawn.items()}
 
 
@@ -476,7 +497,7 @@ def _counting(states: Mapping[str, State], withdrawn: Mapping[str, int]) -> dict
 
 
 def _read(
-    folder: Path, said: list[str], *, whole: bool
+    folder: Path, said: list[str], *, whole: bool, ends: Ends | None = None
 ) -> tuple[dict[str, tuple[str, int, Row | None]], dict[str, State], dict[str, int]]:
     """By sample: its best line with its place, what that says, and the last asking that was withdrawn.
 
@@ -484,23 +505,19 @@ def _read(
         folder: of the arm.
         said: gets a sentence for each answer and torn line that does not count, which also goes to the log, once.
         whole: whether lines are parsed whose ends say enough; their place has no line else.
+        ends: gets what of each file was read.
     """
     lines: dict[str, tuple[str, int, Row | None]] = {}
     states: dict[str, State] = {}
     withdrawn: dict[str, int] = {}
     for path in shards(folder):
         file = str(path)
-        for number, line in _lines(path, said):
-            row: Row | None = None
-            if not whole and (answered := _answered(line)):
-                sample, state = answered
-            else:
-                row = _parsed(path, number, line)
-                sample = row["id"]
-                if "withdrawn" in row:
-                    withdrawn[sample] = max(_asking(row, f"{file}:{number}"), withdrawn.get(sample, -1))
-                    continue
-                state = _state(row, f"{file}:{number}")
+        for number, line in _lines(path, said, {} if ends is None else ends):
+            row = _parsed(path, number, line) if whole else None
+            sample, state, again = _said(path, number, line, row)
+            if again is not None:
+                withdrawn[sample] = max(again, withdrawn.get(sample, -1))
+                continue
             earlier = states.get(sample)
             if earlier is None or earlier.gives_way_to(state):
                 lines[sample], states[sample] = (file, number, row), state
@@ -535,18 +552,43 @@ def _answered(line: bytes) -> tuple[str, State] | None:
     return name.decode(), State(True, tail[2].decode(), int(tail[1] or 0))
 
 
-def _lines(path: Path, said: list[str]) -> Iterator[tuple[int, bytes]]:
-    """Complete lines with their numbers; a torn last one is left out and said."""
+def _said(path: Path, number: int, line: bytes, row: Row | None = None) -> tuple[str, State, int | None]:
+    """The sample of a line, its state, and the last asking that the line withdraws, if it does.
+
+    Args:
+        path: of the file.
+        number: of the line.
+        line: as it is stored.
+        row: what it says; parsed only where its ends do not say enough.
+    """
+    if row is None:
+        if answered := _answered(line):
+            return *answered, None
+        row = _parsed(path, number, line)
+    asking = _asking(row, f"{path}:{number}")
+    return row["id"], State(_succeeded(row), row.get("of"), asking), asking if "withdrawn" in row else None
+
+
+def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes]]:
+    """Complete lines with their numbers; a torn last one is left out and said.
+
+    Args:
+        path: of the file.
+        said: gets a sentence of a torn line.
+        ends: what of the file was read before; moved to the end of the last complete line.
+    """
+    start, before = ends.get(path, (0, 0))
     try:
-        complete, torn = lines(path)
+        complete, torn = lines(path, start)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    ends[path] = start + sum(map(len, complete)) + len(complete), before + len(complete)
     if torn:
         said.append(
-            f"{path}:{len(complete) + 1}: the last line is torn and was dropped: its writer was stopped, or is still "
-            "writing; run again to answer it"
+            f"{path}:{before + len(complete) + 1}: the last line is torn and was dropped: its writer was stopped, or "
+            "is still writing; run again to answer it"
         )
-    return enumerate(complete, start=1)
+    return enumerate(complete, start=before + 1)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Row:

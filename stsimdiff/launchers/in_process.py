@@ -44,9 +44,9 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
     if planned(passes):
         return
     for one in passes:
-        if one.settings.shards > 1:
+        if one.settings.jobs > 1:
             raise ConfigError(
-                f"shards={one.settings.shards} needs a launcher that starts jobs: -m hydra/launcher=NAME with one of "
+                f"jobs={one.settings.jobs} needs a launcher that starts jobs: -m hydra/launcher=NAME with one of "
                 f"{', '.join(CLUSTERS)}. Several processes on this machine: python -m torch.distributed.run "
                 "--standalone --nproc_per_node N -m stsimdiff ..."
             )

@@ -1,4 +1,4 @@
-"""A sweep as jobs: one for each model, benchmark and shard of the videos, which all arms of the sweep share.
+"""A sweep as jobs: ``jobs`` of them for each model and benchmark, which share its videos; all arms are in each.
 
 The parent checks everything before it starts a job, and scores, tabulates and logs once all jobs have ended. A job does
 nothing but answer: it is handed settings and arms that were checked, and opens the store as any other process does. No
@@ -23,9 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from stsimdiff import lock, terminal
+from stsimdiff import terminal
 from stsimdiff.config.settings import Settings
-from stsimdiff.errors import ConfigError, DataError, RunFailed, UserError
+from stsimdiff.errors import ConfigError, RunFailed, UserError
 from stsimdiff.evaluate.passes import Pass, check_presence, last_of_folders, passes_of
 from stsimdiff.evaluate.store import done_ids
 from stsimdiff.launchers.base import BatchLauncher
@@ -48,24 +48,23 @@ class Job:
         settings: what the arms share, all paths absolute.
         arms: the arms that answer.
         unusable: videos that cannot be used, and why.
-        shard: number of this job among those of the same model and benchmark.
-        shards: how many they are.
+        number: of this job among those of the same model and benchmark.
+        jobs: how many they are.
     """
 
     settings: Settings
     arms: tuple[Arm, ...]
     unusable: Mapping[str, str]
-    shard: int
-    shards: int
+    number: int
+    jobs: int
 
     def __str__(self) -> str:
-        part = f", shard {self.shard + 1} of {self.shards}" if self.shards > 1 else ""
+        part = f", job {self.number + 1} of {self.jobs}" if self.jobs > 1 else ""
         named = f"{self.settings.model.name} on {self.settings.benchmark.name}"
         return f"{named}{part}, {len(self.arms)} {'arm' if len(self.arms) == 1 else 'arms'}"
 
     def answer(self, processes: Processes) -> int:
-        """Answer what is missing in this process's share; returns how many lines were written."""
-        from stsimdiff.evaluate.answering import share
+        """Answer what is missing and no other process answers; returns how many lines were written."""
         from stsimdiff.evaluate.overlays import Overlays
         from stsimdiff.evaluate.questions import all_questions, load_task
         from stsimdiff.evaluate.run import answer_missing
@@ -76,7 +75,7 @@ class Job:
             self.settings,
             task,
             self.arms,
-            share(questions, processes),
+            questions,
             processes,
             self.unusable,
             overlays=Overlays(self.settings, questions),
@@ -153,10 +152,11 @@ class Jobs:
         number = HydraConfig.get().job.num - self.first
         job, place = self.jobs[number], self.engine.place(number)
         log.info("job %d: %s", number, job)
-        rank, world = job.shard * place.tasks + place.task, job.shards * place.tasks
+        rank, world = job.number * place.tasks + place.task, job.jobs * place.tasks
+        launch = f"{self.launch}.{number}.{place.task}"
         try:
             with _driving(place.device), self.engine.guard():
-                return Ended(job.answer(Processes(rank, world, self.launch, place.show)))
+                return Ended(job.answer(Processes(rank, world, launch, place.show)))
         except (UserError, RunFailed) as error:
             reason = str(error)
         except Exception as error:
@@ -196,7 +196,7 @@ class JobLauncher(BatchLauncher):
         if (world := world_size()) > 1:
             raise ConfigError(
                 "a launcher of jobs is started once and not under torch.distributed.run; for several processes in "
-                "each job set hydra.launcher.tasks_per_node (submitit), or more shards. Where an earlier shell left "
+                "each job set hydra.launcher.tasks_per_node (submitit), or more jobs. Where an earlier shell left "
                 f"WORLD_SIZE={world} in the environment: unset WORLD_SIZE"
             )
 
@@ -231,13 +231,13 @@ class JobLauncher(BatchLauncher):
             for job in _missing(one, questions, unusable, self.tasks()):
                 jobs.append(job)
                 words.append(_words(overrides[one.first], job.settings))
-        failures = []
+        failures, died = [], []
         if jobs:
             self.task_function = Jobs(jobs, first, self.engine)
             for number, job in enumerate(jobs):
                 log.info("job %d: %s", number, job)
             for number, ended in enumerate(self.start(words, first)):
-                failures += [f"job {number} ({jobs[number]}): {one.error}" for one in ended if one.error]
+                died += [f"job {number} ({jobs[number]}): {one.error}" for one in ended if one.error]
         last = last_of_folders([one for one, *_ in prepared])
         for one, task, questions, _ in prepared:
             try:
@@ -246,26 +246,16 @@ class JobLauncher(BatchLauncher):
             except RunFailed as failure:
                 failures.append(str(failure))
         if failures:
-            raise RunFailed("\n".join(failures))
+            raise RunFailed("\n".join([*died, *failures]))
+        for said in died:
+            log.warning("%s; other jobs answered what it left", said)
 
 
 def _prepared(one: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
-    """The pass with all of its paths absolute, its task, questions and unusable videos.
-
-    Raises:
-        DataError: when a live process writes into one of its folders.
-    """
+    """The pass with all of its paths absolute, its task, questions and unusable videos."""
     from stsimdiff.evaluate.run import prepare
 
     settings, task, questions, unusable = prepare(_absolute(one.settings))
-    for arm in one.arms.values():
-        for path in (settings.folder / arm.folder).glob(".lock.*-of-*"):
-            if owner := lock.holder(path):
-                raise DataError(
-                    f"{path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
-                    f"{owner['since']}); wait for it, or choose another run=NAME. If no such process exists, remove "
-                    f"{settings.folder}/*/.lock.*"
-                )
     return dataclasses.replace(one, settings=settings), task, questions, unusable
 
 
@@ -288,19 +278,13 @@ def _missing(
     one: Pass, questions: Sequence[Question], unusable: Mapping[str, str], tasks: int
 ) -> Iterator[Job]:
     """The jobs of a pass that have something to answer."""
-    from stsimdiff.evaluate.answering import share
-    from stsimdiff.evaluate.processes import Processes
-
     settings, arms = one.settings, tuple(one.arms.values())
     done = [done_ids(settings.folder / arm.folder, settings.retry_failed) for arm in arms]
+    videos = {question.video for question in questions if any(question.id not in ids for ids in done)}
     # A job more than there are videos would find nothing to do.
-    videos = len({question.video for question in questions})
-    shards = min(settings.shards, -(-videos // tasks))
-    for shard in range(shards):
-        ranks = range(shard * tasks, (shard + 1) * tasks)
-        mine = [q for rank in ranks for q in share(questions, Processes(rank, shards * tasks))]
-        if any(question.id not in ids for question in mine for ids in done):
-            yield Job(settings, arms, unusable, shard, shards)
+    count = min(settings.jobs, -(-len(videos) // tasks))
+    for number in range(count):
+        yield Job(settings, arms, unusable, number, count)
 
 
 def _words(overrides: Sequence[str], settings: Settings) -> list[str]:
