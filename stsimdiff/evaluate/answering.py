@@ -119,7 +119,9 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
             first = next(claimed, None)
             if first is None:
                 if not said:
-                    log.info("%d videos are left, which other processes answer; waiting for them", len(videos))
+                    log.info(
+                        "%d videos are left, which other processes answer; waiting for them", len(videos)
+                    )
                 said = True
                 time.sleep(POLL_SECONDS)
             else:
