@@ -63,7 +63,7 @@ MEANT = {
     "model.trust_remote_code": {"true"},
     "model.prompts": {"null", "nothing"},
     "benchmark.name": {"word"},
-    "benchmark.task": {"word"},
+    "benchmark.task": set(),
     "benchmark.families": {"null"},
     "benchmark.chance": {"null", "zero", *POSITIVE},
     "benchmark.macro": {"true"},
