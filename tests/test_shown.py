@@ -80,13 +80,19 @@ def test_a_built_in_name_is_proposed_too_and_a_plan_without_answers_is_said(run:
 
 
 def test_a_variant_of_the_proposed_method_is_one_of_the_others(run: Path) -> None:
-    write_arm(run, "Mine", 0.3, answers(0.6, 0.3), label="Mine power=2", compressor={**OWN, "power": 2})
+    # The order of a sweep puts the smaller value first; the plan is about the defaults wherever they stand.
+    write_arm(run, "Mine", 0.3, answers(0.6, 0.3), label="Mine power=1", compressor={**OWN, "power": 1})
+    (own,) = [arm for arm in rows.arms(run) if arm.bare and arm.method == "Mine" and arm.retention == 0.3]
+    record = {**own.record, "compressor": {**OWN, "power": 2}}
+    (own.folder / "arm.json").write_text(json.dumps(record))
     note_shown(run, "my_module.Mine", {})
     section = make(run, None).sections[0]
     planned = [{pair.method, pair.against} for pair in section.pairs if pair.planned]
-    assert len(planned) == 9 and {"Mine", "Mine power=2"} in planned
-    assert {"Mine power=2", "random"} not in planned
-    assert "| Mine | Mine power=2 |" in (run / "table.md").read_text()
+    labels = {row.arm: row.label for row in section.rows}
+    (variant,) = [row.label for row in section.rows if row.proposed and not row.bare]
+    assert len(planned) == 9 and {labels[own.id], variant} in planned
+    assert {variant, "random"} not in planned and {labels[own.id], "random"} in planned
+    assert f"| {labels[own.id]} | {variant} |" in (run / "table.md").read_text()
 
 
 def test_a_label_is_shown_in_every_place_and_decides_nothing(run: Path) -> None:

@@ -118,7 +118,9 @@ def all_pairs(
     column = {arm.id: i for i, arm in enumerate(members)}
     chosen = compared(members, full)
     apart = [answers.difference(column[first.id], column[second.id]) for first, second in chosen]
-    anchors = {arm.retention: arm.id for arm in reversed(members) if planned and arm.proposed}
+    # The last one counts: the first of those with their own defaults, else the first of all.
+    variants = sorted((arm for arm in members[::-1] if arm.proposed), key=lambda arm: arm.bare)
+    anchors = {arm.retention: arm.id for arm in variants} if planned else {}
     own = [i for i, pair in enumerate(chosen) if {arm.id for arm in pair} & {*anchors.values()}]
     of_own = dict(zip(own, holm([apart[i].p for i in own]), strict=True))
     found = []
