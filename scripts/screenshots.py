@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the folder of a run with overlays, such as results/embedded")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="where the pictures go (docs)")
     given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
     screen = terminal([*STSIMDIFF, "report", str(given.run)])
     report = (given.run / "report.html").absolute().as_uri()
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
