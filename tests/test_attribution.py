@@ -158,8 +158,8 @@ def test_what_is_lacking_is_said_and_an_old_attribution_goes(tmp_path: Path) -> 
     assert not (folder / "attribution.md").exists()
     (note,) = [note for note in table.notes if "attribution" in note]
     assert (
-        "No attribution for st_simdiff at 30 % (tokens): no answers of an arm with difference=false, pruning=false, "
-        in note
+        "No attribution for st_simdiff tau_sim=0.8 at 30 % (tokens): no answers of an arm with difference=false, "
+        "pruning=false, " in note
     )
     assert "compressor=none; experiment=attribution has them all" in note
     assert note in (folder / "table.md").read_text().replace("\\", "")
@@ -184,14 +184,12 @@ def test_whole_minus_part_off_stands_in_every_output(run: Path, arms) -> None:
             [arms[name][id_]["correct"] for id_ in ids] for name in ("compressed", f"without_{part}")
         )
         points = 100 * (sum(whole) - sum(off)) / len(ids)
-        assert (pair.method, pair.against) == ("st_simdiff", f"st_simdiff {part}=False")
+        whole_label, off_label = "st_simdiff tau_sim=0.8", f"st_simdiff {part}=False tau_sim=0.8"
+        assert (pair.method, pair.against) == (whole_label, off_label)
         assert pair.difference == pytest.approx(points) and pair.ci_low < points < pair.ci_high
         assert f"| {part} off | {points + 0.0:+.1f} |" in text
-        assert f"st_simdiff minus st_simdiff {part}=False: {points + 0.0:+.1f} points" in printed
-        assert (
-            f"| st_simdiff | st_simdiff {part}=False | {points + 0.0:+.1f} |"
-            in (run / "table.md").read_text()
-        )
+        assert f"{whole_label} minus {off_label}: {points + 0.0:+.1f} points" in printed
+        assert f"| {whole_label} | {off_label} | {points + 0.0:+.1f} |" in (run / "table.md").read_text()
 
 
 def test_a_part_off_under_other_settings_is_no_counterpart(tmp_path: Path) -> None:
