@@ -106,7 +106,7 @@ def test_the_id_changes_with_the_methods_code_and_the_checkpoint(configure, chec
 def test_the_id_changes_with_the_task_that_makes_the_prompt(configure, monkeypatch, tmp_path):
     before = arm(configure(*BASE))
     shutil.copytree(folder("tasks"), tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr("stsimdiff.config.benchmark.folder", lambda name: tmp_path / name)
+    monkeypatch.setattr("stsimdiff.config.task_files.folder", lambda name: tmp_path / name)
     assert arm(configure(*BASE)).id == before.id
     task = tmp_path / "tasks" / "clips" / "clips.yaml"
     task.write_text(task.read_text() + "# a comment")

@@ -179,7 +179,8 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     settings, arm = prepared(name, data)
     assert run.run_arms(settings, [arm], report=make_report) == len(written(name))
     rows, source = rows_of(settings, arm), written(name)
-    assert rows[0]["id"] == ID[name] and len({row["id"] for row in rows}) == len(rows) == len(source) >= 8
+    assert ID[name] in {row["id"] for row in rows} and len(rows) == len(source) >= 8
+    assert len({row["id"] for row in rows}) == len(rows)
     families = BENCHMARKS[name].families
     assert {row["family"] for row in rows} == set(families)
     by_id = {question.id: question for question in task_of(name, data)[1]}
@@ -222,8 +223,9 @@ def test_an_answer_that_gives_no_letter_is_wrong_and_never_drawn(name: str, data
         for answer in UNREADABLE * 4:
             judgement = judge(task, question, answer)
             assert (judgement.parsed, judgement.correct) == (None, False)
-    nothing = replay(task, [(question, answer) for answer in UNREADABLE for question in questions])
-    assert METRIC[name] in nothing and set(nothing.values()) == {0}
+    for answer in UNREADABLE:
+        nothing = replay(task, [(question, answer) for question in questions])
+        assert METRIC[name] in nothing and set(nothing.values()) == {0}
     # Beside answers that are read, they stay in the denominator.
     half = [(q, judge(task, q, "").target if i % 2 else "A man") for i, q in enumerate(questions * 2)]
     expected = sum(i % 2 for i in range(len(half))) / len(half)

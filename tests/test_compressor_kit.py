@@ -227,7 +227,7 @@ def test_a_failure_names_file_line_and_code(own, capsys) -> None:
     ("words", "message"),
     [
         (["nowhere.Mine"], "cannot be imported: ModuleNotFoundError"),
-        (["fastvv"], "'fastvv' is unknown; did you mean fastv"),
+        (["fastvv"], "'fastvv' is unknown; allowed: .*did you mean fastv"),
         (["my_module.Mine", "powr=1"], "compressor.powr is unknown: Mine has the parameters power; did you mean power"),
         (["my_module.Mine", "power=big"], "compressor.power='big' is out of range; allowed: a number"),
         (["power=1"], "one method is checked at a time, got no method"),

@@ -58,7 +58,7 @@ def test_nothing_is_loaded_and_nothing_is_written(tmp_path, monkeypatch, capsys)
     assert "questions: 896 about 128 videos, 0.284 hours of video" in said
     assert "5 cells (arms of 1 models on 1 benchmarks), 4480 answers to give, 0 there already" in said
     assert "2 TFLOP/s, which rests on plan_tflops" in said
-    assert "not generated yet" in said and "nothing was written" in said
+    assert "the data of clips is not made yet" in said and "nothing was written" in said
 
 
 def test_the_plan_is_what_the_run_stores(tmp_path, data, monkeypatch) -> None:
