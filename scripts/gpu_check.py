@@ -24,7 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stsimdiff.models import FAMILIES, OPTIONS
+from stsimdiff.models import FAMILIES, options_of
 from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def _case(path: str, options: argparse.Namespace, name: str, dtype: str, attenti
     from stsimdiff.models.base import LoadOptions
     from stsimdiff.models.kit.running import Case
 
-    family = {option: values[0] for option, values in OPTIONS.get(name, {}).items()}
+    family = {option: values[0] for option, values in options_of(name).items()}
     if "min_frame_tokens" in family and not options.tiny:
         # As the reference has it; the frames of a case are small and would give a handful of tokens.
         family |= {"min_frame_tokens": 128, "max_frame_tokens": 768, "max_video_tokens": 115200}

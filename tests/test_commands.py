@@ -173,5 +173,5 @@ def test_real_footage(tmp_path: Path) -> None:
     found = answers(tmp_path / "real")
     assert len(found) == 5
     for rows in found.values():
-        assert [row["video"] for row in rows] == sorted(names)
+        assert sorted(row["video"] for row in rows) == sorted(names)
         assert all(row["error"] is None and row["answer"] for row in rows)

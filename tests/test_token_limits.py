@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
-from stsimdiff.models import OPTIONS, resolve
+from stsimdiff.models import options_of, resolve
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit.miniatures import make
 from stsimdiff.models.qwen_shape import PROCESSORS
@@ -46,7 +46,7 @@ def options(name: str, **values) -> LoadOptions:
     """What the configuration file of a family gives to it, with some values replaced."""
     with initialize_config_dir(str(folder("configs")), version_base="1.3"):
         model = compose("config", overrides=[f"model={name}"]).model
-    family = {option: model[option] for option in OPTIONS[name]} | values
+    family = {option: model[option] for option in options_of(name)} | values
     return LoadOptions(device="cpu", dtype="float32", family=family)
 
 

@@ -138,7 +138,8 @@ class LocalLauncher(SubmititLauncher, submitit_launcher.LocalLauncher):
         """submitit's executor with the parameters of ``hydra.launcher`` that mean something on one machine."""
         import submitit
 
-        executor = submitit.LocalExecutor(self.params["submitit_folder"])
+        # submitit starts a job before it makes the folder of the job's own, which the job may notice on a busy machine.
+        executor = submitit.LocalExecutor(str(self.params["submitit_folder"]).removesuffix("/%j"))
         used = ("timeout_min", "tasks_per_node", "stderr_to_stdout")
         executor.update_parameters(**{key: self.params[key] for key in used})
         return executor
