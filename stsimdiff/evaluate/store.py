@@ -270,23 +270,16 @@ class ArmStore:
         Raises:
             DataError: for a line that is damaged, or a file that cannot be read.
         """
-        found: set[str] = set()
-        for path in shards(self.folder):
-            if path == self._path or path.stat().st_size <= self._ends.get(path, (0, 0))[0]:
-                continue
-            for number, line in _lines(path, [], self._ends):
-                sample, state, withdrawn = _said(path, number, line)
-                if withdrawn is not None:
-                    self._asking[sample] = max(withdrawn + 1, self._asking.get(sample, 0))
-                    if sample in self.states and self.states[sample].asking <= withdrawn:
-                        del self.states[sample]
-                    continue
-                earlier = self.states.get(sample)
-                if state.asking >= self._asking.get(sample, 0):
-                    found.add(sample)
-                    if earlier is None or earlier.gives_way_to(state):
-                        self.states[sample] = state
-        return found
+        _, states, withdrawn = _read(self.folder, [], whole=False, ends=self._ends, but=self._path)
+        for sample, asking in withdrawn.items():
+            self._asking[sample] = max(asking + 1, self._asking.get(sample, 0))
+            if sample in self.states and self.states[sample].asking <= asking:
+                del self.states[sample]
+        found = {one: state for one, state in states.items() if state.asking >= self._asking.get(one, 0)}
+        for sample, state in found.items():
+            if sample not in self.states or self.states[sample].gives_way_to(state):
+                self.states[sample] = state
+        return set(found)
 
     def _place(self, number: int) -> tuple[Path, Lock]:
         """The file of answers of a number, and its lock. The first has the name that version 0.1.0 gave it."""
@@ -448,6 +441,7 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
     """
     said: list[str] = []
     found, states, withdrawn = _read(folder, said, whole=True)
+    _warn(said)
     if notes is not None:
         notes += said
     counting = _counting(states, withdrawn)
@@ -488,7 +482,9 @@ def shards(folder: Path) -> list[Path]:
 
 def _read_states(folder: Path, ends: Ends) -> tuple[dict[str, State], dict[str, int]]:
     """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
-    _, states, withdrawn = _read(folder, [], whole=False, ends=ends)
+    said: list[str] = []
+    _, states, withdrawn = _read(folder, said, whole=False, ends=ends)
+    _warn(said)
     return _counting(states, withdrawn), {sample: number + 1 for sample, number in withdrawn.items()}
 
 
@@ -497,27 +493,41 @@ def _counting(states: Mapping[str, State], withdrawn: Mapping[str, int]) -> dict
 
 
 def _read(
-    folder: Path, said: list[str], *, whole: bool, ends: Ends | None = None
+    folder: Path,
+    said: list[str],
+    *,
+    whole: bool,
+    ends: Ends | None = None,
+    but: Path | None = None,
 ) -> tuple[dict[str, tuple[str, int, Row | None]], dict[str, State], dict[str, int]]:
     """By sample: its best line with its place, what that says, and the last asking that was withdrawn.
 
     Args:
         folder: of the arm.
-        said: gets a sentence for each answer and torn line that does not count, which also goes to the log, once.
+        said: gets a sentence for each answer and torn line that does not count.
         whole: whether lines are parsed whose ends say enough; their place has no line else.
-        ends: gets what of each file was read.
+        ends: what of each file was read before, which is not read again; moved to where this comes to.
+        but: a file that is left out.
     """
+    ends = {} if ends is None else ends
     lines: dict[str, tuple[str, int, Row | None]] = {}
     states: dict[str, State] = {}
     withdrawn: dict[str, int] = {}
     for path in shards(folder):
+        if path == but:
+            continue
         file = str(path)
-        for number, line in _lines(path, said, {} if ends is None else ends):
-            row = _parsed(path, number, line) if whole else None
-            sample, state, again = _said(path, number, line, row)
-            if again is not None:
-                withdrawn[sample] = max(again, withdrawn.get(sample, -1))
-                continue
+        for number, line in _lines(path, said, ends):
+            row: Row | None = None
+            if not whole and (answered := _answered(line)):
+                sample, state = answered
+            else:
+                row = _parsed(path, number, line)
+                sample, asking = row["id"], _asking(row, f"{file}:{number}")
+                if "withdrawn" in row:
+                    withdrawn[sample] = max(asking, withdrawn.get(sample, -1))
+                    continue
+                state = State(_succeeded(row), row.get("of"), asking)
             earlier = states.get(sample)
             if earlier is None or earlier.gives_way_to(state):
                 lines[sample], states[sample] = (file, number, row), state
@@ -526,15 +536,19 @@ def _read(
                 said.append(
                     f"{file}:{number}: question {sample!r} is answered in {there}:{first} already; that one counts"
                 )
-    for sentence in said:
-        if sentence not in _LOGGED:
-            _LOGGED.add(sentence)
-            log.warning(sentence)
     return lines, states, withdrawn
 
 
 _LOGGED: set[str] = set()
 """What was said of lines that do not count: an arm is read more than once in a run."""
+
+
+def _warn(said: list[str]) -> None:
+    """Log each sentence once."""
+    for sentence in said:
+        if sentence not in _LOGGED:
+            _LOGGED.add(sentence)
+            log.warning(sentence)
 
 
 def _answered(line: bytes) -> tuple[str, State] | None:
@@ -552,23 +566,6 @@ def _answered(line: bytes) -> tuple[str, State] | None:
     return name.decode(), State(True, tail[2].decode(), int(tail[1] or 0))
 
 
-def _said(path: Path, number: int, line: bytes, row: Row | None = None) -> tuple[str, State, int | None]:
-    """The sample of a line, its state, and the last asking that the line withdraws, if it does.
-
-    Args:
-        path: of the file.
-        number: of the line.
-        line: as it is stored.
-        row: what it says; parsed only where its ends do not say enough.
-    """
-    if row is None:
-        if answered := _answered(line):
-            return *answered, None
-        row = _parsed(path, number, line)
-    asking = _asking(row, f"{path}:{number}")
-    return row["id"], State(_succeeded(row), row.get("of"), asking), asking if "withdrawn" in row else None
-
-
 def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes]]:
     """Complete lines with their numbers; a torn last one is left out and said.
 
@@ -579,6 +576,8 @@ def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes
     """
     start, before = ends.get(path, (0, 0))
     try:
+        if path.stat().st_size <= start:
+            return iter(())
         complete, torn = lines(path, start)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
