@@ -13,6 +13,7 @@ from stsimdiff.commands import forget, report
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.shown import Shown, note_shown, read_shown
+from stsimdiff.evaluate.store import ArmStore
 from stsimdiff.launchers.base import configurations
 from stsimdiff.report import palette, rows
 from stsimdiff.report.page import report_page
@@ -129,6 +130,13 @@ def test_an_older_version_is_counted_shown_on_request_and_removed_on_request(
     assert report.main([str(run), "--older"]) == 0
     assert "Mine code def" in capsys.readouterr().out
     monkeypatch.chdir(run.parent)
+    (old,) = rows.older_arms(rows.arms(run))
+    for number in (0, 1):  # any of the processes that may write it
+        with (
+            ArmStore(old.folder, dict(old.record), first=number),
+            pytest.raises(DataError, match="is being written"),
+        ):
+            forget.main(["run=dev", f"results={run.parent}", "older"])
     assert forget.main(["run=dev", f"results={run.parent}", "older"]) == 0
     assert "dev: 1; the table" in capsys.readouterr().out
     assert folder.is_dir() and len(rows.arms(run)) == len(ids) - 1

@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stsimdiff import lock
 from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.evaluate.store import writer
 from stsimdiff.launchers.base import configurations
 from stsimdiff.report.rows import arms, older_arms
 from stsimdiff.terminal import say
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Path(expanded("results", str(cfg.results))) / str(cfg.run)
     older = older_arms(arms(run))
     for arm in older:
-        if owner := next(filter(None, map(lock.holder, arm.folder.glob(".lock.*-of-*"))), None):
+        if owner := writer(arm.folder):
             raise DataError(
                 f"{arm.folder} is being written by process {owner['pid']} on {owner['host']}; wait for it"
             )

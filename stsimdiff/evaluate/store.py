@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from stsimdiff import lock
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
 from stsimdiff.files import cut_torn_line, lines, write_whole
@@ -283,10 +284,10 @@ class ArmStore:
 
     def _place(self, number: int) -> tuple[Path, Lock]:
         """The file of answers of a number, and its lock. The first has the name that version 0.1.0 gave it."""
-        name, lock = (
+        answers, held = (
             (f"answers.{number}.jsonl", f".lock.{number}") if number else ("answers.jsonl", ".lock.0-of-1")
         )
-        return self.folder / name, Lock(self.folder / lock, self._launch)
+        return self.folder / answers, Lock(self.folder / held, self._launch)
 
     def _take(self) -> None:
         for number in chain([self._first], (n for n in count() if n != self._first)):
@@ -473,6 +474,11 @@ def done_ids(folder: Path, retry_failed: bool = False) -> set[str]:
 def arm_folders(run: Path) -> list[Path]:
     """The arm folders of a run, sorted by name."""
     return sorted(path.parent for path in run.glob(f"*/{RECORD}"))
+
+
+def writer(folder: Path) -> dict[str, Any] | None:
+    """The live process that has an arm's folder open, as its lock names it; ``None`` where there is none."""
+    return next(filter(None, map(lock.holder, folder.glob(".lock.*"))), None)
 
 
 def shards(folder: Path) -> list[Path]:
