@@ -1,6 +1,6 @@
-"""Names that stand for classes and folders: those of this package, those that others register, and dotted paths.
+"""Names that stand for classes: those of this package, those that others register, and dotted paths.
 
-Methods, families, decoders and benchmarks each have a :class:`Registry`; nothing is imported before it is asked for.
+Methods and families each have a :class:`Registry`; nothing is imported before it is asked for.
 """
 
 from __future__ import annotations

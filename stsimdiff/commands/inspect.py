@@ -19,7 +19,7 @@ from stsimdiff.evaluate.passes import Pass, passes_of
 from stsimdiff.files import write_whole
 from stsimdiff.launchers.base import configurations
 from stsimdiff.report import film
-from stsimdiff.report.arm import PROPOSED
+from stsimdiff.report.arm import is_proposed
 from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
 from stsimdiff.report.page import overlay_page
 from stsimdiff.terminal import say
@@ -179,7 +179,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         packed = overlay(question, trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
         model = one.settings.model.name
-        own = (one.settings.proposed or PROPOSED) in (arm.method, arm.compressor["_target_"])
+        own = is_proposed(one.settings.proposed, arm.method, arm.compressor)
         taken = Taken(arm.id, label, model, text, None, "", name, **unpacked(packed), proposed=own)
         found.append((arm, taken))
     return found

@@ -451,7 +451,7 @@ LVBENCH = Benchmark(
     hub="lmms-eval/LVBench",
     split="train",
     columns=("video_path", "question", "question_type", "answer"),
-    # A question has one to three types, so none of them is a column of the table: breakdown=question_type.
+    # A question has one to three types, so none of them is a column of the table.
     families=("all",),
     video=lambda row: row["video_path"],
     family=lambda row: "all",

@@ -207,7 +207,7 @@ class JobLauncher(BatchLauncher):
 
         Raises:
             UserError: before any job is started.
-            RunFailed: when a job failed or samples have no answer; what was answered is scored and tabulated.
+            RunFailed: when samples have no answer; what was answered is scored and tabulated.
         """
         from stsimdiff.evaluate.run import conclude
 

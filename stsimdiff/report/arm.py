@@ -18,6 +18,17 @@ PROPOSED = "st_simdiff"
 """What a run that names no other method is about."""
 
 
+def is_proposed(proposed: str | None, method: str, compressor: Mapping[str, Any]) -> bool:
+    """Whether a run is about a method.
+
+    Args:
+        proposed: the name or dotted path that the run names; nothing where it names none.
+        method: name of the method.
+        compressor: its parameters, ``_target_`` among them.
+    """
+    return (proposed or PROPOSED) in (method, compressor.get("_target_"))
+
+
 @dataclass(frozen=True)
 class StoredArm:
     """One arm's folder, what its ``arm.json`` says, and what its run's ``shown.json`` does."""
@@ -54,7 +65,7 @@ class StoredArm:
     @property
     def proposed(self) -> bool:
         """Whether the run is about its method: the one that it names, or else ``st_simdiff``."""
-        return (self.shown.proposed or PROPOSED) in (self.method, self.compressor.get("_target_"))
+        return is_proposed(self.shown.proposed, self.method, self.compressor)
 
     @property
     def version(self) -> tuple[str, ...]:

@@ -130,12 +130,15 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Labels by arm id, unique in a block: method, parameters, and what else the arms of a table differ in."""
     found = settings(arms)
     told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
-    for id_, values in swept(arms).items():
+    values = swept(arms)
+    for arm in arms:
         # A default is named too where others differ from it; a switch that is as it is by default goes without saying.
-        arm = next(arm for arm in arms if arm.id == id_)
-        said = {name: _said(value) for name, value in values.items() if not isinstance(value, bool)}
-        own = arm.label == arm.configured
-        told[id_][:0] = [f"{n}={v}" for n, v in said.items() if own and f" {n}=" not in f" {arm.configured}"]
+        if arm.label == arm.configured:
+            told[arm.id][:0] = [
+                f"{name}={_said(value)}"
+                for name, value in values[arm.id].items()
+                if not isinstance(value, bool) and f" {name}=" not in f" {arm.configured}"
+            ]
     for same in _by(arms, lambda arm: arm.method).values():
         codes = [one_line(str(arm.record.get("code"))) for arm in same]
         if len(set(codes)) > 1:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stsimdiff.compressors import BUILTIN
+from stsimdiff.report.arm import PROPOSED
 
 if TYPE_CHECKING:
     from stsimdiff.report.section import Row
@@ -43,7 +44,7 @@ STYLES = (
     Style("#CC6677", "<", "triangle-left"),
 )
 """Of the built-in methods in the order of their names; further rounds have these markers in other colours."""
-STAR = {"st_simdiff": Style("#D55E00", "*", "star")}
+STAR = {PROPOSED: Style("#D55E00", "*", "star")}
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Steps of it round the circle of hues keep neighbours apart and come back to no hue."""
 
@@ -59,7 +60,7 @@ def _builtin(number: int) -> Style:
     return Style(_hex((number + turn) * GOLDEN % 1, 0.48, 0.5) if turn else colour, *marker)
 
 
-PLAIN = {"st_simdiff": _builtin(len(BUILTIN))}
+PLAIN = {PROPOSED: _builtin(len(BUILTIN))}
 """What it has where the run is about another method, which has the star."""
 KNOWN = {
     **ENDS,
@@ -135,7 +136,7 @@ REASONS = {
 UNKNOWN_REASON = "#FF00FF"
 
 
-def styles(methods: Iterable[str], proposed: str = "st_simdiff") -> dict[str, Style]:
+def styles(methods: Iterable[str], proposed: str = PROPOSED) -> dict[str, Style]:
     """The style of each method, no two alike; one of a user's own has the same style in all figures of a run.
 
     Args:
@@ -160,7 +161,7 @@ def _own(number: int) -> Style:
 def looks(rows: Iterable[Row]) -> dict[tuple[str, str], Look]:
     """The look of every method and label: the method's colour and marker, in a shade and with a line of its own."""
     labels: dict[str, list[str]] = {}
-    proposed = "st_simdiff"
+    proposed = PROPOSED
     for row in rows:
         proposed = row.method if row.proposed else proposed
         known = labels.setdefault(row.method, [])
