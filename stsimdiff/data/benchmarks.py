@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -125,9 +125,10 @@ class Benchmark:
             self.put_in: "\n".join(options) if isinstance(row[self.put_in], str) else list(options),
         }
 
-    def read(self, file: Path) -> list[dict[str, Any]]:
-        """The questions of one file; raises as :func:`~stsimdiff.data.question_files.read_file` does."""
-        return self.rows(read_file(file))
+    def read(self, file: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The questions of one file; arguments and errors as of :func:`~stsimdiff.data.question_files.read_file`."""
+        # Questions that lie in another column's rows need that column.
+        return self.rows(read_file(file, columns if self.rows is list else None))
 
     @property
     def stock_file(self) -> Path:
@@ -211,14 +212,14 @@ class Benchmark:
         if self.server and inside & CONFIGS:
             return not inside.isdisjoint(self.configs)
         column = self.columns[-1] if self.answered else "answer"
-        values = [row.get(column) for row in self.read(file)]
+        values = [row.get(column) for row in self.read(file, [column])]
         known = bool(values) and not any(value in (None, "", -1) for value in values)
         if self.server:
             return not known
         return known and (not self.configs or not inside.isdisjoint(self.configs) or not inside & CONFIGS)
 
     def _kinds(self, file: Path) -> set[str]:
-        return {self.family(row) for row in self.read(file)}
+        return {self.family(row) for row in self.read(file, self.columns)}
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""

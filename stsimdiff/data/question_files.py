@@ -18,8 +18,12 @@ _LINE = re.compile(r"(?:^|\n)\s*([A-J])[.):]\s*(.*?)\s*(?=\n\s*[A-J][.):]\s|$)",
 """An option on lines of its own: ``A. red``."""
 
 
-def read_file(file: Path) -> Rows:
+def read_file(file: Path, columns: Sequence[str] | None = None) -> Rows:
     """The rows of one file; none where a JSON file holds no list of objects.
+
+    Args:
+        file: parquet, JSON or JSON lines.
+        columns: those that are wanted; of parquet no others are read.
 
     Raises:
         DataError: for a file that cannot be read.
@@ -29,7 +33,7 @@ def read_file(file: Path) -> Rows:
 
     try:
         if file.suffix == ".parquet":
-            return pyarrow.parquet.ParquetFile(file).read().to_pylist()
+            return pyarrow.parquet.ParquetFile(file).read(columns=columns).to_pylist()
         text = file.read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else []
         rows = [json.loads(line) for line in lines] if lines else json.loads(text or "[]")
