@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -113,25 +113,19 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
     board = Board(session.settings.folder, processes, " ".join(arm.id for arm in work.arms))
     progress = Progress(*total, file, show=processes.show, board=board, waited=lambda: session.reader.waited)
     with progress:
-        loop = _Loop(session, task, work, progress)
-        said = False
+        loop, said = _Loop(session, task, work, progress), False
         while videos:
             claimed = _claimed(work, videos, claims, progress)
-            first = next(claimed, None)
-            if first is None:
+            if first := next(claimed, None):
+                with closing(session.reader.over(chain([first], claimed), lacks, processes.world)) as read:
+                    loop.videos(read, claims)
+            else:
                 if not said:
                     log.info(
                         "%d videos are left, which other processes answer; waiting for them", len(videos)
                     )
                 said = True
                 time.sleep(POLL_SECONDS)
-            else:
-                with closing(session.reader.over(chain([first], claimed), lacks, processes.world)) as read:
-                    for path, (questions, claim) in read:
-                        try:
-                            loop.video(path, questions, claim)
-                        finally:
-                            claims.give_back(claim)
             progress.elsewhere(work.look())
             videos = work.by_video()
     return loop.written
@@ -172,6 +166,14 @@ class _Loop:
         self.allowed = _allowed(session.settings.max_failures, videos)
         self.digest = UNKNOWN
         """Of the video whose questions are being answered, as it was before it was read."""
+
+    def videos(self, claimed: Iterable[tuple[str, tuple[list[Question], Claim]]], claims: Claims) -> None:
+        """Have the open questions of videos answered, and give each video's claim back."""
+        for path, (questions, claim) in claimed:
+            try:
+                self.video(path, questions, claim)
+            finally:
+                claims.give_back(claim)
 
     def video(self, path: str, questions: Sequence[Question], claim: Claim) -> None:
         """Encode a video and have all its open questions answered, as long as this process has its claim."""
