@@ -46,6 +46,7 @@ COLUMNS = [
         "fidelity",
         "fault",
     ),
+    *("hard", "hard_low", "hard_high", "n_hard"),
 ]
 
 

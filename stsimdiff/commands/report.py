@@ -28,11 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="print all of the report: categories, pairs, all notes",
     )
+    parser.add_argument(
+        "--breakdown",
+        metavar="COLUMN",
+        help="accuracies by the values of a column of the benchmark's rows: domain, task_type, duration ...",
+    )
     given = parser.parse_args(arguments)
     try:
         output = Path(expanded("--output", given.output)) if given.output else None
         run_dir = Path(expanded("the run", given.run_dir))
-        published = publish(run_dir, Console(), output, older=given.older, full=given.full)
+        published = publish(
+            run_dir, Console(), output, older=given.older, full=given.full, column=given.breakdown
+        )
     except UserError as error:
         say(error, error=True)
         return 2

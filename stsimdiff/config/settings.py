@@ -100,6 +100,7 @@ class Settings:
         sample_seconds: longest time for one answer, or ``None``.
         overlays: for how many questions each token's fate is stored. Each adds the frames of a video to the page; a
             larger one would not open on a phone.
+        breakdown: column of the benchmark's rows that the report breaks accuracies down by, or ``None``.
         jobs: how many share the videos of a model and benchmark, where a launcher starts jobs.
         verbose: whether all of the report is printed at the end, instead of one screen.
         plan: only say what the run would cost.
@@ -126,6 +127,7 @@ class Settings:
     ]
     sample_seconds: Annotated[float, Field(gt=0)] | None
     overlays: Annotated[int, Field(ge=0, le=100)]
+    breakdown: Annotated[str, Field(pattern=r"\S", description="the name of a column")] | None
     jobs: Annotated[int, Field(ge=1, le=10_000)]
     verbose: bool
     plan: bool

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,7 @@ class Question:
         document: the task's row, for scoring.
         named: the video as its row names it, in the folders that the row says; its file's name if not given.
         content: what of the row decides what is asked and what is right; nothing if not given.
+        columns: what of the row tells kinds of questions apart, for a breakdown; nothing if not given.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Question:
     document: Mapping[str, Any]
     named: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def video_name(self) -> str:
@@ -181,6 +184,7 @@ def question_from(
         document=document,
         named=str(named or ""),
         content=_content(task, document),
+        columns=_columns(task, document),
     )
 
 
@@ -190,6 +194,31 @@ def _content(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
     if public:
         return {name: document[name] for name in public.columns if name in document}
     return {name: value for name, value in document.items() if name != "path" and _plain(value)}
+
+
+TOLD = ("id", "path", "named", "family", "video", "url", "question", "options", "candidates", "answer")
+"""Columns that a stored line holds already, or that say nothing of a question's kind."""
+MOST_VALUES = 10
+SHORT = 64
+"""Characters of a value that a stored line keeps."""
+
+
+def _columns(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The short columns of a row, but for its id, its options and its answer."""
+    public = by_task(task.config.task)
+    left_out = {*TOLD, *((public.id, public.columns[-1]) if public else ())}
+    found = {name: value for name, value in document.items() if name not in left_out and _short(value)}
+    return {
+        name: v for name, v in found.items() if not (public and re.fullmatch(rf"{public.put_in}\d+", name))
+    }
+
+
+def _short(value: Any) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= MOST_VALUES and all(isinstance(one, str) and _short(one) for one in value)
+    if isinstance(value, str):
+        return 0 < len(value) <= SHORT
+    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _plain(value: Any) -> bool:

@@ -30,7 +30,7 @@ from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.evaluate.shown import note_shown
-from stsimdiff.evaluate.store import ArmStore, checked_answers, write_record
+from stsimdiff.evaluate.store import ArmStore, check_column, checked_answers, write_record
 
 
 def run_arms(
@@ -93,6 +93,9 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
     """
     task = load_task(settings.benchmark)
     questions = all_questions(task, settings.limit, settings.benchmark.families)
+    if settings.breakdown:
+        known = {name for question in questions for name in question.columns}
+        check_column(settings.breakdown, known, settings.benchmark.name)
     settings, unusable = _checked_videos(settings, questions)
     return settings, task, questions, unusable
 

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -46,6 +46,9 @@ that a finished sweep of half a million lines starts in seconds; the rest is rea
 Row = dict[str, Any]
 Ends = dict[Path, tuple[int, int]]
 """Of each file: bytes and lines that were read of it."""
+OWN = ("family", "video")
+"""Columns of every stored line, whatever its benchmark's rows have; ``columns`` holds those."""
+
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
@@ -75,6 +78,7 @@ class _Line(TypedDict):
     family: str | None
     correct: bool | None
     error: _Error | None
+    columns: NotRequired[dict[str, Any] | None]
     answer: NotRequired[str | None]
     parsed: NotRequired[str | None]
     target: NotRequired[str | None]
@@ -424,6 +428,13 @@ def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
             given = clean(repr(first["input"]))
             said = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
         raise DataError(f"{place}: {said}; the file was changed or damaged") from None
+
+
+def check_column(column: str, known: Iterable[str], place: str) -> None:
+    """Raise :class:`DataError` for a column to break accuracies down by that the rows of a benchmark do not have."""
+    found = sorted({*known, *OWN})
+    if column not in found:
+        raise DataError(f"breakdown={column}: {place} has no such column; its rows have {', '.join(found)}")
 
 
 def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:

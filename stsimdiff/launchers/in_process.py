@@ -99,7 +99,7 @@ def make_report(settings: Settings) -> list[str]:
     from stsimdiff.report.publish import publish, tell
     from stsimdiff.terminal import Console
 
-    published = publish(settings.folder, None)
+    published = publish(settings.folder, None, column=settings.breakdown)
     if published.refused:
         said = "\n".join(published.refused)
         raise DataError(

@@ -113,6 +113,11 @@ def _uneven(section: Section) -> bool:
     return any(row.equal == row.equal and abs(row.equal - row.overall) >= 0.05 for row in section.rows)
 
 
+def _hard(section: Section) -> bool:
+    """Whether the run has the arms that say which questions are hard."""
+    return any(row.n_hard for row in section.rows)
+
+
 def _decoding(section: Section) -> bool:
     """Whether a method acts while answers are decoded, so that what that costs is shown."""
     return any(row.values["kv_kept"] == row.values["kv_kept"] for row in section.rows)
@@ -163,6 +168,10 @@ COLUMNS = (
     Column("n_unparsed", "n unparsed", taken=lambda rows: int(rows["parsed"].isna().sum()), form=".0f"),
     Column("fidelity", "fidelity", zeros=False, later=3, words=True),
     Column("fault", later=3, words=True),
+    Column("hard", "hard %", when=_hard, later=4),
+    Column("hard_low", when=_hard, later=4),
+    Column("hard_high", when=_hard, later=4),
+    Column("n_hard", when=_hard, later=4),
     Column("paper", "paper", when=_printed, later=3, published=True),
     Column(
         "minus_paper", "ours - paper", of=lambda row: row.overall - row.paper, form="+.1f",

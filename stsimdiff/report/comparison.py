@@ -18,6 +18,7 @@ from stsimdiff.evaluate.store import REFERENCES, SUBMISSION
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import taken
 from stsimdiff.report.equal_compute import at_equal_compute, median_compute
+from stsimdiff.report.hard import with_hard
 from stsimdiff.report.labels import labels, order, settings, swept
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
@@ -88,6 +89,7 @@ class Group:
         found = [
             self._row(arm, kind, families, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
         ]
+        found, hard = self._with_hard(found, answering) if answers else (found, [])
         rows = _ranked(at_equal_compute(found))
         planned = members[0].shown.proposed
         pairs = all_pairs(answering, self.labels, answers, kind, full, bool(planned)) if answers else []
@@ -103,7 +105,7 @@ class Group:
         beside = retained(rows, first.benchmark)
         about.append(provenance(records, scored=not self.server))
         said = [text for text in (gate and gate.said, beside) if text]
-        notes = [*said, *self._submissions(members), *self._coverage(members), *_warnings(rows, kind)]
+        notes = [*said, *self._submissions(members), *self._coverage(members), *_warnings(rows, kind), *hard]
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
@@ -112,6 +114,14 @@ class Group:
         )
         judged = [UNSCORED] if self.server else verdicts(section)
         return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
+
+    def _with_hard(self, rows: list[Row], arms: list[StoredArm]) -> tuple[list[Row], list[str]]:
+        """The rows with their accuracies on the hard questions, of arms that have answers."""
+        kept = {arm.id: self.answered[arm.id].loc[self.common] for arm in arms}
+        right = {id_: held["correct"].to_numpy(dtype=bool) for id_, held in kept.items()}
+        full = {arm.id: everything.id for arm in arms if (everything := self.everything(arm)) is not None}
+        videos = kept[arms[0].id]["video"].astype("category").cat.codes.to_numpy()
+        return with_hard(rows, right, full, videos)
 
     def _answers(self, arms: list[StoredArm]) -> Answers | None:
         """Right and wrong on the common questions, a column an arm; None where there is nothing to compare."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from stsimdiff.report.breakdown import Part
 from stsimdiff.report.palette import Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
@@ -61,7 +62,17 @@ def figures(table: Table, stored: Stored) -> Iterator[tuple[str, Draw]]:
         def mapped(section: Section = section) -> Figure | None:
             return thresholds(section, stored)
 
-        drawings = (against("flops"), against("tokens", "compute"), against("latency"), layered, mapped)
+        def parted(section: Section = section) -> Figure | None:
+            return by_value(section, table.parts, styles)
+
+        drawings = (
+            against("flops"),
+            against("tokens", "compute"),
+            against("latency"),
+            layered,
+            mapped,
+            parted,
+        )
         for name, draw in zip(NAMES, drawings, strict=True):
             yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}")
 
@@ -208,6 +219,60 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
     for axes in panels[len(maps) :]:
         axes.remove()
     figure.colorbar(image, ax=list(panels[: len(maps)]), label="accuracy, %")
+    return figure
+
+
+def by_value(section: Section, parts: Sequence[Part], styles: Looks) -> Figure | None:
+    """For each value of a column what every method loses against all tokens, with its interval; a panel a block. The
+    accuracies themselves where there is nothing to compare with."""
+    own = {row.arm for row in section.rows}
+    place = (section.model, section.benchmark, section.budget)
+    held = [part for part in parts if part.arm in own and (part.model, part.benchmark, part.budget) == place]
+    compared = [part for part in held if not math.isnan(part.minus)]
+    shown = compared or held
+    if not shown:
+        return None
+    values = list(dict.fromkeys(part.value for part in held))
+    blocks = sorted({part.retention for part in shown}, reverse=True)
+    size = (3.4 + 3.6 * len(blocks), max(2.4, 1.0 + 0.55 * len(values)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(blocks), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, retention in zip(panels, blocks, strict=True):
+        block = [part for part in shown if part.retention == retention]
+        labels = list(dict.fromkeys(part.label for part in block))
+        for turn, label in enumerate(labels):
+            mine = [part for part in block if part.label == label]
+            look = styles[mine[0].method, label]
+            x = [part.minus if compared else part.accuracy for part in mine]
+            low = [part.minus_low if compared else part.ci_low for part in mine]
+            high = [part.minus_high if compared else part.ci_high for part in mine]
+            y = [values.index(part.value) + 0.7 * ((turn + 0.5) / len(labels) - 0.5) for part in mine]
+            reach = [
+                [_distance(a, b) for a, b in zip(x, low, strict=True)],
+                [_distance(b, a) for a, b in zip(x, high, strict=True)],
+            ]
+            axes.errorbar(
+                x,
+                y,
+                xerr=reach,
+                color=look.colour,
+                marker=look.marker,
+                ms=5,
+                ls="none",
+                elinewidth=0.8,
+                capsize=2,
+            )
+        if compared:
+            axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_title(f"budget {100 * retention:.4g} % ({section.budget})", size=9)
+        counts = {part.value: part.n for part in held}
+        axes.set_yticks(range(len(values)), [f"{value} (n {counts[value]})" for value in values])
+        _tidy(axes)
+    panels[0].set_ylim(len(values) - 0.5, -0.5)
+    what = "accuracy minus all tokens, points" if compared else "accuracy, %"
+    figure.supxlabel(f"{what}, by {held[0].column}", size=9)
+    arms = {part.arm for part in shown}
+    _legend(figure, [row for row in section.rows if row.arm in arms], styles, pareto=False)
     return figure
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
-from stsimdiff.report import attribution_table, render
+from stsimdiff.report import attribution_table, breakdown, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
 from stsimdiff.report.series import FORMATS, NAMES
@@ -58,6 +58,7 @@ def publish(
     *,
     older: bool = False,
     full: bool = False,
+    column: str | None = None,
 ) -> Published:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
@@ -69,9 +70,10 @@ def publish(
         output: the folder for the files; the run's own if not given.
         older: whether arms count of whose code the run was asked for another version since.
         full: whether all of the report is printed, instead of one screen.
+        column: of the benchmark's rows, whose values the accuracies are broken down by.
 
     Raises:
-        DataError: as ``rows.load`` does, or for an output that cannot be made, before anything is written.
+        DataError: as ``rows.load`` and ``table.build`` do, or for an output that cannot be made: nothing is written.
     """
     run_dir = Path(run_dir)
     output = Path(output) if output else run_dir
@@ -82,7 +84,7 @@ def publish(
             raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
-        published = Published(build(stored), output, undrawn())
+        published = Published(build(stored, column), output, undrawn())
         folder = _Folder(output)
         for name, content in files(published.table).items():
             folder.put(name, content)
@@ -197,6 +199,7 @@ def files(table: Table) -> dict[str, str | None]:
         "table.md": render.markdown(table),
         "table.tex": render.latex(table),
         **attribution_table.files(table.attributions, table.anchors),
+        **breakdown.files(table.parts, table.run),
     }
 
 

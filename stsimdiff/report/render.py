@@ -11,6 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from stsimdiff.report import text
+from stsimdiff.report.breakdown import tables
 from stsimdiff.report.columns import (
     OVERALL,
     Column,
@@ -338,6 +339,7 @@ def show(table: Table, console: Console) -> None:
     for note in dict.fromkeys(section.about[0] for section in table.sections if section.about):
         _print_lines(console, [note])
     _print_lines(console, [one.sentence() for one in table.attributions])
+    show_breakdown(table, console)
 
 
 def briefly(notes: Sequence[str]) -> list[str]:
@@ -346,6 +348,13 @@ def briefly(notes: Sequence[str]) -> list[str]:
     for note in notes:
         kinds.setdefault(tuple(note.split()[:2]), []).append(note)
     return [f"(+{len(same) - 1} like it) {same[0]}" if len(same) > 1 else same[0] for same in kinds.values()]
+
+
+def show_breakdown(table: Table, console: Console) -> None:
+    """Print the accuracies by the values of a column, where they were asked for."""
+    for name, cells in tables(table.parts):
+        console.print(Text(f"\n{name}:", style="bold"))
+        text.terminal(cells, console)
 
 
 def show_full(table: Table, console: Console) -> None:
@@ -363,6 +372,7 @@ def show_full(table: Table, console: Console) -> None:
     if has_paper_table(table):
         console.print(Text(f"\n{paper_title()}:", style="bold"))
         text.terminal(paper_cells(), console)
+    show_breakdown(table, console)
     for section in table.sections:
         console.print(Text(f"\nVerdict, {title(section)}:", style="bold"))
         _print_lines(console, section.verdicts)

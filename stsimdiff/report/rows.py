@@ -179,7 +179,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         "correct": None if error is not None else correct,
         **{
             name: row.get(name)
-            for name in (*NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of")
+            for name in (*NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of", "columns")
         },
         **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
         "failed": error is not None,

@@ -57,6 +57,11 @@ class Row:
     best: bool = False
     macro: float = NAN
     n_missing: int = 0
+    hard: float = NAN
+    """Accuracy on the ``n_hard`` hard questions of the block, with its interval; see ``hard``."""
+    hard_low: float = NAN
+    hard_high: float = NAN
+    n_hard: int = 0
     second: bool = False
     """``best`` and ``second`` of their block, to the digit that is printed; only rows that compete."""
     paper: float = NAN

@@ -18,7 +18,10 @@ from stsimdiff.report.labels import order
 from stsimdiff.report.section import Row, Section
 
 FORMATS = ("svg", "png")
-NAMES = ("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds")
+NAMES = (
+    *("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds"),
+    "breakdown",
+)
 """The figures' files, and how their names begin; known without drawing any."""
 
 COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {

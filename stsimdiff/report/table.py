@@ -13,6 +13,7 @@ import pandas as pd
 
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.attribution import Attribution, attributions
+from stsimdiff.report.breakdown import Part, breakdown
 from stsimdiff.report.columns import in_files
 from stsimdiff.report.comparison import Group
 from stsimdiff.report.labels import questions_key
@@ -31,6 +32,7 @@ class Table:
         n_failed: samples that failed, over all arms.
         attributions: what turned the answers, where the run has the arms for it.
         anchors: places on the page of the questions with a stored overlay, by benchmark and question.
+        parts: accuracies by the values of a column, where one was asked for.
     """
 
     run: str
@@ -39,6 +41,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
@@ -63,16 +66,21 @@ class Table:
         return pd.DataFrame(lines, columns=["model", "benchmark", *Pair.__dataclass_fields__])
 
 
-def build(stored: Stored) -> Table:
+def build(stored: Stored, column: str | None = None) -> Table:
     """A run's table without writing or printing anything.
 
     Args:
         stored: what ``rows.read`` found.
+        column: of the benchmark's rows, whose values the accuracies are broken down by.
+
+    Raises:
+        DataError: for a column that a benchmark's rows do not have.
     """
     groups: dict[tuple, list[StoredArm]] = {}
     for arm in stored.arms:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)
+    parts: list[Part] = []
     for arms in groups.values():
         group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
         compared = group.sections()
@@ -80,5 +88,9 @@ def build(stored: Stored) -> Table:
         attributed, lacking = attributions(group, compared)
         found += attributed
         notes += lacking
+        for section in compared if column else ():
+            told, said = breakdown(group, section, str(column))
+            parts += told
+            notes += [one for one in said if one not in notes]
     failed = int(stored.samples["failed"].sum())
-    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples))
+    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts)
