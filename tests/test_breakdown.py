@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from synthetic_run import QUESTIONS, answer, write_arm
+from synthetic_run import FAMILIES, QUESTIONS, answer, write_arm
 
 from stsimdiff.commands import report
 from stsimdiff.config.arms import arm_from_config
@@ -143,6 +143,19 @@ def test_an_unknown_column_is_an_error_that_names_those_there_are(run: Path, cap
         in said
     )
     assert not (run / "table.csv").exists()
+
+
+def test_a_benchmark_without_the_column_is_named_beside_one_that_has_it(run: Path, capsys) -> None:
+    other = [
+        answer(question, 0.5, 0.3, 0.3, random.Random(5)) | {"columns": {"kind": "x"}}
+        for question in QUESTIONS
+    ]
+    own = {"name": "other", "task": "other", "families": FAMILIES, "chance": None, "note": "other"}
+    write_arm(run, "st_simdiff", 0.3, other, benchmark=own)
+    assert report.main([str(run), "--breakdown", "domain"]) == 0
+    said = " ".join((run / "table.md").read_text().split())
+    assert "embedded on other has no such column; its rows have family, kind, video" in said
+    assert {row["benchmark"] for row in table(run, "breakdown.csv")} == {"clips"}
 
 
 def test_an_earlier_run_says_that_its_lines_hold_no_columns(run: Path, capsys) -> None:

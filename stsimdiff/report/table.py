@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from stsimdiff.errors import DataError
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.attribution import Attribution, attributions
 from stsimdiff.report.breakdown import Part, breakdown
@@ -74,13 +75,14 @@ def build(stored: Stored, column: str | None = None) -> Table:
         column: of the benchmark's rows, whose values the accuracies are broken down by.
 
     Raises:
-        DataError: for a column that a benchmark's rows do not have.
+        DataError: for a column that no benchmark's rows have.
     """
     groups: dict[tuple, list[StoredArm]] = {}
     for arm in stored.arms:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)
     parts: list[Part] = []
+    unknown: list[DataError] = []
     for arms in groups.values():
         group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
         compared = group.sections()
@@ -89,8 +91,15 @@ def build(stored: Stored, column: str | None = None) -> Table:
         found += attributed
         notes += lacking
         for section in compared if column else ():
-            told, said = breakdown(group, section, str(column))
+            try:
+                told, said = breakdown(group, section, str(column))
+            except DataError as error:
+                unknown.append(error)
+                continue
             parts += told
             notes += [one for one in said if one not in notes]
+    if unknown and not parts:
+        raise unknown[0]
+    notes += dict.fromkeys(map(str, unknown))
     failed = int(stored.samples["failed"].sum())
     return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts)
