@@ -64,6 +64,9 @@ class StubSession:
     def free(self) -> None:
         pass
 
+    def forget_prefix(self) -> None:
+        pass
+
     def encode(self, path: str, arms: Any) -> EncodedVideo:
         return EncodedVideo(features=None, grid=Grid(1, 1, 1), inputs={})
 

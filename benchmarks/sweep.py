@@ -63,11 +63,11 @@ def answers(results: Path, run: str) -> dict[str, list[Any]]:
 
 
 def parts(results: Path, run: str) -> dict[str, float]:
-    """Seconds spent in answers, and in decoding, preprocessing and the vision tower, as the stored lines say."""
+    """Seconds of answers prefilled whole, and of decoding, preprocessing and the vision tower, as the lines say."""
     answering, encoding = 0.0, 0.0
     for number, folder in enumerate(arm_folders(results / run)):
         rows = read_answers(folder)
-        answering += sum(row["times"]["answer"] for row in rows)
+        answering += sum(row["times"].get("answer", 0.0) for row in rows)
         if number == 0:
             videos = {row["video"]: row["times"] for row in rows}
             encoding = sum(t["decode"] + t["preprocess"] + t["vision"] for t in videos.values())
@@ -108,8 +108,8 @@ def main() -> None:
     print(f"{len(ARMS)} arms in one pass: {one:.1f} s (median of {repeats}); one by one: {separate:.1f} s")
     rest = one - sum(of_it.values())
     print(
-        f"of one pass: answers {of_it['answers_s']:.1f} s, decoding and vision tower {of_it['encoding_s']:.1f} s, "
-        f"start and report {rest:.1f} s"
+        f"of one pass: answers prefilled whole {of_it['answers_s']:.1f} s, decoding and vision tower "
+        f"{of_it['encoding_s']:.1f} s, the rest {rest:.1f} s"
     )
     print(f"ratio {separate / one:.2f}; answers identical: {same}")
     print(

@@ -109,7 +109,8 @@ class Model:
                 self.family.prompt(self._encode(video, False), question), max_new_tokens
             )
         method, budget, trace = self._method
-        prompt = self.family.prompt(self._encode(video, method.needs_vision), question, sample=question)
+        encoded = self._encode(video, method.needs_vision)
+        prompt = self.family.prompt(encoded, question, sample=Path(video).name)
         run = lent.start(method, prompt.layout, budget)
         with Compression(self.family.decoder, run, prompt.layout, trace):
             return self.family.answer(prompt, max_new_tokens)

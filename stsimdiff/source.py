@@ -39,7 +39,7 @@ STOPS = (
 questions are known by their contents."""
 BUT = ("evaluate.questions",)
 """What counts all the same."""
-ASIDE = {"flops", "no_flops", "released_files", "miniature"}
+ASIDE = {"flops", "no_flops", "reads_question", "released_files", "miniature"}
 """Members of our classes that decide no answer either."""
 INSTALLED = {
     "torch", "torchvision", "torchcodec", "transformers", "lmms_eval", "numpy", "scipy", "sklearn", "pandas",

@@ -346,7 +346,7 @@ class Layout:
         video: ``(N,)`` int64 on the CPU, ascending: places of the video tokens in the input sequence.
         length: tokens of the whole input sequence, text included.
         layers: decoder layers of the model.
-        sample: id of the question; seeds of random methods derive from it.
+        sample: name of the video, the same for all its questions; seeds of random methods derive from it.
         vision: the vision tower's signals, where the method asked for them.
         question: the question's text.
         asked: ``(q,)`` int64 on the CPU, ascending: places of the tokens that hold the question's text, apart from

@@ -40,8 +40,8 @@ from stsimdiff.compressors.base import ScoreCompressor
 @dataclass(frozen=True)
 class Stopping(ScoreCompressor):
     def score(self, tokens, layout):
-        mark = Path("stopped") / layout.sample.partition("-")[0]
-        if "-" not in layout.sample:
+        mark = Path("stopped") / layout.sample.partition(".")[0]
+        if "." not in layout.sample:
             return tokens.features.norm(dim=1)
         try:
             with mark.open("x") as stream:
@@ -84,7 +84,7 @@ def rows(run: Path) -> dict[str, list[dict]]:
     return {
         arm.parent.name: sorted(
             (
-                json.loads(line) | {"times": None}
+                json.loads(line) | {"times": None, "prefill": None}
                 for shard in arm.parent.glob("answers*.jsonl")
                 for line in shard.read_text().splitlines()
             ),

@@ -36,7 +36,9 @@ def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 def answers(folder: Path) -> dict[str, list[dict]]:
     """Lines of every arm of a run, times left out."""
     return {
-        path.parent.name: [json.loads(line) | {"times": None} for line in path.read_text().splitlines()]
+        path.parent.name: [
+            json.loads(line) | {"times": None, "prefill": None} for line in path.read_text().splitlines()
+        ]
         for path in sorted(folder.glob("*/answers.jsonl"))
     }
 
@@ -88,7 +90,9 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path) -> None:
     for folder, rows in answers(tmp_path / "one").items():
         files = [tmp_path / "two" / folder / name for name in ("answers.jsonl", "answers.1.jsonl")]
         lines = [
-            json.loads(line) | {"times": None} for path in files for line in path.read_text().splitlines()
+            json.loads(line) | {"times": None, "prefill": None}
+            for path in files
+            for line in path.read_text().splitlines()
         ]
         assert sorted(lines, key=lambda row: row["id"]) == sorted(rows, key=lambda row: row["id"])
     tables = [(tmp_path / name / "table.csv").read_text().splitlines() for name in ("one", "two")]

@@ -48,7 +48,7 @@ class Troubled(ScoreCompressor):
     trouble = staticmethod(lambda: None)
 
     def score(self, tokens, layout):
-        if layout.sample.endswith("-count"):
+        if "How many" in layout.question:
             type(self).trouble()
         return tokens.features.norm(dim=1)
 
@@ -304,7 +304,7 @@ def test_a_line_a_minute_goes_to_the_log_and_where_there_is_no_terminal(tmp_path
             bar.video()
             for number in range(4):
                 if number % 2 == 0:
-                    bar.question()
+                    bar.question(number // 2 + 1)
                 bar.arm("random", 0.3)
                 with bar.working():
                     clock.now += 15
@@ -335,7 +335,7 @@ def test_one_process_shows_what_all_have_done(tmp_path, monkeypatch, capsys, lau
         Progress(10, 4, 8, tmp_path / "log", board=Board(tmp_path, ranks[0])) as shown,
     ):
         (tmp_path / Board.NAME / f"{launch or 'ranks'}.torn.json").write_text('{"total": 3')
-        other.video(), other.question(), shown.video(), shown.question()
+        other.video(), other.question(1), shown.video(), shown.question(1)
         with other.working():
             clock.now += 30
         for _ in range(3):

@@ -153,7 +153,7 @@ class FailsOn(ScoreCompressor):
     """Raises on one question."""
 
     def score(self, tokens, layout):
-        if layout.sample.endswith("-count"):
+        if "How many" in layout.question:
             raise SystemExit("a method that stops the process")
         return tokens.features.norm(dim=1)
 

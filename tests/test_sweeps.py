@@ -21,6 +21,8 @@ ARMS = ["-m", "compressor=none,random,visionzip,st_simdiff", "budget.retention=0
 QUESTIONS = 28
 TOTAL = 4 * QUESTIONS
 KILLS = 10
+UNTIMED = {"times": None, "prefill": None}
+"""What differs between runs: times, and which prompts a process prefilled whole."""
 
 METHOD = """
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from stsimdiff.compressors.base import ScoreCompressor
 @dataclass(frozen=True)
 class FailsOnOne(ScoreCompressor):
     def score(self, tokens, layout):
-        if layout.sample == "clip003-count":
+        if layout.sample.startswith("clip003") and "How many" in layout.question:
             raise RuntimeError("this method cannot count")
         return tokens.features.norm(dim=1)
 """
@@ -74,7 +76,7 @@ def words(data: Path, results: Path, *more: str, arms: list[str] = ARMS) -> list
 def lines(run: Path) -> dict[str, list[dict]]:
     """Complete lines of every arm as they are stored, times left out."""
     return {
-        path.parent.name: [json.loads(line) | {"times": None} for line in path.read_bytes().split(b"\n")[:-1]]
+        path.parent.name: [json.loads(line) | UNTIMED for line in path.read_bytes().split(b"\n")[:-1]]
         for path in sorted(run.glob("*/answers.jsonl"))
     }
 

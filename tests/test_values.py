@@ -36,6 +36,7 @@ MEANT = {
     "limit": {"null", "three"},
     "seed": WHOLE,
     "retry_failed": {"true"},
+    "reuse_prefix": {"true"},
     "max_failures": WHOLE,
     "sample_seconds": {"null", *POSITIVE},
     "cache.max_gb": {"zero", *POSITIVE},

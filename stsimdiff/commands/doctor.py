@@ -477,8 +477,9 @@ def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, Asked]]
     session.check([arm])
     question, put = asked()
     started = time.perf_counter()
-    text, trace, _ = session.answer(arm, question, put)
+    answered = session.answer(arm, question, put)
     seconds = time.perf_counter() - started
+    text, trace = answered.text, answered.trace
     achieved = trace.retention()
     shares = {kind: f"{100 * share:.1f}%" for kind, share in achieved.items()}
     said = (

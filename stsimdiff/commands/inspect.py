@@ -173,14 +173,14 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
     found = []
     for arm in one.arms.values():
         try:
-            text, trace, _ = session.answer(arm, question, put)
+            answered = session.answer(arm, question, put)
         except (MethodFault, SampleTimeout) as error:
             raise RunFailed(f"{arm.label}: {error}") from error
-        packed = overlay(question, trace, grid, session.family.picture(grid))
+        packed = overlay(question, answered.trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
         model = one.settings.model.name
         own = is_proposed(one.settings.proposed, arm.method, arm.compressor)
-        taken = Taken(arm.id, label, model, text, None, "", name, **unpacked(packed), proposed=own)
+        taken = Taken(arm.id, label, model, answered.text, None, "", name, **unpacked(packed), proposed=own)
         found.append((arm, taken))
     return found
 

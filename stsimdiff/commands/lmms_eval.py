@@ -30,7 +30,16 @@ from stsimdiff.schema import settable
 manifest = ModelManifest(model_id="stsimdiff", chat_class_path="stsimdiff.commands.lmms_eval.StSimDiff")
 
 MODEL_KEYS = set(settable(ModelSettings)) - {"name", "prompts"}
-RUN_KEYS = ("run", "results", "data", "seed", "retry_failed", "max_failures", "sample_seconds")
+RUN_KEYS = (
+    "run",
+    "results",
+    "data",
+    "seed",
+    "retry_failed",
+    "max_failures",
+    "sample_seconds",
+    "reuse_prefix",
+)
 
 
 class StSimDiff(lmms):
@@ -43,8 +52,8 @@ class StSimDiff(lmms):
         model: name of a file of ``configs/model``.
         batch_size: must be 1; a sample's answer never depends on another.
         others: ``path, family, device, dtype, attn_implementation, frames, threads ...`` of the model; ``run, results,
-            data, seed, retry_failed, max_failures, sample_seconds``; every parameter of the compressor; and any other
-            setting by its whole name, such as ``benchmark.data``.
+            data, seed, retry_failed, max_failures, sample_seconds, reuse_prefix``; every parameter of the compressor;
+            and any other setting by its whole name, such as ``benchmark.data``.
 
     Raises:
         SystemExit: with code 2 and a message for an unknown name or a value out of range, before anything is loaded.

@@ -167,6 +167,9 @@ class Compressor(ABC):
     Attributes:
         needs_vision: whether its runs read ``layout.vision``; the vision tower's attention is computed only then,
             once for all arms.
+        reads_question: whether its runs read anything of the question besides what their places announce (attention,
+            ``reads``, ``decoding``): its words or their number, hidden states of the text. A method that says it does
+            not, and announces none of these, is prefilled once for all questions of a video; it is shown no question.
         fidelity: how near it is to its authors' code, one of :data:`stsimdiff.source.FIDELITIES`, with the reason
             in a paragraph ``Fidelity: ...`` of the class's docstring; empty for a method of the user's own. It decides
             no answer, so it is no part of an arm's identity.
@@ -178,6 +181,7 @@ class Compressor(ABC):
     """
 
     needs_vision: ClassVar[bool] = False
+    reads_question: ClassVar[bool] = True
     fidelity: ClassVar[str] = ""
     positions = "kept"
     parts: ClassVar[tuple[Compressor, ...]] = ()
@@ -216,9 +220,9 @@ class Compressor(ABC):
         return 0
 
 
-def generator_for(sample: str, seed: int) -> torch.Generator:
-    """A CPU generator whose stream depends on the question id and the seed alone, on any machine."""
-    digest = hashlib.sha256(f"{seed}:{sample}".encode(errors="surrogatepass")).digest()
+def generator_for(video: str, seed: int) -> torch.Generator:
+    """A CPU generator whose stream depends on the video (``layout.sample``) and the seed alone, on any machine."""
+    digest = hashlib.sha256(f"{seed}:{video}".encode(errors="surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

@@ -69,6 +69,11 @@ class Chain(Compressor):
         renumbered = any(part.positions == "renumbered" for part in parts)
         object.__setattr__(self, "positions", "renumbered" if renumbered else "kept")
 
+    @property
+    @override
+    def reads_question(self) -> bool:  # type: ignore[override]
+        return any(part.reads_question for part in self.parts)
+
     def _after(self, retention: float) -> list[float]:
         """The share of the tokens that is left after each method."""
         count = len(self.parts)

@@ -24,6 +24,7 @@ class NoCompression(Compressor):
     """
 
     fidelity: ClassVar[str] = "official"
+    reads_question: ClassVar[bool] = False
 
     flops = Compressor.no_flops
 
@@ -40,6 +41,7 @@ class NoVideo(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+    reads_question: ClassVar[bool] = False
 
     flops = Compressor.no_flops
 
@@ -58,7 +60,7 @@ class _NoVideoRun(Run):
 
 @dataclass(frozen=True)
 class RandomTokens(Compressor):
-    """Tokens drawn without replacement; the draw depends on the question id and the seed alone.
+    """Tokens drawn without replacement; the draw depends on the video and the seed alone, not on the question.
 
     Fidelity: a control of this harness. It follows the usual random baseline, cut to any budget; there is no
     released code to be equal to.
@@ -68,6 +70,7 @@ class RandomTokens(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+    reads_question: ClassVar[bool] = False
 
     seed: Annotated[int, Field(ge=0, examples=[0])] = 0
 
@@ -89,6 +92,7 @@ class UniformFrames(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+    reads_question: ClassVar[bool] = False
 
     flops = Compressor.no_flops
 

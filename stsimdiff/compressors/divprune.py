@@ -43,6 +43,7 @@ class DivPrune(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     positions: Positions = "kept"
     as_released: bool = False

@@ -51,6 +51,7 @@ class DyCoke(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     as_released: bool = False
     dycoke_p: Annotated[float, Field(ge=0, lt=1, examples=[0.7])] = 0.7

@@ -43,6 +43,7 @@ class EVS(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     as_released: bool = False
 

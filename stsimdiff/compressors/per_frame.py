@@ -40,6 +40,7 @@ class PerFrameCompressor(Compressor):
     """Implement :meth:`reduce`; the budget, its share for each frame and the bookkeeping are done here."""
 
     needs_vision: ClassVar[bool] = True
+    reads_question: ClassVar[bool] = False
 
     @abstractmethod
     def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class Pictures:
 
 class PictureCompressor(Compressor):
     """Implement :meth:`reduce`; newline tokens and the budget are done here."""
+
+    reads_question: ClassVar[bool] = False
 
     @abstractmethod
     def reduce(self, video: Pictures, count: int) -> Reduced:

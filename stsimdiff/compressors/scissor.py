@@ -52,7 +52,7 @@ class Scissor(Compressor):
         tau: in [-1, 1]; then the budget is not met, and the audit says by how much. Or ``auto``.
         epsilon: the sample of n tokens has ``ln(n) / epsilon ** 2``.
         positions: ``kept``, or ``renumbered`` as released.
-        as_released: components from a sample of the tokens, drawn by the question's id. Tokens that hang on no sampled
+        as_released: components from a sample of the tokens, drawn by the video's name. Tokens that hang on no sampled
             one directly belong to none and count in the reassignment alone; a zero token attracts all others.
 
     Raises:
@@ -60,6 +60,7 @@ class Scissor(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     tau: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=-1, le=1)],

@@ -30,6 +30,7 @@ class SpatialPool(Compressor):
     """
 
     fidelity: ClassVar[str] = "adapted"
+    reads_question: ClassVar[bool] = False
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -80,6 +80,7 @@ class STSimDiff(Compressor):
     """
 
     fidelity: ClassVar[str] = "official"
+    reads_question: ClassVar[bool] = False
 
     rule: Literal["released", "paper"] = "released"
     tau_sim: Annotated[float, Field(ge=-1, le=1, examples=[0.8])] = 0.8

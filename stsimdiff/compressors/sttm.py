@@ -66,6 +66,7 @@ class STTM(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     threshold: Annotated[float, Field(ge=-1, le=2, examples=[0.85])] = 0.85
     temporal_threshold: Annotated[

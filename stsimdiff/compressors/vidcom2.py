@@ -45,6 +45,7 @@ class VidCom2(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     temperature: Annotated[float, Field(ge=1e-6, examples=[0.01])] = 0.01
     channels: Annotated[float, Field(ge=0, le=1, examples=[0.5])] = 0.5

@@ -98,6 +98,7 @@ class Settings:
         max_failures: how many failures the run goes on with, or which share of the videos, as ``2%``; a video that
             cannot be read counts once. See :func:`stsimdiff.data.videos.failures_allowed`.
         sample_seconds: longest time for one answer, or ``None``.
+        reuse_prefix: whether an arm that reads nothing of the question prefills a video once for all its questions.
         overlays: for how many questions each token's fate is stored. Each adds the frames of a video to the page; a
             larger one would not open on a phone.
         breakdown: column of the benchmark's rows that the report breaks accuracies down by, or ``None``.
@@ -126,6 +127,7 @@ class Settings:
         Field(description="a whole number from 0, or a share of the videos, such as 2%"),
     ]
     sample_seconds: Annotated[float, Field(gt=0)] | None
+    reuse_prefix: bool
     overlays: Annotated[int, Field(ge=0, le=100)]
     breakdown: Annotated[str, Field(pattern=r"\S", description="the name of a column")] | None
     jobs: Annotated[int, Field(ge=1, le=10_000)]

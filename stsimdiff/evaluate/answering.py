@@ -161,7 +161,7 @@ class _Loop:
 
     def __init__(self, session: Session, task: Any, work: Work, progress: Progress) -> None:
         self.session, self.task, self.work, self.progress = session, task, work, progress
-        self.written = self.failures = 0
+        self.written = self.failures = self.asked = 0
         videos = len({question.video for question in work.questions})
         self.allowed = _allowed(session.settings.max_failures, videos)
         self.digest = UNKNOWN
@@ -192,30 +192,39 @@ class _Loop:
             raise
         except (Exception, SystemExit) as error:
             encoded = error
-        for question in questions:
-            if claim.lost:
-                log.warning("%s: another process has taken it over, since this one stood still", path)
-                return
-            self.question(question, encoded)
+        asked = [(question, self.ask(question, encoded)) for question in questions]
+        try:
+            # One arm after the other, so that its next question can continue from what this one left.
+            for arm in self.work.arms:
+                for number, (question, prompt) in enumerate(asked, start=self.asked + 1):
+                    if question.id not in self.work.missing[arm.id]:
+                        continue
+                    if claim.lost:
+                        log.warning("%s: another process has taken it over, since this one stood still", path)
+                        return
+                    self.progress.question(number)
+                    self.sample(arm, question, prompt)
+        finally:
+            self.session.forget_prefix()
+        self.asked += len(asked)
+        self.progress.question(self.asked)
+        for _, prompt in asked if isinstance(encoded, EncodedVideo) else ():
+            if isinstance(prompt, BaseException):
+                self._went_wrong(prompt)
         # Known beforehand and allowed, it says nothing about how the run fares.
         if not isinstance(encoded, EncodedVideo) and path not in self.work.unusable:
             self._went_wrong(encoded)
 
-    def question(self, question: Question, encoded: EncodedVideo | Exception | SystemExit) -> None:
-        """Have one question answered by every arm that has not done so."""
-        self.progress.question()
-        asked: Asked | Exception | SystemExit
-        if isinstance(encoded, EncodedVideo):
-            try:
-                asked = once_more(lambda: self.session.ask(question, encoded), self.session.free)
-            except (Exception, SystemExit) as error:
-                asked = error
-        else:
-            asked = encoded
-        for arm in self.work.arms_for(question):
-            self.sample(arm, question, asked)
-        if isinstance(encoded, EncodedVideo) and isinstance(asked, BaseException):
-            self._went_wrong(asked)
+    def ask(
+        self, question: Question, encoded: EncodedVideo | Exception | SystemExit
+    ) -> Asked | Exception | SystemExit:
+        """The question as all arms answer it, or why it cannot be asked."""
+        if not isinstance(encoded, EncodedVideo):
+            return encoded
+        try:
+            return once_more(lambda: self.session.ask(question, encoded), self.session.free)
+        except (Exception, SystemExit) as error:
+            return error
 
     def sample(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
         """Have one question answered by one arm, and store the answer or the reason why there is none."""

@@ -43,7 +43,7 @@ PATIENCE = 0.2
 CALLED = (
     "torch", "torch.nn.functional", "torch._tensor", "transformers.cache_utils", "stsimdiff.budget",
     "stsimdiff.engine.attention", "stsimdiff.engine.compression", "stsimdiff.engine.lent",
-    "stsimdiff.engine.slicing", "stsimdiff.tokens", "stsimdiff.trace",
+    "stsimdiff.engine.prefix", "stsimdiff.engine.slicing", "stsimdiff.tokens", "stsimdiff.trace",
 )  # fmt: skip
 """Modules that every answer runs through, beside those of the model's classes."""
 

@@ -173,9 +173,9 @@ class Progress:
         """The next video begins."""
         self._own.at_video += 1
 
-    def question(self) -> None:
-        """The next question begins."""
-        self._own.at_question += 1
+    def question(self, number: int) -> None:
+        """The question of this number begins."""
+        self._own.at_question = number
 
     def arm(self, label: str, retention: float) -> None:
         """Say which arm answers now."""

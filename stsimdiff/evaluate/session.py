@@ -6,7 +6,7 @@ The loop over videos and questions stands in :mod:`answering`, a run's beginning
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
 from stsimdiff.engine import Compression, lent
+from stsimdiff.engine.prefix import Prefix, SharedPrefix
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.features import FeatureCache
 from stsimdiff.evaluate.guard import Guard
@@ -35,6 +36,20 @@ class Asked:
 
     video: EncodedVideo
     prompt: Prompt
+
+
+@dataclass
+class Answered:
+    """An answer, what the engine wrote down of it, and its times in seconds.
+
+    Attributes:
+        prefill: ``whole``, or ``continued`` from the prefix that an earlier question of the video left.
+    """
+
+    text: str
+    trace: Trace
+    times: dict[str, float]
+    prefill: str = "whole"
 
 
 class Session:
@@ -64,6 +79,7 @@ class Session:
         self._built: dict[str, Compressor] = {}
         self.overlays = Overlays(settings, ())
         self.reader = Reader(settings)
+        self._prefix: tuple[str, EncodedVideo, Prefix] | None = None
 
     def check(self, arms: Iterable[Arm]) -> None:
         """Check every arm's budget against the model's depth, before the first answer."""
@@ -101,42 +117,69 @@ class Session:
         return self.overlays.lack_frames(path) or not self.features.holds(self.family, path, signals)
 
     def free(self) -> None:
-        """Give back the memory that answers can do without: features of other videos."""
+        """Give back the memory that answers can do without: features of other videos, and a prefix."""
         self.features.forget()
+        self.forget_prefix()
+
+    def forget_prefix(self) -> None:
+        """Let go what the next question of an arm would continue from."""
+        self._prefix = None
 
     def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
         """The prompt of a question, which all arms answer."""
-        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.id))
+        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.video_name))
 
-    def answer(self, arm: Arm, question: Question, asked: Asked) -> tuple[str, Trace, dict[str, float]]:
-        """One arm's answer to one question, its trace, and times in seconds.
+    def answer(self, arm: Arm, question: Question, asked: Asked) -> Answered:
+        """One arm's answer to one question.
+
+        With ``reuse_prefix`` an arm that reads nothing of the question continues from what the question before it, of
+        the same arm and video, left; it then has no times of its own.
 
         Raises:
             SampleTimeout: when it takes longer than ``sample_seconds``.
             MethodFault: when the method changes what is not its own.
         """
-        prompt = asked.prompt
+        prompt, compressor, layout = asked.prompt, self.compressor(arm), asked.prompt.layout
+        shares = self.settings.reuse_prefix and not compressor.reads_question
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
-        with self.guard.sample(self.compressor(arm), prompt=prompt, video=asked.video):
-            run = lent.start(self.compressor(arm), prompt.layout, arm.budget)
+        with self.guard.sample(compressor, prompt=prompt, video=asked.video):
+            if not compressor.reads_question:
+                layout = replace(layout, question="", asked=None)
+            run = lent.start(compressor, layout, arm.budget)
+            engine = Compression(self.family.decoder, run, prompt.layout)
+            if shares:
+                prefix = self._prefix_of(arm, asked.video)
+                engine = SharedPrefix(self.family.decoder, run, prompt.layout, prefix)
             watch = Stopwatch(self.family.device)
-            with limit, Compression(self.family.decoder, run, prompt.layout) as trace:
+            with limit, engine as trace:
                 text = self.family.answer(prompt, question.max_new_tokens)
+            seconds = watch.lap()
         for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
+        if isinstance(engine, SharedPrefix):
+            self._prefix = (arm.id, asked.video, engine.prefix) if engine.prefix else None
+            if engine.continued:
+                return Answered(text, trace, dict(asked.video.seconds), "continued")
         times = {
-            "answer": watch.lap(),
+            "answer": seconds,
             "prefill": trace.prefill_seconds,
             "compressor": trace.compressor_seconds,
             **asked.video.seconds,
         }
         if trace.decoded:
             times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
-        return text, trace, times
+        return Answered(text, trace, times)
+
+    def _prefix_of(self, arm: Arm, video: EncodedVideo) -> Prefix | None:
+        """What an earlier question of this arm about this video left; that of another is let go."""
+        if self._prefix is None or self._prefix[0] != arm.id or self._prefix[1] is not video:
+            self.forget_prefix()
+        return self._prefix[2] if self._prefix else None
 
     def row(self, task: Any, arm: Arm, question: Question, asked: Asked) -> dict[str, Any]:
         """The stored line of one sample: answer, score, tokens, cost and times."""
-        text, trace, times = self.answer(arm, question, asked)
+        answered = self.answer(arm, question, asked)
+        text, trace = answered.text, answered.trace
         judgement = judge(task, question, text)
         retention = trace.retention()
         grid = asked.prompt.layout.grid
@@ -160,7 +203,8 @@ class Session:
             **self.cost(arm, asked, trace),
             "reasons": trace.reasons(),
             "features": asked.video.origin,
-            "times": times,
+            "prefill": answered.prefill,
+            "times": answered.times,
             "error": None,
             **self.overlays.entry(question, trace, grid, self.family.picture(grid)),
         }

@@ -93,6 +93,8 @@ class _Line(TypedDict):
     llm_flops: NotRequired[Count | None]
     llm_flops_all: NotRequired[Count | None]
     kv_kept: NotRequired[Count | None]
+    prefill: NotRequired[Literal["whole", "continued"] | None]
+    """Times of an answer that continued from a prefix are not taken; lines without it were prefilled whole."""
     times: NotRequired[dict[str, Number | None] | None]
     reasons: NotRequired[dict[str, Any] | None]
     overlay: NotRequired[dict[str, Any] | None]

@@ -6,6 +6,7 @@ needed here; the plug-in around these checks is ``stsimdiff.kit``.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -14,12 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stsimdiff import models
 from stsimdiff.budget import Budget, Kind, achieved
 from stsimdiff.compressors.base import Run
 from stsimdiff.config.arms import UNBUDGETED
 from stsimdiff.engine import Compression, lent, process_state
+from stsimdiff.engine.prefix import Prefix, SharedPrefix
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.evaluate.guard import changed_state, state_of
 from stsimdiff.kit.running import (
@@ -130,6 +133,36 @@ def selections_are_deterministic(case: Case) -> None:
     assert first == again, (
         "the same video gives another selection the second time; draw from generator_for(layout.sample, self.seed)"
     )
+
+
+def question_is_not_read(case: Case) -> None:
+    """What declares ``reads_question=False`` selects the same for two questions, on drawn attention and on a model."""
+    if case.compressor.reads_question:
+        raise NotGiven("reads the question, or does not say that it does not")
+    said = "another question gives another selection, so that no prefill can be shared; write reads_question = True"
+    features, layout = video("mixed", GRID), layout_for(GRID)
+    other = dataclasses.replace(
+        layout, length=layout.length + 9, question="and what is not shown", asked=None
+    )
+    places = lent.start(case.compressor, layout, case.budget).places
+    if places.attention or places.reads or places.decoding or places.watched:
+        raise NotGiven("announces that it reads attention, keys, values or generated tokens")
+    first, second = (fates(case.drive(features, one, case.budget)) for one in (layout, other))
+    assert first == second, said
+    model = miniature("llava_video")
+    prefix: Prefix | None = None
+    logits: list[Tensor] = []
+    prompts = (model.prompt, model.family.prompt(model.video, running.TEXT.replace("cat", "horse"), "kit"))
+    try:
+        for prompt, given in ((prompts[0], False), (prompts[1], True), (prompts[1], False)):
+            run = lent.start(case.compressor, prompt.layout, case.budget)
+            engine = SharedPrefix(model.family.decoder, run, prompt.layout, prefix if given else None)
+            logits.append(running.generate(dataclasses.replace(model, prompt=prompt), engine)[0])
+            prefix = engine.prefix
+    except (BudgetError, ConfigError) as error:
+        raise NotGiven(f"refuses this model: {error}") from error
+    off = float((logits[1] - logits[2]).abs().max() / logits[2].abs().max())
+    assert off < model.tolerance, f"{said} (logits differ by {off:.2g} of the largest)"
 
 
 def no_state_is_carried(case: Case) -> None:
@@ -323,6 +356,7 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "one token a frame": partial(small_videos_work, grid=Grid(9, 1, 1)),
     "bfloat16": half_precision_works,
     "deterministic": selections_are_deterministic,
+    "reads no question": question_is_not_read,
     "no state carried": no_state_is_carried,
     "nothing left behind": nothing_is_left_behind,
     "bad features refused": bad_features_are_refused,

@@ -183,7 +183,7 @@ def measure(subject: Subject, question: Question) -> Sample:
         frames = video.read(question.video, subject.sampling, subject.decoder)
         read = clock.mark()
         encoded = family.encode(frames, signals=subject.compressor.needs_vision)
-        prompt = family.prompt(encoded, question.text, sample=question.id)
+        prompt = family.prompt(encoded, question.text, sample=question.video_name)
         prepared = clock.mark()
         run = lent.start(subject.compressor, prompt.layout, subject.budget)
         started = clock.mark()
@@ -212,7 +212,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     family = subject.family
     frames = video.read(question.video, subject.sampling, subject.decoder)
     encoded = family.encode(frames, signals=subject.compressor.needs_vision)
-    prompt = family.prompt(encoded, question.text, sample=question.id)
+    prompt = family.prompt(encoded, question.text, sample=question.video_name)
     run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))
     with Compression(family.decoder, run, prompt.layout) as trace:
         family.generate(prompt, 1)

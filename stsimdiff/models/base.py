@@ -266,7 +266,7 @@ class Family(ABC):
 
     @abstractmethod
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
-        """The chat prompt of one user message: the video, then ``text``. ``sample`` is the question's id.
+        """The chat prompt of one user message: the video, then ``text``. ``sample`` is the video's name.
 
         :func:`worded` and :meth:`Prompt.asking` say in its layout where the question is.
         """

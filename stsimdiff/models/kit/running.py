@@ -112,7 +112,7 @@ class _Forced(LogitsProcessor):
 
 @torch.no_grad()
 def generate(
-    case: Case, run: Run | None = None, forced: Tensor | None = None
+    case: Case, run: Run | Compression | None = None, forced: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Trace | None]:
     """Logits ``(NEW_TOKENS, V)`` float32 and the tokens of greedy decoding, with a compression or without."""
     family, prompt = case.family, case.prompt
@@ -125,7 +125,9 @@ def generate(
     )
     if forced is not None:
         options["logits_processor"] = LogitsProcessorList([_Forced(forced)])
-    with Compression(family.decoder, run, prompt.layout) if run else nullcontext() as trace:
+    if isinstance(run, Run):
+        run = Compression(family.decoder, run, prompt.layout)
+    with run or nullcontext() as trace:
         output = family.model.generate(**prompt.inputs, **options)
     return torch.cat(output.logits).float(), output.sequences[0, -NEW_TOKENS:], trace
 
