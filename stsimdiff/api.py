@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,7 @@ class Model:
         self._settings = settings
         self._method: tuple[Compressor, Budget, Trace] | None = None
         self._encoded: tuple[Path, bool, EncodedVideo] | None = None
+        self._memories: dict[str, dict[str, Any]] = {}
 
     def answer(self, video: str | Path, question: str, max_new_tokens: int = 64) -> str:
         """The greedy answer to a question about a video, as a run asks it.
@@ -109,9 +111,11 @@ class Model:
                 self.family.prompt(self._encode(video, False), question), max_new_tokens
             )
         method, budget, trace = self._method
-        encoded = self._encode(video, method.needs_vision)
+        encoded = self._encode(video, method.needs_vision, method.needs_frames)
         prompt = self.family.prompt(encoded, question, sample=Path(video).name)
-        run = lent.start(method, prompt.layout, budget)
+        layout = dataclasses.replace(prompt.layout, clip=str(video))
+        memory = self._memories.setdefault(str(video), {})
+        run = lent.start(method, layout, budget, frames=encoded.frames, memory=memory)
         with Compression(self.family.decoder, run, prompt.layout, trace):
             return self.family.answer(prompt, max_new_tokens)
 
@@ -138,17 +142,20 @@ class Model:
         compressor.check(limit, len(self.family.decoder))
         trace = Trace(len(self.family.decoder), 0, 0)
         self._method = compressor, limit, trace
+        self._memories = {}
         try:
             yield trace
         finally:
             self._method = None
 
-    def _encode(self, video: str | Path, signals: bool) -> EncodedVideo:
+    def _encode(self, video: str | Path, signals: bool, shown: bool = False) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))
-        if self._encoded is None or self._encoded[0] != file or (signals and not self._encoded[1]):
+        known = self._encoded if self._encoded and self._encoded[0] == file else None
+        if known is None or (signals and not known[1]) or (shown and known[2].frames is None):
             frames = read_video(file, Sampling.of(self._settings.model), self._settings.benchmark.decoder)
-            self._encoded = file, signals, self.family.encode(frames, signals=signals)
-        return self._encoded[2]
+            known = self._encoded = file, signals, self.family.encode(frames, signals=signals)
+            known[2].frames = frames if shown else None
+        return known[2]
 
 
 @contextmanager

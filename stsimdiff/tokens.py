@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -352,6 +353,11 @@ class Layout:
         asked: ``(q,)`` int64 on the CPU, ascending: places of the tokens that hold the question's text, apart from
             system prompt and template; ``None`` where the family does not say them.
         picture: which tokens of the grid are part of the picture; ``None`` where all are.
+        clip: id of the video, the same for all its questions.
+        frames: ``(T, height, width, 3)`` uint8 RGB on the CPU, where the method asked for them.
+        seconds: when each of them is shown in the video.
+        memory: what the method kept of this video's earlier questions, where it says that it does: a dictionary of its
+            own, empty at the video's first question. What a question puts into it stays only if it is answered.
     """
 
     grid: Grid
@@ -363,6 +369,10 @@ class Layout:
     question: str = ""
     asked: Tensor | None = None
     picture: Picture | None = None
+    clip: str = ""
+    frames: Tensor | None = None
+    seconds: tuple[float, ...] = ()
+    memory: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.video.shape != (self.grid.tokens,):

@@ -507,7 +507,9 @@ def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tupl
     signals = any(session.compressor(arm).needs_vision for arm in arms)
     frames = made_up(session.settings.model.frames, 360, 640)
     question = Question("doctor", "", "all", TEXT, 4, {})
-    return question, session.ask(question, session.family.encode(frames, signals=signals))
+    encoded = session.family.encode(frames, signals=signals)
+    encoded.frames = frames
+    return question, session.ask(question, encoded)
 
 
 def made_up(count: int, height: int, width: int) -> Frames:

@@ -165,6 +165,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
     signals = any(session.compressor(arm).needs_vision for arm in one.arms.values())
     try:
         encoded = session.family.encode(frames, signals=signals)
+        encoded.frames = frames
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.

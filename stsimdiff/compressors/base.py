@@ -170,6 +170,9 @@ class Compressor(ABC):
         reads_question: whether its runs read anything of the question besides what their places announce (attention,
             ``reads``, ``decoding``): its words or their number, hidden states of the text. A method that says it does
             not, and announces none of these, is prefilled once for all questions of a video; it is shown no question.
+        needs_frames: whether its runs read ``layout.frames`` and ``layout.seconds``.
+        remembers: whether its runs keep something in ``layout.memory`` for the video's later questions. All questions
+            of a video then go to one process in their order, also where a run resumes.
         fidelity: how near it is to its authors' code, one of :data:`stsimdiff.source.FIDELITIES`, with the reason
             in a paragraph ``Fidelity: ...`` of the class's docstring; empty for a method of the user's own. It decides
             no answer, so it is no part of an arm's identity.
@@ -182,6 +185,8 @@ class Compressor(ABC):
 
     needs_vision: ClassVar[bool] = False
     reads_question: ClassVar[bool] = True
+    needs_frames: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     fidelity: ClassVar[str] = ""
     positions = "kept"
     parts: ClassVar[tuple[Compressor, ...]] = ()

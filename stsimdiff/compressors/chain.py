@@ -65,7 +65,8 @@ class Chain(Compressor):
                 )
         parts = tuple(_built(given) for given in self.methods)
         object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "needs_vision", any(part.needs_vision for part in parts))
+        for name in ("needs_vision", "needs_frames", "remembers"):
+            object.__setattr__(self, name, any(getattr(part, name) for part in parts))
         renumbered = any(part.positions == "renumbered" for part in parts)
         object.__setattr__(self, "positions", "renumbered" if renumbered else "kept")
 

@@ -97,6 +97,14 @@ def cause_of(error: BaseException, layout: Layout, attention: Any, run: object) 
             "layout.vision is None, since the class does not ask for it: write needs_vision: ClassVar[bool] = True "
             "into the compressor"
         )
+    for name, flag in (("frames", "needs_frames"), ("memory", "remembers")):
+        named = [frame.f_code.co_names for frame in own if name in frame.f_code.co_names]
+        # A grid has frames too.
+        if getattr(layout, name) is None and any("grid" not in names for names in named):
+            return (
+                f"layout.{name} is None, since the class does not ask for it: write {flag}: ClassVar[bool] = True into "
+                "the compressor"
+            )
     if attention is None and any("attention" in frame.f_code.co_varnames for frame in own):
         places: Any = getattr(run, "places", Places())
         kind = "watched" if any(frame.f_code.co_name == "at_token" for frame in own) else "attention"

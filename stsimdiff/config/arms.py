@@ -57,6 +57,7 @@ class Arm:
             :func:`stsimdiff.config.checks.told`.
         fidelity: what the method declares of it, as :func:`stsimdiff.compressors.fidelity_of` gives it.
         shown: what tables call it; ``None`` where nothing is said.
+        remembers: whether what it keeps of a video's question counts for the later ones.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Arm:
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
     fidelity: dict[str, str] | None = None
     shown: str | None = None
+    remembers: bool = False
 
     @property
     def folder(self) -> str:
@@ -112,11 +114,12 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         label=_label(method, compressor, settings.seed, safe),
         compressor=config,
         budget=budget,
-        id=_identity(config, budget, code, settings),
+        id=_identity(config, budget, code, settings, compressor.remembers),
         code=code,
         told=safe,
         fidelity=compressors.fidelity_of(cls),
         shown=label_from_config(cfg),
+        remembers=compressor.remembers,
     )
 
 
@@ -155,7 +158,9 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
     }
 
 
-def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Settings) -> str:
+def _identity(
+    config: dict[str, Any], budget: Budget, code: str, settings: Settings, remembers: bool = False
+) -> str:
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (families, limit) and where the answers go are left out too.
     model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
@@ -174,6 +179,9 @@ def _identity(config: dict[str, Any], budget: Budget, code: str, settings: Setti
         protocol,
         settings.seed,
     ]
+    if remembers:
+        # Which questions of a video came before decides an answer here.
+        everything.append(settings.benchmark.families)
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -18,25 +18,49 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import Compressor, Hidden, Run, WrappedRun
 from stsimdiff.engine import process_state
-from stsimdiff.errors import MethodFault
+from stsimdiff.errors import ConfigError, MethodFault
 from stsimdiff.tokens import Layout, Selection, VideoTokens
+from stsimdiff.video import Frames
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def start(compressor: Compressor, layout: Layout, budget: Budget) -> Run:
+def start(
+    compressor: Compressor,
+    layout: Layout,
+    budget: Budget,
+    *,
+    frames: Frames | None = None,
+    memory: dict[str, Any] | None = None,
+) -> Run:
     """The run of one video, with a layout of its own; its calls are watched.
 
     Args:
         compressor: the method. Only one that says ``needs_vision`` gets the vision tower's signals.
         layout, budget: of the sample; they stay as they are, whatever the method does.
+        frames: of the video, for a method that says ``needs_frames`` where the layout has none.
+        memory: of a method that ``remembers``, and this video; an empty one if not given.
 
     Raises:
+        ConfigError: where the method needs frames and nobody has them.
         MethodFault: when the method writes into what it is given, or changes how torch computes.
     """
     name = type(compressor).__name__
     if layout.vision is not None and not compressor.needs_vision:
         layout = dataclasses.replace(layout, vision=None)
+    if not compressor.needs_frames:
+        layout = dataclasses.replace(layout, frames=None, seconds=())
+    elif frames is not None:
+        seconds = tuple(index / frames.fps for index in frames.indices)
+        layout = dataclasses.replace(layout, frames=torch.tensor(frames.pixels), seconds=seconds)
+    elif layout.frames is None:
+        raise ConfigError(
+            f"{name} reads the video's frames (needs_frames), which are not known here: a stock model's inputs hold "
+            "pixels of the processor's alone; load() and a run give them"
+        )
+    layout = dataclasses.replace(
+        layout, memory=({} if memory is None else memory) if compressor.remembers else None
+    )
     lent = copy(layout), copy(budget)
     run = _watched(
         name, "start", {"layout": (lent[0], layout), "budget": (lent[1], budget)}, compressor.start, *lent

@@ -50,35 +50,57 @@ class Work:
     retry_failed: bool
     unusable: Mapping[str, str] = field(default_factory=dict)
     missing: dict[str, set[str]] = field(default_factory=dict)
+    again: dict[str, set[str]] = field(default_factory=dict)
+    """By arm that remembers: answered questions whose video has an open one behind them. They are asked once more, so
+    that it knows then what it knew, and their answers stay as they are."""
 
     def __post_init__(self) -> None:
         wanted = {question.id for question in self.questions}
         for arm in self.arms:
             self.missing[arm.id] = wanted - self.stores[arm.id].done(self.retry_failed)
+            if arm.remembers:
+                self.again[arm.id] = self._before(arm.id)
+
+    def _before(self, arm: str) -> set[str]:
+        found: set[str] = set()
+        videos: set[str] = set()
+        states = self.stores[arm].states
+        for question in reversed(self.questions):
+            if question.id in self.missing[arm]:
+                videos.add(question.video)
+            elif question.video in videos and states[question.id].answered:
+                found.add(question.id)
+        return found
 
     @property
     def samples(self) -> int:
         """Answers still to give."""
         return sum(len(ids) for ids in self.missing.values())
 
-    def arms_for(self, question: Question) -> list[Arm]:
-        """Arms that have not answered this question."""
-        return [arm for arm in self.arms if question.id in self.missing[arm.id]]
+    def by_video(self, among: Iterable[str] | None = None) -> dict[str, list[Question]]:
+        """Videos with an open question, each with the questions to ask, the largest files first: they take longest.
 
-    def by_video(self) -> dict[str, list[Question]]:
-        """Videos with their open questions, each video once, the largest files first: they take longest."""
+        Args:
+            among: the videos that are looked at; all if not given.
+        """
         open_ids = set().union(*self.missing.values())
-        pending = [question for question in self.questions if question.id in open_ids]
+        videos = {question.video for question in self.questions if question.id in open_ids}
+        videos &= videos if among is None else set(among)
+        open_ids |= set().union(*self.again.values())
+        pending = [q for q in self.questions if q.video in videos and q.id in open_ids]
         ordered = sorted(pending, key=lambda question: question.video)
-        videos = {path: list(group) for path, group in groupby(ordered, key=lambda question: question.video)}
+        groups = {path: list(group) for path, group in groupby(ordered, key=lambda question: question.video)}
         # Within a factor of two they take about as long, and stay in the order of their names.
-        return dict(sorted(videos.items(), key=lambda item: -_size(Path(item[0])).bit_length()))
+        return dict(sorted(groups.items(), key=lambda item: -_size(Path(item[0])).bit_length()))
 
     def look(self) -> int:
         """Leave to others what they have answered by now, failures too; returns how many samples that are."""
         before = self.samples
         for arm in self.arms:
-            self.missing[arm.id] -= self.stores[arm.id].look()
+            if found := self.stores[arm.id].look():
+                self.missing[arm.id] -= found
+                if arm.remembers:
+                    self.again[arm.id] = self._before(arm.id)
         return before - self.samples
 
 
@@ -132,20 +154,20 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
 
 
 def _claimed(
-    work: Work, videos: Mapping[str, list[Question]], claims: Claims, progress: Progress
+    work: Work, videos: Iterable[str], claims: Claims, progress: Progress
 ) -> Iterator[tuple[str, tuple[list[Question], Claim]]]:
     """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
     # Another model's or benchmark's answers about the same video are other work.
     arm = work.stores[work.arms[0].id].record
     kind = hashlib.sha256(repr([arm["model"], arm["benchmark"]]).encode()).hexdigest()[:8]
-    for path, questions in videos.items():
+    for path in videos:
         claim = claims.take(f"{kind}-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:16]}")
         if claim is None:
             continue
         progress.elsewhere(work.look())
-        still = [question for question in questions if work.arms_for(question)]
+        still = work.by_video([path])
         if still:
-            yield path, (still, claim)
+            yield path, (still[path], claim)
         else:
             claims.give_back(claim)
 
@@ -164,6 +186,8 @@ class _Loop:
         self.written = self.failures = self.asked = 0
         videos = len({question.video for question in work.questions})
         self.allowed = _allowed(session.settings.max_failures, videos)
+        self.lost: dict[str, Exception | SystemExit] = {}
+        """Arms that cannot answer the rest of the video's questions, and why."""
         self.digest = UNKNOWN
         """Of the video whose questions are being answered, as it was before it was read."""
 
@@ -178,6 +202,7 @@ class _Loop:
     def video(self, path: str, questions: Sequence[Question], claim: Claim) -> None:
         """Encode a video and have all its open questions answered, as long as this process has its claim."""
         self.progress.video()
+        self.lost.clear()
         self.digest = video_digest(path)
         encoded: EncodedVideo | Exception | SystemExit
         try:
@@ -197,13 +222,14 @@ class _Loop:
             # One arm after the other, so that its next question can continue from what this one left.
             for arm in self.work.arms:
                 for number, (question, prompt) in enumerate(asked, start=self.asked + 1):
-                    if question.id not in self.work.missing[arm.id]:
-                        continue
                     if claim.lost:
                         log.warning("%s: another process has taken it over, since this one stood still", path)
                         return
-                    self.progress.question(number)
-                    self.sample(arm, question, prompt)
+                    if question.id in self.work.again.get(arm.id, ()):
+                        self.recall(arm, question, prompt)
+                    if question.id in self.work.missing[arm.id]:
+                        self.progress.question(number)
+                        self.sample(arm, question, prompt)
         finally:
             self.session.forget_prefix()
         self.asked += len(asked)
@@ -226,9 +252,20 @@ class _Loop:
         except (Exception, SystemExit) as error:
             return error
 
+    def recall(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
+        """Ask an arm that remembers what it has answered in an earlier run, for what it knows then."""
+        try:
+            if isinstance(asked, BaseException):
+                raise asked
+            once_more(lambda: self.session.answer(arm, question, asked), self.session.free)
+        except (Exception, SystemExit) as error:
+            # What it knew cannot be had again, so its later questions of this video have no answer.
+            self.lost[arm.id] = error
+
     def sample(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
         """Have one question answered by one arm, and store the answer or the reason why there is none."""
         self.progress.arm(arm.label, arm.budget.retention)
+        asked = self.lost.get(arm.id, asked)
         if isinstance(asked, BaseException):
             self._store(arm, question, failure(question, asked))
             return

@@ -77,6 +77,7 @@ class Session:
         self.shape = DecoderShape.from_config(self.family.text_config)
         self.guard = Guard(self.family)
         self._built: dict[str, Compressor] = {}
+        self._memory: dict[str, tuple[str, dict[str, Any]]] = {}
         self.overlays = Overlays(settings, ())
         self.reader = Reader(settings)
         self._prefix: tuple[str, EncodedVideo, Prefix] | None = None
@@ -97,11 +98,15 @@ class Session:
 
         Features that an earlier pass or run left in the cache are used instead, without the times that it took.
         """
+        arms = list(arms)
         signals = any(self.compressor(arm).needs_vision for arm in arms)
+        shown = any(self.compressor(arm).needs_frames for arm in arms)
         kept = self.features.get(self.family, path, signals)
         if kept is not None:
-            if self.overlays.lack_frames(path):
-                self.overlays.keep_frames(path, self.reader.frames(path))
+            if shown or self.overlays.lack_frames(path):
+                frames = self.reader.frames(path)
+                self.overlays.keep_frames(path, frames)
+                kept.frames = frames if shown else None
             return kept
         frames = self.reader.frames(path)
         encoded = self.family.encode(frames, signals=signals)
@@ -109,12 +114,16 @@ class Session:
         encoded.seconds["decode"] = frames.seconds
         self.features.put(self.family, path, encoded)
         self.overlays.keep_frames(path, frames)
+        encoded.frames = frames if shown else None
         return encoded
 
     def lacks(self, path: str, arms: Iterable[Arm]) -> bool:
         """Whether :meth:`encode` needs the frames of this video."""
-        signals = any(self.compressor(arm).needs_vision for arm in arms)
-        return self.overlays.lack_frames(path) or not self.features.holds(self.family, path, signals)
+        methods = [self.compressor(arm) for arm in arms]
+        if self.overlays.lack_frames(path) or any(method.needs_frames for method in methods):
+            return True
+        signals = any(method.needs_vision for method in methods)
+        return not self.features.holds(self.family, path, signals)
 
     def free(self) -> None:
         """Give back the memory that answers can do without: features of other videos, and a prefix."""
@@ -127,7 +136,8 @@ class Session:
 
     def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
         """The prompt of a question, which all arms answer."""
-        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.video_name))
+        prompt = self.family.prompt(encoded, question.text, sample=question.video_name)
+        return Asked(encoded, replace(prompt, layout=replace(prompt.layout, clip=question.video_name)))
 
     def answer(self, arm: Arm, question: Question, asked: Asked) -> Answered:
         """One arm's answer to one question.
@@ -140,12 +150,16 @@ class Session:
             MethodFault: when the method changes what is not its own.
         """
         prompt, compressor, layout = asked.prompt, self.compressor(arm), asked.prompt.layout
-        shares = self.settings.reuse_prefix and not compressor.reads_question
+        # Of another video than the one before, it is empty; what an unanswered question put into it is left out.
+        known = self._memory.get(arm.id, ("", {}))
+        memory = dict(known[1]) if known[0] == layout.clip else {}
+        shares = self.settings.reuse_prefix and not (compressor.reads_question or compressor.remembers)
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
         with self.guard.sample(compressor, prompt=prompt, video=asked.video):
             if not compressor.reads_question:
                 layout = replace(layout, question="", asked=None)
-            run = lent.start(compressor, layout, arm.budget)
+            frames = asked.video.frames
+            run = lent.start(compressor, layout, arm.budget, frames=frames, memory=memory)
             engine = Compression(self.family.decoder, run, prompt.layout)
             if shares:
                 prefix = self._prefix_of(arm, asked.video)
@@ -154,6 +168,7 @@ class Session:
             with limit, engine as trace:
                 text = self.family.answer(prompt, question.max_new_tokens)
             seconds = watch.lap()
+        self._memory[arm.id] = layout.clip, memory
         for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
         if isinstance(engine, SharedPrefix):

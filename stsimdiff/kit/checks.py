@@ -38,6 +38,7 @@ from stsimdiff.kit.running import (
     video,
 )
 from stsimdiff.models.kit import miniatures, running
+from stsimdiff.plan.dry_run import with_frames
 from stsimdiff.tokens import Grid
 from stsimdiff.trace import Trace
 
@@ -289,7 +290,7 @@ def _quiet() -> Iterator[None]:
 def dropping_equals_masking(case: Case, family: str) -> str | None:
     """On a family's miniature, what the method drops has no influence from there on, as if stock layers masked it."""
     model = miniature(family)
-    layout, layers = model.prompt.layout, len(model.family.decoder)
+    layout, layers = with_frames(model.prompt.layout), len(model.family.decoder)
     try:
         case.compressor.check(case.budget, layers)
         run = DropsAlone(lent.start(case.compressor, layout, case.budget))

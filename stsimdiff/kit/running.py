@@ -19,7 +19,7 @@ from stsimdiff.compressors.base import Compressor, Hidden, Run, WrappedRun
 from stsimdiff.engine import lent
 from stsimdiff.errors import BudgetError
 from stsimdiff.latency.measure import PeakMemory
-from stsimdiff.plan.dry_run import without_model
+from stsimdiff.plan.dry_run import with_frames, without_model
 from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens, VisionSignals
 from stsimdiff.trace import Trace
 
@@ -49,7 +49,7 @@ def layout_for(grid: Grid, layers: int = LAYERS, sample: str = "q1") -> Layout:
     generator = torch.Generator().manual_seed(1)
     received = torch.rand(grid.tokens, generator=generator) / grid.per_frame
     signals = VisionSignals(received, torch.randn(grid.tokens, 2, 4, generator=generator))
-    return Layout(
+    layout = Layout(
         grid,
         video=torch.arange(5, 5 + grid.tokens),
         length=grid.tokens + 12,
@@ -59,6 +59,7 @@ def layout_for(grid: Grid, layers: int = LAYERS, sample: str = "q1") -> Layout:
         question="what is shown",
         asked=torch.arange(grid.tokens + 7, grid.tokens + 10),
     )
+    return with_frames(layout)
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def measure(subject: Subject, question: Question) -> Sample:
         encoded = family.encode(frames, signals=subject.compressor.needs_vision)
         prompt = family.prompt(encoded, question.text, sample=question.video_name)
         prepared = clock.mark()
-        run = lent.start(subject.compressor, prompt.layout, subject.budget)
+        run = lent.start(subject.compressor, prompt.layout, subject.budget, frames=frames)
         started = clock.mark()
         with Compression(family.decoder, run, prompt.layout) as trace:
             family.generate(prompt, **_generation(subject.new_tokens, tokens))
@@ -213,7 +213,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     frames = video.read(question.video, subject.sampling, subject.decoder)
     encoded = family.encode(frames, signals=subject.compressor.needs_vision)
     prompt = family.prompt(encoded, question.text, sample=question.video_name)
-    run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget))
+    run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget, frames=frames))
     with Compression(family.decoder, run, prompt.layout) as trace:
         family.generate(prompt, 1)
     shape, decoder = family.shape, DecoderShape.from_config(family.text_config)

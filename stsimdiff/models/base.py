@@ -142,6 +142,7 @@ class EncodedVideo:
         signals: what the vision tower's attention says, where it was asked for.
         seconds: time of preprocessing and of the vision tower.
         origin: ``encoded``, or where features of an earlier pass or run came from: ``memory``, ``disk``.
+        frames: what it was made of, where a method reads them.
     """
 
     features: Tensor
@@ -150,6 +151,7 @@ class EncodedVideo:
     signals: VisionSignals | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     origin: str = "encoded"
+    frames: Frames | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ they are those of a scene with some motion.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,8 +53,17 @@ def dry_run(
     )
     before = text // 2
     video = torch.arange(before, before + grid.tokens)
-    layout = Layout(grid, video, grid.tokens + text, layers, "plan", signals)
+    layout = with_frames(Layout(grid, video, grid.tokens + text, layers, "plan", signals))
     return without_model(lent.start(compressor, layout, budget), layout, features, generator)
+
+
+def with_frames(layout: Layout) -> Layout:
+    """The layout with an id of its video, and a small frame of noise for each row of the grid in time."""
+    generator = torch.Generator().manual_seed(2)
+    shape = layout.grid.frames, 28, 28, 3
+    frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    seconds = tuple(0.5 * number for number in range(layout.grid.frames))
+    return replace(layout, clip="clip", frames=frames, seconds=seconds)
 
 
 def synthetic_video(grid: Grid) -> Tensor:
