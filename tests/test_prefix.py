@@ -13,10 +13,11 @@ from test_session import prepared, stored
 from stsimdiff import models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import BUILTIN, resolve
-from stsimdiff.compressors.base import Places, Run, ScoreCompressor
+from stsimdiff.compressors.base import Places, Run, ScoreCompressor, top
 from stsimdiff.compressors.chain import Chain
 from stsimdiff.compressors.controls import NoCompression, NoVideo, RandomTokens, UniformFrames
 from stsimdiff.compressors.fastv import FastV
+from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.sttm import STTM
 from stsimdiff.data import clips
 from stsimdiff.engine import Compression, lent
@@ -25,6 +26,7 @@ from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.kit import checks
 from stsimdiff.models.kit import miniatures, running
+from stsimdiff.tokens import Reason, Selection
 
 OTHER = "How many animals are there, and of which kind?\nA. none\nB. one cat"
 FREE = {
@@ -39,13 +41,52 @@ class Renumbered(RandomTokens):
     positions = "renumbered"
 
 
+class _EarlyRun(Run):
+    """Drops at the input, remembers how, and drops again by the attention of the last layer but one."""
+
+    def __init__(self, layout, budget) -> None:
+        self.layer = layout.layers - 1
+        self.places = Places(
+            input=True, before=frozenset({self.layer}), attention=frozenset({self.layer - 1})
+        )
+        self.norms: torch.Tensor | None = None
+
+    def at_input(self, tokens):
+        self.norms = tokens.features.norm(dim=1)
+        mask = top(self.norms, int(0.7 * len(tokens)))
+        self.norms = self.norms[mask]
+        return Selection.from_mask(mask, Reason.EVENT)
+
+    def before_layer(self, layer, tokens, attention):
+        if attention is None:
+            return None
+        score = attention.mean(0) * self.norms
+        return Selection.from_mask(top(score, len(tokens) // 2), Reason.IMPORTANT)
+
+
+@dataclass(frozen=True)
+class Early(RandomTokens):
+    def start(self, layout, budget):
+        return _EarlyRun(layout, budget)
+
+
 @pytest.fixture(scope="module", params=sorted(miniatures.MAKERS))
 def case(request) -> running.Case:
     return checks.miniature(request.param)
 
 
 @pytest.mark.parametrize(
-    "method", [NoCompression(), NoVideo(), RandomTokens(), Renumbered(), STTM(layer=1)], ids=repr
+    "method",
+    [
+        NoCompression(),
+        NoVideo(),
+        RandomTokens(),
+        Renumbered(),
+        STTM(layer=1),
+        FastV(layer=2),
+        Early(),
+    ],
+    ids=repr,
 )
 def test_continued_logits_are_those_of_a_whole_prefill(case: running.Case, method) -> None:
     if method.positions == "renumbered" and case.family.mrope:
@@ -61,7 +102,8 @@ def test_continued_logits_are_those_of_a_whole_prefill(case: running.Case, metho
         assert engine.continued == (prefix is not None)
         prefix = engine.prefix
         assert prefix is not None and [k.shape[-2] for k, _ in prefix.layers] == [
-            entered + int(layout.video[-1]) + 1 - layout.grid.tokens for entered in trace.entering
+            entered + int(layout.video[-1]) + 1 - layout.grid.tokens
+            for entered in trace.entering[: min(engine.run.places.attention, default=len(decoder))]
         ]
     assert float((logits - whole).abs().max()) < 1e-5
     assert torch.equal(logits.argmax(-1), whole.argmax(-1))
@@ -86,20 +128,27 @@ def test_another_beginning_is_prefilled_whole() -> None:
     assert torch.equal(logits, running.generate(changed, Run(), forced=tokens)[0])
 
 
-def test_a_run_that_reads_attention_leaves_no_prefix() -> None:
+def test_what_cannot_be_shared_leaves_no_prefix() -> None:
     case = checks.miniature("llava_video")
     layout = case.prompt.layout
-    method = FastV(layer=1)
-    engine = SharedPrefix(case.family.decoder, lent.start(method, layout, Budget("tokens", 0.5)), layout)
-    running.generate(case, engine)
-    assert engine.prefix is None
+
+    class Within(Early):
+        def start(self, layout, budget):
+            one = _EarlyRun(layout, budget)
+            one.places = replace(one.places, before=one.places.before | {1})
+            return one
+
+    for method in (FastV(layer=1), Within()):
+        engine = SharedPrefix(case.family.decoder, lent.start(method, layout, Budget("tokens", 0.5)), layout)
+        running.generate(case, engine)
+        assert engine.prefix is None
 
 
 def test_who_reads_no_question() -> None:
     says = {name for name in BUILTIN if name != "chain" and not resolve(name).reads_question}
     assert says >= FREE
-    assert not says & {"fastv", "framefusion", "sparsevlm", "dart", "pyramiddrop"}
-    assert Chain(methods=("evs", "fastv")).reads_question
+    assert {name for name in BUILTIN if name != "chain"} - says == {"sparsevlm"}
+    assert Chain(methods=("evs", "sparsevlm")).reads_question
     assert not Chain(methods=("evs", "sttm")).reads_question
 
 
@@ -120,8 +169,6 @@ class _Peeking(Run):
         self.layout, self.count = layout, budget.keep(layout.grid.tokens, layout.layers)
 
     def at_input(self, tokens):
-        from stsimdiff.compressors.base import Reason, Selection, top
-
         text = tokens.view.states(self.layout.places("after")).mean(0)
         return Selection.from_mask(top(tokens.features @ text, self.count), Reason.IMPORTANT)
 
@@ -136,10 +183,12 @@ class Peeks(RandomTokens):
 
 def test_the_kit_proves_what_is_declared() -> None:
     check = checks.CHECKS["reads no question"]
-    for method in (RandomTokens(), UniformFrames(), STTM()):
+    for method in (RandomTokens(), UniformFrames(), STTM(), FastV(), Early()):
         check(checks.Case(method))
+    with pytest.raises(checks.NotGiven, match="reads from the first layer on"):
+        check(checks.Case(FastV(layer=1)))
     with pytest.raises(checks.NotGiven, match="reads the question"):
-        check(checks.Case(FastV()))
+        check(checks.Case(SparseVLM()))
     for liar in (Reader(), Peeks()):
         with pytest.raises(AssertionError, match="reads_question"):
             check(checks.Case(liar))
@@ -155,6 +204,7 @@ LINES = (
     "compressor=random budget.retention=0.3",
     "compressor=sttm budget.retention=0.5",
     "compressor=fastv budget.retention=0.5",
+    "compressor=sparsevlm budget.retention=0.5",
 )
 
 
@@ -181,7 +231,7 @@ def test_rows_say_which_prompts_were_prefilled_whole(tmp_path: Path, data: Path,
         rows, whole = stored(settings, arm), stored(alone, arm)
         firsts = [row["video"] for row in rows].index
         for number, (row, other) in enumerate(zip(rows, whole, strict=True)):
-            first = arm.method == "fastv" or number == firsts(row["video"])
+            first = arm.method == "sparsevlm" or number == firsts(row["video"])
             assert row["prefill"] == ("whole" if first else "continued") and other["prefill"] == "whole"
             times = {"decode", "preprocess", "vision"}
             assert set(row["times"]) >= times and (set(row["times"]) == times) == (not first)

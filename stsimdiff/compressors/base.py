@@ -169,7 +169,8 @@ class Compressor(ABC):
             once for all arms.
         reads_question: whether its runs read anything of the question besides what their places announce (attention,
             ``reads``, ``decoding``): its words or their number, hidden states of the text. A method that says it does
-            not, and announces none of these, is prefilled once for all questions of a video; it is shown no question.
+            not is shown no question. All questions of a video share one prefill of the layers below the first one that
+            it announces, unless it also selects inside those.
         needs_frames: whether its runs read ``layout.frames`` and ``layout.seconds``.
         remembers: whether its runs keep something in ``layout.memory`` for the video's later questions. All questions
             of a video then go to one process in their order, also where a run resumes.

@@ -44,6 +44,7 @@ class DART(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     layer: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[2])] = 2
     pivot_image_token: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[4])] = 4

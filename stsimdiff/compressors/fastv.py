@@ -34,6 +34,7 @@ class FastV(Compressor):
     """
 
     fidelity: ClassVar[str] = "official"
+    reads_question: ClassVar[bool] = False
 
     layer: Annotated[int, Field(ge=1, examples=[2])] = 2
     queries: Literal["last", "all"] = "last"

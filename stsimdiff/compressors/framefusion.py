@@ -44,6 +44,7 @@ class FrameFusion(Compressor):
     """
 
     fidelity: ClassVar[str] = "official"
+    reads_question: ClassVar[bool] = False
 
     tau_sim: Annotated[float, Field(ge=-1, le=1, examples=[0.6])] = 0.6
     ratio_lower_bound: Annotated[float, Field(ge=0, le=1, examples=[0.1])] = 0.1

@@ -45,6 +45,7 @@ class PyramidDrop(Compressor):
     """
 
     fidelity: ClassVar[str] = "official, adapted"
+    reads_question: ClassVar[bool] = False
 
     stages: Annotated[int, Field(ge=1, description="1, 2, ...", examples=[3])] = 3
     layers: Sequence[int] | str = "auto"

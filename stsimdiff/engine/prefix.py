@@ -1,13 +1,16 @@
-"""One prefill of a video for all questions about it, where the method reads nothing of a question.
+"""One prefill of a video for all questions about it, as far as the method reads nothing of a question.
 
 A prompt up to the end of its video is the same for every question, and so is what a causal decoder makes of it. The
-first question is prefilled whole; its keys and values up to there are kept, and the next prompt continues from them.
-The cache is then as a whole prefill would have left it, so decoding knows no difference.
+first question is prefilled whole. Of its layers below the first one whose attention, keys or values the run reads, the
+keys and values up to the end of the video are kept, and the hidden states that leave them; the next prompt continues
+from those. Where the run reads nothing, that is the whole decoder. The cache is then as a whole prefill would have left
+it, so decoding knows no difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +21,7 @@ from typing_extensions import override
 
 from stsimdiff.compressors.base import Run
 from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs
+from stsimdiff.engine.slicing import SLICED
 from stsimdiff.tokens import Layout
 from stsimdiff.trace import Trace
 
@@ -27,20 +31,26 @@ MASKED = ("sdpa", "eager")
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a prefill left of the ``P`` tokens up to the end of the video.
+    """What a prefill left of the ``P`` tokens up to the end of the video, ``k <= P`` of them in a layer.
 
     Attributes:
         embeds: ``(1, P, D)`` that entered the decoder.
         positions: ``(..., P)``; ``None`` where the decoder makes them itself.
-        layers: keys and values ``(1, heads, k, d)`` of each layer, of the ``k <= P`` tokens that were left there.
-        kept: places of the tokens that were left after the last layer; ``None``: all.
-        trace: of the prefill, without its times.
+        layers: keys and values ``(1, heads, k, d)`` of each layer that is shared.
+        hidden: ``(1, k, D)`` that left the last of them; ``None`` where all layers are shared.
+        kept: places of the tokens that were left then; ``None``: all.
+        raster: ``(n,)`` raster indices of the video tokens that were left then.
+        reason: ``(N,)`` reasons then.
+        trace: of the prefill up to there, without its times.
     """
 
     embeds: Tensor
     positions: Tensor | None
     layers: list[tuple[Tensor, Tensor]]
+    hidden: Tensor | None
     kept: Tensor | None
+    raster: Tensor
+    reason: Tensor
     trace: Trace
 
     def begins(self, embeds: Tensor, positions: Tensor | None) -> bool:
@@ -56,12 +66,14 @@ class SharedPrefix(Compression):
     """A :class:`Compression` that continues from the prefix of an earlier prompt, or leaves one.
 
     Args:
-        decoder, run, layout: as :class:`Compression` takes them. The run reads nothing of the question.
+        decoder, run, layout: as :class:`Compression` takes them. The run reads nothing of the question but what its
+            places announce.
         prefix: of an earlier prompt about the same video by the same method.
 
     Attributes:
-        prefix: for the next prompt; ``None`` where there is none: the run reads attention or acts while decoding, the
-            cache forgets, or the attention is none of :data:`MASKED`.
+        prefix: for the next prompt; ``None`` where there is none: the run acts while decoding, or reads from the first
+            layer on, or selects inside the layers below the first that it reads; the cache forgets; or the attention is
+            none of :data:`MASKED`.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
     """
 
@@ -69,8 +81,10 @@ class SharedPrefix(Compression):
         super().__init__(decoder, run, layout)
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
+        self._shared = _shared(self.run, len(decoder))
         self._continuing = False
         self._cache: Any = None
+        self._left: Prefix | None = None
         self._mask: dict[tuple[int, torch.device], Tensor] = {}
 
     @override
@@ -78,52 +92,84 @@ class SharedPrefix(Compression):
         begun = super()._begin(module, args, kwargs)
         if not self._active:
             return begun
-        args, kwargs = begun or (args, kwargs)
-        self._cache, end = kwargs.get("past_key_values"), self._end_of_video
+        kwargs, end = begun[1] if begun else kwargs, self._end_of_video
         embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
         self._begins = embeds[:, :end], None if positions is None else positions[..., :end]
-        if self.prefix is None or self._cache is None or not self.prefix.begins(embeds, positions):
-            self.prefix = None
-            return begun
-        self._active, self._continuing, self.continued = False, True, True
-        for number, (keys, values) in enumerate(self.prefix.layers):
-            self._cache.update(keys, values, number)
-        if positions is None:
-            positions = torch.arange(self.layout.length, device=embeds.device)[None]
-        left = {"inputs_embeds": embeds[:, end:], "position_ids": positions[..., end:]}
-        return args, {**kwargs, **left, "attention_mask": None}
+        self._cache = kwargs.get("past_key_values")
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if self._cache is None or attention not in MASKED or end == self.layout.length:
+            self._shared = 0
+        if self._shared and self.prefix is not None:
+            self._continuing = self.continued = self.prefix.begins(embeds, positions)
+        return begun
 
     @override
     def _end(self, module: nn.Module, args: Args, output: Any) -> None:
+        if not self._active:
+            return super()._end(module, args, output)
         if self._continuing:
-            assert self.prefix is not None
-            self._continuing, self._prefilled, self._kept = False, True, self.prefix.kept
-            vars(self.trace).update(vars(replace(self.prefix.trace, text=self.layout.text)))
+            self._restore()
+        elif not self.continued and self._shared == len(self.decoder):
+            self._leave(None)
+        super()._end(module, args, output)
+        if self.continued:
+            self.trace.prefill_seconds = self.trace.compressor_seconds = 0.0
         else:
-            whole = self._active
-            super()._end(module, args, output)
-            if whole:
-                self.prefix = self._left()
-        self._mask, self._cache = {}, None
+            self.prefix = self._left
+        self._continuing, self._mask, self._cache, self._left = False, {}, None, None
 
     @override
     def _before(self, number: int) -> Callable[..., Any]:
         whole = super()._before(number)
 
         def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-            if not self._continuing:
+            if not self._active or not self._shared or number > self._shared:
                 return whole(layer, args, kwargs)
-            assert self.prefix is not None
             hidden = args[0] if args else kwargs["hidden_states"]
-            held = self.prefix.layers[number][0].shape[-2]
-            kwargs = {**kwargs, "attention_mask": self._causal(held, hidden)}
-            if self._renumbered:
-                positions = torch.arange(held, held + hidden.shape[1], device=hidden.device)[None]
-                rotary = self.decoder.module.rotary_emb(hidden, positions)
-                kwargs |= {"position_ids": positions, "position_embeddings": rotary}
-            return args, kwargs
+            kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            if not self._continuing:
+                if number == self._shared:
+                    self._leave(hidden)
+                return whole(layer, (hidden, *args[1:]), kwargs)
+            assert self.prefix is not None
+            if number == self._shared:
+                assert self.prefix.hidden is not None
+                self._continuing = False
+                self._restore()
+                hidden = torch.cat([self.prefix.hidden.to(hidden.device), hidden], dim=1)
+                return whole(layer, (hidden, *args[1:]), kwargs) or ((hidden, *args[1:]), kwargs)
+            if number == 0:
+                for place, (keys, values) in enumerate(self.prefix.layers):
+                    self._cache.update(keys, values, place)
+                if self._shared < len(self.decoder):
+                    # What the run knows of the video when it comes to the layers that are not shared.
+                    whole(layer, (hidden, *args[1:]), kwargs)
+                hidden = hidden[:, self._end_of_video :]
+            return (hidden, *args[1:]), self._suffix(number, hidden, kwargs)
 
         return hook
+
+    @override
+    def _after(self, number: int) -> Callable[..., Any]:
+        whole = super()._after(number)
+        # What comes after the video gets none of its features.
+        return lambda layer, args, hidden: None if self._continuing else whole(layer, args, hidden)
+
+    def _suffix(self, number: int, hidden: Tensor, kwargs: Kwargs) -> Kwargs:
+        """A layer's keyword arguments for the tokens after the video alone."""
+        assert self.prefix is not None
+        held = self.prefix.layers[number][0].shape[-2]
+        places = torch.arange(self._end_of_video, self.layout.length, device=hidden.device)
+        if self._renumbered:
+            places = places - self._end_of_video + held
+        cut = {
+            key: value
+            if value is None or key not in SLICED
+            else SLICED[key](value, places, self.layout.length)
+            for key, value in kwargs.items()
+            if key != "attention_mask"
+        }
+        return {**cut, "attention_mask": self._causal(held, hidden)}
 
     def _causal(self, held: int, hidden: Tensor) -> Tensor:
         """``(1, 1, S, held + S)``: each of the ``S`` tokens sees all that are held, and itself and those before it."""
@@ -133,19 +179,52 @@ class SharedPrefix(Compression):
             self._mask[key] = mask.triu(held + 1)[None, None]
         return self._mask[key]
 
-    def _left(self) -> Prefix | None:
-        """The prefix of this prompt, which was prefilled whole."""
-        places = self.run.places
-        reads = places.attention or places.reads or places.decoding or places.watched
-        attention = getattr(getattr(self.decoder.module, "config", None), "_attn_implementation", None)
-        layers = [] if self._cache is None else self._cache.layers
-        if reads or attention not in MASKED or any(type(layer) is not DynamicLayer for layer in layers):
-            return None
+    def _leave(self, hidden: Tensor | None) -> None:
+        """Keep what the layers that are shared left of the prompt up to the end of its video.
+
+        Args:
+            hidden: ``(1, S, D)`` that left them; ``None`` where all layers are shared.
+        """
+        shared = self._cache.layers[: self._shared]
+        if any(type(layer) is not DynamicLayer for layer in shared):
+            return
         after = self.layout.length - self._end_of_video
-        found = [
-            (layer.keys[..., :-after, :], layer.values[..., :-after, :]) for layer in layers if after > 0
-        ]
-        if len(found) != len(self.decoder):
-            return None
-        trace = replace(self.trace, compressor_seconds=0.0, prefill_seconds=0.0)
-        return Prefix(*self._begins, found, self._kept, trace)
+        layers = [(layer.keys[..., :-after, :], layer.values[..., :-after, :]) for layer in shared]
+        hidden = None if hidden is None else hidden[:, :-after]
+        kept = None if self._kept is None else self._kept[:-after]
+        trace = replace(_copied(self.trace), compressor_seconds=0.0, prefill_seconds=0.0)
+        self._left = Prefix(*self._begins, layers, hidden, kept, self._raster, self._reason.clone(), trace)
+
+    def _restore(self) -> None:
+        """Go on as if the layers that are shared had run on the whole prompt."""
+        assert self.prefix is not None
+        left, device = self.prefix, self._video.device
+        if self._shared < len(self.decoder) and not torch.equal(self._raster, left.raster.to(device)):
+            raise ValueError(
+                f"{self.run.name} selects other tokens of the same video for another question: declare "
+                "reads_question = True, or draw from generator_for(layout.sample, seed)"
+            )
+        self._raster, self._reason = left.raster.to(device), left.reason.to(device)
+        if left.kept is not None:
+            after = torch.arange(self._end_of_video, self.layout.length, device=device)
+            self._kept = torch.cat([left.kept.to(device), after])
+        vars(self.trace).update(vars(replace(_copied(left.trace), text=self.layout.text)))
+        self._sliced = {}
+
+
+def _shared(run: Run, layers: int) -> int:
+    """How many of the first layers are the same for all questions; 0 where that cannot be said, or helped."""
+    places = run.places
+    if places.decoding or places.watched:
+        return 0
+    first = min(places.attention | places.reads, default=layers)
+    # What such a layer of a video selected would have to be selected anew, for what the run remembers of it.
+    within = [place for place in places.before | places.between if place < first]
+    return 0 if first < layers and within else first
+
+
+def _copied(trace: Trace) -> Trace:
+    """The same, with lists of its own."""
+    found = copy(trace)
+    vars(found).update({name: list(value) for name, value in vars(trace).items() if isinstance(value, list)})
+    return found
