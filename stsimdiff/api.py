@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
@@ -113,9 +112,8 @@ class Model:
         method, budget, trace = self._method
         encoded = self._encode(video, method.needs_vision, method.needs_frames)
         prompt = self.family.prompt(encoded, question, sample=Path(video).name)
-        layout = dataclasses.replace(prompt.layout, clip=str(video))
         memory = self._memories.setdefault(str(video), {})
-        run = lent.start(method, layout, budget, frames=encoded.frames, memory=memory)
+        run = lent.start(method, prompt.layout, budget, frames=encoded.frames, memory=memory)
         with Compression(self.family.decoder, run, prompt.layout, trace):
             return self.family.answer(prompt, max_new_tokens)
 

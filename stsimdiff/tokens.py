@@ -353,7 +353,6 @@ class Layout:
         asked: ``(q,)`` int64 on the CPU, ascending: places of the tokens that hold the question's text, apart from
             system prompt and template; ``None`` where the family does not say them.
         picture: which tokens of the grid are part of the picture; ``None`` where all are.
-        clip: id of the video, the same for all its questions.
         frames: ``(T, height, width, 3)`` uint8 RGB on the CPU, where the method asked for them.
         seconds: when each of them is shown in the video.
         memory: what the method kept of this video's earlier questions, where it says that it does: a dictionary of its
@@ -369,7 +368,6 @@ class Layout:
     question: str = ""
     asked: Tensor | None = None
     picture: Picture | None = None
-    clip: str = ""
     frames: Tensor | None = None
     seconds: tuple[float, ...] = ()
     memory: dict[str, Any] | None = None

@@ -81,7 +81,7 @@ def test_an_example_passes_the_kit(module: str) -> None:
         try:
             check(case)
         except checks.NotGiven as reason:
-            pytest.fail(f"{name} is skipped: {reason}")
+            assert (name, case.compressor.reads_question) == ("reads no question", True), reason
 
 
 def test_the_examples_stand_beside_built_in_methods_in_one_command(tmp_path: Path, data: Path) -> None:
@@ -119,7 +119,7 @@ class Counting(ScoreCompressor):
 
     def score(self, tokens, layout):
         seen = layout.memory.setdefault("seen", [])
-        layout.memory["seen"] = [*seen, layout.sample]
+        layout.memory["seen"] = [*seen, len(seen)]
         if self.raises and len(seen) == 2:
             raise ValueError("the third")
         return torch.arange(len(tokens)).roll(37 * len(seen)).float()
@@ -153,11 +153,10 @@ def test_a_method_that_remembers_gets_a_video_s_questions_in_their_order_on_resu
         assert raises == "true"
     whole = stored(settings, arms[0])
     videos: dict[str, list[str]] = {}
-    for row in whole:
-        expected = tuple(id_ for id_ in videos.setdefault(row["video"], []))
-        asked = [(layout.clip, seen) for layout, seen in started if layout.memory is not None]
-        ids = [layout.sample for layout, _ in started if layout.memory is not None]
-        assert asked[ids.index(row["id"])] == (row["video"], expected)
+    asked = [(layout.sample, seen) for layout, seen in started if layout.memory is not None]
+    for row, one in zip(whole, asked, strict=True):
+        expected = tuple(range(len(videos.setdefault(row["video"], []))))
+        assert one == (row["video"], expected)
         if row["error"] is None:
             videos[row["video"]].append(row["id"])
     # What raises forgets its question, so that the next one is its video's third again.
@@ -220,4 +219,4 @@ def test_a_run_gives_the_frames_that_the_model_saw(tmp_path: Path, data: Path, s
     run.run_arms(settings, arms)
     ((layout, _),) = started
     assert layout.frames.shape[0] == len(layout.seconds) == settings.model.frames
-    assert layout.seconds[0] < layout.seconds[-1] and layout.clip == stored(settings, arms[0])[0]["video"]
+    assert layout.seconds[0] < layout.seconds[-1] and layout.sample == stored(settings, arms[0])[0]["video"]

@@ -1,6 +1,7 @@
 """A pyramid over three layers that meets a budget of compute: each stage leaves the same share of what it is given."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from stsimdiff.budget import share_for
 from stsimdiff.compressors.base import Compressor, Places, Run, top
@@ -29,6 +30,8 @@ def plan(tokens, layers, at, budget):
 @dataclass(frozen=True)
 class Pyramid(Compressor):
     """Drops at a quarter, a half and three quarters of the depth, by the last prompt token's attention."""
+
+    reads_question: ClassVar[bool] = False
 
     def at(self, layers):
         return [layers * part // 4 for part in (1, 2, 3)]

@@ -1,6 +1,7 @@
 """Scenes with budgets of their own: a video is cut where its frames change, and a scene that moves more keeps more."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -12,6 +13,7 @@ from stsimdiff.compressors.base import ScoreCompressor
 class Scenes(ScoreCompressor):
     """Keeps of each scene the tokens that differ most from its mean frame, more of a scene that moves more."""
 
+    reads_question: ClassVar[bool] = False
     threshold: float = 0.9
 
     def score(self, tokens, layout):

@@ -15,6 +15,7 @@ class TowerMerge(Compressor):
     """Keeps the tokens that the vision tower attends to, and averages the others into them."""
 
     needs_vision: ClassVar[bool] = True
+    reads_question: ClassVar[bool] = False
 
     def start(self, layout, budget):
         return MergeRun(layout, budget.keep(layout.grid.tokens, layout.layers))

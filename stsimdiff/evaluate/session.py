@@ -136,8 +136,7 @@ class Session:
 
     def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
         """The prompt of a question, which all arms answer."""
-        prompt = self.family.prompt(encoded, question.text, sample=question.video_name)
-        return Asked(encoded, replace(prompt, layout=replace(prompt.layout, clip=question.video_name)))
+        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.video_name))
 
     def answer(self, arm: Arm, question: Question, asked: Asked) -> Answered:
         """One arm's answer to one question.
@@ -152,7 +151,7 @@ class Session:
         prompt, compressor, layout = asked.prompt, self.compressor(arm), asked.prompt.layout
         # Of another video than the one before, it is empty; what an unanswered question put into it is left out.
         known = self._memory.get(arm.id, ("", {}))
-        memory = dict(known[1]) if known[0] == layout.clip else {}
+        memory = dict(known[1]) if known[0] == layout.sample else {}
         shares = self.settings.reuse_prefix and not (compressor.reads_question or compressor.remembers)
         limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
         with self.guard.sample(compressor, prompt=prompt, video=asked.video):
@@ -168,7 +167,7 @@ class Session:
             with limit, engine as trace:
                 text = self.family.answer(prompt, question.max_new_tokens)
             seconds = watch.lap()
-        self._memory[arm.id] = layout.clip, memory
+        self._memory[arm.id] = layout.sample, memory
         for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
         if isinstance(engine, SharedPrefix):

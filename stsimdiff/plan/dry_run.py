@@ -58,12 +58,12 @@ def dry_run(
 
 
 def with_frames(layout: Layout) -> Layout:
-    """The layout with an id of its video, and a small frame of noise for each row of the grid in time."""
+    """The layout with a small frame of noise for each row of the grid in time."""
     generator = torch.Generator().manual_seed(2)
     shape = layout.grid.frames, 28, 28, 3
     frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     seconds = tuple(0.5 * number for number in range(layout.grid.frames))
-    return replace(layout, clip="clip", frames=frames, seconds=seconds)
+    return replace(layout, frames=frames, seconds=seconds)
 
 
 def synthetic_video(grid: Grid) -> Tensor:
