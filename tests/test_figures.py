@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from synthetic_run import answers, write_arm
 
 from stsimdiff.report import figures, palette
@@ -14,6 +15,7 @@ from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
 from stsimdiff.report.series import by_layer, pareto, threshold_maps
 from stsimdiff.report.table import build
+from stsimdiff.report.venue import VENUES
 
 NAN = float("nan")
 
@@ -123,26 +125,51 @@ def test_no_two_labels_of_a_run_look_the_same() -> None:
     assert (first.colour, first.marker, first.line) == (base.colour, base.marker, "-")
 
 
-def test_a_legend_names_every_label_and_the_page_draws_them_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", VENUES)
+def test_a_legend_names_every_label_and_the_page_draws_them_alike(tmp_path: Path, style: str) -> None:
     for number in range(45):
         label = f"mine a_parameter_with_a_long_name={number} and_another={number}"
         write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3, seed=number), label=label)
     stored = read(tmp_path)
     table = build(stored)
     styles = palette.looks(table.sections[0].rows)
-    figure = figures.accuracy(table.sections[0], ("flops",), styles)
+    with rc_context(VENUES[style].settings()):
+        figure = figures.accuracy(table.sections[0], ("flops",), styles)
     named = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
     assert named == [*(row.label for row in table.sections[0].rows), "Pareto front"]
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width
-    assert figure.axes[0].get_window_extent().width > 250
+    assert figure.axes[0].get_window_extent().width > 0.75 * figure.bbox.width
+    assert figure.axes[0].get_window_extent().height > 120
     drawn = {line.get_color() for line in figure.axes[0].get_lines() if line.get_marker() == "p"}
     assert len(drawn) == 45
     page = report_page(tmp_path, table, stored, [])
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     shown = {row["label"]: row["look"] for row in data["plots"][0]["rows"]}
     assert shown == {label: look.plotly() for (_, label), look in styles.items()}
+
+
+@pytest.mark.parametrize("style", VENUES)
+def test_nothing_lies_over_another_thing_or_is_cut(run: Path, style: str) -> None:
+    stored = read(run)
+    (section,) = build(stored).sections
+    styles = palette.looks(section.rows)
+    with rc_context(VENUES[style].settings()):
+        drawn = [
+            figures.accuracy(section, ("tokens", "compute"), styles),
+            figures.retention_by_layer(section, by_layer(stored.samples), styles),
+            figures.thresholds(section, stored),
+        ]
+        for figure in drawn:
+            figure.draw_without_rendering()
+            assert figure.get_suptitle() == ""
+            boxes = [axes.get_tightbbox() for axes in figure.axes]
+            boxes += [legend.get_window_extent() for legend in figure.legends]
+            for i, box in enumerate(boxes):
+                assert min(box.x0, box.y0) >= -1 and box.x1 <= figure.bbox.width + 1
+                assert box.y1 <= figure.bbox.height + 1
+                assert not any(box.padded(-2).overlaps(other) for other in boxes[:i])
 
 
 def test_a_dollar_is_drawn_as_one(tmp_path: Path) -> None:

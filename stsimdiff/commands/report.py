@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stsimdiff.config.checks import expanded
-from stsimdiff.errors import UserError
+from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.report.publish import publish
+from stsimdiff.report.venue import VENUES
 from stsimdiff.terminal import Console, say
 
 
@@ -16,6 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 when samples of the run failed or a file could not be made, 2 for a folder that is no run."""
     parser = argparse.ArgumentParser(prog="python -m stsimdiff.report", description=__doc__)
     parser.add_argument("run_dir", metavar="results/<run>", help="the folder of a run")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="columns=A,B style=NAME",
+        help="columns of table.tex, by their names in table.csv (categories: all categories); figures for a column of "
+        f"a venue's paper: {', '.join(VENUES)}",
+    )
     parser.add_argument(
         "--output", metavar="FOLDER", help="where the files go, instead of the folder of the run"
     )
@@ -33,14 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="COLUMN",
         help="accuracies by the values of a column of the benchmark's rows: domain, task_type, duration ...",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
+        settings = _settings(given.settings)
         output = Path(expanded("--output", given.output)) if given.output else None
         run_dir = Path(expanded("the run", given.run_dir))
         published = publish(
-            run_dir, Console(), output, older=given.older, full=given.full, column=given.breakdown
+            run_dir,
+            Console(),
+            output,
+            older=given.older,
+            full=given.full,
+            column=given.breakdown,
+            **settings,
         )
     except UserError as error:
         say(error, error=True)
         return 2
     return 1 if published.table.n_failed or published.unmade else 0
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """What ``columns=`` and ``style=`` say; raises :class:`ConfigError` for other words."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("columns", "style") or not equals:
+            raise ConfigError(f"report {word}: allowed: columns=A,B and style={'|'.join(VENUES)}")
+        found[name] = value.split(",") if name == "columns" else value
+    return found

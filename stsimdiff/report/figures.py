@@ -1,4 +1,6 @@
-"""A table as figures, SVG and PNG: accuracy against what it costs, retention by layer, maps of the thresholds.
+"""A table as figures, PDF, SVG and PNG: accuracy against what it costs, retention by layer, maps of the thresholds.
+
+They are as wide as a column of a venue and have no title, since a paper's caption says what they show.
 
 Drawn from the table's own numbers, without a display and without matplotlib's global state.
 """
@@ -14,35 +16,35 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stsimdiff.report.breakdown import Part
+from stsimdiff.report.labels import greek
 from stsimdiff.report.palette import Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
 from stsimdiff.report.series import COSTS, FORMATS, NAMES, THRESHOLDS, by_layer, front, threshold_maps
+from stsimdiff.report.venue import VENUES, Venue
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from stsimdiff.report.table import Table
 
-LEGEND = (26, 40)
-"""Lines that a column of a legend holds, and characters of a line."""
-LINE = 0.17
-"""Height of a legend's line, in inches."""
+LONGEST = 48
+"""Characters of a line of a legend, at most."""
+WIDE = 5.0
+"""Inches from which on panels stand side by side."""
 GREY = "#707070"
-DPI = 130
+DPI = 200
 
-PLAIN = {"text.parse_math": False}
-"""A dollar sign in a label is one."""
 Draw = Callable[[], "dict[str, bytes]"]
 Looks = Mapping[tuple[str, str], Look]
 
 
-def figures(table: Table, stored: Stored) -> Iterator[tuple[str, Draw]]:
+def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Iterator[tuple[str, Draw]]:
     """Name and drawing of each figure of a run; a drawing gives its files by format, none where there is nothing to
     show."""
     layers = by_layer(stored.samples)
@@ -73,14 +75,15 @@ def figures(table: Table, stored: Stored) -> Iterator[tuple[str, Draw]]:
             mapped,
             parted,
         )
+        about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
-            yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}")
+            yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}", about, style)
 
 
-def _drawn(draw: Callable[[], Figure | None], name: str) -> dict[str, bytes]:
-    with rc_context(PLAIN):
+def _drawn(draw: Callable[[], Figure | None], name: str, about: str, style: Venue) -> dict[str, bytes]:
+    with rc_context({**style.settings(), "svg.hashsalt": name}):
         figure = draw()
-    return {} if figure is None else save(figure, name)
+        return {} if figure is None else save(figure, about)
 
 
 def slug(section: Section) -> str:
@@ -89,15 +92,16 @@ def slug(section: Section) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")
 
 
-def save(figure: Figure, name: str) -> dict[str, bytes]:
-    """A figure in every format, by the format's name."""
+def save(figure: Figure, about: str) -> dict[str, bytes]:
+    """A figure in every format, by the format's name; ``about`` is the title in the files' description."""
     found = {}
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it stays where it has been laid out
     for kind in FORMATS:
         # Without a date and random names inside, equal rows give equal files.
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        dated = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}[kind]
         stream = BytesIO()
-        with rc_context({"svg.hashsalt": name, **PLAIN}):
-            figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
+        figure.savefig(stream, format=kind, dpi=DPI, metadata={dated: None, "Title": about})
         found[kind] = stream.getvalue()
     return found
 
@@ -108,8 +112,7 @@ def accuracy(section: Section, costs: tuple[str, ...], styles: Looks) -> Figure 
     shown = [row for row in rows if row.method != "no_video"]
     if not shown or all(math.isnan(COSTS[cost][1](row)) for cost in costs for row in shown):
         return None
-    figure = Figure(figsize=(3.0 + 4.4 * len(costs), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(len(costs), beside=2, sharey=True)
     for axes, cost in zip(panels, costs, strict=True):
         name, x = COSTS[cost]
         for label, members in _by_label(shown).items():
@@ -118,25 +121,15 @@ def accuracy(section: Section, costs: tuple[str, ...], styles: Looks) -> Figure 
                 _series(axes, [x(row) for row in members], members, styles[members[0].method, label])
         best = np.array(front(section, cost)).reshape(-1, 2)
         axes.step(best[:, 0], best[:, 1], where="post", color=GREY, lw=1.0, ls=(0, (1, 1.5)), zorder=1)
-        axes.set_xlabel(name)
-        _tidy(axes)
-    panels[0].set_ylabel("accuracy, % (95 % interval)")
-    blind = next((row for row in rows if row.method == "no_video"), None)
-    low, high = panels[0].get_ylim()
-    if blind and blind.overall >= low - (high - low):
-        for axes in panels:
-            axes.axhline(blind.overall, color=GREY, lw=0.8, ls="--")
-            axes.annotate(
-                "no video", (1, blind.overall), (0, 2), xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points", ha="right", color=GREY, size=8,
-            )  # fmt: skip
-    floor = f"; no video at all: {blind.overall:.1f} %" if blind else ""
-    figure.suptitle(
-        f"{section.model} on {section.benchmark}, budget of kind {section.budget}, "
-        f"{max(row.n for row in rows)} questions{floor}",
-        size=9,
-    )
-    _legend(figure, shown, styles, pareto=True)
+        _tidy(axes, name, "accuracy, %\n(95 % interval)")
+    extra = [Line2D([], [], color=GREY, lw=1.0, ls=(0, (1, 1.5)), label="Pareto front")]
+    if blind := next((row for row in rows if row.method == "no_video"), None):
+        extra.append(Line2D([], [], color=GREY, lw=0.8, ls="--", label=f"no video: {blind.overall:.1f} %"))
+        low, high = panels[0].get_ylim()
+        if blind.overall >= low - (high - low):
+            for axes in panels:
+                axes.axhline(blind.overall, color=GREY, lw=0.8, ls="--")
+    _legend(figure, shown, styles, extra)
     return figure
 
 
@@ -144,7 +137,7 @@ def _series(axes: Axes, x: list[float], rows: list[Row], look: Look) -> None:
     y = [row.overall for row in rows]
     below = [_distance(row.overall, row.ci_low) for row in rows]
     above = [_distance(row.ci_high, row.overall) for row in rows]
-    size = 11 if look.marker in "*_" else 6.5
+    size = (11 if look.marker in "*_" else 6.5) * rcParams["font.size"] / 10
     axes.errorbar(
         x, y, yerr=[below, above], color=look.colour, marker=look.marker, ms=size, mec=look.colour,
         mew=1.6 if look.thin else 0.4, lw=1.1, ls=look.line, elinewidth=0.8, capsize=2, alpha=0.95,
@@ -165,10 +158,7 @@ def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: 
     blocks = {retention: rows for retention, rows in blocks.items() if rows}
     if not blocks:
         return None
-    columns = min(3, len(blocks))
-    lines = -(-len(blocks) // columns)
-    figure = Figure(figsize=(2.6 + 3.0 * columns, 0.9 + 2.9 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
+    figure, panels = _panels(len(blocks), sharey=True)
     every = [row for rows in blocks.values() for row in rows]
     for axes, (retention, rows) in zip(panels, blocks.items(), strict=False):
         for row in rows:
@@ -178,15 +168,11 @@ def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: 
                 range(len(share)), share, color=look.colour, marker=look.marker, ms=5, lw=1.1,
                 ls=look.line, mew=1.6 if look.thin else 0.4, markevery=max(1, len(share) // 8), alpha=0.9,
             )  # fmt: skip
-        axes.set_title(f"budget {100 * retention:.4g} % ({section.budget})", size=9)
+        axes.set_title(f"budget {100 * retention:.4g} %")
         axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _tidy(axes)
-    for axes in panels[len(blocks) :]:
-        axes.remove()
-    figure.supxlabel("decoder layer", size=9)
-    figure.supylabel("video tokens entering, %", size=9)
-    _legend(figure, every, styles, pareto=False)
+        _tidy(axes, "decoder layer", "video tokens entering, %")
+    _legend(figure, every, styles, [])
     return figure
 
 
@@ -196,10 +182,7 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
     known = [cell for found in maps for cell in found.accuracy.ravel() if not math.isnan(cell)]
     if not known:
         return None
-    columns = min(3, len(maps))
-    lines = -(-len(maps) // columns)
-    figure = Figure(figsize=(1.0 + 3.6 * columns, 0.6 + 3.0 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, panels = _panels(len(maps))
     low, high = min(known), max(known)
     for axes, found in zip(panels, maps, strict=False):
         image = axes.imshow(
@@ -210,15 +193,13 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
             dark = math.isnan(value) or value < (low + high) / 2
             said = "–" if math.isnan(value) else f"{value:.1f}"
             colour = "black" if math.isnan(value) or not dark else "white"
-            axes.text(x, y, said, ha="center", va="center", size=8, color=colour)
+            axes.text(x, y, said, ha="center", va="center", color=colour)
         axes.set_xticks(range(len(found.similar)), found.similar)
         axes.set_yticks(range(len(found.different)), found.different)
-        axes.set_xlabel(THRESHOLDS[0])
-        axes.set_ylabel(THRESHOLDS[1])
-        axes.set_title(found.title, size=9)
-    for axes in panels[len(maps) :]:
-        axes.remove()
-    figure.colorbar(image, ax=list(panels[: len(maps)]), label="accuracy, %")
+        axes.set_xlabel(greek(THRESHOLDS[0]))
+        axes.set_ylabel(greek(THRESHOLDS[1]))
+        axes.set_title(_wrapped(axes, greek(found.title)))
+    figure.colorbar(image, ax=panels, label="accuracy, %")
     return figure
 
 
@@ -232,11 +213,10 @@ def by_value(section: Section, parts: Sequence[Part], styles: Looks) -> Figure |
     shown = compared or held
     if not shown:
         return None
+    what = "accuracy minus all tokens, points" if compared else "accuracy, %"
     values = list(dict.fromkeys(part.value for part in held))
     blocks = sorted({part.retention for part in shown}, reverse=True)
-    size = (3.4 + 3.6 * len(blocks), max(2.4, 1.0 + 0.55 * len(values)))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(blocks), sharey=True, sharex=True, squeeze=False)[0]
+    figure, panels = _panels(len(blocks), tall=0.4 * len(values), sharey=True, sharex=True)
     for axes, retention in zip(panels, blocks, strict=True):
         block = [part for part in shown if part.retention == retention]
         labels = list(dict.fromkeys(part.label for part in block))
@@ -264,16 +244,35 @@ def by_value(section: Section, parts: Sequence[Part], styles: Looks) -> Figure |
             )
         if compared:
             axes.axvline(0, color=GREY, lw=0.8)
-        axes.set_title(f"budget {100 * retention:.4g} % ({section.budget})", size=9)
+        axes.set_title(f"budget {100 * retention:.4g} %")
         counts = {part.value: part.n for part in held}
         axes.set_yticks(range(len(values)), [f"{value} (n {counts[value]})" for value in values])
-        _tidy(axes)
+        _tidy(axes, f"{what}, by {held[0].column}", "")
     panels[0].set_ylim(len(values) - 0.5, -0.5)
-    what = "accuracy minus all tokens, points" if compared else "accuracy, %"
-    figure.supxlabel(f"{what}, by {held[0].column}", size=9)
     arms = {part.arm for part in shown}
-    _legend(figure, [row for row in section.rows if row.arm in arms], styles, pareto=False)
+    _legend(figure, [row for row in section.rows if row.arm in arms], styles, [])
     return figure
+
+
+def _panels(count: int, beside: int = 3, tall: float = 0, **shared: bool) -> tuple[Figure, list[Axes]]:
+    """A figure of the column's width with as many panels, side by side as far as there is room for them.
+
+    Args:
+        count: of panels.
+        beside: how many of them may stand side by side.
+        tall: height that a panel needs at least, in inches.
+        shared: whether panels share an axis, as ``subplots`` takes it.
+    """
+    width = rcParams["figure.figsize"][0]
+    columns = min(count, beside if width >= WIDE else max(1, beside - 1))
+    lines = -(-count // columns)
+    each = width / columns
+    height = max(0.58 * each, 0.26 * rcParams["font.size"], tall)
+    figure = Figure(figsize=(width, 0.3 + lines * height), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, **shared).ravel().tolist()
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
 
 
 def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
@@ -283,31 +282,46 @@ def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _legend(figure: Figure, rows: list[Row], styles: Looks, *, pareto: bool) -> None:
-    """Every label with its look; the figure grows with them."""
+def _legend(figure: Figure, rows: list[Row], styles: Looks, extra: Sequence[Line2D]) -> None:
+    """Every label with its look, below the panels; the figure gets taller with them."""
+    size = rcParams["legend.fontsize"]
+    width, height = figure.get_size_inches()
+    fitting = min(LONGEST, int((width - 0.6) / (0.56 * size / 72)))
     handles = []
     for method, label in dict.fromkeys((row.method, row.label) for row in rows):
         look = styles[method, label]
         handles.append(
             Line2D(
-                [], [], color=look.colour, marker=look.marker, ms=6, lw=1.1, ls=look.line,
-                mew=1.6 if look.thin else 0.4, label=textwrap.fill(label, LEGEND[1]),
+                [], [], color=look.colour, marker=look.marker, ms=0.6 * size, lw=1.1, ls=look.line,
+                mew=1.6 if look.thin else 0.4, label=textwrap.fill(greek(label), fitting),
             )
         )  # fmt: skip
-    if pareto:
-        handles.append(Line2D([], [], color=GREY, lw=1.0, ls=(0, (1, 1.5)), label="Pareto front"))
-    lines = sum(handle.get_label().count("\n") + 1 for handle in handles)
-    columns = -(-lines // LEGEND[0])
-    width, height = figure.get_size_inches()
-    longest = max(map(len, "\n".join(handle.get_label() for handle in handles).split("\n")))
-    room = (columns - 1) * (0.6 + 0.07 * longest) + max(0.0, 0.07 * (longest - 16))
-    figure.set_size_inches(width + room, max(height, 0.6 + LINE * -(-lines // columns)))
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False, ncols=columns)
+    for columns in (3, 2, 1):
+        legend = figure.legend(
+            handles=[*handles, *extra], loc="outside lower center", frameon=False, ncols=columns
+        )
+        if (box := legend.get_window_extent()).width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(width, height + box.height / figure.dpi)
 
 
-def _tidy(axes: Axes) -> None:
+def _wrapped(axes: Axes, said: str) -> str:
+    """Text on as many lines as a panel's width asks for."""
+    place = axes.get_subplotspec()
+    assert place is not None
+    letter = 0.56 * rcParams["font.size"] / 72
+    width = 0.75 * rcParams["figure.figsize"][0] / place.get_gridspec().ncols
+    return textwrap.fill(said, int(width / letter))
+
+
+def _tidy(axes: Axes, x: str, y: str) -> None:
+    place = axes.get_subplotspec()
+    assert place is not None
+    axes.set_xlabel(_wrapped(axes, x))
+    if place.is_first_col():
+        axes.set_ylabel(y)
     axes.grid(True, color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

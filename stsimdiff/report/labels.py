@@ -169,6 +169,11 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     return labelled
 
 
+def greek(label: str) -> str:
+    """A label as figures and papers write it: ``τ_sim=0.7`` for ``tau_sim=0.7``."""
+    return re.sub(r"\btau(?=[_=]|\b)", "τ", label)
+
+
 def _by(arms: Iterable[StoredArm], key: Callable[[StoredArm], Any]) -> dict[Any, list[StoredArm]]:
     found: dict[Any, list[StoredArm]] = {}
     for arm in arms:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
-from stsimdiff.report import attribution_table, breakdown, render
+from stsimdiff.report import attribution_table, breakdown, latex, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
 from stsimdiff.report.series import FORMATS, NAMES
 from stsimdiff.report.table import Table, build
 from stsimdiff.report.text import csv
+from stsimdiff.report.venue import Venue, venue
 from stsimdiff.terminal import Console
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def publish(
     older: bool = False,
     full: bool = False,
     column: str | None = None,
+    columns: Sequence[str] = (),
+    style: str = "plain",
 ) -> Published:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
@@ -71,11 +74,14 @@ def publish(
         older: whether arms count of whose code the run was asked for another version since.
         full: whether all of the report is printed, instead of one screen.
         column: of the benchmark's rows, whose values the accuracies are broken down by.
+        columns: of ``table.tex``, by their names; see ``latex.latex``.
+        style: of the figures, a name in ``venue.VENUES``.
 
     Raises:
+        ConfigError: for an unknown column of ``table.tex`` or style: nothing is written.
         DataError: as ``rows.load`` and ``table.build`` do, or for an output that cannot be made: nothing is written.
     """
-    run_dir = Path(run_dir)
+    run_dir, drawn_for = Path(run_dir), venue(style)
     output = Path(output) if output else run_dir
     if output != run_dir:
         try:
@@ -85,10 +91,11 @@ def publish(
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
         published = Published(build(stored, column), output, undrawn())
+        latex.check(published.table, columns)
         folder = _Folder(output)
-        for name, content in files(published.table).items():
+        for name, content in files(published.table, columns).items():
             folder.put(name, content)
-        figures = list(_draw(published, stored, folder))
+        figures = list(_draw(published, stored, folder, drawn_for))
         _write_page(published, stored, run_dir, folder, figures)
         published.refused = folder.refused(run_dir)
         published.unmade += published.refused
@@ -148,14 +155,14 @@ class _Folder:
         ]
 
 
-def _draw(published: Published, stored: Stored, folder: _Folder) -> Iterator[str]:
+def _draw(published: Published, stored: Stored, folder: _Folder, style: Venue) -> Iterator[str]:
     """Names of the figures that were written. Every figure for itself: the reasons for which one may fail are many."""
     made = set()
     drawings: Iterable[tuple[str, Callable[[], dict[str, bytes]]]] = ()
     if not published.undrawn:
         from stsimdiff.report.figures import figures
 
-        drawings = figures(published.table, stored)
+        drawings = figures(published.table, stored, style)
     for name, draw in drawings:
         try:
             drawn = draw()
@@ -191,13 +198,13 @@ def _write_page(
         published.page = folder.path / PAGE
 
 
-def files(table: Table) -> dict[str, str | None]:
-    """The files of a table by name; None for one that a run like this has not."""
+def files(table: Table, columns: Sequence[str] = ()) -> dict[str, str | None]:
+    """The files of a table by name; None for one that a run like this has not. ``columns`` are those of LaTeX."""
     return {
         "table.csv": csv(table.frame()),
         "pairs.csv": csv(table.pairs()),
         "table.md": render.markdown(table),
-        "table.tex": render.latex(table),
+        "table.tex": latex.latex(table, columns),
         **attribution_table.files(table.attributions, table.anchors),
         **breakdown.files(table.parts, table.run),
     }

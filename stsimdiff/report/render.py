@@ -1,10 +1,9 @@
-"""A run's table as a whole, in Markdown, LaTeX and the terminal: sections, comparisons in pairs, the paper's table."""
+"""A run's table as a whole, in Markdown and the terminal: sections, comparisons in pairs, the paper's table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table as Grid
@@ -12,19 +11,10 @@ from rich.text import Text
 
 from stsimdiff.report import text
 from stsimdiff.report.breakdown import tables
-from stsimdiff.report.columns import (
-    OVERALL,
-    Column,
-    block_title,
-    brief_cells,
-    families,
-    main_cells,
-    published,
-)
+from stsimdiff.report.columns import block_title, brief_cells, main_cells
 from stsimdiff.report.pairs import Pair, against
 from stsimdiff.report.paper import TABLE1, paper_table, plain, printed_column
-from stsimdiff.report.section import FAULTS
-from stsimdiff.report.text import EMPTY, Cell, Cells, escaped, number, tex
+from stsimdiff.report.text import EMPTY, Cell, Cells, escaped, number
 from stsimdiff.report.verdict import leader, planned_pairs
 from stsimdiff.terminal import Console
 
@@ -42,8 +32,6 @@ PAPER_HEADS = {
     "longvideobench_overall": "LVB overall",
     "egoschema": "EgoSchema",
 }
-URGENT = ("gate", "Fidelity", *(fault.upper() for fault in FAULTS))
-"""Words of the notes that stand below the table of accuracies alone."""
 PAIR_HEADS = (
     "method", "minus", "points", "95 % interval", "McNemar p", "clustered p", "Holm p", "verdict", "n needed",
 )  # fmt: skip
@@ -226,100 +214,6 @@ def markdown(table: Table) -> str:
 
 def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {escaped(line)}" for line in lines)
-
-
-# LaTeX
-
-
-def latex(table: Table) -> str:
-    """All tables of a run, for a paper; needs the package booktabs only.
-
-    First comes the layout that papers use, methods by benchmarks with the paper's own numbers beside; then, for each
-    section, what it cost, the comparisons in pairs, and the warnings.
-    """
-    parts = [f"% {tex(table.run)}: made from the stored rows; needs \\usepackage{{booktabs}}"]
-    together: dict[tuple[str, str], list[Section]] = {}
-    for section in table.sections:
-        together.setdefault((section.model, section.budget), []).append(section)
-    parts += [_layout(sections) for sections in together.values()]
-    for section in table.sections:
-        notes = [*section.verdicts, *section.notes, *section.about, *table.notes]
-        cells = main_cells(section)
-        costs = cells.take([0, *range(cells.result, len(cells.heads))])
-        parts.append(_float(f"{title(section)}: what it cost.", costs, notes))
-        cells = pair_cells(section)
-        if cells.blocks:
-            parts.append(_float(f"{PAIRS_TITLE}.", cells, [pairs_note(section)]))
-    if has_paper_table(table):
-        parts.append(_float(f"{paper_title()}.", paper_cells(), []))
-    return "\n\n".join(parts) + "\n"
-
-
-def _layout(sections: Sequence[Section]) -> str:
-    """Methods down, benchmarks across, a block for each retention: the paper's Table 1 with our numbers."""
-    groups = [(section, _layout_columns(section)) for section in sections]
-    blocks = []
-    retentions = dict.fromkeys(r for section in sections for r in section.blocks())
-    for retention in sorted(retentions, reverse=True):
-        parts = [(section.blocks().get(retention, []), shown) for section, shown in groups]
-        marked = [_marked(rows, shown) for rows, shown in parts]
-        lines = []
-        for label in dict.fromkeys(row.label for rows, _ in parts for row in rows):
-            line = [Cell(label)]
-            for ranked, (_, shown) in zip(marked, parts, strict=True):
-                line += ranked.get(label, [Cell(EMPTY)] * len(shown))
-            lines.append(line)
-        blocks.append((block_title(retention), lines))
-    heads = ["method", *(column.head(section) for section, shown in groups for column in shown)]
-    cells = Cells(heads, blocks, above=[(section.benchmark, len(shown)) for section, shown in groups])
-    warnings = dict.fromkeys(
-        note for section in sections for note in section.notes if any(word in note for word in URGENT)
-    )
-    notes = [f"{section.benchmark}: {said}" for section in sections for said in section.verdicts]
-    first = sections[0]
-    caption = f"{first.model}, budget of kind {first.budget}. Accuracy in %; best bold, second underlined."
-    return _float(caption, cells, [*warnings, *notes])
-
-
-def _layout_columns(section: Section) -> list[Column]:
-    own = families(section.families) if len(section.families) > 1 else []
-    return [*own, replace(OVERALL, heading="overall"), *published(section)]
-
-
-def _marked(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, list[Cell]]:
-    """The cells of a block's rows, by label, with the best and the second of each column that is ours."""
-    found: dict[str, list[Cell]] = {row.label: [] for row in rows}
-    for column in columns:
-        cells = {row.label: column.cell(row) for row in rows}
-        # To the printed digit: what a reader sees as equal shares its place.
-        rivals = {
-            row.label: round(value, 1)
-            for row in rows
-            if row.competes and (value := cells[row.label].value) is not None
-        }
-        ranked = len(rivals) > 1 and not column.published
-        places = sorted(set(rivals.values()), reverse=True)[:2] if ranked else []
-        for row in rows:
-            if row.fault and column.name == OVERALL.name:
-                cells[row.label] = cells[row.label]._replace(text=f"{cells[row.label].text} ({row.fault})")
-        for label, cell in cells.items():
-            place = 1 + places.index(rivals[label]) if rivals.get(label) in places else 0
-            found[label].append(cell._replace(place=place))
-    return found
-
-
-def _float(caption: str, cells: Cells, notes: Sequence[str]) -> str:
-    below = [rf"\par\smallskip\raggedright {tex(note)}" for note in notes]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{tex(caption)}}}",
-            text.latex(cells),
-            *below,
-            r"\end{table}",
-        ]
-    )
 
 
 # Terminal

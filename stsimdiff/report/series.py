@@ -17,7 +17,7 @@ from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.labels import order
 from stsimdiff.report.section import Row, Section
 
-FORMATS = ("svg", "png")
+FORMATS = ("pdf", "svg", "png")
 NAMES = (
     *("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds"),
     "breakdown",
@@ -29,7 +29,7 @@ COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "tokens": ("video tokens kept after the last drop, %", lambda row: 100 * row.retention_tokens),
     "compute": ("video tokens kept, mean over the layers, %", lambda row: 100 * row.retention_compute),
     "latency": (
-        "prefill in this run, median ms (an indication, no benchmark)",
+        "prefill in this run, median ms (an indication)",
         lambda row: row.values["prefill_ms"],
     ),
 }

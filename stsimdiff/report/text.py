@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -34,6 +35,7 @@ class Cell(NamedTuple):
         place: 1 for the best of a block, 2 for the second, 0 for the others.
         link: where the text leads, in Markdown.
         wrong: whether a terminal shows it in red.
+        note: letters of notes below a table of LaTeX, with commas between them.
     """
 
     text: str
@@ -41,6 +43,7 @@ class Cell(NamedTuple):
     place: int = 0
     link: str = ""
     wrong: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def _tex_line(cells: Iterable[str]) -> str:
 
 def _latex(cell: Cell) -> str:
     text = tex(cell.text)
-    return (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.place]
+    marked = (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.place]
+    return rf"{marked}\tnote{{{cell.note}}}" if cell.note else marked
 
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -145,13 +149,35 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # behind the end of a line it begins an option, as a star does
+    "*": "{*}",
     "–": "--",
+    "…": r"\dots{}",
+    "“": "``",
+    "”": "''",
+    "’": "'",
+    "×": r"$\times$",
+    "τ": r"$\tau$",
 }
+_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327", "`'^~\"rvc", strict=True))
+"""Combining marks, and LaTeX's commands for them."""
 
 
 def tex(text: str) -> str:
-    """Escapes what LaTeX would read as a command."""
-    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+    """Escapes what LaTeX would read as a command; of what pdflatex lacks the code point stands there."""
+    return re.sub(r"τ_([A-Za-z]+)|.", _tex, unicodedata.normalize("NFC", " ".join(text.split())))
+
+
+def _tex(found: re.Match[str]) -> str:
+    if found[1]:
+        return rf"$\tau_\mathrm{{{found[1]}}}$"
+    character = found[0]
+    if character in _TEX or " " <= character <= "~":
+        return _TEX.get(character, character)
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
+        return rf"\{_ACCENTS[parts[1]]}{{{parts[0]}}}"
+    return f"U+{ord(character):04X}"
 
 
 def terminal(cells: Cells, console: Console) -> None:
