@@ -16,7 +16,6 @@ from stsimdiff.report import columns, wandb_log
 from stsimdiff.report.columns import Column
 from stsimdiff.report.comparison import MACRO
 from stsimdiff.report.publish import publish
-from stsimdiff.report.rows import read
 from stsimdiff.report.section import NAN
 from stsimdiff.report.text import Cell, Cells, latex, markdown, number, terminal
 
@@ -154,8 +153,8 @@ def test_a_column_is_declared_once_and_stands_in_every_output(tmp_path: Path, kv
     page = (tmp_path / "report.html").read_text()
     assert '<button type="button">KV cache MB</button>' in page
     assert f'<td data-number="{3 + more}">3.000</td>' in page
-    pages = {page.arm.method: page.summary for page in wandb_log._pages(tmp_path)}
-    assert pages["random"]["kv_mb"] == pytest.approx(1 + more)
+    pages = {page.config.get("method"): page.numbers for page in wandb_log._pages(tmp_path)}
+    assert pages["random"]["other/kv_mb"] == pytest.approx(1 + more)
 
 
 def test_the_page_sorts_by_values_and_not_by_what_is_printed(tmp_path: Path) -> None:
@@ -296,5 +295,5 @@ def test_the_word_of_fidelity_stands_in_every_table(tmp_path: Path) -> None:
     publish(tmp_path, None, columns=["fidelity"])
     assert r"evs & official, adapted \\" in (tmp_path / "table.tex").read_text()
     assert 'data-text="official, adapted"' in (tmp_path / "report.html").read_text()
-    (evs,) = (row for row in make(tmp_path, None).sections[0].rows if row.method == "evs")
-    assert wandb_log._summary(evs, read(tmp_path).samples)["fidelity"] == "official, adapted"
+    (evs,) = (page for page in wandb_log._pages(tmp_path) if page.config.get("method") == "evs")
+    assert evs.words["fidelity"] == "official, adapted"

@@ -19,6 +19,7 @@ from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.report import wandb_log
+from stsimdiff.report.publish import publish
 from stsimdiff.report.wandb_log import log_run
 
 ARM = {
@@ -99,6 +100,11 @@ def summary(found: list[Record]) -> dict:
     }
 
 
+def history(found: list[Record]) -> dict:
+    (line,) = (record.history for record in found if record.WhichOneof("record_type") == "history")
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in line.item}
+
+
 def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.CaptureFixture) -> None:
     (place,) = log_run(run, "stsimdiff-test")
     said = capfd.readouterr()
@@ -120,9 +126,36 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
         row = next(line for line in csv.DictReader(stream) if line["method"] == ARM["label"])
     logged = summary(found)
     assert (logged["fidelity"], row.pop("fidelity"), row.pop("fault")) == ("official", "official", "")
-    for name in list(row)[3:]:
-        assert logged[name] == pytest.approx(float(row[name])), name
-    assert (logged["n"], logged["n_failed"], logged["n_unparsed"]) == (11, 1, 4)
+    wanted = {
+        **{"accuracy/overall": 1, "accuracy/overall_low": 1, "accuracy/overall_high": 1},
+        **{"accuracy/attr": 1, "accuracy/order": 1, "cost/llm_flops": 100, "latency/prefill_ms": 1},
+        **{"retention/budget": 100, "retention/tokens": 100, "retention/compute": 100},
+        **{"count/n": 1, "count/n_failed": 1, "count/n_missing": 1, "count/n_unparsed": 1},
+    }
+    columns = [
+        *(
+            "overall",
+            "ci_low",
+            "ci_high",
+            "acc_attr",
+            "acc_order",
+            "llm_flops_ratio",
+            "prefill_ms",
+            "retention",
+        ),
+        *("retention_tokens", "retention_compute", "n", "n_failed", "n_missing", "n_unparsed"),
+    ]
+    assert set(columns) | {"method", "budget"} == set(row)
+    seen = history(found)
+    for (name, scale), column in zip(wanted.items(), columns, strict=True):
+        assert logged[name] == seen[name] == pytest.approx(scale * float(row[column])), name
+    assert logged["retention/tokens"] == pytest.approx(30) and logged["retention/budget"] == 30
+    assert (logged["count/n"], logged["count/n_failed"], logged["count/n_unparsed"]) == (11, 1, 4)
+    assert {name.partition("/")[0] for name in seen if name[0] != "_"} == {
+        *("accuracy", "cost", "latency", "retention", "count", "samples"),
+    }
+    assert (begun.job_type, begun.notes) == ("arm", "1 failed\nBenchmark clips: toy. Chance is 25.0 %.")
+    assert list(begun.tags) == ["embedded", "clips", "st_simdiff", "30 % tokens"]
 
     table = json.loads((Path(place) / "files" / logged["samples/path"]).read_text())
     assert table["columns"] == [
@@ -133,13 +166,33 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
     assert len(table["data"]) == 12
     stock = ["B", True, None]
     assert table["data"][1] == [
-        *["q1", "v0", "order", "B", "B", "B", True, *stock, 0.3, 0.3, pytest.approx(21.0), None]
+        *["q1", "v0", "order", "B", "B", "B", True, *stock, 30.0, 30.0, pytest.approx(21.0), None]
     ]
     assert table["data"][0][6:10] == [False, "A", None, "drew lots"]
     assert table["data"][7] == ["q7", "v3", "order", *[None] * 10, "no frames"]
     assert any(
         record.WhichOneof("record_type") == "request" or record.HasField("artifact") for record in found
     )
+
+
+def test_the_reports_files_are_one_artifact(run: Path, capfd: pytest.CaptureFixture) -> None:
+    publish(run, None)
+    arm, report = log_run(run, "stsimdiff-test")
+    assert "W&B: 1 arm logged offline" in capfd.readouterr().out
+    found = records(report)
+    begun = header(found)
+    assert (begun.job_type, begun.run_group, begun.display_name) == ("report", "sweep 1", "sweep 1 report")
+    (artifact,) = (record.artifact for record in found if record.HasField("artifact"))
+    assert artifact.type == "report"
+    staged = {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+    wanted = {"table.csv", "table.md", "table.tex", "pairs.csv", "report.html", "figures/accuracy_flops.pdf"}
+    assert wanted <= set(staged)
+    assert all(content == (run / name).read_bytes() for name, content in staged.items())
+    # Nothing new: nothing is logged again. Another table: the report alone is.
+    assert log_run(run, "stsimdiff-test") == [arm, report]
+    publish(run, None, columns=["overall"])
+    same, again = log_run(run, "stsimdiff-test")
+    assert same == arm and again != report and not Path(report).exists()
 
 
 def test_only_what_changed_is_logged_again_and_under_the_same_id(run: Path) -> None:
@@ -151,7 +204,7 @@ def test_only_what_changed_is_logged_again_and_under_the_same_id(run: Path) -> N
     with (run / "a" / "answers.jsonl").open("a") as stream:
         stream.write(json.dumps(stored(13)) + "\n")
     (second,) = log_run(run, "stsimdiff-test", "offline")
-    assert summary(records(second))["n"] == 12
+    assert summary(records(second))["count/n"] == 12
     assert header(records(second)).run_id == earlier
     assert [str(path) for path in (run / "wandb").glob("offline-run-*")] == [second]
 
@@ -180,8 +233,8 @@ def test_an_arm_more_is_logged_and_every_arm_is_there_once(run: Path) -> None:
         kinds = [record.WhichOneof("record_type") for record in found]
         assert kinds.count("run") == kinds.count("exit") == kinds.count("history") == 1
         logged = summary(found)
-        assert logged["llm_tflops"] == pytest.approx((3e8 + sum({*range(12)} - {7}) / 11) / 1e12)
-        assert logged["prefill_ms"] > 0
+        assert logged["cost/llm_tflops"] == pytest.approx((3e8 + sum({*range(12)} - {7}) / 11) / 1e12)
+        assert logged["latency/prefill_ms"] > 0
         assert len(list((run / "wandb" / "tables" / header(found).run_id).rglob("tmp*"))) == 1
         table = json.loads((Path(place) / "files" / logged["samples/path"]).read_text())
         assert len(table["data"]) == 12
@@ -197,11 +250,11 @@ def test_modes_are_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="logger.mode=on is unknown"):
         wandb_mode("on")
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert (wandb_mode(None), wandb_mode("online"), wandb_mode("offline")) == ("online", "online", "offline")
+    assert (wandb_mode(None), wandb_mode("online"), wandb_mode("offline")) == ("offline", "online", "offline")
     for said, mode in (
         ("offline", "offline"),
         ("dryrun", "offline"),
-        ("online", "online"),
+        ("online", "offline"),
         ("disabled", None),
     ):
         monkeypatch.setenv("WANDB_MODE", said)
@@ -282,7 +335,7 @@ def test_what_wandb_refuses_costs_no_answer_and_no_table(tmp_path: Path, command
     before = {path: path.read_bytes() for path in run.glob("*/answers.jsonl")}
     assert command("logger.mode=offline") == 0
     assert {path: path.read_bytes() for path in run.glob("*/answers.jsonl")} == before
-    assert len(list((run / "wandb").glob("offline-run-*"))) == 2
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 2 + 1
 
 
 def test_a_missing_key_is_said_before_anything_is_answered(

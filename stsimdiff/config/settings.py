@@ -38,7 +38,7 @@ class NoLogger:
 
 @dataclass(frozen=True)
 class WandbLogger:
-    """The group ``logger`` for W&B; ``mode`` ``None`` goes by whether there is a key."""
+    """The group ``logger`` for W&B; ``mode`` ``None`` is offline, unless WANDB_MODE switches it off."""
 
     name: Literal["wandb"]
     project: Annotated[

@@ -21,27 +21,21 @@ def wandb_mode(mode: str | None) -> str | None:
     """The mode to log in, or ``None`` where WANDB_MODE switches W&B off.
 
     Args:
-        mode: ``logger.mode``: ``online``, ``offline``, or ``None`` to go by WANDB_MODE, and where that is not set by
-            whether there is a key.
+        mode: ``logger.mode``: ``online``, or ``offline``. None is offline too, unless WANDB_MODE says ``disabled``.
 
     Raises:
         ConfigError: for an unknown mode, or ``online`` without a key.
     """
     if mode not in (None, *MODES):
-        raise ConfigError(
-            f"logger.mode={mode} is unknown; allowed: {', '.join(MODES)}, or null to choose by key"
-        )
+        raise ConfigError(f"logger.mode={mode} is unknown; allowed: {', '.join(MODES)}, or null for offline")
     said = os.environ.get("WANDB_MODE")
     if said and said not in ENVIRONMENT:
         raise ConfigError(
             f"WANDB_MODE={said} is unknown; allowed: {', '.join(ENVIRONMENT)}; unset or correct it"
         )
-    keyed = has_key()
     if mode is None:
-        if said and ENVIRONMENT[said] != "online":
-            return ENVIRONMENT[said]
-        return "online" if keyed else "offline"
-    if mode == "online" and not keyed:
+        return None if said and ENVIRONMENT[said] is None else "offline"
+    if mode == "online" and not has_key():
         raise ConfigError(
             "logger.mode=online needs a key of W&B: run `wandb login`, set WANDB_API_KEY, or use logger.mode=offline"
         )

@@ -216,12 +216,6 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
     return {column.name: column.taken(rows) for column in COLUMNS if column.taken is not None}
 
 
-def numbers(row: Row) -> dict[str, float]:
-    """A row's numbers by their names in the files, without those of its budget."""
-    held = [column for column in (*COLUMNS, *families(list(row.families))) if not column.words]
-    return {column.name: column.value(row) for column in held if column.name not in ("retention", "budget")}
-
-
 def words(row: Row) -> dict[str, str]:
     """A row's words by their names in the files; those that are empty are left out."""
     return {column.name: found for column in COLUMNS if column.words and (found := column.value(row))}

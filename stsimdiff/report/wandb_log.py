@@ -1,7 +1,7 @@
-"""A finished run shown in Weights & Biases: one W&B run an arm, made from the stored rows alone.
+"""A finished run shown in Weights & Biases: one W&B run an arm and one with the report's files, from stored rows alone.
 
-The numbers are those of the table, with the medians of the stored times. No result needs this: it can be done later,
-again, or never.
+The numbers are those of the table, with the medians of the stored times; all shares are in percent. No result needs
+this: it can be done later, again, or never.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ from stsimdiff.report import columns
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
-from stsimdiff.report.section import Row
+from stsimdiff.report.section import Row, Section
 from stsimdiff.report.table import build
 from stsimdiff.terminal import say
 
@@ -64,24 +65,80 @@ SAMPLES = (
 )
 
 
+KEYS = {
+    "overall": "accuracy/overall",
+    "ci_low": "accuracy/overall_low",
+    "ci_high": "accuracy/overall_high",
+    **{
+        name: f"accuracy/{name}"
+        for name in ("macro", "relative", "relative_low", "relative_high", "equal_compute", "hard", "hard_low",
+                     "hard_high", "paper", "minus_paper")
+    },
+    "retention": "retention/budget",
+    "retention_tokens": "retention/tokens",
+    "retention_compute": "retention/compute",
+    "kv_kept": "retention/kv",
+    "llm_flops_ratio": "cost/llm_flops",
+    "llm_tflops": "cost/llm_tflops",
+}  # fmt: skip
+"""W&B's names of the table's columns, by those in ``table.csv``; a name up to the slash is a section of its charts."""
+FRACTIONS = ("retention", "retention_tokens", "retention_compute")
+"""Columns that are printed in percent by code of their own."""
+
+REPORT = "report"
+FILES = ("table.csv", "table.md", "table.tex", "pairs.csv", "report.html", "figures/*")
+MOST_TAG = 64
+"""Characters of a tag that W&B takes."""
+
+
 @dataclass(frozen=True)
 class _Page:
-    """What one W&B run will show."""
+    """What one W&B run will show: an arm, or the files of the report.
 
-    arm: StoredArm
+    Attributes:
+        id: of the arm, or ``report``.
+        folder: where the marker lies.
+        kind: W&B's job type.
+        numbers: history and summary, by their names there.
+    """
+
+    id: str
+    folder: Path
+    kind: str
     name: str
-    summary: Mapping[str, float | int | str]
-    samples: pd.DataFrame
+    config: Mapping[str, Any]
+    tags: Sequence[str]
+    notes: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    samples: pd.DataFrame | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def content(self) -> str:
         """A hash of everything that is logged."""
-        samples = self.samples.to_csv(index=False)
-        text = json.dumps([self.arm.record, self.name, self.summary, samples], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        samples = None if self.samples is None else self.samples.to_csv(index=False)
+        files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
+        told = [
+            self.config,
+            self.name,
+            self.kind,
+            self.tags,
+            self.notes,
+            self.numbers,
+            self.words,
+            samples,
+            files,
+        ]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def size(self) -> int:
+        """Bytes that it may take on the disk."""
+        samples = 0 if self.samples is None else COPIES * len(self.samples.to_csv(index=False))
+        return OVERHEAD + samples + COPIES * sum(path.stat().st_size for path in self.files.values())
 
 
 def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[str]:
-    """Logs every arm of a run that has stored something and whose content changed since it was logged.
+    """Logs every arm of a run that has stored something and whose content changed since it was logged, and the report.
 
     W&B's files go to ``<run_dir>/wandb``. Nothing is asked and nothing of W&B's own is printed; after logging
     offline the command that uploads is.
@@ -92,7 +149,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
         mode: ``online``, ``offline``, or None, see :func:`~stsimdiff.config.wandb_mode.wandb_mode`.
 
     Returns:
-        For each arm where it is: the folder of its offline run, or its address.
+        For each arm, and last for the files of the report, where it is: the folder of its offline run, or its address.
 
     Raises:
         ConfigError: an unknown mode, or ``online`` without a key.
@@ -110,38 +167,61 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
         return list(places.values())
     folder = run_dir / "wandb"
     if places:
+        count = len(places) - (REPORT in places)
         upload = f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
-        say(f"W&B: {len(places)} {'arm' if len(places) == 1 else 'arms'} logged offline; to upload: {upload}")
+        say(f"W&B: {count} {'arm' if count == 1 else 'arms'} logged offline; to upload: {upload}")
     return [str(folder / name) for name in places.values()]
 
 
 def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
     """Log what has changed; the place of every arm, by its id. Two commands at once would write into one W&B run."""
     pages = _pages(run_dir)
-    places = {page.arm.id: _logged(page, run_dir, project, mode) for page in pages}
-    changed = [page for page in pages if places[page.arm.id] is None]
+    places = {page.id: _logged(page, run_dir, project, mode) for page in pages}
+    changed = [page for page in pages if places[page.id] is None]
     if changed:
         with _failures_said(run_dir):
             _check_room(run_dir, changed)
             with _service(run_dir):
-                written = {page.arm.id: _write(page, run_dir, project, mode) for page in changed}
+                written = {page.id: _write(page, run_dir, project, mode) for page in changed}
             for page in changed:
                 if mode == "offline":
-                    _check_file(run_dir / "wandb" / written[page.arm.id])
-                _mark(page, run_dir, written[page.arm.id], {"project": project, "mode": mode})
+                    _check_file(run_dir / "wandb" / written[page.id])
+                _mark(page, run_dir, written[page.id], {"project": project, "mode": mode})
         places |= written
-    return {arm: place for arm, place in places.items() if place is not None}
+    return {name: place for name, place in places.items() if place is not None}
 
 
 def _pages(run_dir: Path) -> list[_Page]:
     stored = read(run_dir)
     samples = dict(list(stored.samples.groupby("arm", sort=False)))
-    rows = {row.arm: row for section in build(stored).sections for row in section.rows}
-    return [
-        _Page(arm, _name(rows[arm.id]), _summary(rows[arm.id], samples[arm.id]), _samples(samples[arm.id]))
-        for arm in stored.arms
-        if arm.id in samples
-    ]
+    rows = {row.arm: (section, row) for section in build(stored).sections for row in section.rows}
+    pages = [_arm_page(arm, *rows[arm.id], samples[arm.id]) for arm in stored.arms if arm.id in samples]
+    found = sorted(path for pattern in FILES for path in run_dir.glob(pattern))
+    if pages and found:
+        files = {str(path.relative_to(run_dir)): path for path in found}
+        about = sorted({tag for page in pages for tag in page.tags[:2]})
+        notes = "Table, figures and page of all arms of this group."
+        config = {"run": stored.run, "arms": [page.id for page in pages]}
+        folder = run_dir / "wandb"
+        pages.append(_Page(REPORT, folder, REPORT, f"{stored.run} report", config, about, notes, files=files))
+    return pages
+
+
+def _arm_page(arm: StoredArm, section: Section, row: Row, samples: pd.DataFrame) -> _Page:
+    budget = () if row.reference else (f"{100 * row.retention:.4g} % {row.budget}",)
+    tags = (section.model, section.benchmark, row.method, *budget, *([row.fault] if row.fault else []))
+    return _Page(
+        arm.id,
+        arm.folder,
+        "arm",
+        _name(row),
+        arm.record,
+        [tag[:MOST_TAG] for tag in dict.fromkeys(tags)],
+        "\n".join(part for part in (columns.marks(row), *section.about[:1]) if part),
+        _numbers(row, samples),
+        columns.words(row),
+        _samples(samples),
+    )
 
 
 def _name(row: Row) -> str:
@@ -152,19 +232,39 @@ def _name(row: Row) -> str:
     return label + place
 
 
-def _summary(row: Row, samples: pd.DataFrame) -> dict[str, float | int | str]:
-    """The row's numbers and words as in ``table.csv``, TFLOPs and times of a sample; none that cannot be averaged."""
-    numbers = columns.numbers(row)
+def _numbers(row: Row, samples: pd.DataFrame) -> dict[str, float]:
+    """The row's numbers, its mean TFLOPs and median times; shares in percent, and none that cannot be averaged."""
+    held = [column for column in columns.COLUMNS if not column.words and column.name != "budget"]
+    found = {
+        key(column.name): (100 if column.name in FRACTIONS else column.scale) * column.value(row)
+        for column in held
+    }
+    for name, accuracy in row.families.items():
+        # A benchmark may call a category as a column is called here.
+        found[f"accuracy/{name}" if f"accuracy/{name}" not in found else f"accuracy/category_{name}"] = (
+            accuracy
+        )
     answered = samples[~samples["failed"]]
-    numbers["llm_tflops"] = float(answered["llm_flops"].mean()) / 1e12
+    found[key("llm_tflops")] = float(answered["llm_flops"].mean()) / 1e12
     for time in TIMES:
-        numbers.setdefault(f"{time}_ms", 1000 * float(answered[f"{time}_s"].median()))
-    return {name: value for name, value in numbers.items() if not math.isnan(value)} | columns.words(row)
+        found.setdefault(key(f"{time}_ms"), 1000 * float(answered[f"{time}_s"].median()))
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def key(name: str) -> str:
+    """W&B's name of a column, by that in ``table.csv``."""
+    if name in KEYS:
+        return KEYS[name]
+    if name.endswith("_ms"):
+        return f"latency/{name}"
+    return f"count/{name}" if name.partition("_")[0] == "n" else f"other/{name}"
 
 
 def _samples(rows: pd.DataFrame) -> pd.DataFrame:
-    """The sample table, times in milliseconds, None where there is nothing."""
+    """The sample table, shares in percent, times in milliseconds, None where there is nothing."""
     shown = rows[list(SAMPLES)].assign(prefill_ms=1000 * rows["prefill_s"], error=rows["error_message"])
+    shares = ["retention_tokens", "retention_compute"]
+    shown[shares] = 100 * shown[shares]
     shown = shown.astype(object)
     return shown.where(shown.notna(), None)
 
@@ -172,7 +272,7 @@ def _samples(rows: pd.DataFrame) -> pd.DataFrame:
 def _logged(page: _Page, run_dir: Path, project: str, mode: str) -> str | None:
     """The place that the arm's marker names, if this very content is there; else None."""
     try:
-        told = json.loads((page.arm.folder / MARKER).read_text(encoding="utf-8"))
+        told = json.loads((page.folder / MARKER).read_text(encoding="utf-8"))
         place = told.pop("place")
     except (OSError, ValueError, KeyError):
         return None  # never logged, or cut off while the marker was written
@@ -190,7 +290,7 @@ def _mark(page: _Page, run_dir: Path, place: str, target: Mapping[str, str]) -> 
         if folder.name != place:
             shutil.rmtree(folder, ignore_errors=True)
     told = {"content": page.content(), **target, "place": place}
-    write_whole(page.arm.folder / MARKER, json.dumps(told, indent=1) + "\n")
+    write_whole(page.folder / MARKER, json.dumps(told, indent=1) + "\n")
 
 
 @contextmanager
@@ -228,7 +328,7 @@ def _failures_said(run_dir: Path) -> Iterator[None]:
 
 def _check_room(run_dir: Path, pages: list[_Page]) -> None:
     """Raise :class:`OSError` where the disk has no room: W&B's service would not say that its file is torn."""
-    needed = sum(COPIES * len(page.samples.to_csv(index=False)) + OVERHEAD for page in pages)
+    needed = sum(page.size() for page in pages)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise OSError(
@@ -244,7 +344,7 @@ def _check_file(folder: Path) -> None:
 
 
 def _run_id(page: _Page, run_dir: Path) -> str:
-    return hashlib.sha256(f"{_uid(run_dir)}/{page.arm.id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_uid(run_dir)}/{page.id}".encode()).hexdigest()[:16]
 
 
 def _uid(run_dir: Path) -> str:
@@ -307,13 +407,24 @@ def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
         resume="allow" if mode == "online" else None,  # offline there is nothing to resume, and it warns
         group=run_dir.resolve().name,
         name=page.name,
-        config=dict(page.arm.record),
+        config=dict(page.config),
+        tags=page.tags,
+        notes=page.notes,
+        job_type=page.kind,
         mode=mode,
         reinit="create_new",
         settings=settings,
     )
-    samples = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
-    run.log({"samples": samples})
-    run.summary.update(page.summary)
+    logged: dict[str, Any] = dict(page.numbers)
+    if page.samples is not None:
+        logged["samples"] = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
+    if logged:
+        run.log(logged)
+    run.summary.update({**page.numbers, **page.words})
+    if page.files:
+        artifact = wandb.Artifact(f"report-{run_id}", type=REPORT, description=page.notes)
+        for name, path in page.files.items():
+            artifact.add_file(str(path), name)
+        run.log_artifact(artifact)
     run.finish(exit_code=0)
     return run.url if mode == "online" else Path(run.dir).parent.name
