@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
@@ -21,6 +22,7 @@ from pydantic.fields import FieldInfo
 from stsimdiff.errors import ConfigError
 
 T = TypeVar("T")
+COLOUR = re.compile("#[0-9A-Fa-f]{6}")
 MOST_WHOLE, MOST_NUMBER = 2**63 - 1, 1e300
 """Whole numbers and others that fit into what they are counted with."""
 FOUND = {"found": True}

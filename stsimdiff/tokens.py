@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor
 
 
 class Reason(IntEnum):
-    """Why a token was kept or dropped; overlays and the attribution table are made from these codes."""
+    """Why a token was kept or dropped; overlays and the attribution table are made from these codes.
+
+    Codes from :data:`OWN` on are a method's own, see ``Compressor.reasons``.
+    """
 
     DROPPED = 0
     ALL = 1
@@ -28,6 +32,10 @@ class Reason(IntEnum):
     RANDOM = 7
     UNGROUPED = 8
     MERGED = 9
+
+
+OWN = 32
+"""The first code of a method's own reasons."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,8 @@ class Selection:
 
     Attributes:
         keep: ``(k,)`` int64, strictly ascending rows of the given tokens that stay.
-        reason: ``(n,)`` uint8, a :class:`Reason` code for every given token, dropped ones included.
+        reason: ``(n,)`` uint8, the code of a :class:`Reason`, or of one of the method's own, for every given token,
+            dropped ones included.
         features: ``(k, D)`` new features of the kept tokens where the method merged, else ``None``.
     """
 
@@ -224,6 +233,7 @@ class Selection:
         width: int | None = None,
         dtype: torch.dtype | None = None,
         may_be_empty: bool = False,
+        own: Sequence[str] = (),
     ) -> Selection:
         """Return self if valid for ``n`` tokens, else raise ``ValueError``.
 
@@ -232,6 +242,7 @@ class Selection:
             width: D of their features, where merged features are to be checked against it.
             dtype: what merged features become before they go on, where they must be finite in that too.
             may_be_empty: whether dropping every token is allowed.
+            own: the method's own reasons.
         """
         keep = self.keep
         if not isinstance(keep, Tensor) or keep.ndim != 1 or keep.dtype != torch.int64:
@@ -243,20 +254,25 @@ class Selection:
             raise ValueError(f"keep must be strictly ascending within [0, {n}); got {k} indices that are not")
         if self.features is not None:
             self._check_features(k, width, dtype)
-        self._check_reason(n)
+        self._check_reason(n, own)
         return self
 
-    def _check_reason(self, n: int) -> None:
+    def _check_reason(self, n: int, own: Sequence[str]) -> None:
         reason = self.reason
         if not isinstance(reason, Tensor) or reason.dtype.is_floating_point or reason.dtype == torch.bool:
             raise ValueError(f"reason is {_said(reason)}; expected a tensor ({n},) of torch.uint8")
         if reason.shape != (n,):
             raise ValueError(f"reason has shape {tuple(reason.shape)}, expected ({n},)")
         codes = reason.int()
-        unknown = codes[(codes < 0) | (codes >= len(Reason))]
+        ours, theirs = (codes >= 0) & (codes < len(Reason)), (codes >= OWN) & (codes < OWN + len(own))
+        unknown = codes[~(ours | theirs)]
         if len(unknown):
-            known = ", ".join(f"{code.value} {code.name}" for code in Reason)
-            raise ValueError(f"reason holds {int(unknown[0])}, which is no Reason; allowed: {known}")
+            known = [f"{code.value} {code.name}" for code in Reason]
+            known += [f"{code} {name}" for code, name in enumerate(own, start=OWN)]
+            raise ValueError(
+                f"reason holds {int(unknown[0])}, which is no Reason; allowed: {', '.join(known)}; a method names more "
+                "in its class: reasons: ClassVar = {'name': '#RRGGBB'}, and takes their codes from code('name')"
+            )
         dropped = torch.ones(n, dtype=torch.bool, device=codes.device)
         dropped[self.keep.to(codes.device)] = False
         gone = codes == int(Reason.DROPPED)
@@ -287,7 +303,9 @@ class Selection:
             )
 
     @classmethod
-    def from_mask(cls, mask: Tensor, kept: Reason | Tensor, features: Tensor | None = None) -> Selection:
+    def from_mask(
+        cls, mask: Tensor, kept: Reason | int | Tensor, features: Tensor | None = None
+    ) -> Selection:
         """Selection from a boolean ``(n,)`` mask; ``kept`` is one reason for all kept tokens, or ``(n,)`` codes."""
         codes = kept if isinstance(kept, Tensor) else torch.full_like(mask, int(kept), dtype=torch.uint8)
         reason = torch.where(mask, codes.to(torch.uint8), torch.zeros_like(codes, dtype=torch.uint8))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stsimdiff.budget import achieved
-from stsimdiff.tokens import Reason
+from stsimdiff.tokens import OWN, Reason
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Trace:
         asked: place, layer and video tokens present of each time the run was asked, selections of nothing included.
         reads: query rows and keys of each attention that was read for the run.
         projected: tokens whose queries, keys and values were made once more, for a read of what enters a layer.
-        reason: ``(N,)`` uint8 on the CPU: each token's :class:`~stsimdiff.tokens.Reason` at the end of the prefill.
+        reason: ``(N,)`` uint8 on the CPU: the code of each token's reason at the end of the prefill.
+        own: the method's own reasons, whose codes begin at :data:`~stsimdiff.tokens.OWN`, and their colours.
         compressor_seconds: time of all selections.
         prefill_seconds: time of the decoder's prefill, selections included.
         decoded: tokens put through the decoder after the prefill.
@@ -65,10 +67,11 @@ class Trace:
     decoded: int = 0
     visible: list[float] = field(default_factory=list)
     decoding_seconds: float = 0.0
+    own: Mapping[str, str] = field(default_factory=dict)
 
-    def restart(self, video: int, text: int) -> None:
-        """Forget what is written down, for another prompt of so many tokens."""
-        vars(self).update(vars(Trace(self.layers, video, text)))
+    def restart(self, video: int, text: int, own: Mapping[str, str]) -> None:
+        """Forget what is written down, for another prompt of so many tokens and a method with such reasons."""
+        vars(self).update(vars(Trace(self.layers, video, text, own=dict(own))))
 
     @property
     def final(self) -> int:
@@ -89,4 +92,8 @@ class Trace:
         if self.reason is None:
             return {}
         counts = torch.bincount(self.reason.int()).tolist()
-        return {Reason(code).name.lower(): count for code, count in enumerate(counts) if count}
+        return {self.reason_name(code): count for code, count in enumerate(counts) if count}
+
+    def reason_name(self, code: int) -> str:
+        """The lower-case name of a reason."""
+        return list(self.own)[code - OWN] if code >= OWN else Reason(code).name.lower()

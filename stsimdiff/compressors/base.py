@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -27,7 +28,8 @@ from typing_extensions import override
 
 from stsimdiff import schema
 from stsimdiff.budget import Budget
-from stsimdiff.tokens import Grid, Layout, Read, Reason, Selection, VideoTokens
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import OWN, Grid, Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
 Positions = Literal["kept", "renumbered"]
@@ -83,7 +85,8 @@ class Run(ABC):
     may_be_empty = False
     """Only the text-only control may drop every video token."""
     positions = "kept"
-    """Those of the compressor hold where it was started by the engine."""
+    reasons: Mapping[str, str] = {}
+    """Those of the compressor hold where it was started by the engine, for both."""
 
     @property
     def finished(self) -> bool:
@@ -152,6 +155,11 @@ class WrappedRun(Run):
 
     @property
     @override
+    def reasons(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self.run.reasons
+
+    @property
+    @override
     def finished(self) -> bool:
         return self.run.finished
 
@@ -174,6 +182,8 @@ class Compressor(ABC):
         needs_frames: whether its runs read ``layout.frames`` and ``layout.seconds``.
         remembers: whether its runs keep something in ``layout.memory`` for the video's later questions. All questions
             of a video then go to one process in their order, also where a run resumes.
+        reasons: names of reasons of its own for which tokens stay, and their colours ``#RRGGBB``, for overlays and
+            counts; their codes are :meth:`code`'s.
         fidelity: how near it is to its authors' code, one of :data:`stsimdiff.source.FIDELITIES`, with the reason
             in a paragraph ``Fidelity: ...`` of the class's docstring; empty for a method of the user's own. It decides
             no answer, so it is no part of an arm's identity.
@@ -188,12 +198,27 @@ class Compressor(ABC):
     reads_question: ClassVar[bool] = True
     needs_frames: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    reasons: ClassVar[Mapping[str, str]] = {}
     fidelity: ClassVar[str] = ""
     positions = "kept"
     parts: ClassVar[tuple[Compressor, ...]] = ()
 
     def __post_init__(self) -> None:
         schema.settle(self, "compressor")
+        for name, colour in self.reasons.items():
+            if (
+                name != name.lower()
+                or name.upper() in Reason.__members__
+                or not schema.COLOUR.fullmatch(colour)
+            ):
+                raise ConfigError(
+                    f"{type(self).__name__}.reasons has {name!r}: {colour!r}; allowed: a name in lower case that is "
+                    f"none of {', '.join(reason.name.lower() for reason in Reason)}, and a colour such as '#1F77B4'"
+                )
+
+    def code(self, reason: str) -> int:
+        """The code of one of its own reasons, for a :class:`~stsimdiff.tokens.Selection`."""
+        return OWN + list(self.reasons).index(reason)
 
     @abstractmethod
     def start(self, layout: Layout, budget: Budget) -> Run:

@@ -67,6 +67,12 @@ class Chain(Compressor):
         object.__setattr__(self, "parts", parts)
         for name in ("needs_vision", "needs_frames", "remembers"):
             object.__setattr__(self, name, any(getattr(part, name) for part in parts))
+        named = [type(part).__name__ for part in parts if part.reasons]
+        if len(named) > 1:
+            raise ConfigError(
+                f"compressor.methods: {' and '.join(named)} have reasons of their own; a chain can have one such method"
+            )
+        object.__setattr__(self, "reasons", next((part.reasons for part in parts if part.reasons), {}))
         renumbered = any(part.positions == "renumbered" for part in parts)
         object.__setattr__(self, "positions", "renumbered" if renumbered else "kept")
 

@@ -78,7 +78,7 @@ class Compression:
         self.decoder, self.layout = decoder, layout
         self.run = LentRun.of(run, layout)
         self.trace = trace or Trace(len(decoder), 0, 0)
-        self.trace.restart(layout.grid.tokens, layout.text)
+        self.trace.restart(layout.grid.tokens, layout.text, self.run.reasons)
         self._undo: list[Callable[[], None]] = []
         self._prefilled = False
         self._active = False
@@ -344,7 +344,11 @@ class Compression:
                 "are"
             )
         selection.check(
-            len(tokens), width=features.shape[1], dtype=hidden.dtype, may_be_empty=self.run.may_be_empty
+            len(tokens),
+            width=features.shape[1],
+            dtype=hidden.dtype,
+            may_be_empty=self.run.may_be_empty,
+            own=tuple(self.run.reasons),
         )
         hidden = self._apply(hidden, rows, selection)
         seconds = _now(hidden.device) - started

@@ -7,7 +7,7 @@ that names the method and what it changed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def start(
         name, "start", {"layout": (lent[0], layout), "budget": (lent[1], budget)}, compressor.start, *lent
     )
     mistakes.check_run(run, name)
-    return LentRun(run, lent[0], layout, name, compressor.positions)
+    return LentRun(run, lent[0], layout, name, compressor.positions, compressor.reasons)
 
 
 class LentRun(WrappedRun):
@@ -77,7 +77,7 @@ class LentRun(WrappedRun):
         lent: the layout that it was started with.
         layout: what this layout must stay; where the run was started elsewhere, a copy made before its first call.
         name: of the method.
-        positions: of the tokens that stay, see :class:`~stsimdiff.compressors.base.Compressor`.
+        positions, reasons: see :class:`~stsimdiff.compressors.base.Compressor`.
     """
 
     def __init__(
@@ -87,9 +87,11 @@ class LentRun(WrappedRun):
         layout: Layout | None = None,
         name: str | None = None,
         positions: str | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(run)
         self._positions = positions or run.positions
+        self._reasons = run.reasons if reasons is None else reasons
         self.lent, self.layout = lent, copy(lent) if layout is None else layout
         self.name = name or type(run).__name__
 
@@ -102,6 +104,11 @@ class LentRun(WrappedRun):
     @override
     def positions(self) -> str:  # type: ignore[override]
         return self._positions
+
+    @property
+    @override
+    def reasons(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self._reasons
 
     @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:

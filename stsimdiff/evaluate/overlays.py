@@ -26,7 +26,7 @@ from PIL import Image
 from stsimdiff.config.settings import Settings
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.questions import Question
-from stsimdiff.tokens import Grid, Picture, Reason
+from stsimdiff.tokens import Grid, Picture
 from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
 
@@ -120,7 +120,8 @@ class Overlays:
 def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
     """The question as the model read it, and each token's reason.
 
-    ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur.
+    ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur,
+    and ``colours`` are those of the method's own.
     """
     assert trace.reason is not None, "the prefill has ended"
     reason = trace.reason.numpy()
@@ -128,7 +129,8 @@ def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> d
         "question": question.text,
         "grid": asdict(grid),
         "picture": asdict(picture),
-        "codes": {str(code): Reason(code).name.lower() for code in np.unique(reason).tolist()},
+        "codes": {str(code): trace.reason_name(code) for code in np.unique(reason).tolist()},
+        **({"colours": dict(trace.own)} if trace.own else {}),
         "reason": base64.b64encode(zlib.compress(reason.tobytes(), 9)).decode(),
     }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from stsimdiff.report.overlays import Taken
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON
@@ -65,7 +65,7 @@ def painted(picture: Image.Image, taken: Taken, number: int) -> Image.Image:
     edge = max(1, round(min(width / columns, height / rows) / 14))
     for (y, x), code in np.ndenumerate(codes):
         name = taken.codes[str(code)]
-        colour = np.array(_rgb(name), dtype=np.float32)
+        colour = np.array(ImageColor.getrgb(_colour(taken, name)), dtype=np.float32)
         cell = image[down[y] : down[y + 1], across[x] : across[x + 1]]
         strength = STRENGTH.get(name, USUAL)
         cell += strength * (colour - cell)
@@ -112,7 +112,7 @@ def _words(taken: Taken, number: int, seconds: Sequence[float], font: Font, room
     """The lines below a frame: the arm, the frame, and how many of its tokens have which reason."""
     counts = np.bincount(frame_codes(taken, number).ravel(), minlength=256)
     reasons = sorted(taken.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
-    said = [(f"{name} {counts[int(code)]}", _colour(name)) for code, name in reasons]
+    said = [(f"{name} {counts[int(code)]}", _colour(taken, name)) for code, name in reasons]
     place = f"frame {number + 1} of {len(seconds)}, {seconds[number]:.1f} s"
     lines = [[(word, "")] for word in _wrapped(taken.name, font, room)]
     return lines + [[(place, "")]] + _filled(said, font, room)
@@ -155,10 +155,5 @@ def _write(still: Image.Image, top: int, lines: Sequence[Sequence[Word]], font: 
         top += LINE
 
 
-def _colour(name: str, colours: Mapping[str, str] = REASONS) -> str:
-    return colours.get(name, UNKNOWN_REASON)
-
-
-def _rgb(name: str) -> tuple[int, int, int]:
-    colour = _colour(name)
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+def _colour(taken: Taken, name: str) -> str:
+    return taken.colours.get(name) or REASONS.get(name, UNKNOWN_REASON)

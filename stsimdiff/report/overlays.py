@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from stsimdiff import schema
 from stsimdiff.errors import DataError
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.rows import Stored
@@ -56,6 +57,7 @@ class Taken:
         grid: ``frames, height, width`` of the tokens.
         picture: ``frames, height, width, stride``: where in the frames they lie, as ``stsimdiff.tokens.Picture``.
         codes: names of the reasons by code.
+        colours: ``#RRGGBB`` of the method's own reasons, by name.
         reason: ``N`` codes.
         proposed: whether the run is about the arm's method.
     """
@@ -70,6 +72,7 @@ class Taken:
     grid: Mapping[str, int] = field(default_factory=dict)
     picture: Mapping[str, int] = field(default_factory=dict)
     codes: Mapping[str, str] = field(default_factory=dict)
+    colours: Mapping[str, str] = field(default_factory=dict)
     reason: bytes = b""
     proposed: bool = False
 
@@ -197,7 +200,7 @@ def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None
 
 
 def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields ``grid, picture, codes, reason`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
+    """The fields ``grid, picture, codes, colours, reason`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, zlib.error: for anything that was not packed there.
@@ -206,6 +209,9 @@ def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
     grid = {key: int(overlay["grid"][key]) for key in ("frames", "height", "width")}
     picture = {key: int(overlay["picture"][key]) for key in ("frames", "height", "width", "stride")}
     codes = {str(int(code)): str(name) for code, name in overlay["codes"].items()}
+    colours = {str(name): str(colour) for name, colour in overlay.get("colours", {}).items()}
+    if any(not schema.COLOUR.fullmatch(colour) for colour in colours.values()):
+        raise ValueError(f"{colours} are no colours")
     per_frame = grid["height"] * grid["width"]
     if len(reason) != grid["frames"] * per_frame or {*reason} != {*map(int, codes)}:
         raise ValueError(f"{len(reason)} tokens with the codes {sorted({*reason})} for {grid} and {codes}")
@@ -214,7 +220,7 @@ def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
         or (picture["height"] - 1) * picture["stride"] + picture["width"] > per_frame
     ):
         raise ValueError(f"{picture} does not fit {grid}")
-    return {"grid": grid, "picture": picture, "codes": codes, "reason": reason}
+    return {"grid": grid, "picture": picture, "codes": codes, "colours": colours, "reason": reason}
 
 
 def _film(folder: Path, video: str) -> Film:

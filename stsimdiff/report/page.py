@@ -224,7 +224,7 @@ def _overlay(overlay: Overlay) -> dict[str, Any]:
                     name: getattr(taken, name)
                     for name in ("arm", "name", "model", "answer", "correct", "lacking", "proposed")
                 },
-                **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes")},
+                **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes", "colours")},
                 # A character a token, the code behind "0".
                 "reason": "".join(chr(48 + code) for code in taken.reason),
             }

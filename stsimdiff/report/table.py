@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -20,6 +21,7 @@ from stsimdiff.report.comparison import Group
 from stsimdiff.report.labels import questions_key
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
+from stsimdiff.report.reasons import reasons
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Section
 
@@ -34,6 +36,7 @@ class Table:
         attributions: what turned the answers, where the run has the arms for it.
         anchors: places on the page of the questions with a stored overlay, by benchmark and question.
         parts: accuracies by the values of a column, where one was asked for.
+        reasons: for each row why its tokens stayed, see ``reasons``.
     """
 
     run: str
@@ -43,6 +46,7 @@ class Table:
     attributions: list[Attribution] = field(default_factory=list)
     anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    reasons: list[dict[str, Any]] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
@@ -82,6 +86,7 @@ def build(stored: Stored, column: str | None = None) -> Table:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)
     parts: list[Part] = []
+    why: list[dict[str, Any]] = []
     unknown: list[DataError] = []
     for arms in groups.values():
         group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
@@ -90,6 +95,7 @@ def build(stored: Stored, column: str | None = None) -> Table:
         attributed, lacking = attributions(group, compared)
         found += attributed
         notes += lacking
+        why += [line for section in compared for line in reasons(group, section)]
         for section in compared if column else ():
             try:
                 told, said = breakdown(group, section, str(column))
@@ -102,4 +108,4 @@ def build(stored: Stored, column: str | None = None) -> Table:
         raise unknown[0]
     notes += dict.fromkeys(map(str, unknown))
     failed = int(stored.samples["failed"].sum())
-    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts)
+    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts, why)

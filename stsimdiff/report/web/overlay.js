@@ -11,7 +11,7 @@ if (document.getElementById("overlay-canvas")) {
 
   const current = () => overlays[state.overlay];
   const shown = () => current().taken.find((taken) => taken.arm === state.arm);
-  const colourOf = (name) => colours[name] || unknown;
+  const colourOf = (taken, name) => taken.colours[name] || colours[name] || unknown;
 
   function element(name, text, parent, className) {
     const made = document.createElement(name);
@@ -84,7 +84,7 @@ if (document.getElementById("overlay-canvas")) {
         const name = taken.codes[codeAt(taken, time, y, x)];
         const [left, top] = [Math.round(x * w), Math.round(y * h)];
         const [across, down] = [Math.round((x + 1) * w) - left, Math.round((y + 1) * h) - top];
-        context.fillStyle = context.strokeStyle = colourOf(name);
+        context.fillStyle = context.strokeStyle = colourOf(taken, name);
         context.globalAlpha = name === "dropped" ? 0.72 : name === "all" ? 0.08 : 0.34;
         context.fillRect(left, top, across, down);
         if (name === "dropped") continue;
@@ -132,7 +132,7 @@ if (document.getElementById("overlay-canvas")) {
       const head = element("th", "", line);
       head.scope = "row";
       const swatch = element("span", "", head, "swatch");
-      swatch.style.background = colourOf(name);
+      swatch.style.background = colourOf(taken, name);
       head.append(name === "all" ? "kept, as all of its place" : name);
       element("td", String(here.get(code)), line, "frame");
       element("td", String(whole.get(code)), line, "whole");
