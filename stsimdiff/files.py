@@ -79,7 +79,12 @@ def existing(place: Path) -> Path:
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a whole file, 64 hex digits, read in blocks. Raises :class:`OSError`."""
+    """SHA-256 of a whole file, 64 hex digits, read in blocks; of a folder, that of its files' names and digests. Raises
+    :class:`OSError`."""
+    if os.path.isdir(path):
+        inner = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+        told = [f"{name}\0{sha256(os.path.join(path, name))}\n" for name in inner]
+        return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as stream:
         while size := stream.readinto(block):

@@ -31,7 +31,7 @@ MINIATURES = Path(__file__).parent / "benchmarks"
 load_model = session.load_model
 NAMES = (
     *("videomme", "mlvu", "mlvu_test", "longvideobench", "egoschema"),
-    *("lvbench", "nextqa", "tempcompass", "motionbench", "videomme_v2"),
+    *("mvbench", "lvbench", "nextqa", "tempcompass", "motionbench", "videomme_v2"),
 )
 UNREADABLE = ("", " ", "A man walks", "Because", "A or B", "I cannot tell", "J", "(", "the red one")
 ID = {
@@ -40,6 +40,7 @@ ID = {
     "mlvu_test": "test_anomaly_reco_1.mp4-1",
     "longvideobench": "mini0_0",
     "egoschema": "mini-0-1",
+    "mvbench": "FunQA_test/test/mini3.mp4-1",
     "lvbench": "100",
     "nextqa": "4010069380-1",
     "tempcompass": "1021488277-1",
@@ -52,6 +53,7 @@ INSTRUCTION = {
     "mlvu_test": "\nOnly give the best option.\nBest option: (",
     "longvideobench": "\nAnswer with the option's letter from the given choices directly.\n",
     "egoschema": "\nAnswer with the option's letter from the given choices directly.",
+    "mvbench": "\nOnly give the best option.\n",
     "lvbench": "\nAnswer the question with the option letter",
     "nextqa": "\nAnswer with the option's letter from the given choices directly.",
     "tempcompass": "\nPlease directly give the best option:",
@@ -72,6 +74,8 @@ def written(name: str) -> list[dict]:
 
 def letter(row: dict) -> str:
     """The right letter of a row of any of them."""
+    if "candidates" in row and row["answer"] in row["candidates"]:
+        return "ABCD"[row["candidates"].index(row["answer"])]
     answer = str(row.get("answer", row.get("correct_choice")))
     return answer[0] if answer[0] in "ABCDEFGH" else "ABCDE"[int(answer)]
 
@@ -144,6 +148,7 @@ def stock(name: str):
             utils.egoschema_process_results_generation,
             lambda records: utils.egoschema_aggregate_score(records, None),
         ),
+        "mvbench": lambda: (utils.mvbench_process_results, utils.mvbench_aggregate_results),
         "lvbench": lambda: (utils.lvbench_process_results, mean),
         "nextqa": lambda: (utils.nextqa_mc_process_results, mean),
         "tempcompass": lambda: (
@@ -164,6 +169,7 @@ METRIC = {
     "mlvu_test": "mlvu_percetion_score",
     "longvideobench": "lvb_acc",
     "egoschema": "score",
+    "mvbench": "mvbench_accuracy",
     "lvbench": "lvbench_score",
     "nextqa": "exact_match",
     "tempcompass": "avg_accuracy",
@@ -231,7 +237,7 @@ def test_an_answer_that_gives_no_letter_is_wrong_and_never_drawn(name: str, data
     half = [(q, judge(task, q, "").target if i % 2 else "A man") for i, q in enumerate(twice)]
     expected = sum(i % 2 for i in range(len(half))) / len(half)
     if not name.startswith("mlvu"):
-        scale = 100 if name in ("videomme", "tempcompass", "videomme_v2") else 1
+        scale = 100 if name in ("videomme", "tempcompass", "videomme_v2", "mvbench") else 1
         metric = METRIC[name].replace("overall_score", "overall_acc")
         assert replay(task, half)[metric] == pytest.approx(scale * expected, abs=1e-4)
 

@@ -333,6 +333,7 @@ def test_the_folder_of_a_benchmark_in_that_of_all(tmp_path: Path) -> None:
         "longvideobench": "LongVideoBench",
         "egoschema": "egoschema",
         "egoschema_full": "egoschema_full",
+        "mvbench": "mvbench",
         "lvbench": "lvbench",
         "nextqa": "NExTQA",
         "tempcompass": "tempcompass",

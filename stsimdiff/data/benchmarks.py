@@ -22,6 +22,7 @@ from stsimdiff.data import cache_folder
 from stsimdiff.data.parsing import LETTERS
 from stsimdiff.data.question_files import columns_of, read_file, spread
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.video.parts import Part
 
 Row = Mapping[str, Any]
 PAD = "N/A"
@@ -61,6 +62,11 @@ class Benchmark:
             that are not offered; empty where there is no such choice.
         suffixes: of the files that may hold the questions.
         rows: the questions of a file's rows, where they are not the same.
+        folders: by the name of a file with questions, which becomes the column ``sub_task``, the folders that its
+            videos may lie in; empty where a file says nothing of its questions.
+        cut: columns with the second at which the questions' part of a video begins, the one at which it ends, and how
+            many pictures a second a folder of them has; absent or empty where the whole video is meant.
+        branch: of the hub's repository; ``None`` for its main one.
         part: whether the questions are about few of the repository's videos, of which only these are fetched.
         server: address that scores predictions, of a benchmark without public answers; ``None`` where a row says its
             answer. Nothing is ever sent there.
@@ -90,6 +96,9 @@ class Benchmark:
     configs: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = (".parquet",)
     rows: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
+    folders: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    branch: str | None = None
     part: bool = False
     server: str | None = None
 
@@ -129,6 +138,49 @@ class Benchmark:
         """The questions of one file; arguments and errors as of :func:`~stsimdiff.data.question_files.read_file`."""
         # Questions that lie in another column's rows need that column.
         return self.rows(read_file(file, columns if self.rows is list else None))
+
+    def read_kinds(self, files: list[Path]) -> list[dict[str, Any]]:
+        """The questions of files that are named by their kinds.
+
+        Raises:
+            DataError: where a kind has no file: without it the mean would be another one.
+        """
+        lacking = [kind for kind in self.folders if kind not in map(self._kind, files)]
+        if lacking:
+            raise DataError(
+                f"{self.name}: no file with the questions of {', '.join(lacking)}; fetch it again"
+            )
+        rows = [row | {"sub_task": self._kind(file)} for file in files for row in self.read(file)]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return [dict.fromkeys(names) | row for row in rows]
+
+    def _kind(self, file: Path) -> str | None:
+        # action_sequence.json, or action_sequence/train/0000.parquet.
+        return next((name for name in (file.stem, *file.parts[::-1]) if name in self.folders), None)
+
+    def place(self, row: Row, find: Callable[..., Path]) -> str:
+        """Where a row's video lies, and which part of it is meant: :class:`~stsimdiff.video.parts.Part` as a text.
+
+        Args:
+            row: of this benchmark.
+            find: gives the file of a name, or where it would be: :meth:`stsimdiff.data.videos.VideoFolder.path`.
+        """
+        if not self.folders:
+            return str(find(self.video(row)))
+        start, end, fps = (row.get(name) for name in self.cut)
+        bare, suffix = os.path.splitext(row["video"])
+        bounds = "" if start is None or end is None else f"_{start}_{end}"
+        own = self.folders[row["sub_task"]]
+        for name in dict.fromkeys((f"{bare}{bounds}{suffix}", row["video"])):
+            for folder in own:
+                # Other sources have videos of the same names.
+                path = find(f"{folder}/{name}", exact=True)
+                if path.exists():
+                    done = path.stem.endswith(bounds) or folder.endswith("_segment")
+                    rate = float(fps or 3) if path.is_dir() else None
+                    times = (None, None) if done or not bounds else (float(start), float(end))
+                    return str(Part(path, *times, rate))
+        return str(find(f"{own[0]}/{row['video']}", exact=True))
 
     @property
     def stock_file(self) -> Path:
@@ -194,7 +246,8 @@ class Benchmark:
         own = ([file for file in fitting if config in _folders(file, root)] for config in self.configs)
         fitting = next(filter(None, own), fitting)
         # MLVU's two splits have the same columns; below one folder, their kinds of questions tell them apart.
-        chosen = _once([file for file in fitting if self._kinds(file) <= set(self.families)] or fitting)
+        chosen = [file for file in fitting if self._kinds(file) <= set(self.families)] or fitting
+        chosen = _once(chosen, self._kind)
         if chosen:
             _refuse_lost_shards(chosen, fitting)
             return chosen
@@ -212,6 +265,8 @@ class Benchmark:
         if self.server and inside & CONFIGS:
             return not inside.isdisjoint(self.configs)
         column = self.columns[-1] if self.answered else "answer"
+        if self.folders and self._kind(file) is None:
+            return False
         values = [row.get(column) for row in self.read(file, [column])]
         known = bool(values) and not any(value in (None, "", -1) for value in values)
         if self.server:
@@ -219,7 +274,7 @@ class Benchmark:
         return known and (not self.configs or not inside.isdisjoint(self.configs) or not inside & CONFIGS)
 
     def _kinds(self, file: Path) -> set[str]:
-        return {self.family(row) for row in self.read(file, self.columns)}
+        return {self.family(row) for row in self.read(file, self.columns)} if not self.folders else set()
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""
@@ -258,9 +313,9 @@ def _refuse_lost_shards(chosen: list[Path], fitting: list[Path]) -> None:
             )
 
 
-def _once(files: list[Path]) -> list[Path]:
+def _once(files: list[Path], kind: Callable[[Path], str | None]) -> list[Path]:
     """The files without copies of each other: a second one would ask every question twice."""
-    known = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in reversed(files)}
+    known = {(kind(file), hashlib.sha256(file.read_bytes()).digest()): file for file in reversed(files)}
     return [file for file in files if file in known.values()]
 
 
@@ -548,11 +603,61 @@ VIDEOMME_V2 = Benchmark(
     grouped="video_id",
 )  # fmt: skip
 
+_CHARADES = ("star/Charades_segment", "star/Charades_v1_480")
+_CLEVRER = ("clevrer/video_validation",)
+_PERCEPTION = ("perception/videos",)
+_MVBENCH = {
+    "action_sequence": _CHARADES,
+    "action_prediction": _CHARADES,
+    "action_antonym": ("ssv2_video_mp4", "ssv2_video"),
+    "fine_grained_action": ("Moments_in_Time_Raw/videos",),
+    "unexpected_action": ("FunQA_test/test",),
+    "object_existence": _CLEVRER,
+    "object_interaction": _CHARADES,
+    "object_shuffle": _PERCEPTION,
+    "moving_direction": _CLEVRER,
+    "action_localization": ("sta/sta_video_segment", "sta/sta_video"),
+    "scene_transition": ("scene_qa/video",),
+    "action_count": _PERCEPTION,
+    "moving_count": _CLEVRER,
+    "moving_attribute": _CLEVRER,
+    "state_change": _PERCEPTION,
+    "fine_grained_pose": ("nturgbd_convert", "nturgbd"),
+    "character_order": _PERCEPTION,
+    "egocentric_navigation": ("vlnqa",),
+    "episodic_reasoning": ("tvqa/video_fps3_hq_segment", "tvqa/frames_fps3_hq"),
+    "counterfactual_inference": _CLEVRER,
+}
+"""Folders of MVBench's videos by task: that of lmms-eval's branch ``video``, with cut files, and the authors' own."""
+
+MVBENCH = Benchmark(
+    name="mvbench",
+    stock="mvbench/mvbench_action_sequence.yaml",
+    hub="OpenGVLab/MVBench",
+    split="",
+    columns=("video", "question", "candidates", "answer"),
+    families=tuple(_MVBENCH),
+    video=lambda row: f"{_MVBENCH[row['sub_task']][0]}/{row['video']}",
+    family=lambda row: row["sub_task"],
+    options=lambda row: row["candidates"],
+    answer=lambda place, options: options[place],
+    id=None,
+    score="score",
+    wrong={"score": 0, "pred_answer": "none"},
+    reads="ABCDE",
+    lettered="task",
+    put_in="candidates",
+    suffixes=(".json", ".parquet"),
+    folders=_MVBENCH,
+    cut=("start", "end", "fps"),
+    branch="video",
+)
+
 BENCHMARKS = {
     item.name: item
     for item in (
         *(VIDEOMME, MLVU, MLVU_TEST, LONGVIDEOBENCH, EGOSCHEMA, EGOSCHEMA_FULL),
-        *(LVBENCH, NEXTQA, TEMPCOMPASS, MOTIONBENCH, VIDEOMME_V2),
+        *(MVBENCH, LVBENCH, NEXTQA, TEMPCOMPASS, MOTIONBENCH, VIDEOMME_V2),
     )
 }
 

@@ -95,6 +95,11 @@ def say_what_takes_long(paths: Iterable[str | Path], what: str) -> None:
 def _state(path: str) -> State:
     """Size, inode, time of change and time of the status's change, in nanoseconds."""
     found = os.stat(path)
+    if os.path.isdir(path):
+        # What of a folder changes with its files: how many, how large, and when the last one was written.
+        inner = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+        times = [(one.st_mtime_ns, one.st_ctime_ns) for one in (*inner, found)]
+        return [sum(one.st_size for one in inner), len(inner), max(times)[0], max(time[1] for time in times)]
     return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
 

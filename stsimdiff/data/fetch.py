@@ -15,6 +15,7 @@ from stsimdiff.data.hub import FETCHED, Need, Say, fetch, look
 from stsimdiff.data.rows import read_rows
 from stsimdiff.data.videos import Index, VideoFolder, listing, over, too_many
 from stsimdiff.errors import DataError, UserError
+from stsimdiff.video.parts import Part
 
 
 def announce(benchmarks: Iterable[Benchmark], keep: bool, say: Say) -> dict[str, Need | UserError]:
@@ -109,4 +110,4 @@ def prepare(
 def asked_videos(benchmark: Benchmark, root: Path) -> list[Path]:
     """The video of every question, each once, whether it exists or not."""
     folder = VideoFolder(root)
-    return sorted({folder.path(benchmark.video(row)) for row in read_rows(benchmark, root)})
+    return sorted({Part.of(benchmark.place(row, folder.path)).file for row in read_rows(benchmark, root)})

@@ -93,7 +93,12 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
         from huggingface_hub import HfApi
 
         patience = _patience()
-        info = _tried(lambda: HfApi().dataset_info(benchmark.hub, files_metadata=True, timeout=patience), say)
+        info = _tried(
+            lambda: HfApi().dataset_info(
+                benchmark.hub, files_metadata=True, timeout=patience, **_branch(benchmark)
+            ),
+            say,
+        )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         part = _part(benchmark, root, info.sha, sizes, say) if benchmark.part else None
     here = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.is_dir() else 0
@@ -117,6 +122,10 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
         f"{benchmark.name}: {told}; {gib(left)} more than now on the disk at most, {gib(free)} free at {root}"
     )
     return Need(benchmark, root, info.sha, said, left, free, files, part is not None, members)
+
+
+def _branch(benchmark: Benchmark) -> dict[str, Any]:
+    return {"revision": benchmark.branch} if benchmark.branch else {}
 
 
 def fetch(need: Need, say: Say) -> None:

@@ -27,7 +27,7 @@ def read_rows(benchmark: Benchmark, root: Path) -> list[dict[str, Any]]:
         DataError: for files that do not fit together, and for a row whose options or answer cannot be read.
     """
     files = benchmark.question_files(root)
-    rows = benchmark.rows(read_files(files))
+    rows = benchmark.read_kinds(files) if benchmark.folders else benchmark.rows(read_files(files))
     checked = [_options(benchmark, row, f"question {number} of {root}") for number, row in enumerate(rows)]
     column = benchmark.answered
     if column is None:

@@ -23,6 +23,7 @@ from stsimdiff.errors import DataError, VideoError
 from stsimdiff.files import sha256, write_whole
 from stsimdiff.terminal import say
 from stsimdiff.video import process
+from stsimdiff.video.parts import PICTURES, Part
 from stsimdiff.video.process import SECONDS
 
 SUFFIXES = (
@@ -49,12 +50,20 @@ class VideoFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_name: dict[str, list[Path]] = {}
-        for path in visible_files(root):
+        files = visible_files(root)
+        # A folder of pictures may be a video.
+        for folder in sorted({path.parent for path in files if path.suffix.lower() in PICTURES}):
+            self._by_name.setdefault(folder.name, []).append(folder)
+        for path in files:
             for name in {path.name, path.stem} if path.suffix.lower() in SUFFIXES else {path.name}:
                 self._by_name.setdefault(name, []).append(path)
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str, exact: bool = False) -> Path:
         """The file of this name, with or without suffix and folders; where it would be if there is none.
+
+        Args:
+            name: as a row has it.
+            exact: whether only a file in the folders that the name says is meant.
 
         Raises:
             DataError: when several different files could be meant.
@@ -64,10 +73,10 @@ class VideoFolder:
         if not found and asked.suffix.lower() in SUFFIXES:
             # The same video in another container.
             found = self._by_name.get(asked.stem, [])
-        if len(found) > 1:
+        if len(found) > 1 or exact:
             stem = str(asked.with_suffix("")) if asked.suffix.lower() in SUFFIXES else name
             ending = [p for p in found if f"/{p.with_suffix('').as_posix()}".endswith(f"/{stem}")]
-            found = ending or found
+            found = ending if exact else ending or found
         if len({path.stat().st_size for path in found}) > 1:
             listed = ", ".join(str(path) for path in found)
             raise DataError(f"several files could be the video {name!r}: {listed}; remove all but one")
@@ -195,8 +204,9 @@ def unusable_videos(benchmark: Any, paths: Iterable[str], limit: int | str = 0) 
     paths = sorted(set(paths))
     if benchmark.root:
         index = Index(Path(benchmark.root))
-        found = index.check(map(Path, paths), seconds=benchmark.video_seconds, decoder=benchmark.decoder)
-        unusable = {str(path): reason for path, reason in found.items()}
+        files = {path: Part.of(path).file for path in paths}
+        found = index.check(files.values(), seconds=benchmark.video_seconds, decoder=benchmark.decoder)
+        unusable = {path: found[file] for path, file in files.items() if file in found}
     else:
         unusable = {}
         for path in paths:

@@ -13,6 +13,7 @@ from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
+from stsimdiff.video.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ SHOWN = 5
 def video_digest(path: str) -> str:
     """12 hex digits of a video's content, or :data:`UNKNOWN`."""
     try:
-        return file_digest(path)[:12]
+        return file_digest(Part.of(path).file)[:12]
     except OSError:
         return UNKNOWN
 
@@ -51,13 +52,14 @@ def withdraw_changed(
     more = {question.id: question for question in others()} if left else {}
     gone = sorted(left - more.keys()) if more else []
     known = {**more, **asked}
-    turn = {path: i for i, path in enumerate(sorted({question.video for question in known.values()}))}
+    files = {id_: Part.of(question.video).file for id_, question in known.items()}
+    turn = {file: i for i, file in enumerate(sorted(set(files.values())))}
     looked_at = [
         known[sample]
         for sample in sorted(stored & known.keys())
-        if turn[known[sample].video] % processes.world == processes.rank
+        if turn[files[sample]] % processes.world == processes.rank
     ]
-    say_what_takes_long({question.video for question in looked_at}, "the videos of stored answers")
+    say_what_takes_long({files[question.id] for question in looked_at}, "the videos of stored answers")
     changed: dict[str, str] = {}
     for question in looked_at:
         for store in stores.values():

@@ -187,8 +187,11 @@ class FeatureCache:
 
 def _checksum(path: str) -> str:
     from stsimdiff.video import check_file
+    from stsimdiff.video.parts import Part
 
-    return file_digest(check_file(path))
+    # A part of a file is another video than the whole.
+    file = check_file(path)
+    return file_digest(file) + str(Part.of(path)).removeprefix(str(file))
 
 
 @cache

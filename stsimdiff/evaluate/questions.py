@@ -192,7 +192,8 @@ def _content(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
     """What of a row decides what is asked and what is right: nothing that depends on where its files lie."""
     public = by_task(task.config.task)
     if public:
-        return {name: document[name] for name in public.columns if name in document}
+        names = (*public.columns, *public.cut)
+        return {name: document[name] for name in names if name in document}
     return {name: value for name, value in document.items() if name != "path" and _plain(value)}
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.stand_ins import stand_in
+from stsimdiff.video.parts import Part, pictures, read_pictures
 
 Backend = Literal["pyav", "torchcodec", "decord"]
 BACKENDS = get_args(Backend)
@@ -131,9 +132,11 @@ class Sampling:
 
 def check_file(path: str | Path) -> Path:
     """The file as a path, or a :class:`VideoError` that names what is wrong with it, without decoding anything."""
-    file = Path(path)
+    file = Part.of(path).file
     if not file.exists():
         raise VideoError(f"video {file} does not exist")
+    if file.is_dir() and pictures(file):
+        return file
     if not file.is_file():
         raise VideoError(f"video {file} is not a file")
     if file.stat().st_size == 0:
@@ -145,6 +148,8 @@ def check_file(path: str | Path) -> Path:
 
 def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> Frames:
     """Read some frames, upright as the file's rotation says.
+
+    Of a part of a file (:mod:`~stsimdiff.video.parts`), frames count as if it were the file.
 
     Frames are counted as they are shown, also where their rate varies. Memory is that of the frames asked for. A file
     that begins without a keyframe is read from its first one; a line of the log says so.
@@ -163,13 +168,19 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
 
     check_backend(backend)
     sampling = Sampling(sampling) if isinstance(sampling, int) else sampling
-    file = check_file(path)
+    file, part = check_file(path), Part.of(path)
     started = time.perf_counter()
 
     def choose(total: int, rate: float) -> tuple[int, ...]:
-        return tuple(sorted(set(sampling.indices(total, rate))))
+        first, count = part.frames(total, rate)
+        return tuple(first + number for number in sorted(set(sampling.indices(count, rate))))
 
-    pixels, indices, total, fps, note = READERS[backend](file, choose)
+    if file.is_dir():
+        pixels, indices, total, fps, note = read_pictures(part, choose)
+    else:
+        pixels, indices, total, fps, note = READERS[backend](file, choose)
+    first, total = part.frames(total, fps)
+    indices = tuple(number - first for number in indices)
     wanted = sampling.indices(total, fps)
     if wanted != indices:
         # A short video repeats some: each was decoded once.
@@ -234,6 +245,9 @@ def probe(path: str | Path, backend: str = "pyav") -> Probe:
 
     check_backend(backend)
     file = check_file(path)
+    if file.is_dir():
+        # How many pictures there are a second, the folder does not say.
+        return Probe(read_pictures(Part(file, fps=1.0), lambda total, rate: (0, total - 1))[2], 0.0)
     with opened(file) as (container, stream):
         # Counting would read the whole file; the header's number is enough to know that there are frames.
         total, length = stream.frames or _count(container, stream), stream.duration

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from stsimdiff.video.frames import check_file
 from stsimdiff.video.index import opened
+from stsimdiff.video.parts import Part, pictures
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,14 @@ def read_header(path: str | Path) -> Header:
     Raises:
         VideoError: naming the file and the reason, when it is missing, empty or no video.
     """
-    file = check_file(path)
+    file, part = check_file(path), Part.of(path)
+    if file.is_dir():
+        names = pictures(file)
+        with Image.open(names[0]) as picture:
+            width, height = picture.size
+        rate = part.fps or 1.0
+        frames = part.frames(len(names), rate)[1]
+        return Header(frames, frames / rate, height, width)
     with opened(file) as (container, stream):
         rate = float(stream.average_rate or 0)
         if stream.duration:
@@ -39,4 +49,7 @@ def read_header(path: str | Path) -> Header:
         else:
             seconds = (container.duration or 0) / 1e6
         frames = stream.frames or round(seconds * rate)
+        if frames and part.start is not None:
+            frames = part.frames(frames, rate)[1]
+            seconds = frames / (rate or 1)
         return Header(frames, seconds or frames / (rate or 1), stream.height, stream.width)

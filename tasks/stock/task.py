@@ -21,6 +21,7 @@ from stsimdiff.data.parsing import LETTERS, parse_letter
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.data.videos import SUFFIXES, VideoFolder
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.video.parts import Part
 
 
 class StockTask(ConfigurableMessagesTask):
@@ -75,10 +76,15 @@ class StockTask(ConfigurableMessagesTask):
             name, family = self.benchmark.video(row), self.benchmark.family(row)
             asked[name] += 1
             id_ = row[self.benchmark.id] if self.benchmark.id else f"{name}-{asked[name]}"
-            path = videos.path(name)
-            named = name if PurePosixPath(name).suffix.lower() in SUFFIXES else f"{name}{path.suffix}"
-            row |= {"id": str(id_), "family": family, "path": str(path)}
-            row["named"] = PurePosixPath(named).as_posix()
+            path = self.benchmark.place(row, videos.path)
+            file = str(Part.of(path).file)
+            named = (
+                name
+                if PurePosixPath(name).suffix.lower() in SUFFIXES
+                else f"{name}{PurePosixPath(file).suffix}"
+            )
+            row |= {"id": str(id_), "family": family, "path": path}
+            row["named"] = PurePosixPath(named).as_posix() + path.removeprefix(file)
         # The files are small: read as they are, they need no copy in a cache.
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset

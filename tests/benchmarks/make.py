@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 TYPES = ("topic_reasoning", "anomaly_reco", "needle", "ego", "plotQA", "order", "count")
@@ -39,6 +40,15 @@ def write_video(path: Path, color: str, frames: int = 16, size: int = 112) -> No
             picture[40:72, left : left + 32] = COLORS[color]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+
+
+def write_pictures(folder: Path, color: str, frames: int = 16, size: int = 112) -> None:
+    """The same as pictures, numbered from 1."""
+    for number in range(frames):
+        picture = np.full((size, size, 3), 60, np.uint8)
+        left = number * (size - 32) // frames
+        picture[40:72, left : left + 32] = COLORS[color]
+        Image.fromarray(picture).save(made(folder / f"{number + 1:05}.jpg"))
 
 
 def options(number: int) -> tuple[list[str], int]:
@@ -270,15 +280,59 @@ def videomme_v2() -> tuple[Rows, Videos]:
     return rows, {f"videos/{video + 1:03}.mp4": color for video, color in enumerate(list(COLORS)[:3])}
 
 
+def mvbench() -> tuple[Rows, Videos]:
+    """A question of each of the twenty tasks, laid out as the authors have it: two sources with whole videos of which a
+    part is meant, and one with folders of pictures."""
+    rows, places, videos = [], {}, {}
+    for task, folder in MVBENCH.items():
+        number = places.setdefault(folder, len(places))
+        texts, right = options(number % 4)
+        row = {"video": f"mini{number}.mp4", "question": "What color is the square?", "candidates": texts}
+        row |= {"answer": texts[right], "sub_task": task}
+        if folder.startswith("star"):
+            row |= {"start": 0.5, "end": 3.0, "question_id": f"T-{number}"}
+        if folder.startswith("tvqa"):
+            row |= {"video": f"mini{number}", "start": 1.0, "end": 4.0, "fps": 3, "subtitle": ""}
+        rows.append(row)
+        videos[f"video/{folder}/{row['video']}"] = list(COLORS)[number % 4]
+    return rows, videos
+
+
+MVBENCH = {
+    **dict.fromkeys(("action_sequence", "action_prediction", "object_interaction"), "star/Charades_v1_480"),
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    **dict.fromkeys(
+        ("object_shuffle", "action_count", "state_change", "character_order"), "perception/videos"
+    ),
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "fine_grained_pose": "nturgbd",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    **dict.fromkeys(("object_existence", "moving_direction", "moving_count"), "clevrer/video_validation"),
+    **dict.fromkeys(("moving_attribute", "counterfactual_inference"), "clevrer/video_validation"),
+}
+"""The folder of each task's videos in the authors' own layout."""
+
+
 def write(name: str, root: Path) -> None:
     """One miniature: the parquet file where the hub has it, the videos, and what else the real folder holds."""
     rows, videos = MINIATURES[name]()
-    if PARQUET[name].endswith(".jsonl"):
+    if name == "mvbench":
+        for row in rows:
+            task = row.pop("sub_task")
+            made(root / PARQUET[name] / f"{task}.json").write_text(json.dumps([row], indent=1) + "\n")
+    elif PARQUET[name].endswith(".jsonl"):
         made(root / PARQUET[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         pq.write_table(pa.Table.from_pylist(rows), made(root / PARQUET[name]))
     for path, color in videos.items():
-        write_video(made(root / path), color)
+        if path.endswith(".mp4"):
+            write_video(made(root / path), color)
+        else:
+            write_pictures(root / path, color)
         stem, said = Path(path).stem, f"A square that is {color}"
         if name == "videomme":
             line = f'<font color="white" size=".72c">{said}</font>'
@@ -306,6 +360,7 @@ MINIATURES: dict[str, Callable[[], tuple[Rows, Videos]]] = {
     "mlvu_test": mlvu_test,
     "longvideobench": longvideobench,
     "egoschema": egoschema,
+    "mvbench": mvbench,
     "lvbench": lvbench,
     "nextqa": nextqa,
     "tempcompass": tempcompass,
@@ -318,6 +373,7 @@ PARQUET = {
     "mlvu_test": "data/test-00000-of-00001.parquet",
     "longvideobench": "validation-00000-of-00001.parquet",
     "egoschema": "Subset/test-00000-of-00001.parquet",
+    "mvbench": "json",
     "lvbench": "data/train-00000-of-00001.parquet",
     "nextqa": "MC/test-00000-of-00001.parquet",
     "tempcompass": "multi-choice/test-00000-of-00001.parquet",
