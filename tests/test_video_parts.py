@@ -122,6 +122,13 @@ def test_mvbench_reads_pictures_at_three_a_second(tmp_path: Path) -> None:
     assert numbers(read(place, 4).pixels) == [6, 10, 14, 18]
 
 
+def test_pictures_taken_out_of_a_video_are_not_taken_for_it(tmp_path: Path) -> None:
+    written_pictures(tmp_path / "frames" / "a", 2)
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos" / "a.mp4", shown=range(9), rate=10)
+    assert VideoFolder(tmp_path).path("a") == tmp_path / "videos" / "a.mp4"
+
+
 def test_mvbench_needs_all_of_its_tasks(tmp_path: Path) -> None:
     rows = [{"video": "a.mp4", "question": "What?", "candidates": ["red", "blue"], "answer": "red"}]
     (tmp_path / "json").mkdir()

@@ -50,10 +50,10 @@ class VideoFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_name: dict[str, list[Path]] = {}
+        self._pictures: dict[str, list[Path]] = {}
         files = visible_files(root)
-        # A folder of pictures may be a video.
         for folder in sorted({path.parent for path in files if path.suffix.lower() in PICTURES}):
-            self._by_name.setdefault(folder.name, []).append(folder)
+            self._pictures.setdefault(folder.name, []).append(folder)
         for path in files:
             for name in {path.name, path.stem} if path.suffix.lower() in SUFFIXES else {path.name}:
                 self._by_name.setdefault(name, []).append(path)
@@ -63,7 +63,8 @@ class VideoFolder:
 
         Args:
             name: as a row has it.
-            exact: whether only a file in the folders that the name says is meant.
+            exact: whether only a file in the folders that the name says is meant, or a folder of pictures there:
+                elsewhere, such a folder beside a video holds what somebody took out of it.
 
         Raises:
             DataError: when several different files could be meant.
@@ -73,6 +74,8 @@ class VideoFolder:
         if not found and asked.suffix.lower() in SUFFIXES:
             # The same video in another container.
             found = self._by_name.get(asked.stem, [])
+        if exact:
+            found = [*found, *self._pictures.get(asked.name, [])]
         if len(found) > 1 or exact:
             stem = str(asked.with_suffix("")) if asked.suffix.lower() in SUFFIXES else name
             ending = [p for p in found if f"/{p.with_suffix('').as_posix()}".endswith(f"/{stem}")]
