@@ -178,8 +178,10 @@ class Benchmark:
                 if path.exists():
                     done = path.stem.endswith(bounds) or folder.endswith("_segment")
                     rate = float(fps or 3) if path.is_dir() else None
-                    times = (None, None) if done or not bounds else (float(start), float(end))
-                    return str(Part(path, *times, rate))
+                    part = Part(path, fps=rate)
+                    if start is not None and end is not None and not done:
+                        part = Part(path, float(start), float(end), rate)
+                    return str(part)
         return str(find(f"{own[0]}/{row['video']}", exact=True))
 
     @property
