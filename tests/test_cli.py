@@ -166,6 +166,45 @@ def test_the_traceback_is_there_for_those_who_ask(tmp_path):
     assert "did you mean st_simdiff?" in done.stderr
 
 
+HEAVY = {"hydra", "lmms_eval", "matplotlib", "pandas", "scipy", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("line", "needed"),
+    [
+        ("report --help", ""),
+        ("conformance --help", ""),
+        ("forget --help", ""),
+        ("inspect --help", ""),
+        ("inspect none.mp4", ""),
+        ("check --help", ""),
+        ("reprot", ""),
+        ("report none", "pandas scipy"),
+        ("compressor=nonsense", "hydra"),
+        ("--help", "hydra"),
+        ("profile --help", "hydra"),
+        ("doctor budget.retention=2", "hydra"),
+        ("forget run=none older", "hydra pandas"),
+    ],
+)
+def test_what_only_reads_or_checks_imports_no_more_than_it_needs(tmp_path, line, needed):
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print(*({HEAVY!r} & sys.modules.keys()), file=open('imported', 'w')))\n"
+        "from stsimdiff.commands.cli import main\n"
+        "main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert set((tmp_path / "imported").read_text().split()) == set(needed.split())
+
+
 def test_help_shows_examples_choices_and_the_form(tmp_path):
     done = run(tmp_path, "--help")
     assert done.returncode == 0

@@ -185,7 +185,9 @@ def test_a_method_of_one_s_own_and_one_that_fails(tmp_path, data, capsys) -> Non
     ],
 )
 def test_wrong_input_before_a_model_is_loaded(tmp_path, data, monkeypatch, more, message) -> None:
-    monkeypatch.setattr(profile, "load_model", lambda settings: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "stsimdiff.evaluate.session.load_model", lambda settings: pytest.fail("a model was loaded")
+    )
     given = [
         word for word in words(tmp_path, data) if word.split("=")[0] not in {m.split("=")[0] for m in more}
     ]
@@ -204,7 +206,9 @@ def test_flags_out_of_range(tmp_path, data, flag, capsys) -> None:
 
 
 def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(profile, "load_model", lambda settings: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "stsimdiff.evaluate.session.load_model", lambda settings: pytest.fail("a model was loaded")
+    )
     copy = clips.build(tmp_path / "data", videos=2)
     (copy / "videos" / "clip001.mp4").unlink()
     with pytest.raises(DataError, match=r"clip001\.mp4 does not exist"):

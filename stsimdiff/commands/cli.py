@@ -2,7 +2,8 @@
 
 Exit codes: 0 all answered; 1 samples failed; 2 wrong input, or a disk that refuses it; 130 interrupted; 143 SIGTERM. No
 model is loaded before all of the
-configuration has been checked.
+configuration has been checked. Hydra, which takes as long to import as some commands to run, is imported where a
+configuration is composed.
 """
 
 from __future__ import annotations
@@ -10,27 +11,21 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import string
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
-
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stsimdiff import terminal
-from stsimdiff.commands import messages
-from stsimdiff.config import sweep
-from stsimdiff.config.words import settled
+from stsimdiff.commands import HELP
 from stsimdiff.errors import ConfigError, RunFailed, Terminated, UserError
-from stsimdiff.launchers import base, in_process
 from stsimdiff.resources import folder
-from stsimdiff.schema import suggestion
 from stsimdiff.terminal import CONTROL, say, unwritten
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 COMMANDS = {
     "check": "stsimdiff.commands.check",
@@ -50,6 +45,13 @@ SHOW_TRACEBACK = os.environ.get(TRACEBACK) == "1"
 
 def task(cfg: DictConfig) -> None:
     """A run without ``-m``."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from stsimdiff.config import sweep
+    from stsimdiff.launchers import base, in_process
 
     def compose(overrides: Sequence[str]) -> DictConfig:
         loader = GlobalHydra.instance().config_loader()
@@ -111,11 +113,18 @@ def _dispatch() -> None:
     if sys.argv[1:] and re.fullmatch(r"[a-z_]+", command := sys.argv[1]):
         with errors_as_messages(sys.argv[2:]):
             if command not in COMMANDS:
+                from stsimdiff.schema import suggestion
+
                 known = f"{', '.join(COMMANDS)}{suggestion(command, COMMANDS)}"
                 raise ConfigError(
                     f"{command} is no command; allowed: {known}; a setting is written key=value, without blanks"
                 )
             raise SystemExit(importlib.import_module(COMMANDS[command]).main(sys.argv[2:]))
+    import hydra
+
+    from stsimdiff.config.words import settled
+    from stsimdiff.launchers import base
+
     # Behind the flags, since Hydra's parser takes the settings in one piece only: `a=1 -m b=2` is fine here.
     flags = [word for word in sys.argv[1:] if not SETTING.match(word)]
     words = [word for word in sys.argv[1:] if SETTING.match(word)]
@@ -126,9 +135,25 @@ def _dispatch() -> None:
         base.register()
         words = settled(words)
         base.check_launcher(words)
+        if not HELP.isdisjoint(flags):
+            say(_usage(words))
+            return
         sys.argv[1:] = [*flags, *words]
         start = hydra.main(version_base="1.3", config_path=str(folder("configs")), config_name="config")
         start(task)()
+
+
+def _usage(words: list[str]) -> str:
+    """What Hydra prints for ``--help``; before that it would look through all its groups, which takes long."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from stsimdiff.config.sweep import without_hydra
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder("configs"))):
+        cfg = hydra.compose("config", overrides=words, return_hydra_config=True)
+    template = string.Template(cfg.hydra.help.template)
+    return template.substitute(CONFIG=OmegaConf.to_yaml(without_hydra(cfg)))
 
 
 @contextmanager
@@ -141,20 +166,16 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         _stop(error, str(error), 2)
-    except messages.HYDRA_ERRORS as error:
-        _stop(error, messages.explain(error, overrides, _top_level()), 2)
-    except (ValueError, OSError) as error:
-        if not messages.raised_by_hydra(error):
-            raise
-        said = messages.one_line(str(error))
-        if isinstance(error, OSError):
-            said = f"cannot write the run's folder: {said}; free or repair the disk, or choose another results=FOLDER"
-        _stop(error, said, 2)
     except RunFailed as error:
         _stop(error, str(error), 1)
     except KeyboardInterrupt as error:
         said, code = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
         _stop(error, f"{said}; start the same command again to go on", code)
+    except Exception as error:
+        message = _composing(error, overrides)
+        if message is None:
+            raise
+        _stop(error, message, 2)
     finally:
         os.environ.pop(TRACEBACK)
         if before is not None:
@@ -168,7 +189,25 @@ def _stop(error: BaseException, message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+def _composing(error: Exception, overrides: list[str]) -> str | None:
+    """The message about what went wrong while Hydra composed; None where it did not."""
+    if "hydra" not in sys.modules:
+        return None
+    from stsimdiff.commands import messages
+
+    if isinstance(error, messages.HYDRA_ERRORS):
+        return messages.explain(error, overrides, _top_level())
+    if not isinstance(error, (ValueError, OSError)) or not messages.raised_by_hydra(error):
+        return None
+    said = messages.one_line(str(error))
+    if isinstance(error, OSError):
+        said = f"cannot write the run's folder: {said}; free or repair the disk, or choose another results=FOLDER"
+    return said
+
+
 def _top_level() -> list[str]:
+    from omegaconf import OmegaConf
+
     configs = folder("configs")
     groups = {path.name for path in configs.iterdir() if path.is_dir()}
     keys = {str(key) for key in OmegaConf.load(configs / "config.yaml")}

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers.utils import logging
-
-from stsimdiff.conformance import replay_case
-from stsimdiff.conformance.cases import Case, find, load
-from stsimdiff.conformance.compare import Comparison, compare
-from stsimdiff.conformance.prompts import load_family
 from stsimdiff.errors import UserError
-from stsimdiff.models.base import Family
 from stsimdiff.terminal import say
+
+if TYPE_CHECKING:
+    from stsimdiff.conformance.cases import Case
+    from stsimdiff.conformance.compare import Comparison
+    from stsimdiff.models.base import Family
 
 SHOWN = 3
 """Differences of a case that its line is followed by."""
@@ -34,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="a case file, a folder of them, the folder of an end-to-end case, or a folder of those",
     )
     paths = parser.parse_args(arguments).path
+
+    import torch
+    from transformers.utils import logging
+
+    from stsimdiff.conformance.cases import find
+
     logging.disable_progress_bar()
     # As the cases were recorded.
     torch.set_num_threads(1)
@@ -77,6 +81,11 @@ def check(case: Case, families: dict[Path, Family] | None = None) -> Comparison:
         case: the case.
         families: loaded checkpoints by folder; only the latest is kept.
     """
+    from stsimdiff.conformance import replay_case
+    from stsimdiff.conformance.cases import load
+    from stsimdiff.conformance.compare import compare
+    from stsimdiff.conformance.prompts import load_family
+
     recorded = load(case.recorded)
     family = None
     if case.run is not None and families is not None:

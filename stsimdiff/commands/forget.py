@@ -11,11 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate.store import writer
-from stsimdiff.launchers.base import configurations
-from stsimdiff.report.rows import arms, older_arms
 from stsimdiff.terminal import say
 
 
@@ -34,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"forget {' '.join(words)}: allowed: run=NAME older, and results=FOLDER where the runs lie elsewhere"
         )
+
+    from stsimdiff.config.checks import expanded
+    from stsimdiff.evaluate.store import writer
+    from stsimdiff.launchers.base import configurations
+    from stsimdiff.report.rows import arms, older_arms
+
     (cfg,) = configurations(settings)
     run = Path(expanded("results", str(cfg.results))) / str(cfg.run)
     older = older_arms(arms(run))

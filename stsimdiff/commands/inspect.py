@@ -15,17 +15,13 @@ from stsimdiff import video
 from stsimdiff.commands import HELP
 from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError, MethodFault, RunFailed
-from stsimdiff.evaluate.passes import Pass, passes_of
 from stsimdiff.files import write_whole
-from stsimdiff.launchers.base import configurations
-from stsimdiff.report import film
-from stsimdiff.report.arm import is_proposed
-from stsimdiff.report.overlays import Film, Overlay, Taken, unpacked
-from stsimdiff.report.page import overlay_page
 from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
     from stsimdiff.config.arms import Arm
+    from stsimdiff.evaluate.passes import Pass
+    from stsimdiff.report.overlays import Film, Taken
 
 QUESTION = "What happens in this video?"
 MAX_NEW_TOKENS = 64
@@ -68,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(USAGE.rstrip())
         return 0
     asked = read_words(words)
+
+    from stsimdiff.report import film
+    from stsimdiff.report.overlays import Overlay
+    from stsimdiff.report.page import overlay_page
+
     passes = prepare(asked)
     output = asked.output or passes[0][0].settings.folder.parent / "inspect" / asked.file.stem
     try:
@@ -128,6 +129,9 @@ def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
     Raises:
         UserError: for a wrong setting, or a video that cannot be decoded.
     """
+    from stsimdiff.evaluate.passes import passes_of
+    from stsimdiff.launchers.base import configurations
+
     passes = passes_of(configurations(asked.words))
     from stsimdiff.kit.rehearsal import rehearse  # imports torch
 
@@ -158,6 +162,8 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
     from stsimdiff.evaluate.overlays import overlay
     from stsimdiff.evaluate.questions import Question
     from stsimdiff.evaluate.session import Session
+    from stsimdiff.report.arm import is_proposed
+    from stsimdiff.report.overlays import Taken, unpacked
 
     question = Question(asked.file.stem, str(asked.file), "inspect", asked.question, MAX_NEW_TOKENS, {})
     session = Session(one.settings)
@@ -188,6 +194,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
 
 def _film(asked: Asked, frames: video.Frames) -> Film:
     from stsimdiff.evaluate.overlays import jpegs
+    from stsimdiff.report.overlays import Film
 
     seconds = [index / frames.fps for index in frames.indices]
     return Film(asked.file.name, jpegs(frames.pixels, SIDE), seconds)

@@ -6,21 +6,20 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import unusable_videos
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.passes import Pass, check_presence, passes_of
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
-from stsimdiff.evaluate.session import load_model
-from stsimdiff.evaluate.shared import Shared
-from stsimdiff.latency.measurements import MEASUREMENTS, drop_torn_line
-from stsimdiff.latency.protocol import Measuring, Protocol
 from stsimdiff.launchers import base
 from stsimdiff.lock import Lock
 from stsimdiff.ranks import ranks
 from stsimdiff.terminal import Console
+
+if TYPE_CHECKING:
+    from stsimdiff.latency.protocol import Protocol
 
 LEAST_REPEATS = 3
 
@@ -35,14 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError: for wrong input, before a model is loaded.
         RunFailed: when an arm failed; the others were measured.
     """
-    protocol, words = _parse(arguments)
-    configurations = base.configurations(words)
+    given = _parse(arguments)
+    configurations = base.configurations(given.settings)
     passes = passes_of(configurations)
     folder = _folder(passes)
     check_presence(configurations, passes)
-    from stsimdiff.kit.rehearsal import rehearse  # imports torch
+
+    from stsimdiff.evaluate.session import load_model  # these import torch
+    from stsimdiff.evaluate.shared import Shared
+    from stsimdiff.kit.rehearsal import rehearse
+    from stsimdiff.latency.measurements import MEASUREMENTS, drop_torn_line
+    from stsimdiff.latency.protocol import Measuring, Protocol
 
     rehearse(passes)
+    protocol = Protocol(given.questions, given.repeats, given.warmup, given.new_tokens)
     asked = [_questions(one.settings, protocol) for one in passes]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[Protocol, list[str]]:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stsimdiff profile",
         description="Measure time and memory of arms in turn, on the same questions, with nothing cached. "
@@ -86,8 +91,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Protocol, list[str]]:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="as on the main command line; lists are swept"
     )
-    given = parser.parse_intermixed_args(arguments)
-    return Protocol(given.questions, given.repeats, given.warmup, given.new_tokens), given.settings
+    return parser.parse_intermixed_args(arguments)
 
 
 def _from(least: int) -> Any:

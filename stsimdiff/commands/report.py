@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, UserError
-from stsimdiff.report.publish import publish
 from stsimdiff.report.venue import VENUES
 from stsimdiff.terminal import Console, say
 
@@ -43,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="accuracies by the values of a column of the benchmark's rows: domain, task_type, duration ...",
     )
     given = parser.parse_intermixed_args(arguments)
+
+    from stsimdiff.config.checks import expanded
+    from stsimdiff.report.publish import publish
+
     try:
         settings = _settings(given.settings)
         output = Path(expanded("--output", given.output)) if given.output else None
