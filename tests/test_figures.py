@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib import rc_context
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from synthetic_run import answers, write_arm
 
 from stsimdiff.report import figures, palette
@@ -74,6 +75,21 @@ def test_all_figures_of_a_sweep_are_drawn_also_where_rows_are_empty(run: Path) -
     drawn = sorted(path.name for path in (run / "figures").iterdir())
     assert drawn == sorted(f"{name}.{kind}" for name in figures.NAMES[:-1] for kind in figures.FORMATS)
     assert "thresholds.svg" in (run / "report.html").read_text()
+
+
+def test_a_figure_is_laid_out_once_for_all_its_formats(run: Path, monkeypatch) -> None:
+    laid_out: list[object] = []
+    execute = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine,
+        "execute",
+        lambda self, figure: (laid_out.append(figure), execute(self, figure)),
+    )
+    stored = read(run)
+    drawn = [draw() for _, draw in figures.figures(build(stored), stored)]
+    drawn = [files for files in drawn if files]
+    assert all(set(files) == {"pdf", "svg", "png"} for files in drawn)
+    assert len(laid_out) == len(drawn) == 5
 
 
 def test_two_sections_have_figures_of_their_own(tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def test_log_lines_and_messages_are_cleaned(capsys):
     assert not terminal.UNPRINTABLE.search(capsys.readouterr().err)
 
 
+def test_every_character_that_a_terminal_acts_on_is_escaped_and_no_other():
+    every = [chr(code) for code in range(sys.maxunicode + 1)]
+    escaped = {char for char in every if terminal.clean(char) != char}
+    assert escaped == set(terminal.UNPRINTABLE.findall("".join(every)))
+    assert {"\x1b", "\u202e", "\ud800"} < escaped and not {"a", "\n", "\t", "\u00e9", "\u4e2d"} & escaped
+    assert terminal.clean(None) == "None"
+
+
 def test_nothing_in_the_package_prints_past_this_module():
     found = []
     for path in (ROOT / "stsimdiff").rglob("*.py"):

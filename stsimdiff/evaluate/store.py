@@ -632,7 +632,10 @@ def strict_json(text: bytes | str) -> Any:
             beyond any depth that is written here.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        # As json.loads reads bytes; it would make a decoder for each line.
+        return _DECODER.decode(
+            text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
+        )
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -647,6 +650,9 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _succeeded(row: Row) -> bool:

@@ -219,7 +219,7 @@ def _attribution(
 
 
 def _answers(group: Group, arm: StoredArm) -> dict[str, Answered]:
-    rows = group.answered[arm.id].loc[group.common]
+    rows = group.compared[arm.id]
     return {
         id_: Answered(None if pd.isna(parsed) else str(parsed), bool(right))
         for id_, parsed, right in zip(rows.index, rows["parsed"], rows["correct"], strict=True)

@@ -52,6 +52,10 @@ class Group:
         # An arm without a single answer would empty the common subset: it is left out here and named below.
         taking_part = [set(rows.index) for rows in self.answered.values() if len(rows)]
         self.common = sorted(set.intersection(*taking_part)) if taking_part else []
+        self.compared = {
+            id_: rows.loc[self.common] if len(rows) else rows for id_, rows in self.answered.items()
+        }
+        """What each arm answered to the common questions, in their order."""
         self.asked = set().union(*(rows.index for rows in self.stored.values()))
         self.labels = labels(arms)
         self.settings = settings(arms)
@@ -127,7 +131,7 @@ class Group:
         """Right and wrong on the common questions, a column an arm; None where there is nothing to compare."""
         if not arms or self.server:
             return None
-        kept = [self.answered[arm.id].loc[self.common] for arm in arms]
+        kept = [self.compared[arm.id] for arm in arms]
         correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
         return Answers(correct, kept[0]["video"].astype("category").cat.codes)
 
@@ -147,8 +151,7 @@ class Group:
         overall: Interval | None,
         relative: Interval | None,
     ) -> Row:
-        answered = self.answered[arm.id]
-        rows = answered.loc[self.common] if len(answered) else answered
+        rows = self.compared[arm.id]
         correct = rows["correct"].dropna().astype(bool)
         interval = overall or Interval(NAN, NAN, NAN)
         whole = relative or Interval(NAN, NAN, NAN)
@@ -262,8 +265,7 @@ class Group:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
         told, lots = [], []
         for arm in members:
-            answered = self.answered[arm.id]
-            rows = answered.loc[self.common] if len(answered) else answered
+            rows = self.compared[arm.id]
             if without := int(rows["stock_error"].notna().sum()):
                 lots.append(f"{self._name(arm)} {without}")
             stock = rows["stock_correct"].dropna().astype(bool)
@@ -339,13 +341,14 @@ def _fault(arm: StoredArm, rows: pd.DataFrame) -> str:
     """What makes a row no result of its method; see ``Row.fault``. Where nothing is stored, nothing is said."""
     if not len(rows):
         return ""
-    if rows["answer"].notna().all() and not rows["answer"].str.strip().any():
+    if rows["answer"].notna().all() and not any(text.strip() for text in rows["answer"]):
         return EMPTY
     if arm.reference or arm.retention == 1 or rows["retention_tokens"].isna().any():
         return ""
     dropped = (rows[["retention_tokens", "retention_compute", "kv_kept"]] < 1).any(axis=None)
-    merged = rows["reasons"].map(lambda counts: any((counts or {}).get(name) for name in MERGING)).any()
-    return "" if dropped or merged else INACTIVE
+    if dropped or any((counts or {}).get(name) for counts in rows["reasons"] for name in MERGING):
+        return ""
+    return INACTIVE
 
 
 def _all_tokens(rows: list[Row]) -> Row | None:

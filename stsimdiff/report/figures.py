@@ -95,8 +95,11 @@ def slug(section: Section) -> str:
 def save(figure: Figure, about: str) -> dict[str, bytes]:
     """A figure in every format, by the format's name; ``about`` is the title in the files' description."""
     found = {}
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it stays where it has been laid out
+    # It stays where it has been laid out: with an engine, even an empty one, every format lays it out again.
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+    figure.set_layout_engine(None)
     for kind in FORMATS:
         # Without a date and random names inside, equal rows give equal files.
         dated = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}[kind]

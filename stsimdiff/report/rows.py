@@ -157,7 +157,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     columns = ["arm", "method", "label", "budget", "retention", "model", "benchmark", "folder", *_flat({})]
-    found = dict.fromkeys(name for line in lines for name in line)
+    found: dict[str, Any] = {}
+    for line in lines:
+        found |= line
     samples = pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *found])))
     for name in ("correct", "stock_correct"):
         samples[name] = samples[name].astype("boolean")
@@ -169,24 +171,27 @@ def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A stored line with its times and its error spread over columns."""
-    error, times = row.get("error"), row.get("times") or {}
-    correct = row.get("correct")
-    if error is None and row.get("parsed") is None and correct:
-        correct = False  # what nobody could parse is never right, whatever the scorer made of it
-    return {
-        **{name: value for name, value in row.items() if name not in ("times", "error")},
-        **{name: _printable(row.get(name)) for name in TEXTS},
-        "correct": None if error is not None else correct,
-        **{
-            name: row.get(name)
-            for name in (*NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of", "columns")
-        },
-        **{f"{time}_s": times.get(time) for time in (*TIMES, *times)},
-        "failed": error is not None,
-        "error_type": _printable(error.get("type")) if error else None,
-        "error_message": _printable(error.get("message")) if error else None,
-    }
+    found = {**_BLANK, **row}
+    error, times = found.pop("error"), found.pop("times") or {}
+    for name in TEXTS:
+        if found[name] is not None:
+            found[name] = printable(found[name])
+    if error is not None:
+        found["correct"] = None
+    elif found["correct"] and row.get("parsed") is None:
+        found["correct"] = False  # what nobody could parse is never right, whatever the scorer made of it
+    for name in (*TIMES, *times):
+        found[f"{name}_s"] = times.get(name)
+    found["failed"] = error is not None
+    for name in ("type", "message"):
+        said = error.get(name) if error else None
+        found[f"error_{name}"] = None if said is None else printable(said)
+    return found
 
 
-def _printable(value: str | None) -> str | None:
-    return None if value is None else printable(value)
+# fmt: off
+_BLANK: dict[str, None] = dict.fromkeys((
+    *TEXTS, "correct", *NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of", "columns", "times",
+    "error",
+))
+# fmt: on
