@@ -7,6 +7,7 @@ order of the pages is that of the index, ``docs/README.md``.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Container, Iterator, Mapping
@@ -148,10 +149,14 @@ def origin(uri: str) -> str | None:
 
 
 def page_of(path: str) -> str:
-    """A file of the repository as Markdown; of a folder its README, or what lies in it."""
+    """A file of the repository as Markdown; of a notebook its cells; of a folder its README, or what lies in it."""
     file = ROOT / path
     if file.suffix == ".md":
         return file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        sources = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+        return "\n\n".join(f"```python\n{text}\n```" if code else text for text, code in sources) + "\n"
     if file.is_dir():
         names = "\n".join(sorted(one.name for one in file.iterdir() if not one.name.startswith((".", "__"))))
         return f"# {path}\n\n```text\n{names}\n```\n"

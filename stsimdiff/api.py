@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 from torch import Tensor, nn
 
 from stsimdiff import models
@@ -28,11 +29,13 @@ from stsimdiff.config.settings import Settings
 from stsimdiff.config.words import options, quoted
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import ConfigError
+from stsimdiff.evaluate.overlays import overlay
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.session import load_model
 from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo, Family
-from stsimdiff.report import rows
+from stsimdiff.report import film, rows
+from stsimdiff.report.overlays import Taken, unpacked
 from stsimdiff.schema import one_of
 from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling, check_file
@@ -110,7 +113,7 @@ class Model:
                 self.family.prompt(self._encode(video, False), question), max_new_tokens
             )
         method, budget, trace = self._method
-        encoded = self._encode(video, method.needs_vision, method.needs_frames)
+        encoded = self._encode(video, method.needs_vision)
         prompt = self.family.prompt(encoded, question, sample=Path(video).name)
         memory = self._memories.setdefault(str(video), {})
         run = lent.start(method, prompt.layout, budget, frames=encoded.frames, memory=memory)
@@ -146,13 +149,41 @@ class Model:
         finally:
             self._method = None
 
-    def _encode(self, video: str | Path, signals: bool, shown: bool = False) -> EncodedVideo:
+    def overlay(self, video: str | Path, trace: Trace, title: str = "") -> list[Image.Image]:
+        """The frames that the model saw, with each token coloured by the reason why it stayed or was dropped.
+
+        Args:
+            video: the file that the trace's answer was about.
+            trace: of the latest answer within :meth:`compress`.
+            title: the line below each frame, above the counts of the reasons.
+
+        Returns:
+            A picture for each frame, all of one size.
+
+        Raises:
+            ValueError: for a trace without an answer, or of a video with another number of tokens.
+            VideoError: when the file cannot be read.
+        """
+        if trace.reason is None:
+            raise ValueError("the trace holds no answer yet; call answer() within compress() first")
+        encoded = self._encode(video, False)
+        grid, frames = encoded.grid, encoded.frames
+        assert frames is not None
+        if trace.video != grid.tokens:
+            raise ValueError(
+                f"the trace is of a video of {trace.video} tokens, {video} has {grid.tokens}; give the answer's video"
+            )
+        packed = overlay("", trace, grid, self.family.picture(grid))
+        taken = Taken("", title, "", None, None, **unpacked(packed))
+        return film.stills(frames.pixels, taken, [index / frames.fps for index in frames.indices])
+
+    def _encode(self, video: str | Path, signals: bool) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))
         known = self._encoded if self._encoded and self._encoded[0] == file else None
-        if known is None or (signals and not known[1]) or (shown and known[2].frames is None):
+        if known is None or (signals and not known[1]):
             frames = read_video(file, Sampling.of(self._settings.model), self._settings.benchmark.decoder)
             known = self._encoded = file, signals, self.family.encode(frames, signals=signals)
-            known[2].frames = frames if shown else None
+            known[2].frames = frames
         return known[2]
 
 

@@ -75,11 +75,11 @@ class TestLoaded:
                 assert trace.entering == answer["tokens_per_layer"]
 
     def test_the_trace_is_that_of_the_latest_answer(self, model, clips) -> None:
-        video = next((clips / "videos").glob("*.mp4"))
+        one, two = sorted((clips / "videos").glob("*.mp4"))[:2]
         with model.compress(RandomTokens(), retention=0.5) as trace:
-            model.answer(video, "What is it?")
+            model.answer(one, "What is it?")
             first = trace.stages[0].kept
-            model.answer(video, "What else is there?")
+            model.answer(two, "What is it?")
             assert len(trace.stages) == 1 and not torch.equal(trace.stages[0].kept, first)
         assert trace.retention()["tokens"] == pytest.approx(0.5)
 
@@ -89,6 +89,27 @@ class TestLoaded:
         with model.compress(VisionZip(), retention=0.3) as trace:
             model.answer(video, "What is it?")
         assert trace.retention()["tokens"] == pytest.approx(0.3, rel=0.02)
+
+    def test_an_overlay_shows_the_frames_with_the_reasons_of_the_trace(self, model, clips) -> None:
+        one, two = sorted((clips / "videos").glob("*.mp4"))[:2]
+        with model.compress(FastV(), retention=0.3) as trace:
+            with pytest.raises(ValueError, match="holds no answer yet"):
+                model.overlay(one, trace)
+            model.answer(one, "What is it?")
+        pictures = model.overlay(str(one), trace, "FastV")
+        assert len(pictures) == 16 and len({picture.size for picture in pictures}) == 1
+        # A frame of the video under its tokens: 8 x 8 cells, of which a dropped one is mostly black.
+        codes = trace.reason.reshape(8, 8, 8)
+        number = 5
+        frame = np.asarray(pictures[number], dtype=float)[:448]
+        cells = frame.reshape(8, 56, 8, 56, 3)[:, 10:-10, :, 10:-10].mean((1, 3))
+        colour = cells.max(-1) - cells.min(-1)
+        dropped = codes[number // 2].numpy() == 0
+        assert 0 < dropped.sum() < 64 and colour[dropped].mean() < colour[~dropped].mean()
+        assert not np.array_equal(frame, np.asarray(model.overlay(two, trace)[number], dtype=float)[:448])
+        trace.video = 7
+        with pytest.raises(ValueError, match=r"of 7 tokens, .* has 512"):
+            model.overlay(two, trace)
 
     def test_an_error_ends_the_compression(self, model, clips) -> None:
         video = next((clips / "videos").glob("*.mp4"))

@@ -88,6 +88,12 @@ def test_a_link_leads_to_the_same_place_as_on_github(path: str, text: str, site:
     assert docs_site.relinked(path, text) == site
 
 
+def test_a_notebook_is_its_cells_without_their_pictures() -> None:
+    page = docs_site.page_of("examples/compress_and_ask.ipynb")
+    assert page.startswith("# Compress a video, ask, and look\n") and len(page) < 5000
+    assert "\n```python\nfrom pathlib import Path\n" in page and "](../docs/your-method.md)" in page
+
+
 def test_a_place_on_the_site_is_that_of_one_file() -> None:
     for path in (
         "README.md",
@@ -106,6 +112,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (
         "stsimdiff",
         "configs",
+        "examples",
         "tests",
         "results",
         "LICENSE",

@@ -39,7 +39,8 @@ def test_ci_runs_the_others() -> None:
     assert re.search(r"^.venv/bin/python -m scripts\.documented ", steps, re.MULTILINE)
     assert Command("", "make lint").is_a_step and not Command("", "make mutation").is_a_step
     # What runs here is started by something that is there, so that output in a block without a language is found.
-    known = r"(make|pytest|eval|source|stsimdiff|(\.venv/bin/)?python -m (stsimdiff|lmms_eval|pytest|scripts\.\w+)) ?"
+    python = r"(\.venv/bin/)?python (-m (stsimdiff|lmms_eval|pytest|scripts\.\w+)|examples/)"
+    known = rf"(make|pytest|eval|source|stsimdiff|{python}) ?"
     for command in ALL:
         assert command.exception or re.match(known, command.line), (
             f"{command.document}: {command.line!r} is no command that CI can run; write ```text above output, or say "

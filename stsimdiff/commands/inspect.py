@@ -183,7 +183,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
             answered = session.answer(arm, question, put)
         except (MethodFault, SampleTimeout) as error:
             raise RunFailed(f"{arm.label}: {error}") from error
-        packed = overlay(question, answered.trace, grid, session.family.picture(grid))
+        packed = overlay(question.text, answered.trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
         model = one.settings.model.name
         own = is_proposed(one.settings.proposed, arm.method, arm.compressor)

@@ -104,7 +104,9 @@ class Overlays:
         """The part ``overlay`` of a stored line, as keys to add to it; none for a question that was not chosen."""
         if question.id not in self._chosen:
             return {}
-        return {"overlay": {"frames": self._name(question.video), **overlay(question, trace, grid, picture)}}
+        return {
+            "overlay": {"frames": self._name(question.video), **overlay(question.text, trace, grid, picture)}
+        }
 
     def _name(self, path: str) -> str:
         """Folder of a video's frames; models that are given other frames of it have another one."""
@@ -117,7 +119,7 @@ class Overlays:
         return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
-def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
+def overlay(question: str, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
     """The question as the model read it, and each token's reason.
 
     ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur,
@@ -126,7 +128,7 @@ def overlay(question: Question, trace: Trace, grid: Grid, picture: Picture) -> d
     assert trace.reason is not None, "the prefill has ended"
     reason = trace.reason.numpy()
     return {
-        "question": question.text,
+        "question": question,
         "grid": asdict(grid),
         "picture": asdict(picture),
         "codes": {str(code): trace.reason_name(code) for code in np.unique(reason).tolist()},
