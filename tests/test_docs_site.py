@@ -33,8 +33,8 @@ def options() -> str:
         "or stock (transformers 5) |",
         "| `compressor.edges` | `both` | both, spatial or temporal | which neighbours are joined: both, spatial or "
         "temporal |",
-        "| `logger.mode` | `null` | offline, online or null | null: online where there is a key, else offline; or "
-        "offline, online |",
+        "| `logger.mode` | `null` | offline, online or null | null: offline, or nothing with "
+        "WANDB_MODE=disabled; or offline, online |",
     ],
 )
 def test_an_option_stands_with_its_value_type_and_comment(options: str, row: str) -> None:

@@ -227,7 +227,8 @@ class TestFigures:
         drawn = {f"{name}.{kind}" for name in figures.NAMES[:-2] for kind in figures.FORMATS}
         assert set(first) == drawn
         for name, content in first.items():
-            assert content.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+            begun = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+            assert content.startswith(begun[name.rpartition(".")[2]])
         copy = Path(shutil.copytree(run, tmp_path / "r"))
         (copy / "figures" / "thresholds_old.svg").write_text("of arms that are no more")
         (copy / "figures" / "mine.svg").write_text("of the user")

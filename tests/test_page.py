@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections import Counter
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -110,12 +112,12 @@ def page(chromium: Browser, run: Path):
 
 def visible(page: Page) -> list[str]:
     return page.eval_on_selector_all(
-        ".results tbody tr:not([hidden]) th", "cells => cells.map(c => c.textContent)"
+        ".results tr[data-arm]:not([hidden]) th", "cells => cells.map(c => c.textContent)"
     )
 
 
-def shown_counts(page: Page) -> dict[str, tuple[int, int]]:
-    rows = page.locator("#overlay-legend tr").all()
+def shown_counts(page: Page, side: str = "") -> dict[str, tuple[int, int]]:
+    rows = page.locator(f"#overlay-legend{side} tr").all()
     return {
         row.get_attribute("data-reason"): (
             int(row.locator(".frame").inner_text()),
@@ -185,7 +187,7 @@ def test_sorting_by_a_number_and_by_name(page: Page) -> None:
 
     def column_texts() -> list[str]:
         cells = f"rows => rows.map(row => row.cells[{column}].textContent)"
-        return page.eval_on_selector_all(".results tbody tr", cells)
+        return page.eval_on_selector_all(".results tr[data-arm]", cells)
 
     heading.click()
     falling = column_texts()
@@ -198,6 +200,76 @@ def test_sorting_by_a_number_and_by_name(page: Page) -> None:
     assert page.locator("[aria-sort]").count() == 1
     page.locator(".results thead button").first.click()
     assert visible(page) == sorted(visible(page))
+
+
+def groups(page: Page) -> list[str]:
+    """Every line of the table: the heading of a budget, or a dot for a row."""
+    lines = ".results tbody tr:not([hidden])"
+    return page.eval_on_selector_all(
+        lines, "rows => rows.map(row => row.dataset.arm === undefined ? row.textContent.trim() : '.')"
+    )
+
+
+def test_budgets_have_headings_as_long_as_their_rows_stand_together(page: Page) -> None:
+    assert groups(page) == ["budget 100 %", ".", "budget 30 %", ".", ".", ".", "budget 10 %", "."]
+    page.select_option("#filter-retention", label="10 %")
+    assert groups(page) == ["budget 10 %", "."]
+    page.select_option("#filter-retention", value="")
+    heads = page.locator(".results thead button")
+    heads.nth(0).click()
+    assert groups(page) == ["."] * 5
+    heads.nth(1).click()
+    heads.nth(1).click()
+    assert groups(page) == ["budget 10 %", ".", "budget 30 %", ".", ".", ".", "budget 100 %", "."]
+
+
+def test_the_top_says_what_was_asked_of_what_and_what_it_does_not_say(page: Page) -> None:
+    said = page.locator("header .head").inner_text()
+    assert re.match(r"embedded on clips: \d+ questions, answered \d{4}-\d\d-\d\d, protocol unnamed\n", said)
+    assert said.endswith("Benchmark clips: toy clips only. Chance is 25.0 %.")
+
+
+def test_two_arms_stand_side_by_side_with_one_slider(page: Page, run: Path) -> None:
+    first = page.locator("#overlay-arms button[aria-pressed=true]").get_attribute("data-arm")
+    options = page.locator("#overlay-beside option").all()
+    assert page.locator("#overlay-beside").input_value() != first
+    kept = stored(run)
+    id_ = page.locator("#overlay-title").inner_text().rpartition(" · ")[0]
+    for option in options[1:]:
+        page.select_option("#overlay-beside", option.get_attribute("value"))
+        for frame in (0, 3):
+            set_frame(page, frame)
+            wanted = stored_counts(kept[option.get_attribute("value"), id_], frame)
+            assert shown_counts(page, "-beside") == wanted
+            assert shown_counts(page) == stored_counts(kept[first, id_], frame)
+        label = page.locator("#overlay-canvas-beside").get_attribute("aria-label")
+        assert label.startswith(f"Frame 4 of 7, {option.inner_text()}")
+    page.select_option("#overlay-beside", "")
+    assert not page.locator("#overlay-right").is_visible() and page.locator("#overlay-canvas").is_visible()
+
+
+SOUND = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'best-practice']})"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_nothing_is_cut_and_everybody_can_read_it(
+    chromium: Browser, run: Path, width: int, scheme: str
+) -> None:
+    opened, seen = visit(chromium, address(run), width=width, scheme=scheme)
+    opened.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    # What is wider than its place can be scrolled to.
+    cut = (
+        "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth"
+        " && getComputedStyle(e).overflowX === 'hidden' && !e.closest('.plot')).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert opened.evaluate(cut) == []
+    opened.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+    found = opened.evaluate(SOUND)["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+    opened.context.close()
+    assert (seen.requests, seen.errors) == ([], [])
 
 
 def test_counts_are_those_of_the_stored_reasons_for_every_arm_and_frame(page: Page, run: Path) -> None:

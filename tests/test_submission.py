@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -68,7 +69,7 @@ def says(monkeypatch, said: tuple[str, ...]) -> None:
         text = said[int(question.id.split("-")[1])]
         if text == "RAISE":
             raise ValueError("this sample fails")
-        return (text, *ANSWER(self, arm, question, asked)[1:])
+        return dataclasses.replace(ANSWER(self, arm, question, asked), text=text)
 
     monkeypatch.setattr(session.Session, "answer", answer)
 

@@ -11,11 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from stsimdiff.evaluate.store import shards
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import columns, main_cells
@@ -51,6 +53,7 @@ def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[s
     return _render(
         title=table.run,
         report={
+            "heads": list(map(dict, dict.fromkeys(_head(section, stored) for section in table.sections))),
             "sections": [_section(section) for section in table.sections],
             "retentions": sorted({row.retention for s in table.sections for row in s.rows}, reverse=True),
             "figures": sorted(name for name in figures if name.endswith(".svg")),
@@ -132,6 +135,17 @@ def _source(environment: jinja2.Environment, name: str) -> str:
 
 def _in_script(source: str) -> str:
     return re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE)
+
+
+def _head(section: Section, stored: Stored) -> tuple[tuple[str, str], ...]:
+    """What a reader must know first: what was asked of which model, when, and what it does not say."""
+    arms = [arm for arm in stored.arms if arm.id in {row.arm for row in section.rows}]
+    answered = [path.stat().st_mtime for arm in arms for path in shards(arm.folder)]
+    day = f", answered {datetime.fromtimestamp(max(answered), timezone.utc):%Y-%m-%d}" if answered else ""
+    n = max((row.n for row in section.rows), default=0)
+    what = f"{section.model} on {section.benchmark}: {n} questions{day}, protocol {arms[0].protocol_name}"
+    note = next((line for line in section.about if line.startswith("Benchmark ")), "")
+    return ("what", what), ("note", note)
 
 
 def _section(section: Section) -> dict[str, Any]:

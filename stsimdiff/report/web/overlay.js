@@ -1,16 +1,20 @@
-// The token overlay: the frames of a question, each token coloured by the reason for which an arm kept or dropped it.
+// The token overlays: the frames of a question, each token coloured by the reason for which an arm kept or dropped it.
+// Two arms stand side by side and share the slider.
 "use strict";
 if (document.getElementById("overlay-canvas")) {
   const { overlays, films, colours, unknown } = JSON.parse(document.getElementById("data").textContent);
   const part = (name) => document.getElementById(`overlay-${name}`);
-  const canvas = part("canvas");
-  const context = canvas.getContext("2d");
+  const sides = ["", "-beside"].map((suffix) => ({
+    ...Object.fromEntries(["canvas", "legend", "shown", "about"].map((name) => [name, part(name + suffix)])),
+    context: part(`canvas${suffix}`).getContext("2d"), arm: "",
+  }));
+  const [main, beside] = sides;
   const images = new Map();
-  const state = { overlay: 0, arm: "", frame: 0, timer: 0 };
+  const state = { overlay: 0, frame: 0, timer: 0 };
   const SCALE = 2; // canvas pixels for a stored one, so that lines between small tokens stay thin
 
   const current = () => overlays[state.overlay];
-  const shown = () => current().taken.find((taken) => taken.arm === state.arm);
+  const takenOn = (side) => current().taken.find((taken) => taken.arm === side.arm);
   const colourOf = (taken, name) => taken.colours[name] || colours[name] || unknown;
 
   function element(name, text, parent, className) {
@@ -74,7 +78,7 @@ if (document.getElementById("overlay-canvas")) {
     return images.get(key);
   }
 
-  function paintTokens(taken, frame) {
+  function paintTokens({ canvas, context }, taken, frame) {
     const { height, width } = taken.picture;
     const time = row(taken, frame);
     const [w, h] = [canvas.width / width, canvas.height / height];
@@ -97,12 +101,20 @@ if (document.getElementById("overlay-canvas")) {
   }
 
   function draw() {
-    const taken = shown();
+    sides.forEach(drawOn);
+  }
+
+  // A frame beyond the end of a side's own film is its last.
+  const frameOn = (taken) => Math.min(state.frame, frameCount(taken) - 1);
+
+  function drawOn(side) {
+    const { canvas, context } = side;
+    const taken = takenOn(side);
     if (!taken) {
       context.clearRect(0, 0, canvas.width, canvas.height);
       return;
     }
-    const picture = image(taken, state.frame);
+    const picture = image(taken, frameOn(taken));
     if (picture && !picture.complete) return; // drawn again when it is loaded
     const size = picture ? [picture.naturalWidth, picture.naturalHeight]
       : [20 * taken.picture.width, 20 * taken.picture.height];
@@ -114,20 +126,20 @@ if (document.getElementById("overlay-canvas")) {
       context.fillStyle = "#777777";
       context.fillRect(0, 0, canvas.width, canvas.height);
     }
-    if (part("tint").checked) paintTokens(taken, state.frame);
+    if (part("tint").checked) paintTokens(side, taken, frameOn(taken));
   }
 
-  function legend() {
-    const taken = shown();
-    part("legend").replaceChildren();
-    part("about").textContent = part("shown").textContent = "";
+  function describe(side) {
+    const taken = takenOn(side);
+    side.legend.replaceChildren();
+    side.about.textContent = side.shown.textContent = "";
     if (!taken) return;
-    const { whole, here, outside } = count(taken, state.frame);
-    part("shown").textContent = taken.name;
+    const { whole, here, outside } = count(taken, frameOn(taken));
+    side.shown.textContent = taken.name;
     const said = [];
     for (const code of [...whole.keys()].sort((a, b) => (a === 0) - (b === 0) || a - b)) {
       const name = taken.codes[code];
-      const line = element("tr", "", part("legend"));
+      const line = element("tr", "", side.legend);
       line.dataset.reason = name;
       const head = element("th", "", line);
       head.scope = "row";
@@ -145,12 +157,12 @@ if (document.getElementById("overlay-canvas")) {
       notes.push(`${outside} tokens (newlines, ends of groups) lie in no frame: only the column "whole video" counts them.`);
     }
     if (!films[taken.film] || !films[taken.film].jpegs.length) notes.push("The frames are not stored; grey stands for them.");
-    part("about").textContent = notes.join(" ");
-    canvas.setAttribute("aria-label", `Frame ${state.frame + 1} of ${frameCount(taken)}, ${taken.name}: ${said.join(", ")}`);
+    side.about.textContent = notes.join(" ");
+    side.canvas.setAttribute("aria-label", `Frame ${frameOn(taken) + 1} of ${frameCount(taken)}, ${taken.name}: ${said.join(", ")}`);
   }
 
   function setFrame(frame) {
-    const taken = shown();
+    const taken = takenOn(main);
     const total = taken ? frameCount(taken) : 1;
     state.frame = Math.max(0, Math.min(frame, total - 1));
     const slider = part("frame");
@@ -161,26 +173,39 @@ if (document.getElementById("overlay-canvas")) {
     const second = film && film.seconds[state.frame];
     part("time").textContent = `${state.frame + 1} of ${total}` + (second === undefined ? "" : ` · ${second.toFixed(1)} s`);
     slider.setAttribute("aria-valuetext", part("time").textContent);
-    legend();
+    sides.forEach(describe);
     draw();
   }
 
+  function setBeside(arm) {
+    beside.arm = arm;
+    part("beside").value = arm;
+    document.getElementById("overlay-right").hidden = !arm;
+  }
+
   function setArm(arm) {
-    state.arm = arm;
+    main.arm = arm;
     for (const button of part("arms").querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(button.dataset.arm === arm));
     }
     setFrame(state.frame);
   }
 
+  // An arm's name ends with its budget.
+  const budgetOf = (taken) => taken.name.split(" at ").pop();
+
+  function nameOf(overlay, taken) {
+    const several = new Set(overlay.taken.map((other) => other.model)).size > 1;
+    return several ? `${taken.name}, ${taken.model}` : taken.name;
+  }
+
   function answers(overlay) {
     part("arms").replaceChildren();
-    const several = new Set(overlay.taken.map((taken) => taken.model)).size > 1;
     for (const taken of overlay.taken) {
       const line = element("tr", "", part("arms"));
       const head = element("th", "", line);
       head.scope = "row";
-      const button = element("button", several ? `${taken.name}, ${taken.model}` : taken.name, head);
+      const button = element("button", nameOf(overlay, taken), head);
       button.type = "button";
       button.dataset.arm = taken.arm;
       button.disabled = taken.lacking !== "";
@@ -220,6 +245,15 @@ if (document.getElementById("overlay-canvas")) {
     // Most say the most with the method that the project is about, or with any that drops something.
     const best = drawable.find((taken) => taken.arm === arm) || drawable.find((taken) => taken.proposed)
       || drawable.find((taken) => taken.reason.includes("0")) || drawable[0];
+    const others = drawable.filter((taken) => taken !== best);
+    part("beside").replaceChildren(new Option("nothing", ""));
+    for (const taken of drawable) part("beside").append(new Option(nameOf(overlay, taken), taken.arm));
+    part("pick").hidden = drawable.length < 2;
+    // What it is compared with best is of the same budget.
+    const rival = drawable.find((taken) => taken.arm === beside.arm && taken !== best)
+      || others.find((taken) => taken.reason.includes("0") && budgetOf(taken) === budgetOf(best))
+      || others.find((taken) => taken.reason.includes("0")) || others[0];
+    setBeside(rival ? rival.arm : "");
     setArm(best ? best.arm : "");
     part("status").textContent = best ? "" : "No arm has stored its tokens for this question.";
   }
@@ -236,7 +270,7 @@ if (document.getElementById("overlay-canvas")) {
     if (number < 0) {
       part("status").textContent = `No overlay is stored for ${wanted.slice("overlay-".length)}.`;
     } else {
-      open(number, state.arm);
+      open(number, main.arm);
     }
     document.getElementById("overlays").scrollIntoView();
   }
@@ -249,12 +283,16 @@ if (document.getElementById("overlay-canvas")) {
   }
 
   part("question").addEventListener("change", (event) => {
-    open(Number(event.target.value), state.arm);
+    open(Number(event.target.value), main.arm);
     history.replaceState(null, "", part("link").href);
   });
   part("frame").addEventListener("input", (event) => {
     play(false);
     setFrame(Number(event.target.value));
+  });
+  part("beside").addEventListener("change", (event) => {
+    setBeside(event.target.value);
+    setFrame(state.frame);
   });
   part("play").addEventListener("click", () => play(!state.timer));
   part("tint").addEventListener("change", draw);

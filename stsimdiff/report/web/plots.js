@@ -7,8 +7,9 @@
   const narrow = matchMedia("(max-width: 50rem)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const greek = (text) => text.replace(/\btau(?=[_=])/g, "τ");
   // Plotly reads a small part of HTML in names.
-  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const plain = (text) => greek(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const known = (value) => value !== null && value !== undefined;
 
   function byLabel(rows) {
@@ -64,7 +65,7 @@
     return plot.maps.map((map, number) => ({
       type: "heatmap", x: map.x, y: map.y, z: map.z, colorscale: "Cividis", coloraxis: "coloraxis",
       texttemplate: "%{z:.1f}", xaxis: `x${number + 1}`, yaxis: `y${number + 1}`,
-      hovertemplate: "tau_sim %{x}, tau_diff %{y}: %{z:.1f} %<extra></extra>",
+      hovertemplate: "τ_sim %{x}, τ_diff %{y}: %{z:.1f} %<extra></extra>",
     }));
   }
 
@@ -84,7 +85,7 @@
       plot.maps.forEach((map, number) => {
         const id = number ? number + 1 : "";
         base[`xaxis${id}`] = { ...axis, type: "category", title: { text: plain(`tau_sim · ${map.title}`) } };
-        base[`yaxis${id}`] = { ...axis, type: "category", title: { text: "tau_diff" } };
+        base[`yaxis${id}`] = { ...axis, type: "category", title: { text: "τ_diff" } };
       });
       return base;
     }

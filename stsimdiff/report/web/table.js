@@ -9,7 +9,7 @@ const filter = {
 
 function applyFilter() {
   const words = filter.text.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = [...document.querySelectorAll(".results tbody tr")];
+  const rows = [...document.querySelectorAll(".results tr[data-arm]")];
   filter.shown.clear();
   for (const row of rows) {
     const name = row.cells[0].dataset.text.toLowerCase();
@@ -18,9 +18,24 @@ function applyFilter() {
     row.hidden = !fits;
     if (fits) filter.shown.add(row.dataset.arm);
   }
+  for (const table of document.querySelectorAll(".results")) showGroups(table);
   const left = rows.filter((row) => !row.hidden).length;
   filter.count.textContent = `${left} of ${rows.length} rows`;
   document.dispatchEvent(new Event("filtered"));
+}
+
+// The headings of budgets stand over rows that are shown, as long as the rows of a budget stand together.
+function showGroups(table) {
+  const sorted = table.querySelector("[aria-sort]");
+  const together = !sorted || sorted.cellIndex === 1;
+  for (const group of table.querySelectorAll(".group")) {
+    const own = [...table.querySelectorAll("tr[data-arm]:not([hidden])")]
+      .filter((row) => row.dataset.retention === group.dataset.retention);
+    group.hidden = !together || !own.length;
+    const first = [...table.tBodies[0].rows]
+      .find((row) => row.dataset.arm !== undefined && row.dataset.retention === group.dataset.retention);
+    if (together) first.before(group);
+  }
 }
 
 function sortBy(table, column, ascending) {
@@ -30,7 +45,7 @@ function sortBy(table, column, ascending) {
     return cell.dataset.number === "" ? null : Number(cell.dataset.number);
   };
   const body = table.tBodies[0];
-  const rows = [...body.rows];
+  const rows = [...body.querySelectorAll("tr[data-arm]")];
   rows.sort((first, second) => {
     const [a, b] = [value(first), value(second)];
     // Where there is no number, the row stands last whatever the direction.
@@ -50,6 +65,7 @@ for (const table of document.querySelectorAll(".results")) {
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       sortBy(table, column, ascending);
+      showGroups(table);
     });
   });
 }
