@@ -25,6 +25,7 @@ from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings, settings_from_config
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.launchers.base import configurations
@@ -57,9 +58,13 @@ class StubSession:
         self.settings = settings
         about = {"device": "none", "dtype": "none", "attention": "none"}
         self.family = SimpleNamespace(describe=lambda: about)
+        self.reader = Reader(settings)
 
     def check(self, arms: Any) -> None:
         pass
+
+    def lacks(self, path: str, arms: Any) -> bool:
+        return False
 
     def free(self) -> None:
         pass
@@ -127,7 +132,7 @@ def _id(number: int) -> str:
 
 def stub_settings(folder: Path) -> Settings:
     (config,) = configurations(
-        ["logger=none", f"results={folder}", "run=sweep", "benchmark.note=no real answers"]
+        ["logger=none", f"results={folder}", "run=sweep", "benchmark.note=no real answers", "video.workers=0"]
     )
     return settings_from_config(config)
 

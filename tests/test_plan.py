@@ -233,3 +233,21 @@ def test_stored_answers_without_times_or_flops_say_no_speed(tmp_path: Path) -> N
     found, sizes, speeds, reading = _stored(settings, [SimpleNamespace(id=arm)])
     assert found == {arm: {row["id"] for row in rows}} and len(sizes) == 1
     assert speeds == [] and reading == pytest.approx(statistics.median([0.1, 0.4]))
+
+
+def test_a_continued_prefill_is_a_whole_one_without_the_video():
+    from types import SimpleNamespace
+
+    from scripts.prefix_cost import continued_flops
+    from stsimdiff.cost.decoder import DecoderShape, attention_flops, mlp_flops, prefill_flops
+
+    shape = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head=4, vocabulary=10)
+    plan = SimpleNamespace(shape=SimpleNamespace(decoder=shape), text=5)
+    arm = SimpleNamespace(trace=SimpleNamespace(entering=[20, 10], mlp=[20, 10]))
+    whole = prefill_flops(shape, 5, [20, 10], [20, 10])
+    held = [attention_flops(shape, video) + mlp_flops(shape, video) for video in (20, 10)]
+    assert [continued_flops(plan, arm, shared) for shared in (0, 1, 2)] == [
+        whole,
+        whole - held[0],
+        whole - sum(held),
+    ]
