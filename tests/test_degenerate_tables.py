@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -118,8 +121,38 @@ WORDS = (
         "%d",
         "{{ 7 }}",
         "\ud800",
+        "</script><script>window.hacked=1</script>",
+        "<img src=x onerror=alert(1)>\"'&amp;",
+        "[a](javascript:alert(1))",
+        "<!--",
     ),
 )
+
+
+class Read(HTMLParser):
+    """What a browser makes of a page: its elements, the labels of its rows, and the data of its scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: Counter[str] = Counter()
+        self.labels: set[str] = set()
+        self.handlers: list[str] = []
+        self.data = ""
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.elements[tag] += 1
+        self.handlers += [name for name in given if name.startswith("on")]
+        self._inside = given.get("id") == "data"
+        if tag == "th" and given.get("scope") == "row" and "data-text" in given:
+            self.labels.add(str(given["data-text"]))
+
+    def handle_data(self, data: str) -> None:
+        self.data += data if self._inside else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -154,6 +187,15 @@ def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pyte
         "\\u001b[31m",
         "\\ud800",
     }
+    page = Read()
+    page.feed((run / "report.html").read_text())
+    labels = {row.label for row in section.rows}
+    assert page.labels == labels
+    assert page.elements["script"] == 5 and page.elements["img"] == 0 and not page.handlers
+    assert {row["label"] for row in json.loads(page.data)["plots"][0]["rows"]} == labels
+    table = (run / "table.md").read_text().partition("\n| ")[2].partition("\n\n")[0].splitlines()
+    assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table[1:]}) == 1
+    assert not re.search(r"(?<!\\)<(?!/?ins>|\d)", "\n".join(table))
     structure((run / "table.tex").read_text())
     compiled((run / "table.tex"), tmp_path)
 
