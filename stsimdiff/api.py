@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stsimdiff import models
 from stsimdiff.budget import Budget, Kind
-from stsimdiff.compressors.base import Compressor
+from stsimdiff.compressors.base import Compressor, signals_for
 from stsimdiff.config.checks import expanded
 from stsimdiff.config.settings import Settings
 from stsimdiff.config.words import options, quoted
@@ -37,6 +37,7 @@ from stsimdiff.models.base import EncodedVideo, Family
 from stsimdiff.report import film, rows
 from stsimdiff.report.overlays import Taken, unpacked
 from stsimdiff.schema import one_of
+from stsimdiff.tokens import Signals, covers
 from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling, check_file
 from stsimdiff.video import read as read_video
@@ -89,7 +90,7 @@ class Model:
         self.family = family
         self._settings = settings
         self._method: tuple[Compressor, Budget, Trace] | None = None
-        self._encoded: tuple[Path, bool, EncodedVideo] | None = None
+        self._encoded: tuple[Path, Signals, EncodedVideo] | None = None
         self._memories: dict[str, dict[str, Any]] = {}
 
     def answer(self, video: str | Path, question: str, max_new_tokens: int = 64) -> str:
@@ -113,7 +114,7 @@ class Model:
                 self.family.prompt(self._encode(video, False), question), max_new_tokens
             )
         method, budget, trace = self._method
-        encoded = self._encode(video, method.needs_vision)
+        encoded = self._encode(video, signals_for([method]))
         prompt = self.family.prompt(encoded, question, sample=Path(video).name)
         memory = self._memories.setdefault(str(video), {})
         run = lent.start(method, prompt.layout, budget, frames=encoded.frames, memory=memory)
@@ -177,10 +178,10 @@ class Model:
         taken = Taken("", title, "", None, None, **unpacked(packed))
         return film.stills(frames.pixels, taken, [index / frames.fps for index in frames.indices])
 
-    def _encode(self, video: str | Path, signals: bool) -> EncodedVideo:
+    def _encode(self, video: str | Path, signals: Signals) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))
         known = self._encoded if self._encoded and self._encoded[0] == file else None
-        if known is None or (signals and not known[1]):
+        if known is None or not covers(known[1], signals):
             frames = read_video(file, Sampling.of(self._settings.model), self._settings.benchmark.decoder)
             known = self._encoded = file, signals, self.family.encode(frames, signals=signals)
             known[2].frames = frames
@@ -239,7 +240,7 @@ class _Stock:
         # generate() reads the names of its arguments.
         @functools.wraps(encode)
         def encoder(*args: Any, **kwargs: Any) -> Any:
-            with self.family.tower(self.compressor.needs_vision) as reader:
+            with self.family.tower(signals_for([self.compressor])) as reader:
                 outputs = encode(*args, **kwargs)
             given = inspect.signature(encode).bind(*args, **kwargs).arguments
             self._video = self.family.encoded(

@@ -13,10 +13,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from stsimdiff.errors import ConfigError
@@ -31,6 +32,25 @@ WORDS = {bool: "true, false", int: "a whole number", float: "a number", str: "a 
 """How messages name types."""
 CHECKED = {*WORDS, Any, list, dict, Union, UnionType}
 """What annotations are made of that YAML's values are checked by; a value of any other is taken as it is."""
+
+
+def _folder(value: str, info: ValidationInfo) -> str:
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise ConfigError(
+            f"{info.context}={value} is no folder that is there; name the folder with the files"
+        )
+    return str(path.resolve())
+
+
+Folder = Annotated[str, AfterValidator(_folder)]
+"""The annotation of a method's parameter that names a folder whose files it reads, such as weights of its own. What is
+in the files, and not where they lie, is part of an arm's identity."""
+
+
+def folders(cls: type) -> list[str]:
+    """The fields of a dataclass that are a :data:`Folder`."""
+    return [name for name, (hint, _) in _hints(cls).items() if hint == Folder]
 
 
 def build(cls: type[T], given: Mapping[str, Any], group: str, **found: Any) -> T:

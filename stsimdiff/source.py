@@ -190,7 +190,8 @@ class _Code:
             for number in parsed.bound[name]:
                 self._statement(parsed, number)
             return name
-        if name in parsed.imported:
+        # A package may import a module of its own, inside a function.
+        if parsed.imported.get(name, (module, name)) != (module, name):
             return self._imported(*parsed.imported[name])
         if _ours(f"{module}.{name}"):
             return self.definition(f"{module}.{name}", None)

@@ -323,6 +323,40 @@ def _not_finite(features: Tensor) -> int:
     return int((~torch.isfinite(features).all(dim=1)).sum())
 
 
+Signals = bool | tuple[int, ...]
+"""Whether the vision tower's signals are read; numbers name layers read besides, negative ones from the end."""
+
+
+def layers_of(signals: Signals) -> tuple[int, ...]:
+    """The layers of the tower that are named."""
+    return signals if isinstance(signals, tuple) else ()
+
+
+def covers(held: Signals, wanted: Signals) -> bool:
+    """Whether what was read holds all that is wanted."""
+    return not wanted or (bool(held) and {*layers_of(wanted)} <= {*layers_of(held)})
+
+
+@dataclass(frozen=True)
+class TowerLayer:
+    """What one layer of the vision tower says of each token of the grid, as :class:`VisionSignals` does of its layer.
+
+    Attributes:
+        number: as the method named it.
+        received: ``(N,)`` float32.
+        keys: ``(N, heads, d)``.
+        hidden: ``(N, C)`` hidden states that leave the layer, means over the patches of a token.
+        frames: ``(T, C)`` float32, a vector for each row of the grid in time: what leaves the layer at the class token,
+            or where there is none, the mean over the patches; the mean over the frames that one row stands for.
+    """
+
+    number: int
+    received: Tensor
+    keys: Tensor
+    hidden: Tensor
+    frames: Tensor
+
+
 @dataclass(frozen=True)
 class VisionSignals:
     """What the vision tower's attention says of each token of the grid, for methods of the vision place.
@@ -337,11 +371,21 @@ class VisionSignals:
         keys: ``(N, heads, d)`` keys as that layer's attention uses them.
         query: ``(T, heads, d)`` float32: mean query of each row of the grid in time, times the attention's scaling;
             ``None`` where a family does not give it.
+        layers: those that the method named in ``tower_layers``.
     """
 
     received: Tensor
     keys: Tensor
     query: Tensor | None = None
+    layers: tuple[TowerLayer, ...] = ()
+
+    def layer(self, number: int) -> TowerLayer:
+        """The layer that a method named by this number. Raises ``KeyError`` for one that it did not name."""
+        for layer in self.layers:
+            if layer.number == number:
+                return layer
+        named = ", ".join(str(layer.number) for layer in self.layers) or "none"
+        raise KeyError(f"layer {number} of the tower was not read; tower_layers names {named}")
 
     def mean_query(self) -> Tensor | None:
         """``(N,)`` float32: attention that the mean query of a token's frame pays it, mean over heads.

@@ -504,7 +504,7 @@ def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tupl
 
     if sample is not None:
         return sample.question, session.ask(sample.question, session.encode(sample.question.video, arms))
-    signals = any(session.compressor(arm).needs_vision for arm in arms)
+    signals = session.signals(arms)
     frames = made_up(session.settings.model.frames, 360, 640)
     question = Question("doctor", "", "all", TEXT, 4, {})
     encoded = session.family.encode(frames, signals=signals)

@@ -168,7 +168,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
     question = Question(asked.file.stem, str(asked.file), "inspect", asked.question, MAX_NEW_TOKENS, {})
     session = Session(one.settings)
     session.check(one.arms.values())
-    signals = any(session.compressor(arm).needs_vision for arm in one.arms.values())
+    signals = session.signals(one.arms.values())
     try:
         encoded = session.family.encode(frames, signals=signals)
         encoded.frames = frames

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -29,7 +29,7 @@ from typing_extensions import override
 from stsimdiff import schema
 from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError
-from stsimdiff.tokens import OWN, Grid, Layout, Read, Reason, Selection, VideoTokens
+from stsimdiff.tokens import OWN, Grid, Layout, Read, Reason, Selection, Signals, VideoTokens
 from stsimdiff.trace import Trace
 
 Positions = Literal["kept", "renumbered"]
@@ -175,6 +175,8 @@ class Compressor(ABC):
     Attributes:
         needs_vision: whether its runs read ``layout.vision``; the vision tower's attention is computed only then,
             once for all arms.
+        tower_layers: layers of the vision tower, counted from 0 or from the end as -1, -2, ..., whose attention, keys
+            and hidden states its runs read besides, as ``layout.vision.layer(number)``.
         reads_question: whether its runs read anything of the question besides what their places announce (attention,
             ``reads``, ``decoding``): its words or their number, hidden states of the text. A method that says it does
             not is shown no question. All questions of a video share one prefill of the layers below the first one that
@@ -195,6 +197,7 @@ class Compressor(ABC):
     """
 
     needs_vision: ClassVar[bool] = False
+    tower_layers: ClassVar[tuple[int, ...]] = ()
     reads_question: ClassVar[bool] = True
     needs_frames: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
@@ -205,6 +208,11 @@ class Compressor(ABC):
 
     def __post_init__(self) -> None:
         schema.settle(self, "compressor")
+        if self.tower_layers and not self.needs_vision:
+            raise ConfigError(
+                f"{type(self).__name__}.tower_layers={self.tower_layers} are read only where the tower is: write "
+                "needs_vision: ClassVar[bool] = True into the class"
+            )
         for name, colour in self.reasons.items():
             if (
                 name != name.lower()
@@ -249,6 +257,12 @@ class Compressor(ABC):
     def no_flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """:meth:`flops` of methods that compute nothing with features: fixed choices, choices by attention alone."""
         return 0
+
+
+def signals_for(methods: Iterable[Compressor]) -> Signals:
+    """What these methods read of the vision tower."""
+    reading = [method for method in methods if method.needs_vision]
+    return tuple(sorted({n for method in reading for n in method.tower_layers})) or bool(reading)
 
 
 def generator_for(video: str, seed: int) -> torch.Generator:

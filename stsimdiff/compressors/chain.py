@@ -67,6 +67,8 @@ class Chain(Compressor):
         object.__setattr__(self, "parts", parts)
         for name in ("needs_vision", "needs_frames", "remembers"):
             object.__setattr__(self, name, any(getattr(part, name) for part in parts))
+        layers = tuple(sorted({number for part in parts for number in part.tower_layers}))
+        object.__setattr__(self, "tower_layers", layers)
         named = [type(part).__name__ for part in parts if part.reasons]
         if len(named) > 1:
             raise ConfigError(

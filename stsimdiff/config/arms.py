@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -23,9 +24,10 @@ from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.config.checks import group, told
 from stsimdiff.config.settings import Settings, budget_from_config, label_from_config, settings_from_config
 from stsimdiff.data.benchmarks import by_task
+from stsimdiff.data.digests import folder_digest
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.registry import DOTTED, imported
-from stsimdiff.schema import checked, one_of, settable, suggestion
+from stsimdiff.schema import checked, folders, one_of, settable, suggestion
 from stsimdiff.source import placeless, version_of
 
 UNBUDGETED = (NoCompression, NoVideo)
@@ -106,6 +108,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
+    known = config | {name: _contents(name, config[name]) for name in folders(cls)}
     method, code = _method_name(cls), compressors.code_version(cls, *map(type, compressor.parts))
     shown = told(cfg, "compressor")
     safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
@@ -114,7 +117,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         label=_label(method, compressor, settings.seed, safe),
         compressor=config,
         budget=budget,
-        id=_identity(config, budget, code, settings, compressor.remembers),
+        id=_identity(known, budget, code, settings, compressor.remembers),
         code=code,
         told=safe,
         fidelity=compressors.fidelity_of(cls),
@@ -156,6 +159,13 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
         "beneath": version_of(*BENEATH),
         "provenance": dict(provenance),
     }
+
+
+def _contents(name: str, folder: str) -> str:
+    try:
+        return folder_digest(folder)
+    except OSError as error:
+        raise ConfigError(f"compressor.{name}={folder} cannot be read: {error.strerror or error}") from error
 
 
 def _identity(
@@ -205,6 +215,8 @@ def _label(method: str, compressor: Compressor, seed: int, safe: Mapping[str, An
         value = getattr(compressor, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
             value = safe.get(field.name, value)
+            if field.name in folders(type(compressor)):
+                value = Path(value).name
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{field.name}={shown}")
     if seed and not any(part.startswith("seed=") for part in parts):

@@ -46,6 +46,18 @@ def unwritten() -> Iterator[None]:
         _writes = before
 
 
+def folder_digest(folder: str | Path) -> str:
+    """SHA-256 of the names and contents of all files in a folder and below it, hidden ones left out; 64 hex digits.
+
+    Raises:
+        OSError: when one cannot be read.
+    """
+    root = Path(folder)
+    names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+    seen = [(name, file_digest(root / name)) for name in names if not f"/{name}".count("/.")]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a whole file, 64 hex digits.
 

@@ -148,9 +148,11 @@ class LentRun(WrappedRun):
 
 
 def copy(value: Any) -> Any:
-    """A copy that shares no memory: of tensors, of dataclasses and of what is in them."""
+    """A copy that shares no memory: of tensors, of dataclasses and tuples, and of what is in them."""
     if isinstance(value, Tensor):
         return value.clone()
+    if type(value) is tuple:
+        return tuple(copy(part) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
             value, **{field.name: copy(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -196,6 +198,9 @@ def _changed(path: str, lent: Any, own: Any) -> Iterator[str]:
             if inner:
                 object.__setattr__(lent, name, copy(before))
             yield from inner
+    elif type(own) is tuple and type(lent) is tuple and len(own) == len(lent):
+        for number, (found, before) in enumerate(zip(lent, own, strict=True)):
+            yield from _changed(f"{path}[{number}]", found, before)
     elif type(lent) is not type(own) or lent != own:
         yield path
 

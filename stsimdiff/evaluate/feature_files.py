@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stsimdiff.errors import DataError, first_line
 from stsimdiff.evaluate.packing import SIGNALS, Packed
+from stsimdiff.tokens import Signals, covers
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,13 @@ class FeatureFiles:
         """Whether there is a file of this name; what is in it only :meth:`read` says."""
         return self._path(name).is_file()
 
-    def read(self, name: str, about: str, signals: bool) -> Packed | None:
+    def read(self, name: str, about: str, signals: Signals) -> Packed | None:
         """Features; ``None`` where they, or the signals asked for, are not here.
 
         Args:
             name: 32 hex digits of ``about``.
             about: what the features belong to.
-            signals: whether the tower's signals are needed too.
+            signals: what of the tower's signals is needed too.
         """
         path = self._path(name)
         try:
@@ -147,7 +148,7 @@ class FeatureFiles:
             path.unlink()
 
 
-def _read(file: Any, about: str, signals: bool) -> Packed | None:
+def _read(file: Any, about: str, signals: Signals) -> Packed | None:
     """What a file holds, checked; ``None`` if it lacks signals that are asked for.
 
     Raises:
@@ -159,7 +160,7 @@ def _read(file: Any, about: str, signals: bool) -> Packed | None:
     packed = Packed(tree=json.loads(described["tree"]))
     if not signals:
         packed.tree["signals"] = None
-    elif not packed.has_signals:
+    elif not covers(packed.signals, signals):
         return None
     checksums = json.loads(described["checksums"])
     for name, checksum in checksums.items():

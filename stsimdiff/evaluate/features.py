@@ -24,6 +24,7 @@ from stsimdiff.evaluate.packing import Packed, pack, unpack
 from stsimdiff.evaluate.provenance import versions
 from stsimdiff.models.base import EncodedVideo, Family, Stopwatch
 from stsimdiff.source import version_of
+from stsimdiff.tokens import Signals, covers
 
 GB = 1e9
 FORMAT = 1
@@ -58,17 +59,17 @@ class FeatureMemory:
         self._held: OrderedDict[str, Packed] = OrderedDict()
         self.bytes = 0
 
-    def get(self, key: Key, signals: bool) -> Packed | None:
+    def get(self, key: Key, signals: Signals) -> Packed | None:
         """The features; ``None`` where they, or the signals asked for, are not held."""
         if not self.holds(key.name, signals):
             return None
         self._held.move_to_end(key.name)
         return self._held[key.name]
 
-    def holds(self, name: str, signals: bool) -> bool:
+    def holds(self, name: str, signals: Signals) -> bool:
         """Whether :meth:`get` would find them."""
         found = self._held.get(name)
-        return found is not None and (found.has_signals or not signals)
+        return found is not None and covers(found.signals, signals)
 
     def put(self, key: Key, packed: Packed, limit: float) -> None:
         """Hold features within ``limit`` bytes over all; a video larger than that is not held."""
@@ -113,7 +114,7 @@ class FeatureCache:
         """Whether anything is kept."""
         return self._limit > 0 or self._files is not None
 
-    def get(self, family: Family, path: str, signals: bool) -> EncodedVideo | None:
+    def get(self, family: Family, path: str, signals: Signals) -> EncodedVideo | None:
         """A video's features on the model's device, or ``None``.
 
         Their ``origin`` says where they come from, and their only time is ``features``, that of getting them: decoding
@@ -122,7 +123,7 @@ class FeatureCache:
         Args:
             family: the loaded model.
             path: the video.
-            signals: whether the tower's attention is needed too.
+            signals: what of the tower's signals is needed too.
         """
         if not self.on:
             return None
@@ -139,7 +140,7 @@ class FeatureCache:
         ready.origin, ready.seconds = origin, {"features": watch.lap()}
         return ready
 
-    def holds(self, family: Family, path: str, signals: bool) -> bool:
+    def holds(self, family: Family, path: str, signals: Signals) -> bool:
         """Whether :meth:`get` is likely to find a video's features; nothing is read but the file's digest."""
         if not self.on:
             return False

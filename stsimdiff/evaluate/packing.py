@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo
-from stsimdiff.tokens import Grid, VisionSignals
+from stsimdiff.tokens import Grid, Signals, TowerLayer, VisionSignals
 
 SIGNALS = "signals."
 """How the names of the vision tower's signals begin; they are read only where they are needed."""
@@ -37,9 +37,11 @@ class Packed:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def has_signals(self) -> bool:
-        """Whether the vision tower's signals are among them."""
-        return self.tree["signals"] is not None
+    def signals(self) -> Signals:
+        """What of the vision tower's signals is among them."""
+        tree = self.tree["signals"]
+        layers = {} if tree is None else tree["dict"]["layers"]["dict"]
+        return tuple(sorted(map(int, layers))) or tree is not None
 
 
 def pack(encoded: EncodedVideo) -> Packed:
@@ -56,7 +58,9 @@ def pack(encoded: EncodedVideo) -> Packed:
     parts = {
         "inputs": encoded.inputs,
         "features": encoded.features,
-        "signals": None if signals is None else vars(signals),
+        "signals": None
+        if signals is None
+        else {**vars(signals), "layers": {str(layer.number): vars(layer) for layer in signals.layers}},
     }
     packed.tree = {name: _described(name, part, packed.tensors, seen) for name, part in parts.items()}
     if signals is None:
@@ -73,7 +77,10 @@ def unpack(packed: Packed, device: torch.device) -> EncodedVideo:
         features=_made(packed.tree["features"], packed.tensors, device, made),
         grid=Grid(*packed.tree["grid"]),
         inputs=_made(packed.tree["inputs"], packed.tensors, device, made),
-        signals=signals and VisionSignals(**signals),
+        signals=signals
+        and VisionSignals(
+            **{**signals, "layers": tuple(TowerLayer(**one) for one in signals["layers"].values())}
+        ),
     )
 
 

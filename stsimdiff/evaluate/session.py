@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stsimdiff.compressors.base import Compressor
+from stsimdiff.compressors.base import Compressor, signals_for
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
@@ -27,6 +27,7 @@ from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.shared import Shared
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
+from stsimdiff.tokens import Signals
 from stsimdiff.trace import Trace
 
 
@@ -93,13 +94,17 @@ class Session:
             self._built[arm.id] = arm.build()
         return self._built[arm.id]
 
+    def signals(self, arms: Iterable[Arm]) -> Signals:
+        """What these arms read of the vision tower."""
+        return signals_for(self.compressor(arm) for arm in arms)
+
     def encode(self, path: str, arms: Iterable[Arm]) -> EncodedVideo:
         """Frames and vision features of one video, and the tower's attention where one of the arms reads it.
 
         Features that an earlier pass or run left in the cache are used instead, without the times that it took.
         """
         arms = list(arms)
-        signals = any(self.compressor(arm).needs_vision for arm in arms)
+        signals = self.signals(arms)
         shown = any(self.compressor(arm).needs_frames for arm in arms)
         kept = self.features.get(self.family, path, signals)
         if kept is not None:
@@ -119,11 +124,11 @@ class Session:
 
     def lacks(self, path: str, arms: Iterable[Arm]) -> bool:
         """Whether :meth:`encode` needs the frames of this video."""
+        arms = list(arms)
         methods = [self.compressor(arm) for arm in arms]
         if self.overlays.lack_frames(path) or any(method.needs_frames for method in methods):
             return True
-        signals = any(method.needs_vision for method in methods)
-        return not self.features.holds(self.family, path, signals)
+        return not self.features.holds(self.family, path, self.signals(arms))
 
     def free(self) -> None:
         """Give back the memory that answers can do without: features of other videos, and a prefix."""

@@ -18,7 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from stsimdiff import video
 from stsimdiff.budget import Budget
-from stsimdiff.compressors.base import Compressor
+from stsimdiff.compressors.base import Compressor, signals_for
 from stsimdiff.cost import DecoderShape, sample_cost
 from stsimdiff.cost.counting import CountedRun
 from stsimdiff.engine import Compression, lent, synchronise
@@ -182,7 +182,7 @@ def measure(subject: Subject, question: Question) -> Sample:
         start = clock.mark()
         frames = video.read(question.video, subject.sampling, subject.decoder)
         read = clock.mark()
-        encoded = family.encode(frames, signals=subject.compressor.needs_vision)
+        encoded = family.encode(frames, signals=signals_for([subject.compressor]))
         prompt = family.prompt(encoded, question.text, sample=question.video_name)
         prepared = clock.mark()
         run = lent.start(subject.compressor, prompt.layout, subject.budget, frames=frames)
@@ -211,7 +211,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     """FLOPs of a method without a formula on one question, counted as it runs; the run is not timed."""
     family = subject.family
     frames = video.read(question.video, subject.sampling, subject.decoder)
-    encoded = family.encode(frames, signals=subject.compressor.needs_vision)
+    encoded = family.encode(frames, signals=signals_for([subject.compressor]))
     prompt = family.prompt(encoded, question.text, sample=question.video_name)
     run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget, frames=frames))
     with Compression(family.decoder, run, prompt.layout) as trace:

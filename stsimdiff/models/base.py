@@ -27,7 +27,7 @@ from stsimdiff.cost import ModelShape
 from stsimdiff.engine import Decoder, synchronise
 from stsimdiff.errors import ConfigError
 from stsimdiff.ranks import local_rank, world_size
-from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
+from stsimdiff.tokens import Grid, Layout, Picture, Signals, VisionSignals
 from stsimdiff.video import Frames
 
 DTYPES = {
@@ -258,12 +258,12 @@ class Family(ABC):
         return None
 
     @abstractmethod
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         """Preprocess the frames and run the vision tower once.
 
         Args:
             frames: of one video.
-            signals: also read the tower's attention (:class:`~stsimdiff.tokens.VisionSignals`).
+            signals: also read the tower's attention (:class:`~stsimdiff.tokens.VisionSignals`), and layers by number.
         """
 
     @abstractmethod

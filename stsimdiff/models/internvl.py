@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from stsimdiff.models.checkpoint import load_processor, load_weights, read_confi
 from stsimdiff.models.frame_shape import FrameShape, dtype_of
 from stsimdiff.models.released import QWEN2_7B
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
-from stsimdiff.tokens import Grid, Layout
+from stsimdiff.tokens import Grid, Layout, Signals
 from stsimdiff.video import Frames
 
 FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
@@ -114,7 +113,7 @@ class InternVL(Family):
 
     @torch.inference_mode()
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
         batch = self.processor.video_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt")
@@ -126,16 +125,18 @@ class InternVL(Family):
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+    def encode_pixels(self, pixels: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(T, 3, H, W)``; ``signals``: also read the class token's attention."""
         with self.tower(signals) as reader:
             outputs = self.model.model.get_image_features(pixels.to(self.device), return_dict=True)
         return self.encoded(outputs, reader, {"pixel_values": pixels})
 
-    def tower(self, signals: bool) -> Any:
+    def tower(self, signals: Signals) -> Any:
         """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
-        layer = self.model.model.vision_tower.encoder.layer[self.model.config.vision_feature_layer]
-        return reading(layer.attention, class_token=True) if signals else nullcontext()
+        layers = self.model.model.vision_tower.encoder.layer
+        return reading(
+            layers, "attention", signals, last=self.model.config.vision_feature_layer, class_token=True
+        )
 
     def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
         """The video of the stock ``get_image_features``, which takes frames and images alike: all are frames of one.

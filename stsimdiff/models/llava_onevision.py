@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from stsimdiff.models.checkpoint import load_processor, load_weights, read_confi
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
-from stsimdiff.tokens import Grid, Layout
+from stsimdiff.tokens import Grid, Layout, Signals
 from stsimdiff.video import Frames
 
 FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
@@ -104,7 +103,7 @@ class LlavaOnevision(Family):
 
     @torch.inference_mode()
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
         batch = self.processor.video_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt")
@@ -114,7 +113,7 @@ class LlavaOnevision(Family):
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+    def encode_pixels(self, pixels: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(1, T, 3, S, S)``."""
         with self.tower(signals) as reader:
             outputs = self.model.model.get_video_features(
@@ -122,10 +121,10 @@ class LlavaOnevision(Family):
             )
         return self.encoded(outputs, reader, {"pixel_values": pixels})
 
-    def tower(self, signals: bool) -> Any:
+    def tower(self, signals: Signals) -> Any:
         """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
-        layer = self.model.config.vision_feature_layer
-        return reading(self._tower_layers()[layer].self_attn) if signals else nullcontext()
+        last = self.model.config.vision_feature_layer
+        return reading(self._tower_layers(), "self_attn", signals, last=last)
 
     def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
         """The video of the stock ``get_video_features``.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from stsimdiff.models.presence import is_of, tower_file
 from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
-from stsimdiff.tokens import Grid, Picture
+from stsimdiff.tokens import Grid, Picture, Signals
 from stsimdiff.video import Frames
 
 POOLINGS = ("bilinear", "average")
@@ -141,7 +140,7 @@ class LlavaVideo(SiglipQwen2):
 
     @torch.inference_mode()
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.model.config.vision_config.image_size)
         preprocess = watch.lap()
@@ -151,10 +150,9 @@ class LlavaVideo(SiglipQwen2):
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, *, signals: bool = False) -> EncodedVideo:
+    def encode_pixels(self, pixels: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(T, 3, S, S)``; ``signals``: also read the tower's attention."""
-        last = self.model.model.vision_tower.encoder.layers[-1]
-        with reading(last.self_attn) if signals else nullcontext() as reader:
+        with reading(self.model.model.vision_tower.encoder.layers, "self_attn", signals) as reader:
             tower = self.tower_features(pixels)
         pooled = self.pool(self.project(tower))
         frames, height, width = pooled.shape[:3]

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from stsimdiff.models.presence import is_of
 from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.siglip_qwen2 import SiglipQwen2, frame_pixels, optional_tokenizer, siglip_features
 from stsimdiff.models.tower import pooled_signals, reading
-from stsimdiff.tokens import Grid, Picture
+from stsimdiff.tokens import Grid, Picture, Signals
 from stsimdiff.video import Frames
 
 PARTS = info("nvila").parts
@@ -168,7 +167,7 @@ class NVILA(SiglipQwen2):
 
     @torch.inference_mode()
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         pixels = frame_pixels(frames, self.tower.config.image_size)
         # A video with fewer frames than asked for may leave a group open: its last frame stands in.
@@ -180,7 +179,7 @@ class NVILA(SiglipQwen2):
         return encoded
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, end: Tensor, *, signals: bool = False) -> EncodedVideo:
+    def encode_pixels(self, pixels: Tensor, end: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(T, 3, S, S)``.
 
         Args:
@@ -192,7 +191,7 @@ class NVILA(SiglipQwen2):
             raise ConfigError(
                 f"model.path={self.path!r} ends a group by {len(end)} tokens: no signals of the tower"
             )
-        with reading(self.tower.encoder.layers[-1].self_attn) if signals else nullcontext() as reader:
+        with reading(self.tower.encoder.layers, "self_attn", signals) as reader:
             tower = self.tower_features(pixels)
         groups = self.pool(self.projector(tower))
         ending = self.model.get_input_embeddings()(end.to(self.device)).to(groups)

@@ -17,6 +17,7 @@ from stsimdiff.engine import Decoder
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.models.qwen_shape import QWEN3_LIMITS, Qwen3Shape
 from stsimdiff.models.qwen_vl import QwenVL
+from stsimdiff.tokens import Signals
 from stsimdiff.video import Frames
 
 
@@ -68,7 +69,7 @@ class Qwen3VL(QwenVL):
         return Decoder(language_model, language_model.layers, added=_deepstack, mrope=self.mrope)
 
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         if len(frames.indices) % 2:
             # The stock processor fills an odd number up with the last frame too, but only after it has chosen the size
             # for the odd number, and it refuses a single frame.

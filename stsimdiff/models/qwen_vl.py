@@ -6,7 +6,6 @@ The families themselves are :mod:`qwen2_vl`, :mod:`qwen2_5_vl` and :mod:`qwen3_v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from stsimdiff.models.checkpoint import load_processor, load_weights, read_confi
 from stsimdiff.models.frame_shape import dtype_of
 from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape, TokenLimits
 from stsimdiff.models.tower import TowerReader, reading
-from stsimdiff.tokens import Grid, Layout, Picture, VisionSignals
+from stsimdiff.tokens import Grid, Layout, Picture, Signals, VisionSignals
 from stsimdiff.video import Frames
 
 VIDEO_TYPE = 2
@@ -126,7 +125,7 @@ class QwenVL(Family):
 
     @torch.inference_mode()
     @override
-    def encode(self, frames: Frames, *, signals: bool = False) -> EncodedVideo:
+    def encode(self, frames: Frames, *, signals: Signals = False) -> EncodedVideo:
         watch = Stopwatch(self.device)
         processor = self._processor()
         pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
@@ -162,7 +161,7 @@ class QwenVL(Family):
         return {"size": {"shortest_edge": least, "longest_edge": most}, "cap_pixels_per_frame": False}
 
     @torch.inference_mode()
-    def encode_patches(self, patches: Tensor, grid_thw: Tensor, *, signals: bool = False) -> EncodedVideo:
+    def encode_patches(self, patches: Tensor, grid_thw: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Run the vision tower on preprocessed patches.
 
         Args:
@@ -176,9 +175,9 @@ class QwenVL(Family):
             )
         return self.encoded(outputs, reader, {"video_grid_thw": grid_thw})
 
-    def tower(self, signals: bool) -> Any:
+    def tower(self, signals: Signals) -> Any:
         """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
-        return reading(self.model.model.visual.blocks[-1].attn) if signals else nullcontext()
+        return reading(self.model.model.visual.blocks, "attn", signals)
 
     def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
         """The video of the stock ``get_video_features``.
@@ -206,14 +205,19 @@ class QwenVL(Family):
     def _signals(self, reader: TowerReader, grid_thw: Tensor) -> VisionSignals:
         """Mean over the patches that the merger joins, in raster order."""
         unit = self.model.config.vision_config.spatial_merge_size**2
-        received = reader.received.view(-1, unit).mean(1)
-        keys = reader.keys.view(-1, unit, *reader.keys.shape[1:]).mean(1)
-        query = reader.query(int(grid_thw[0, 0]))
-        order = self._tower_order(grid_thw)
-        if order is None:
-            return VisionSignals(received, keys, query)
-        place = torch.argsort(order).to(received.device)
-        return VisionSignals(received[place], keys[place], query)
+        order, time_steps = self._tower_order(grid_thw), int(grid_thw[0, 0])
+        place = None if order is None else torch.argsort(order).to(reader.received.device)
+
+        def merged(values: Tensor) -> Tensor:
+            means = values.view(-1, unit, *values.shape[1:]).mean(1)
+            return means if place is None else means[place]
+
+        return VisionSignals(
+            merged(reader.received),
+            merged(reader.keys),
+            reader.query(time_steps),
+            reader.others(merged, time_steps),
+        )
 
     def _tower_order(self, grid_thw: Tensor) -> Tensor | None:
         """``(N,)`` raster index of each merged token in the order of the tower's layers; ``None`` if it is raster."""

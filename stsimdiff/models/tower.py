@@ -6,14 +6,15 @@ Done through the engine's probe on the one layer that is needed; the tower's own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stsimdiff.engine.attention import QUERY_CHUNK, attention_rows, probe
-from stsimdiff.tokens import VisionSignals
+from stsimdiff.errors import ConfigError
+from stsimdiff.tokens import Signals, TowerLayer, VisionSignals, layers_of
 
 
 class TowerReader:
@@ -26,6 +27,7 @@ class TowerReader:
         received: ``(patches,)`` float32: attention received, mean over heads and the queries of the frame or window,
             or over heads alone where only the class token's counts.
         keys: ``(patches, heads, d)``.
+        layers: readers of the layers that are read besides, by number.
     """
 
     def __init__(self, class_token: bool = False) -> None:
@@ -33,6 +35,9 @@ class TowerReader:
         self._received: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._queries: list[Tensor] = []
+        self._hidden: list[Tensor] = []
+        self._frames: list[Tensor] = []
+        self.layers: dict[int, TowerReader] = {}
 
     def query(self, frames: int) -> Tensor:
         """Mean query of each of so many frames of equally many patches, scaled, ``(frames, heads, d)`` float32."""
@@ -47,6 +52,36 @@ class TowerReader:
     def keys(self) -> Tensor:
         """Keys of all patches, ``(patches, heads, d)``."""
         return torch.cat(self._keys)
+
+    def others(self, merged: Callable[[Tensor], Tensor], rows: int) -> tuple[TowerLayer, ...]:
+        """What the layers that are read besides say of each token of the grid.
+
+        Args:
+            merged: from values ``(patches, ...)`` to ``(N, ...)``.
+            rows: T.
+        """
+        return tuple(
+            TowerLayer(
+                number,
+                merged(reader.received),
+                merged(reader.keys),
+                merged(torch.cat(reader._hidden)),
+                reader._vectors(rows),
+            )
+            for number, reader in self.layers.items()
+        )
+
+    def _vectors(self, rows: int) -> Tensor:
+        vectors = torch.cat(self._frames or self._hidden)
+        return vectors.unflatten(0, (rows, -1)).mean(1, dtype=torch.float32)
+
+    def leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        """One call of the layer: hidden states ``(frames, patches, C)``, or one sequence of all patches."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self.class_token:
+            self._frames.append(hidden[:, 0])
+            hidden = hidden[:, 1:]
+        self._hidden.append(hidden.reshape(-1, hidden.shape[-1]))
 
     def receive(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
@@ -82,14 +117,46 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 @contextmanager
-def reading(attention: nn.Module, *, class_token: bool = False) -> Iterator[TowerReader]:
-    """Read the attention of a tower that runs within ``with``; nothing is left behind on exit."""
-    reader = TowerReader(class_token)
-    undo: Callable[[], None] = probe(attention, reader.receive)
-    try:
-        yield reader
-    finally:
-        undo()
+def reading(
+    layers: Sequence[nn.Module],
+    attention: str,
+    signals: Signals,
+    *,
+    last: int = -1,
+    class_token: bool = False,
+) -> Iterator[TowerReader | None]:
+    """Read the attention of a tower that runs within ``with``; nothing is left behind on exit.
+
+    Args:
+        layers: of the tower.
+        attention: name of the attention module in each.
+        signals: what is read; nothing if false, and then ``None`` is given.
+        last: the layer whose output becomes the features.
+        class_token: see :class:`TowerReader`.
+
+    Raises:
+        ConfigError: for a layer that the tower does not have.
+    """
+    if not signals:
+        yield None
+        return
+    count = len(layers)
+    for number in layers_of(signals):
+        if not -count <= number < count:
+            raise ConfigError(
+                f"tower_layers names layer {number}; this model's vision tower has the layers 0 to {count - 1}, or "
+                f"-1 to -{count}"
+            )
+    readers = {last % count: TowerReader(class_token)}
+    with ExitStack() as undo:
+        for number in layers_of(signals):
+            reader = readers.setdefault(number % count, TowerReader(class_token))
+            readers[last % count].layers[number] = reader
+        for number, reader in readers.items():
+            undo.callback(probe(getattr(layers[number], attention), reader.receive))
+        for number in {number % count for number in layers_of(signals)}:
+            undo.callback(layers[number].register_forward_hook(readers[number].leave).remove)
+        yield readers[last % count]
 
 
 def _parts(bounds: Tensor | None, length: int) -> Sequence[slice]:
@@ -118,9 +185,11 @@ def pooled_signals(
             maps = torch.cat((maps, maps.mean(2, keepdim=True)), dim=2)
         return maps
 
-    keys, received = reader.keys, pooled(reader.received[:, None])
+    def merged(values: Tensor) -> Tensor:
+        flat = pooled(values.reshape(len(values), -1)).flatten(0, -2)
+        return flat.unflatten(1, values.shape[1:]).to(values.dtype) if values.ndim > 1 else flat.flatten()
+
+    rows = len(pooled(reader.received[:, None]))
     return VisionSignals(
-        received=received.flatten(),
-        keys=pooled(keys.flatten(1)).flatten(0, -2).unflatten(1, keys.shape[1:]).to(keys.dtype),
-        query=reader.query(len(received)),
+        merged(reader.received), merged(reader.keys), reader.query(rows), reader.others(merged, rows)
     )

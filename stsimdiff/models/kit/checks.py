@@ -168,6 +168,7 @@ def signals_have_the_grid(case: Case) -> None:
     before = [_state(module) for module in modules]
     try:
         encoded = case.family.encode(case.frames, signals=True)
+        layers = case.family.encode(case.frames, signals=(-1, 0))
     except ConfigError as error:
         raise NotGiven(f"no signals of the tower: {error}") from error
     signals, count = encoded.signals, case.video.grid.tokens
@@ -183,6 +184,14 @@ def signals_have_the_grid(case: Case) -> None:
         f"keys is {tuple(signals.keys.shape)}, expected ({count}, heads, width)"
     )
     assert bool(torch.isfinite(signals.keys).all()), "keys hold NaN or infinite values"
+    for layer in layers.signals.layers if layers.signals else ():
+        for name in ("received", "keys", "hidden", "frames"):
+            found, rows = getattr(layer, name), case.video.grid.frames if name == "frames" else count
+            assert len(found) == rows and bool(torch.isfinite(found).all()), (
+                f"{name} of layer {layer.number} is {tuple(found.shape)}, expected ({rows}, ...), finite"
+            )
+    named = [layer.number for layer in layers.signals.layers] if layers.signals else []
+    assert named == [-1, 0], f"encode(signals=(-1, 0)) gave the layers {named} of the tower"
     assert [_state(module) for module in modules] == before, "encode(signals=True) left something behind"
     prompt = case.family.prompt(encoded, TEXT, sample="kit")
     assert prompt.layout.vision is signals, "prompt() does not hand the signals on as layout.vision"
