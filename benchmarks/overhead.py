@@ -84,7 +84,13 @@ def main() -> None:
     videos, repeats = (2, 3) if options.quick else (options.videos, options.repeats)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        words = ["compressor=none", "logger=none", f"results={folder}", *options.settings]
+        words = [
+            "compressor=none",
+            "logger=none",
+            "reuse_prefix=false",
+            f"results={folder}",
+            *options.settings,
+        ]
         if not any(word.startswith("benchmark") for word in options.settings):
             words.append(f"benchmark.data={clips.build(folder / 'data', videos=videos)}")
         (config,) = configurations(words)
