@@ -14,7 +14,7 @@ from stsimdiff.report import figures, palette
 from stsimdiff.report.page import report_page
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
-from stsimdiff.report.series import by_layer, pareto, threshold_maps
+from stsimdiff.report.series import by_layer, pareto, sweeps, threshold_maps
 from stsimdiff.report.table import build
 from stsimdiff.report.venue import VENUES
 
@@ -60,6 +60,70 @@ def test_maps_hold_every_arm_of_one_setting(run: Path) -> None:
             label = f"st_simdiff tau_sim={one.similar[x]} tau_diff={one.different[y]} layer=1"
             assert value == pytest.approx(accuracy.get((label, retention), NAN), nan_ok=True)
     assert np.isnan(maps[0].accuracy[0, 1]) and np.isnan(maps[0].accuracy).sum() == 1
+
+
+def test_sweeps_hold_rows_that_differ_in_one_parameter_alone(run: Path) -> None:
+    (section,) = build(read(run)).sections
+    found = {sweep.name: sweep for sweep in sweeps(section)}
+    assert set(found) == {"tau_sim", "tau_diff", "layer"} and {sweep.method for sweep in found.values()} == {
+        "st_simdiff"
+    }
+    assert found["tau_sim"].values == [0.7, 0.8] and found["tau_sim"].numbers
+    assert found["tau_diff"].values == [0.1, 0.2, "p95"] and not found["tau_diff"].numbers
+    # Of the six pairs over tau_sim one lacks an arm; layer 2 was asked at one setting of the thresholds.
+    assert len(found["tau_sim"].lines) == 5 and len(found["tau_diff"].lines) == 4
+    assert list(found["layer"].lines) == ["tau_sim=0.8 tau_diff=0.2 at 30 %"]
+    line = found["tau_diff"].lines["tau_sim=0.8 layer=1 at 50 %"]
+    accuracy = {(row.label, row.retention): row.overall for row in section.rows}
+    assert {value: row.overall for value, row in line.items()} == {
+        value: accuracy[f"st_simdiff tau_sim=0.8 tau_diff={value} layer=1", 0.5] for value in (0.2, "p95")
+    }
+
+
+def test_numbers_are_lines_and_words_bars_over_all_tokens(run: Path) -> None:
+    (section,) = build(read(run)).sections
+    panels = {axes.get_xlabel(): axes for axes in figures.swept(section).axes}
+    assert set(panels) == {"τ_sim", "τ_diff", "layer"}
+    assert not panels["τ_sim"].patches and len(panels["τ_diff"].patches) == 11
+    assert [text.get_text() for text in panels["τ_diff"].get_xticklabels()] == ["0.1", "0.2", "p95"]
+    heights = sorted(bar.get_height() for bar in panels["τ_diff"].patches)
+    shown = sorted(row.overall for row in section.rows if "layer=1" in row.label)
+    assert heights == pytest.approx(shown)
+
+
+def test_two_swept_parameters_are_a_map_by_their_names(tmp_path: Path) -> None:
+    for layer in (1, 2):
+        for reduction in ("mean", "max"):
+            settings = {
+                "_target_": "x.STSimDiff",
+                "layer": layer,
+                "reduction": reduction,
+                "tau_sim": 0.8,
+                "tau_diff": 0.2,
+            }
+            write_arm(
+                tmp_path,
+                "st_simdiff",
+                0.3,
+                answers(0.5 + layer / 10, 0.3, seed=reduction),
+                compressor=settings,
+            )
+    stored = read(tmp_path)
+    (section,) = build(stored).sections
+    (found,) = threshold_maps(section, stored.arms)
+    assert (found.names, found.title) == (("layer", "reduction"), "st_simdiff at 30 %")
+    assert (found.similar, found.different) == (["1", "2"], ["max", "mean"])
+    accuracy = {(row.swept["reduction"], row.swept["layer"]): row.overall for row in section.rows}
+    assert found.accuracy.tolist() == [
+        [accuracy[word, layer] for layer in (1, 2)] for word in ("max", "mean")
+    ]
+    page = report_page(tmp_path, build(stored), stored, [])
+    assert json.loads(page.partition('id="data">')[2].partition("</script>")[0])["plots"][0]["maps"][0][
+        "names"
+    ] == [
+        "layer",
+        "reduction",
+    ]
 
 
 def test_layers_are_means_over_the_answers(run: Path) -> None:
@@ -176,6 +240,7 @@ def test_nothing_lies_over_another_thing_or_is_cut(run: Path, style: str) -> Non
             figures.accuracy(section, ("tokens", "compute"), styles),
             figures.retention_by_layer(section, by_layer(stored.samples), styles),
             figures.thresholds(section, stored),
+            figures.swept(section),
         ]
         for figure in drawn:
             figure.draw_without_rendering()
@@ -192,7 +257,7 @@ def test_a_dollar_is_drawn_as_one(tmp_path: Path) -> None:
     write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3), label="mine $x^2$ $\\frac{")
     stored = read(tmp_path)
     for name, draw in figures.figures(build(stored), stored):
-        assert draw() or name in ("thresholds", "breakdown")
+        assert draw() or name in ("thresholds", "swept", "breakdown")
     assert publish(tmp_path, None).unmade == []
 
 

@@ -22,10 +22,10 @@ from matplotlib.lines import Line2D
 
 from stsimdiff.report.breakdown import Part
 from stsimdiff.report.labels import greek
-from stsimdiff.report.palette import Look, looks
+from stsimdiff.report.palette import STYLES, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
-from stsimdiff.report.series import COSTS, FORMATS, NAMES, THRESHOLDS, by_layer, front, threshold_maps
+from stsimdiff.report.series import COSTS, FORMATS, NAMES, by_layer, front, sweeps, threshold_maps
 from stsimdiff.report.venue import VENUES, Venue
 
 if TYPE_CHECKING:
@@ -68,12 +68,8 @@ def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Ite
             return by_value(section, table.parts, styles)
 
         drawings = (
-            against("flops"),
-            against("tokens", "compute"),
-            against("latency"),
-            layered,
-            mapped,
-            parted,
+            *(against("flops"), against("tokens", "compute"), against("latency")),
+            *(layered, mapped, partial(swept, section), parted),
         )
         about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
@@ -180,7 +176,7 @@ def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: 
 
 
 def thresholds(section: Section, stored: Stored) -> Figure | None:
-    """Maps of the accuracy over tau_sim and tau_diff, one scale for all of them."""
+    """Maps of the accuracy over tau_sim and tau_diff or two other swept parameters, one scale for all of them."""
     maps = threshold_maps(section, stored.arms)
     known = [cell for found in maps for cell in found.accuracy.ravel() if not math.isnan(cell)]
     if not known:
@@ -199,10 +195,52 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
             axes.text(x, y, said, ha="center", va="center", color=colour)
         axes.set_xticks(range(len(found.similar)), found.similar)
         axes.set_yticks(range(len(found.different)), found.different)
-        axes.set_xlabel(greek(THRESHOLDS[0]))
-        axes.set_ylabel(greek(THRESHOLDS[1]))
+        axes.set_xlabel(greek(found.names[0]))
+        axes.set_ylabel(greek(found.names[1]))
         axes.set_title(_wrapped(axes, greek(found.title)))
     figure.colorbar(image, ax=panels, label="accuracy, %")
+    return figure
+
+
+def swept(section: Section) -> Figure | None:
+    """The accuracy, with its interval, over each swept parameter: lines over numbers, bars of words; a panel each."""
+    found = sweeps(section)
+    if not found:
+        return None
+    figure, panels = _panels(len(found), beside=2, sharey=True)
+    whole = next((row.overall for row in section.rows if row.method == "none"), math.nan)
+    handles: list[Line2D] = []
+    for axes, sweep in zip(panels, found, strict=True):
+        width = 0.8 / len(sweep.lines)
+        for turn, (label, by) in enumerate(sweep.lines.items()):
+            again, place = divmod(len(handles), len(STYLES))
+            look = {"color": STYLES[place].colour}
+            values, rows = zip(*sorted(by.items(), key=lambda one: sweep.values.index(one[0])), strict=True)
+            y = [row.overall for row in rows]
+            error = [
+                [_distance(row.overall, row.ci_low) for row in rows],
+                [_distance(row.ci_high, row.overall) for row in rows],
+            ]
+            if sweep.numbers:
+                look |= {"marker": STYLES[place].marker, "ls": ("-", "--", ":")[again % 3], "lw": 1.1}
+                axes.errorbar(values, y, yerr=error, elinewidth=0.8, capsize=2, **look)
+            else:
+                x = [sweep.values.index(value) + width * (turn + 0.5) - 0.4 for value in values]
+                axes.bar(
+                    x, y, width=0.9 * width, yerr=error, hatch=("", "//", "..")[again % 3], **look,
+                    error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": GREY},
+                )  # fmt: skip
+                look |= {"marker": "s", "ls": "none"}
+            handles.append(Line2D([], [], label=_filled(figure, f"{sweep.name}: {label}"), **look))
+        if not math.isnan(whole):
+            axes.axhline(whole, color=GREY, lw=0.8, ls="--")
+        if not sweep.numbers:
+            axes.set_xticks(range(len(sweep.values)), [str(value) for value in sweep.values])
+        axes.set_title(sweep.method)
+        _tidy(axes, greek(sweep.name), "accuracy, %\n(95 % interval)")
+    if not math.isnan(whole):
+        handles.append(Line2D([], [], color=GREY, lw=0.8, ls="--", label="all tokens"))
+    _below(figure, handles)
     return figure
 
 
@@ -287,22 +325,29 @@ def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
 
 def _legend(figure: Figure, rows: list[Row], styles: Looks, extra: Sequence[Line2D]) -> None:
     """Every label with its look, below the panels; the figure gets taller with them."""
-    size = rcParams["legend.fontsize"]
-    width, height = figure.get_size_inches()
-    fitting = min(LONGEST, int((width - 0.6) / (0.56 * size / 72)))
     handles = []
     for method, label in dict.fromkeys((row.method, row.label) for row in rows):
         look = styles[method, label]
         handles.append(
             Line2D(
-                [], [], color=look.colour, marker=look.marker, ms=0.6 * size, lw=1.1, ls=look.line,
-                mew=1.6 if look.thin else 0.4, label=textwrap.fill(greek(label), fitting),
+                [], [], color=look.colour, marker=look.marker, ms=0.6 * rcParams["legend.fontsize"], lw=1.1,
+                ls=look.line, mew=1.6 if look.thin else 0.4, label=_filled(figure, label),
             )
         )  # fmt: skip
+    _below(figure, [*handles, *extra])
+
+
+def _filled(figure: Figure, label: str) -> str:
+    """A label of a legend on as many lines as the figure's width asks for."""
+    width = figure.get_size_inches()[0]
+    fitting = min(LONGEST, int((width - 0.6) / (0.56 * rcParams["legend.fontsize"] / 72)))
+    return textwrap.fill(greek(label), fitting)
+
+
+def _below(figure: Figure, handles: Sequence[Line2D]) -> None:
+    width, height = figure.get_size_inches()
     for columns in (3, 2, 1):
-        legend = figure.legend(
-            handles=[*handles, *extra], loc="outside lower center", frameon=False, ncols=columns
-        )
+        legend = figure.legend(handles=handles, loc="outside lower center", frameon=False, ncols=columns)
         if (box := legend.get_window_extent()).width <= figure.bbox.width or columns == 1:
             break
         legend.remove()

@@ -194,7 +194,7 @@ def _plot(
         ],
         "front": {name: front(section, name) for name in COSTS},
         "maps": [
-            {"title": m.title, "x": m.similar, "y": m.different, "z": m.accuracy.tolist()}
+            {"names": m.names, "title": m.title, "x": m.similar, "y": m.different, "z": m.accuracy.tolist()}
             for m in threshold_maps(section, stored.arms)
         ],
     }

@@ -1,4 +1,4 @@
-"""What is plotted of a table, as numbers: the Pareto front, retention by layer, grids of thresholds.
+"""What is plotted of a table, as numbers: the Pareto front, retention by layer, swept parameters alone and by twos.
 
 How it is drawn stands in ``figures`` (files) and in the page's own script.
 """
@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from stsimdiff.report.section import Row, Section
 FORMATS = ("pdf", "svg", "png")
 NAMES = (
     *("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds"),
-    "breakdown",
+    *("swept", "breakdown"),
 )
 """The figures' files, and how their names begin; known without drawing any."""
 
@@ -70,15 +71,17 @@ def by_layer(samples: pd.DataFrame) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class ThresholdMap:
-    """Accuracies in percent over two thresholds; NaN where there is no arm.
+    """Accuracies in percent over two parameters; NaN where there is no arm.
 
     Attributes:
+        names: ``tau_sim`` and ``tau_diff``, or the two parameters that were swept.
         title: the method, its retention and what else of its parameters is not the default.
-        similar: values of ``tau_sim``, the columns.
-        different: values of ``tau_diff``, the rows.
+        similar: values of the first, the columns.
+        different: values of the second, the rows.
         accuracy: ``(rows, columns)``.
     """
 
+    names: tuple[str, str]
     title: str
     similar: list[str]
     different: list[str]
@@ -86,27 +89,96 @@ class ThresholdMap:
 
 
 def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[ThresholdMap]:
-    """One map for each method, retention and setting of all other parameters, where a threshold was swept."""
+    """One map for each method, retention and setting of all other parameters, where a threshold or two others were
+    swept."""
     parameters = {arm.id: arm.compressor for arm in arms}
+    pairs = {method: _pair(rows) for method, rows in _methods(section).items()}
     groups: dict[tuple, list[Row]] = {}
     for row in section.rows:
-        given = parameters.get(row.arm)
-        if given and all(name in given for name in THRESHOLDS):
-            rest = {key: value for key, value in given.items() if key not in THRESHOLDS}
+        given, names = parameters.get(row.arm), pairs[row.method]
+        if given and names and all(name in given for name in names):
+            rest = {key: value for key, value in given.items() if key not in names}
             key = (row.method, row.retention, json.dumps(rest, sort_keys=True), row.settings)
             groups.setdefault(key, []).append(row)
     maps = []
     for (method, retention, *_), rows in groups.items():
-        cells = {tuple(parameters[row.arm][name] for name in THRESHOLDS): row.overall for row in rows}
+        names = pairs[method] or THRESHOLDS
+        cells = {tuple(parameters[row.arm][name] for name in names): row.overall for row in rows}
         similar, different = (sorted({cell[i] for cell in cells}, key=order) for i in (0, 1))
         if len(cells) < 2:
             continue
         grid = np.array([[cells.get((s, d), math.nan) for s in similar] for d in different], dtype=float)
-        own = [part for part in rows[0].label.split()[1:] if not part.startswith(THRESHOLDS + ("#",))]
-        title = " ".join([method, *own, f"at {100 * retention:.4g} %"])
-        maps.append(ThresholdMap(title, [_said(s) for s in similar], [_said(d) for d in different], grid))
+        title = " ".join([method, *_rest(rows[0], names), f"at {100 * retention:.4g} %"])
+        maps.append(
+            ThresholdMap(names, title, [_said(s) for s in similar], [_said(d) for d in different], grid)
+        )
     return maps
 
 
+def _methods(section: Section) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in section.rows:
+        found.setdefault(row.method, []).append(row)
+    return found
+
+
+def _pair(rows: Iterable[Row]) -> tuple[str, str] | None:
+    """The parameters that a method's map is over."""
+    swept = list(dict.fromkeys(name for row in rows for name in row.swept))
+    if set(swept).isdisjoint(THRESHOLDS):
+        return (swept[0], swept[1]) if len(swept) == 2 else None
+    return THRESHOLDS
+
+
+def _rest(row: Row, names: Iterable[str]) -> list[str]:
+    """What a row's label says beside the values of these parameters."""
+    return [
+        part for part in row.label.split()[1:] if not part.startswith((*(f"{name}=" for name in names), "#"))
+    ]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A method's rows along one of its parameters.
+
+    Attributes:
+        values: of the parameter, in order.
+        lines: by what else the rows differ in, the row at each value.
+    """
+
+    method: str
+    name: str
+    values: list[Any]
+    lines: dict[str, dict[Any, Row]]
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the parameter is a number, and no word or switch."""
+        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+
+
+def sweeps(section: Section) -> list[Sweep]:
+    """For each parameter that was swept the rows that differ in nothing else, where there are two."""
+    found = []
+    for method, rows in _methods(section).items():
+        for name in dict.fromkeys(name for row in rows for name in row.swept):
+            groups: dict[tuple, dict[Any, Row]] = {}
+            for row in rows:
+                if not math.isnan(row.overall):
+                    rest = {key: value for key, value in row.swept.items() if key != name}
+                    key = (json.dumps(rest, sort_keys=True), row.settings, row.retention)
+                    groups.setdefault(key, {})[row.swept[name]] = row
+            lines = {
+                " ".join([*_rest(row, (name,)), f"at {100 * row.retention:.4g} %"]): group
+                for group in groups.values()
+                if len(group) > 1
+                for row in (next(iter(group.values())),)
+            }
+            if lines:
+                values = sorted({value for group in lines.values() for value in group}, key=order)
+                found.append(Sweep(method, name, values, lines))
+    return found
+
+
 def _said(value: object) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

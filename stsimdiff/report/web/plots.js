@@ -65,7 +65,7 @@
     return plot.maps.map((map, number) => ({
       type: "heatmap", x: map.x, y: map.y, z: map.z, colorscale: "Cividis", coloraxis: "coloraxis",
       texttemplate: "%{z:.1f}", xaxis: `x${number + 1}`, yaxis: `y${number + 1}`,
-      hovertemplate: "τ_sim %{x}, τ_diff %{y}: %{z:.1f} %<extra></extra>",
+      hovertemplate: `${plain(map.names[0])} %{x}, ${plain(map.names[1])} %{y}: %{z:.1f} %<extra></extra>`,
     }));
   }
 
@@ -84,8 +84,8 @@
       base.coloraxis = { colorscale: "Cividis", colorbar: { title: { text: "accuracy, %" } } };
       plot.maps.forEach((map, number) => {
         const id = number ? number + 1 : "";
-        base[`xaxis${id}`] = { ...axis, type: "category", title: { text: plain(`tau_sim · ${map.title}`) } };
-        base[`yaxis${id}`] = { ...axis, type: "category", title: { text: "τ_diff" } };
+        base[`xaxis${id}`] = { ...axis, type: "category", title: { text: plain(`${map.names[0]} · ${map.title}`) } };
+        base[`yaxis${id}`] = { ...axis, type: "category", title: { text: plain(map.names[1]) } };
       });
       return base;
     }
