@@ -82,7 +82,8 @@ def test_sweeps_hold_rows_that_differ_in_one_parameter_alone(run: Path) -> None:
 
 def test_numbers_are_lines_and_words_bars_over_all_tokens(run: Path) -> None:
     (section,) = build(read(run)).sections
-    panels = {axes.get_xlabel(): axes for axes in figures.swept(section).axes}
+    with rc_context(VENUES["plain"].settings()):
+        panels = {axes.get_xlabel(): axes for axes in figures.swept(section).axes}
     assert set(panels) == {"τ_sim", "τ_diff", "layer"}
     assert not panels["τ_sim"].patches and len(panels["τ_diff"].patches) == 11
     assert [text.get_text() for text in panels["τ_diff"].get_xticklabels()] == ["0.1", "0.2", "p95"]

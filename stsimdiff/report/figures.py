@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context, rcParams
@@ -64,12 +64,15 @@ def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Ite
         def mapped(section: Section = section) -> Figure | None:
             return thresholds(section, stored)
 
+        def over(section: Section = section) -> Figure | None:
+            return swept(section)
+
         def parted(section: Section = section) -> Figure | None:
             return by_value(section, table.parts, styles)
 
         drawings = (
             *(against("flops"), against("tokens", "compute"), against("latency")),
-            *(layered, mapped, partial(swept, section), parted),
+            *(layered, mapped, over, parted),
         )
         about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
@@ -214,7 +217,7 @@ def swept(section: Section) -> Figure | None:
         width = 0.8 / len(sweep.lines)
         for turn, (label, by) in enumerate(sweep.lines.items()):
             again, place = divmod(len(handles), len(STYLES))
-            look = {"color": STYLES[place].colour}
+            look: dict[str, Any] = {"color": STYLES[place].colour}
             values, rows = zip(*sorted(by.items(), key=lambda one: sweep.values.index(one[0])), strict=True)
             y = [row.overall for row in rows]
             error = [
