@@ -154,7 +154,7 @@ def test_a_figure_is_laid_out_once_for_all_its_formats(run: Path, monkeypatch) -
     drawn = [draw() for _, draw in figures.figures(build(stored), stored)]
     drawn = [files for files in drawn if files]
     assert all(set(files) == {"pdf", "svg", "png"} for files in drawn)
-    assert len(laid_out) == len(drawn) == 5
+    assert len(laid_out) == len(drawn) == 6
 
 
 def test_two_sections_have_figures_of_their_own(tmp_path: Path) -> None:
