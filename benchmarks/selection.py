@@ -2,39 +2,94 @@
 
     python benchmarks/selection.py --frames 16 32 64 128 256 --out results/selection.json
 
-Time is given as a multiple of one copy of the token matrix into memory that is there already, measured in turn with
-the selection; memory as a multiple of the matrix's size; growth as the exponent of time over frames. What is timed is
-all that a method does before the language model, or for FastV its choice among given attention. ST-SimDiff is measured
-on four scenes that bracket what videos do: ``mixed`` (many small communities), ``static`` (one giant community of
-everything), ``newline`` (mixed, with a column of equal newline tokens, as in LLaVA-Video) and ``different`` (no edge
-at all); every other method on ``mixed``.
+Timed are all selections of a method in the prefill of a decoder of four layers, which add nothing and whose attention
+is drawn; what a method does while decoding is left out. Time is given as a multiple of one copy of the token matrix
+into memory that is there already, of one product of the tokens of each frame with each other, and of all products of
+matrices that the method makes itself; memory as a multiple of the matrix's size; growth as the exponent of time over
+frames. On the CPU seconds are those that this process computed, so that others on the machine count little. ST-SimDiff
+is measured on four scenes that bracket what videos do: ``mixed`` (many small communities), ``static`` (one giant
+community of everything), ``newline`` (mixed, with a column of equal newline tokens, as in LLaVA-Video) and
+``different`` (no edge at all); every other method on ``mixed``.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
+from stsimdiff.compressors.base import Run
 from stsimdiff.compressors.st_simdiff import STSimDiff, select
-from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
+from stsimdiff.kit.running import Asked, Measured
+from stsimdiff.plan.dry_run import without_model
+from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens, VisionSignals
+from stsimdiff.trace import Trace
 
 MAIN = "st_simdiff"
 OTHERS = tuple(name for name in compressors.BUILTIN if name not in (MAIN, "none", "no_video"))
 SCENES = ("mixed", "static", "newline", "different")
-LAYERS, HEADS, TOWER = 28, 28, (16, 72)
-"""Depth and heads of the decoder, heads and their width of the vision tower: those of a 7B model."""
+LAYERS, TOWER = 4, (16, 72)
+"""Depth of the decoder; heads and their width of the vision tower, those of SigLIP."""
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_euclidean_dist")
+"""Products of matrices, and the distances that are made of one."""
 SHOT = 16
 """Frames until the picture changes."""
+
+
+def now(device: str) -> float:
+    """Seconds: of this process on the CPU, of the clock on a device that has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def seconds(action: Callable[[], Any], device: str) -> float:
+    """What an action takes."""
+    started = now(device)
+    action()
+    return now(device) - started
+
+
+class Timed(Asked):
+    """A run whose calls are timed; memory is measured in another one, as that takes time itself."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        super().__init__(run)
+        self.device, self.seconds = device, 0.0
+
+    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+        started = now(self.device)
+        selection = call()
+        self.seconds += now(self.device) - started
+        return selection
+
+
+class Products(TorchDispatchMode):
+    """Adds up the time of products of matrices."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.seconds = device, 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if function._overloadpacket.__name__ not in PRODUCTS:
+            return function(*args, **(kwargs or {}))
+        started = now(self.device)
+        found = function(*args, **(kwargs or {}))
+        self.seconds += now(self.device) - started
+        return found
 
 
 def scene(kind: str, grid: Grid, dim: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -60,87 +115,54 @@ def scene(kind: str, grid: Grid, dim: int, dtype: torch.dtype, device: str) -> t
     return features.view(grid.tokens, dim)
 
 
-class Peak:
-    """Peak memory above that at the start: of the device on CUDA, else of the process (Linux)."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
-
-    def __enter__(self) -> Peak:
-        self.extra: int | None = None
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            reset = Path("/proc/self/clear_refs")
-            self.before = None
-            if reset.exists():
-                # What earlier calls freed but the allocator still holds would hide what this one needs.
-                ctypes.CDLL(None).malloc_trim(0)
-                reset.write_text("5")
-                self.before = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.cuda:
-            self.extra = torch.cuda.max_memory_allocated() - self.before
-        elif self.before is not None:
-            self.extra = self._status("VmHWM") - self.before
-
-    @staticmethod
-    def _status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
-def seconds(action, device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    action()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def selection(name: str, tokens: VideoTokens, options: argparse.Namespace):
-    """What a method does with the tokens of one video, as a function without arguments that returns a Selection."""
+def trace_of(
+    name: str, tokens: VideoTokens, options: argparse.Namespace, wrap: Callable[[Run], Run]
+) -> Trace:
+    """The trace that a method leaves on the tokens of one video; ``wrap`` puts something around its run."""
     grid, device = tokens.grid, tokens.features.device
+    generator = torch.Generator().manual_seed(0)
     vision = VisionSignals(
-        torch.rand(grid.tokens, device=device), torch.randn(grid.tokens, *TOWER, device=device)
+        torch.rand(grid.tokens, generator=generator).to(device),
+        torch.randn(grid.tokens, *TOWER, generator=generator).to(device),
     )
     layout = Layout(grid, torch.arange(grid.tokens), grid.tokens + 30, LAYERS, "benchmark", vision)
-    attention = torch.rand(HEADS, grid.tokens, device=device)
-    method, budget = compressors.resolve(name)(), Budget("tokens", options.retention)
-
-    def select_once():
-        run = method.start(layout, budget)
-        if run.places.input:
-            return run.at_input(tokens)
-        return run.before_layer(min(run.places.before), tokens, attention)
-
-    return select_once
+    # Not lent, as the engine's guards against writes take time of their own.
+    run = compressors.resolve(name)().start(layout, Budget("tokens", options.retention))
+    return without_model(wrap(run), layout, tokens.features, generator)
 
 
 def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> dict:
-    """One row of the table: medians over the repeats, copy and selection in turn."""
+    """One row of the table: medians over the repeats, copy, product and selection in turn."""
     if kind == "newline":
         grid = Grid(grid.frames, grid.height, grid.width + 1)
     features = scene(kind, grid, options.dim, getattr(torch, options.dtype), options.device)
     tokens = VideoTokens.full(features, grid)
     few = Grid(min(4, grid.frames), grid.height, grid.width)
-    selection(name, VideoTokens.full(features[: few.tokens], few), options)()  # warm-up
-    act = selection(name, tokens, options)
-    with Peak(options.device) as peak:
-        found = act()
+    measured: list[Measured] = []
+    timed: list[Timed] = []
+
+    def measuring(run: Run) -> Run:
+        measured.append(Measured(run, options.device))
+        return measured[-1]
+
+    def timing(run: Run) -> Run:
+        timed.append(Timed(run, options.device))
+        return timed[-1]
+
+    trace_of(name, VideoTokens.full(features[: few.tokens], few), options, timing)  # warm-up
+    timed.clear()
+    trace = trace_of(name, tokens, options, measuring)
     groups = len(select(tokens, options.retention, STSimDiff()).communities) if name == MAIN else None
-    target = torch.empty_like(features)
-    target.copy_(features)
-    copies, selections = [], []
+    with Products(options.device) as products:
+        trace_of(name, tokens, options, lambda run: run)
+    target, frames = features.clone(), features.view(grid.frames, grid.per_frame, -1)
+    copies, frame_products = [], []
     for _ in range(options.repeats):
         copies.append(seconds(lambda: target.copy_(features), options.device))
-        selections.append(seconds(act, options.device))
-    copy, median = statistics.median(copies), statistics.median(selections)
+        frame_products.append(seconds(lambda: frames @ frames.mT, options.device))
+        trace_of(name, tokens, options, timing)
+    selections = [one.seconds for one in timed]
+    median = statistics.median(selections)
     size = features.numel() * features.element_size()
     return {
         "method": name,
@@ -148,22 +170,27 @@ def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> di
         "frames": grid.frames,
         "tokens": grid.tokens,
         "communities": groups,
-        "kept": grid.tokens if found is None else len(found.keep),
-        "copy_seconds": copy,
+        "kept": trace.final,
+        "copy_seconds": statistics.median(copies),
+        "frame_product_seconds": statistics.median(frame_products),
+        "own_products_seconds": products.seconds,
         "selection_seconds": median,
         "selection_spread": max(selections) - min(selections),
-        "time_over_copy": median / copy,
-        "memory_over_matrix": None if peak.extra is None else peak.extra / size,
+        "time_over_copy": median / statistics.median(copies),
+        "time_over_frame_product": median / statistics.median(frame_products),
+        "time_over_own_products": median / products.seconds if products.seconds else None,
+        "memory_over_matrix": measured[0].peak / size if measured[0].peak else None,
     }
 
 
 def shown(row: dict) -> str:
     """A row of the printed table."""
-    groups, memory = row["communities"], row["memory_over_matrix"]
+    groups, memory, own = row["communities"], row["memory_over_matrix"], row["time_over_own_products"]
     return (
         f"{row['method']:20}{row['scene']:10}{row['frames']:6} {row['tokens']:7} "
         f"{'-' if groups is None else groups:>7} {row['kept']:7} {row['copy_seconds'] * 1e3:8.1f} "
         f"{row['selection_seconds'] * 1e3:10.1f} {row['time_over_copy']:7.2f} "
+        f"{row['time_over_frame_product']:8.2f} {'-' if own is None else f'{own:.2f}':>6} "
         f"{'-' if memory is None else f'{memory:.2f}':>9}"
     )
 
@@ -185,14 +212,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--retention", type=float, default=0.3)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--out", type=Path, default=Path("results/selection.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     print(
-        "method              scene     frames  tokens  groups    kept  copy ms  select ms  x copy  x memory"
+        "method              scene     frames  tokens  groups    kept  copy ms  select ms  x copy  x frames  x own"
+        "  x memory"
     )
     rows, growth = [], {}
     cases = [(MAIN, kind) for kind in SCENES] + [(name, "mixed") for name in OTHERS]

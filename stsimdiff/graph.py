@@ -28,7 +28,7 @@ BLOCK = 256
 """Rows compared with all others at once: enough for a product of matrices to run at its full speed."""
 _ROWS = {"cpu": 64, "cuda": 4096}
 """Rows of features gathered at once: what fits the second-level cache of a core, or what fills a GPU."""
-_EPS = 1e-12
+EPS = 1e-12
 """Least norm, so that a zero feature has similarity 0 to everything instead of NaN."""
 
 
@@ -101,7 +101,7 @@ def neighbour_similarities(features: Tensor, grid: Grid) -> Similarities:
         if before is not None:
             temporal[i - 1] = (frame * before).sum(-1)
         before = frame
-    inverse = norm.clamp_min(_EPS).reciprocal()
+    inverse = norm.clamp_min(EPS).reciprocal()
     inverse_rows = inverse.view(t, h, w)
     temporal *= inverse[1:] * inverse[:-1]
     right *= inverse_rows[:, :, 1:] * inverse_rows[:, :, :-1]
@@ -238,7 +238,7 @@ def community_centrality(features: Tensor, norm: Tensor, communities: Communitie
     order = grouped[np.argsort(label[grouped], kind="stable")]
     member = torch.from_numpy(order).to(features.device)
     owner = torch.from_numpy(label[order]).to(features.device)
-    inverse = norm.clamp_min(_EPS).reciprocal()[member]
+    inverse = norm.clamp_min(EPS).reciprocal()[member]
     total = norm.new_empty(len(order))
     at_once = _rows_at_once(features)
     for first, last, rows in _batches(size, at_once):
@@ -247,7 +247,7 @@ def community_centrality(features: Tensor, norm: Tensor, communities: Communitie
             continue
         x = features.index_select(0, member[rows]).to(norm.dtype).mul_(inverse[rows, None])
         local = owner[rows] - first
-        sums = _add_rows(x.new_zeros(last - first, x.shape[1]), local, x)
+        sums = add_rows(x.new_zeros(last - first, x.shape[1]), local, x)
         total[rows] = x.mul_(sums[local]).sum(-1)
     result[order] = total.cpu().numpy() / size[label[order]]
     return result
@@ -263,7 +263,7 @@ def community_weights(centrality: np.ndarray, norm: Tensor, communities: Communi
     grouped = np.flatnonzero(label >= 0)
     owner = label[grouped]
     total = np.bincount(owner, centrality[grouped].astype(np.float64), len(size)) * size
-    itself = np.bincount(owner, norm.cpu().numpy()[grouped] > _EPS, len(size))
+    itself = np.bincount(owner, norm.cpu().numpy()[grouped] > EPS, len(size))
     return (total - itself) / (size * (size - 1))
 
 
@@ -280,16 +280,19 @@ def pair_similarities(features: Tensor, first: Tensor, second: Tensor) -> Tensor
         x = features.index_select(0, first[rows]).to(dtype)
         y = features.index_select(0, second[rows]).to(dtype)
         scale = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-        result[rows] = x.mul_(y).sum(1) / scale.clamp_min(_EPS)
+        result[rows] = x.mul_(y).sum(1) / scale.clamp_min(EPS)
     return result
 
 
 def unit(features: Tensor, guarded: bool = True) -> Tensor:
     """``(n, D)`` features divided by their norms, in float32 at least; zeros stay, or are NaN unless ``guarded``."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    rows = features.to(dtype, copy=True)
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows.div_(norm.clamp_min(_EPS if guarded else 0.0))
+    return unit_(features.to(torch.promote_types(features.dtype, torch.float32), copy=True), guarded)
+
+
+def unit_(rows: Tensor, guarded: bool = True) -> Tensor:
+    """:func:`unit` in the place of rows in float32 at least."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows.div_(norm.clamp_min(EPS if guarded else 0.0))
 
 
 def products(rows: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
@@ -315,7 +318,7 @@ def group_means(features: Tensor, group: Tensor, groups: int) -> Tensor:
     for rows, owner in zip(
         features.split(_rows_at_once(features)), group.split(_rows_at_once(features)), strict=True
     ):
-        _add_rows(total, owner, rows.to(dtype))
+        add_rows(total, owner, rows.to(dtype))
     total /= torch.bincount(group, minlength=groups)[:, None]
     return total.to(features.dtype)
 
@@ -345,7 +348,7 @@ def _products_with_sum(features: Tensor, member: Tensor, inverse: Tensor, at_onc
     )
 
 
-def _add_rows(target: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+def add_rows(target: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """Add each row to ``target[index]`` in place, in an order that does not change from run to run.
 
     ``index_add_`` runs in index order on the CPU but with atomics on CUDA, where ``index_put_`` sorts

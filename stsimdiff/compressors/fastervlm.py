@@ -35,8 +35,8 @@ class FasterVLM(PerFrameCompressor):
     flops = PerFrameCompressor.no_flops
 
     @override
-    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
-        keep = select(received[None], count)[0]
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, rows: Tensor) -> Reduced:
+        keep = select(received[None], len(rows))[0]
         return Reduced(keep, torch.full_like(keep, int(Reason.IMPORTANT)))
 
 

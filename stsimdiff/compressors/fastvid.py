@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import graph
 from stsimdiff.compressors import density
 from stsimdiff.compressors.per_frame import Reduced, frame_shares
 from stsimdiff.compressors.picture import PictureCompressor, Pictures, in_order
@@ -121,10 +122,10 @@ class FastVID(PictureCompressor):
         merged = merge(video.features, chosen, context, found.parts, variant, self.dtm_p, self.dtm_beta)
         keep = torch.cat((torch.cat(chosen), *(one.place for one in merged)))
         flat = video.features.flatten(0, 1)
-        rows = torch.cat((flat[torch.cat(chosen)], *(one.features.to(flat) for one in merged)))
+        parts = [flat[one] for one in chosen] + [one.features.to(flat) for one in merged]
         reason = torch.full_like(keep, int(Reason.IMPORTANT))
         reason[sum(salient) :] = int(Reason.MERGED)
-        return in_order(keep, reason, rows)
+        return in_order(keep, reason, parts)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Segments:
 
 def frame_similarities(vectors: Tensor) -> Tensor:
     """``(T-1,)`` cosines of neighbouring rows of ``(T, g)`` float32."""
-    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
+    unit = graph.unit(vectors)
     return (unit[:-1] * unit[1:]).sum(1)
 
 
@@ -252,7 +253,6 @@ def merge(
     """
     patches = features.shape[1]
     flat = features.flatten(0, 1)
-    unit = torch.nn.functional.normalize(flat.float(), dim=1)
     rest = [others(chosen, frame, patches) for frame, chosen in enumerate(salient)]
     found = []
     for part in parts:
@@ -265,16 +265,26 @@ def merge(
             source = rest[frame] if context[frame] == own_frame else torch.cat([rest[f] for f in part])
             if variant != "onevision":
                 source = source[torch.isin(source, place, invert=True)]
-            target = (unit[source] @ unit[place].T).argmax(1)
-            found.append(_taken_in(flat, frame, place, source, target, beta))
+            # A token's own norm does not decide which centre is nearest to it.
+            first, last = part[0] * patches, (part[-1] + 1) * patches
+            nearest = (flat[first:last].float() @ graph.unit(flat[place]).T).argmax(1)
+            target = nearest[source - first]
+            found.append(_taken_in(flat, patches, frame, place, source, target, beta))
     return found
 
 
-def _taken_in(flat: Tensor, frame: int, place: Tensor, source: Tensor, target: Tensor, beta: float) -> Anchor:
+def _taken_in(
+    flat: Tensor, patches: int, frame: int, place: Tensor, source: Tensor, target: Tensor, beta: float
+) -> Anchor:
     count = torch.bincount(target, minlength=len(place))
-    total = flat.new_zeros(len(place), flat.shape[1], dtype=torch.float32)
-    for rows, owner in zip(source.split(1024), target.split(1024), strict=True):
-        total.index_put_((owner,), flat[rows].float(), accumulate=True)
+    total = flat.new_zeros(len(place) + 1, flat.shape[1], dtype=torch.float32)
+    # Frame by frame where they lie; what is no source goes into a row that is left out.
+    owner = torch.full((len(flat),), len(place), device=flat.device)
+    owner[source] = target
+    for number in (source // patches).unique().tolist():
+        rows = slice(number * patches, (number + 1) * patches)
+        graph.add_rows(total, owner[rows], flat[rows].float())
+    total = total[:-1]
     own = flat[place].float()
     weight = (1 / (count + 1.0)).clamp_min(beta)
     weight[count == 0] = 1

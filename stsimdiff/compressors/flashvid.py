@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import density, fastvid
 from stsimdiff.compressors.base import Places, Run
@@ -133,7 +134,7 @@ class FlashVID(PictureCompressor):
                 rows += [video.features[frame, chosen].float(), merged]
                 reason += [int(Reason.IMPORTANT)] * len(chosen) + [int(Reason.MERGED)] * n
         codes = torch.tensor(reason, device=video.features.device)
-        return in_order(torch.cat(place), codes, torch.cat(rows))
+        return in_order(torch.cat(place), codes, rows)
 
 
 class _Run(PictureRun):
@@ -203,7 +204,7 @@ def pick(features: Tensor, weight: Tensor, count: int, method: str, again: bool 
     """
     if method == "attn":
         return torch.sort(weight, descending=True, stable=True).indices[:count]
-    unit = torch.nn.functional.normalize(features.float(), dim=1)
+    unit = graph.unit(features)
     distance = (1 - unit @ unit.T) * weight
     if count == 0 or len(distance) == 1:
         return torch.arange(count, device=features.device)
@@ -264,7 +265,7 @@ def merge_trees(
     anchor = torch.full((frames, patches), -1, dtype=torch.int64, device=features.device)
     before = None
     for frame in range(frames):
-        unit = torch.nn.functional.normalize(features[frame].float(), dim=1)
+        unit = graph.unit(features[frame])
         if before is not None:
             alike = unit @ before.T
             alike[out[frame]] = -1
@@ -288,9 +289,9 @@ def merge_trees(
     for frame in range(frames - 1, 0, -1):
         rows = merged[frame].nonzero()[:, 0]
         to = anchor[frame, rows]
-        sums[frame - 1].index_put_((to,), sums[frame, rows], accumulate=True)
-        size[frame - 1].index_put_((to,), size[frame, rows], accumulate=True)
-        children[frame - 1].index_put_((to,), torch.ones_like(size[frame, rows]), accumulate=True)
+        graph.add_rows(sums[frame - 1], to, sums[frame, rows])
+        graph.add_rows(size[frame - 1], to, size[frame, rows])
+        graph.add_rows(children[frame - 1], to, torch.ones_like(size[frame, rows]))
     divisor = children if as_released else size
     stay = ~merged if frames == 1 and as_released else ~merged & ~out
     place = [row.nonzero()[:, 0] for row in stay]
@@ -310,7 +311,7 @@ def clustered(
     peaks = density.peaks(features, min(count, NEIGHBOURS), noise)
     centre = peaks.centres(count) if centres is None else centres
     label = peaks.assigned(centre)
-    total = features.new_zeros(count, features.shape[1]).index_put_((label,), features, accumulate=True)
+    total = graph.add_rows(features.new_zeros(count, features.shape[1]), label, features)
     return centre, total / torch.bincount(label, minlength=count)[:, None], label, peaks
 
 

@@ -112,7 +112,7 @@ class HoliTom(PictureCompressor):
             kept.append(chosen)
             rows.append(flat[chosen])
             codes += [int(Reason.MERGED)] * clusters + [int(Reason.IMPORTANT)] * len(chosen)
-        return in_order(torch.cat(kept), torch.tensor(codes, device=flat.device), torch.cat(rows))
+        return in_order(torch.cat(kept), torch.tensor(codes, device=flat.device), rows)
 
 
 class _Run(PictureRun):
@@ -150,8 +150,12 @@ class _Run(PictureRun):
 
 def frame_similarities(features: Tensor, patches: int) -> Tensor:
     """``(T-1, P)`` cosines of each token and the one at its place in the next frame; ``features`` ``(T*P, D)``."""
-    place = torch.arange(len(features) - patches, device=features.device)
-    return graph.pair_similarities(features, place, place + patches).view(-1, patches)
+    frames = features.to(torch.promote_types(features.dtype, torch.float32)).unflatten(0, (-1, patches))
+    norm = torch.stack([torch.linalg.vector_norm(frame, dim=1) for frame in frames])
+    dot = norm.new_empty(len(frames) - 1, patches)
+    for row, before, after in zip(dot, frames[:-1], frames[1:], strict=True):
+        row.copy_((before * after).sum(1))
+    return dot / (norm[:-1] * norm[1:]).clamp_min(graph.EPS)
 
 
 def window_gains(similarity: Tensor, tau: float) -> Tensor:
@@ -306,9 +310,7 @@ def merge_static(
     is_source[centre] = False
     source = is_source.nonzero()[:, 0]
     count = torch.bincount(nearest[source], minlength=clusters)[:, None]
-    total = mean.new_zeros(clusters, mean.shape[1]).index_put_(
-        (nearest[source],), mean[source], accumulate=True
-    )
+    total = graph.add_rows(mean.new_zeros(clusters, mean.shape[1]), nearest[source], mean[source])
     if beta is None:
         merged = (mean[centre] + total) / (count + 1)
     else:
@@ -352,7 +354,7 @@ def fold(states: Tensor, score: Tensor, count: int) -> Folded:
     """
     best = top(score, count)
     keep, source = best.nonzero()[:, 0], (~best).nonzero()[:, 0]
-    unit = torch.nn.functional.normalize(states.float(), dim=1)
+    unit = graph.unit(states)
     # So many at once that no matrix is larger than the states.
     kept, at_once = unit[keep], max(1, states.numel() // count)
     likest = [(unit[rows] @ kept.T).argmax(1) for rows in source.split(at_once)]
@@ -365,5 +367,5 @@ def fold(states: Tensor, score: Tensor, count: int) -> Folded:
     after[order] = ends[target[order]] - torch.arange(len(order), device=order.device)
     rows = states[keep].float() * torch.exp2(-taken.float())[:, None]
     for part, owner, power in zip(source.split(1024), target.split(1024), after.split(1024), strict=True):
-        rows.index_put_((owner,), states[part].float() * torch.exp2(-power.float())[:, None], accumulate=True)
+        graph.add_rows(rows, owner, states[part].float() * torch.exp2(-power.float())[:, None])
     return Folded(keep, source, keep[target], taken, rows.to(states.dtype))

@@ -27,7 +27,7 @@ class Reduced:
     Attributes:
         keep: ``(k,)`` int64, strictly ascending.
         reason: ``(k,)`` uint8 codes.
-        features: ``(k, D)`` where the method merged, else ``None``.
+        features: ``(k, D)`` where the method merged, else ``None``. Of :meth:`PerFrameCompressor.reduce` the ``rows``.
     """
 
     keep: Tensor
@@ -43,14 +43,14 @@ class PerFrameCompressor(Compressor):
     reads_question: ClassVar[bool] = False
 
     @abstractmethod
-    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, rows: Tensor) -> Reduced:
         """Reduce one frame to ``count`` tokens.
 
         Args:
             features: ``(P, D)``.
             received: ``(P,)`` float32, attention received.
             keys: ``(P, heads, d)``.
-            count: in ``[1, P - 1]``.
+            rows: ``(count, D)``, to be filled by a method that merges; count is in ``[1, P - 1]``.
         """
 
     @override
@@ -88,19 +88,27 @@ class _PerFrameRun(Run):
         received = vision.received.to(device).view(grid.frames, -1)
         keys = vision.keys.to(device).view(grid.frames, grid.per_frame, *vision.keys.shape[1:])
         features = tokens.features.view(grid.frames, grid.per_frame, -1)
-        kept, rows, merged = [], [], False
+        # Memory that nothing was written to costs nothing: only a method that merges fills the rows.
+        rows = tokens.features.new_empty(count, tokens.features.shape[1])
+        kept: list[Tensor] = []
+        as_they_are: list[tuple[Tensor, Tensor]] = []
         reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
-        for frame, share in enumerate(frame_shares(count, grid.frames)):
-            if share == 0:
+        shares = frame_shares(count, grid.frames)
+        for frame, own in enumerate(rows.split(shares)):
+            if len(own) == 0:
                 continue
-            if share == grid.per_frame:
-                everything = torch.arange(share, device=device)
+            if len(own) == grid.per_frame:
+                everything = torch.arange(len(own), device=device)
                 found = Reduced(everything, torch.full_like(everything, int(Reason.ALL)))
             else:
-                found = self.method.reduce(features[frame], received[frame], keys[frame], share)
+                found = self.method.reduce(features[frame], received[frame], keys[frame], own)
             index = found.keep + frame * grid.per_frame
             kept.append(index)
             reason[index] = found.reason.to(torch.uint8)
-            rows.append(features[frame, found.keep] if found.features is None else found.features)
-            merged |= found.features is not None
-        return Selection(torch.cat(kept), reason, torch.cat(rows).to(features.dtype) if merged else None)
+            if found.features is None:
+                as_they_are.append((own, index))
+        if len(as_they_are) == len(kept):
+            return Selection(torch.cat(kept), reason)
+        for own, index in as_they_are:
+            own.copy_(tokens.features[index])
+        return Selection(torch.cat(kept), reason, rows)

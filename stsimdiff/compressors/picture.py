@@ -7,6 +7,7 @@ in the budget.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,13 +107,14 @@ class PictureRun(Run):
         video = Pictures(features, received, joined, newline)
         place = (torch.arange(grid.frames, device=device)[:, None] * grid.per_frame + cells).flatten()
         found, ends = self._fitting(video, place, min(self.wanted(video), grid.tokens))
-        keep, turn = torch.cat((place[found.keep], ends)).sort()
+        keep = place[found.keep]
         reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
         reason[ends] = int(Reason.UNIFORM)
-        reason[place[found.keep]] = found.reason.to(torch.uint8)
-        rows = None
-        if found.features is not None:
-            rows = torch.cat((found.features.to(tokens.features), tokens.features[ends]))[turn]
+        reason[keep] = found.reason.to(torch.uint8)
+        rows = None if found.features is None else found.features.to(tokens.features)
+        if len(ends):
+            keep, turn = torch.cat((keep, ends)).sort()
+            rows = None if rows is None else torch.cat((rows, tokens.features[ends]))[turn]
         return Selection(keep, reason, rows)
 
     def wanted(self, video: Pictures) -> int:
@@ -168,7 +170,12 @@ class PictureRun(Run):
         return stay.flatten().nonzero(as_tuple=True)[0]
 
 
-def in_order(keep: Tensor, reason: Tensor, features: Tensor | None = None) -> Reduced:
-    """The same rows by ascending place."""
+def in_order(keep: Tensor, reason: Tensor, parts: Sequence[Tensor]) -> Reduced:
+    """The rows by ascending place; their features come in ``parts``, of which each row is copied once."""
     keep, turn = keep.sort()
-    return Reduced(keep, reason[turn], None if features is None else features[turn])
+    goes = torch.empty_like(turn)
+    goes[turn] = torch.arange(len(turn), device=turn.device)
+    features = parts[0].new_empty(len(keep), parts[0].shape[1])
+    for rows, part in zip(goes.split([len(part) for part in parts]), parts, strict=True):
+        features.index_copy_(0, rows, part)
+    return Reduced(keep, reason[turn], features)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import graph
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
 from stsimdiff.tokens import Grid, Reason
 from stsimdiff.trace import Trace
@@ -47,29 +48,27 @@ class PruMerge(PerFrameCompressor):
     plus: bool = False
 
     @override
-    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
-        rows = count - 1
-        sampled = rows // 2 if self.plus else 0
-        kept = strongest(received[None], rows - sampled)[0]
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, rows: Tensor) -> Reduced:
+        count = len(rows) - 1
+        sampled = count // 2 if self.plus else 0
+        kept = strongest(received[None], count - sampled)[0]
         left = (
             torch.ones_like(received, dtype=torch.bool).index_fill(0, kept, False).nonzero(as_tuple=True)[0]
         )
         samples = left[torch.linspace(0, len(left) - 1, sampled + 2, device=left.device)[1:-1].long()]
         index = torch.cat((kept, samples))
-        merged = merge(
-            features[None],
-            keys.flatten(1)[None].to(features.dtype),
-            received[None].to(features.dtype),
-            index[None],
+        weight, rest, _ = weights(
+            keys.flatten(1).to(features.dtype),
+            received.to(features.dtype),
+            index,
             min(NEIGHBOURS, len(features) - 1),
         )
-        rest = merged.complement[0]
         place = rest[received[rest].argmax()]
         keep, turn = torch.cat((index, place[None])).sort()
         reason = torch.full_like(keep, int(Reason.IMPORTANT))
-        reason[(turn >= len(kept)) & (turn < rows)] = int(Reason.UNIFORM)
-        reason[turn == rows] = int(Reason.MERGED)
-        return Reduced(keep, reason, merged.features[0][turn])
+        reason[(turn >= len(kept)) & (turn < count)] = int(Reason.UNIFORM)
+        reason[turn == count] = int(Reason.MERGED)
+        return Reduced(keep, reason, torch.mm(weight[turn], features, out=rows))
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """Frame by frame: keys normalised, kept ones compared with all, and all added up by weight."""
@@ -80,7 +79,7 @@ class PruMerge(PerFrameCompressor):
                 continue
             rows = share - 1
             total += patches * 3 * key + 2 * rows * patches * key
-            total += width * (2 * share * patches + rows)
+            total += 2 * share * patches * width
         return total
 
 
@@ -126,30 +125,31 @@ def merge(
         raise ValueError(
             f"PruMerge merges {neighbours} neighbours, so an image needs more patches than {patches}"
         )
-    images = [_merge_one(*image, neighbours) for image in zip(hidden, key, attention, index, strict=True)]
-    features, complement, cluster = (torch.stack(part) for part in zip(*images, strict=True))
-    return Merged(features, index, complement, cluster)
+    images = [weights(*image, neighbours) for image in zip(key, attention, index, strict=True)]
+    weight, complement, cluster = (torch.stack(part) for part in zip(*images, strict=True))
+    return Merged(weight.to(hidden.dtype) @ hidden, index, complement, cluster)
 
 
-def _merge_one(
-    hidden: Tensor, key: Tensor, attention: Tensor, index: Tensor, neighbours: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    patches, n = len(hidden), len(index)
-    left = torch.ones(patches, dtype=torch.bool, device=hidden.device)
+def weights(key: Tensor, attention: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`merge` adds up for one image: ``(n + 1, N)``, with its row of ``complement`` and of ``cluster``.
+
+    One product with the features adds up what each row takes in: the patches themselves, so many for each row, are
+    never gathered.
+    """
+    patches, n = len(key), len(index)
+    left = torch.ones(patches, dtype=torch.bool, device=key.device)
     left[index] = False
     # With a patch twice in the index, the published complement lacks as many of its lowest patches.
     complement = left.nonzero(as_tuple=True)[0]
     complement = complement[len(complement) - (patches - n) :]
     others = torch.cat((complement, index))
-    unit = torch.nn.functional.normalize(key, dim=1)
-    similarity = unit[index] @ unit[others].T
-    row = torch.arange(n, device=hidden.device)
+    unit = graph.unit(key)
+    similarity = (unit[index] @ unit.T)[:, others]
+    row = torch.arange(n, device=key.device)
     similarity[row, len(complement) + row] = -torch.inf
     cluster = others[similarity.topk(neighbours, dim=1).indices]
-    # One product adds up what each row takes in: the patches themselves, so many for each row, are never gathered.
     weight = attention.new_zeros(n + 1, patches)
     weight.scatter_add_(1, cluster, attention[cluster])
     weight[n].index_add_(0, complement, attention[complement])
-    rows = weight @ hidden
-    rows[:n] += hidden[index]
-    return rows, complement, cluster
+    weight[row, index] += 1
+    return weight, complement, cluster

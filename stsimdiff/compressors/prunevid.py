@@ -122,7 +122,7 @@ class PruneVid(PictureCompressor):
             reason.append(torch.where(alone, int(Reason.UNGROUPED), int(Reason.MERGED)))
             owner.append(torch.full_like(centre, number))
         keep, turn = torch.cat(place).sort()
-        reduced = in_order(torch.cat(place), torch.cat(reason), torch.cat(rows))
+        reduced = in_order(torch.cat(place), torch.cat(reason), rows)
         return reduced, torch.cat(owner)[turn]
 
 
@@ -246,7 +246,7 @@ def window_similarity(features: Tensor, part: Sequence[int]) -> Tensor:
         return features.new_full((features.shape[1],), -1, dtype=torch.float32)
     total = features.new_zeros(features.shape[1:], dtype=torch.float32)
     for frame in part:
-        total += torch.nn.functional.normalize(features[frame].float(), dim=1)
+        total += graph.unit(features[frame])
     return (total.square().sum(1) - len(part)) / (len(part) * (len(part) - 1))
 
 

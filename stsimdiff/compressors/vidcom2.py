@@ -56,8 +56,8 @@ class VidCom2(Compressor):
         return _Run(self, layout, budget)
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Variances of all channels; of those that count norms, two centres, and the distances to them."""
-        return grid.tokens * (4 * width + 11 * max(1, int(width * self.channels)))
+        """Variances of all channels; of those that count, twice norms, two centres, and the distances to them."""
+        return grid.tokens * (4 * width + 14 * max(1, int(width * self.channels)))
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,29 @@ def scores(features: Tensor, share: float = 0.5) -> Scores:
         share: of the channels that count.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
-    # Frame by frame, so that what is worked on stays in the cache.
-    mean = features.flatten(0, 1).sum(0, dtype=dtype) / features.shape[:2].numel()
+    # Frame by frame, so that what is worked on stays in the cache; nothing as large as the tokens is kept.
+    count = features.shape[:2].numel()
+    mean = features.flatten(0, 1).sum(0, dtype=dtype) / count
     variance = torch.zeros_like(mean)
     for frame in features:
         variance += (frame.to(dtype) - mean).square_().sum(0)
-    variance /= features.shape[:2].numel()
+    variance /= count
     channels = torch.sort(variance, stable=True).indices[: max(1, int(features.shape[2] * share))]
     inside = channels.sort().values
-    unit = torch.stack([graph.unit(frame[:, inside]) for frame in features])
-    centre = unit.flatten(0, 1).mean(0)
-    by_frame = [[_similarity(frame, point) for point in (centre, frame.mean(0))] for frame in unit]
-    video, own = (torch.stack(column) for column in zip(*by_frame, strict=True))
-    return Scores(variance, channels, video, own)
+    centres = torch.stack(
+        [graph.unit_(frame.index_select(1, inside).to(dtype)).mean(0) for frame in features]
+    )
+    centre = centres.mean(0)
+    by_frame = []
+    for frame, own in zip(features, centres, strict=True):
+        unit = graph.unit_(frame.index_select(1, inside).to(dtype))
+        by_frame.append(torch.stack([(unit - point).square_().sum(-1) for point in (centre, own)]))
+    video, near = _similarity(torch.stack(by_frame, 1))
+    return Scores(variance, channels, video, near)
 
 
-def _similarity(tokens: Tensor, centre: Tensor) -> Tensor:
-    """``(F,)`` sum of Gaussian kernels of all widths of the distance to the centre."""
-    distance = (tokens - centre).square_().sum(-1)
+def _similarity(distance: Tensor) -> Tensor:
+    """The sum of Gaussian kernels of all widths of squared distances, of any shape."""
     return torch.stack([torch.exp(-distance / (2 * width)) for width in WIDTHS]).sum(0)
 
 

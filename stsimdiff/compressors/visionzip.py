@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from stsimdiff import graph
 from stsimdiff.compressors.base import top
 from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
 from stsimdiff.errors import ConfigError
@@ -55,7 +56,8 @@ class VisionZip(PerFrameCompressor):
             )
 
     @override
-    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, count: int) -> Reduced:
+    def reduce(self, features: Tensor, received: Tensor, keys: Tensor, rows: Tensor) -> Reduced:
+        count = len(rows)
         contextual = round(count * self.contextual / (self.dominant + self.contextual))
         if contextual == 0:
             keep = top(received, count).nonzero(as_tuple=True)[0]
@@ -69,14 +71,15 @@ class VisionZip(PerFrameCompressor):
             contextual,
         )
         dominant, target, source = chosen[0][0, 1:] - 1, chosen[1][0] - 1, chosen[2] - 1
-        merged = merge(features[None], target[None], source, chosen[3])[0]
         keep, order = torch.cat((dominant, target)).sort()
-        reason = torch.full_like(keep, int(Reason.CONTEXTUAL))
-        reason[order < len(dominant)] = int(Reason.IMPORTANT)
-        return Reduced(keep, reason, torch.cat((features[dominant], merged))[order])
+        merges = order >= len(dominant)
+        torch.index_select(features, 0, keep, out=rows)
+        rows[merges] = merge(features[None], target[None], source, chosen[3])[0]
+        reason = torch.full_like(keep, int(Reason.IMPORTANT)).masked_fill(merges, int(Reason.CONTEXTUAL))
+        return Reduced(keep, reason, rows)
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Frame by frame: keys averaged over heads and normalised, sources against targets, and a product of all."""
+        """Frame by frame: keys averaged over heads and normalised, sources against targets and added up."""
         assert keys is not None, "methods that read keys are given their size"
         total, patches, (heads, head) = 0, grid.per_frame, keys
         for share in frame_shares(trace.final, grid.frames):
@@ -85,7 +88,7 @@ class VisionZip(PerFrameCompressor):
                 continue
             sources = patches - share
             total += patches * (heads + 3) * head + 2 * sources * contextual * head
-            total += 2 * contextual * patches * width
+            total += (sources + 2 * contextual) * width
         return total
 
 
@@ -152,12 +155,13 @@ def choose(
 
 def merge(hidden: Tensor, target: Tensor, source: Tensor, assignment: Tensor) -> Tensor:
     """``(B, contextual, d)``: each target, and the mean of the sources that went to it, added up."""
-    weight = hidden.new_zeros(len(hidden), target.shape[1], hidden.shape[1])
-    for own, rows, numbers, owner in zip(weight, target, source, assignment, strict=True):
-        count = torch.bincount(owner, minlength=len(rows)).to(hidden.dtype)
-        own[owner, numbers] = count.reciprocal()[owner]
-        own[torch.arange(len(rows), device=rows.device), rows] = 1
-    return weight @ hidden
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    merged = torch.zeros_like(hidden[:, : target.shape[1]], dtype=dtype)
+    for own, image, rows, numbers, owner in zip(merged, hidden, target, source, assignment, strict=True):
+        count = torch.bincount(owner, minlength=len(rows)).clamp_min(1)
+        graph.add_rows(own, owner, image.index_select(0, numbers).to(dtype))
+        own.div_(count[:, None]).add_(image[rows])
+    return merged.to(hidden.dtype)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -174,12 +174,15 @@ class Measured(Asked):
 
     seconds, peak = 0.0, 0
 
+    def __init__(self, run: Run, device: str = "cpu") -> None:
+        super().__init__(run)
+        self.device = torch.device(device)
+
     @override
     def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
-        device = torch.device("cpu")
-        with PeakMemory(device) as before:
+        with PeakMemory(self.device) as before:
             pass
-        with PeakMemory(device) as memory:
+        with PeakMemory(self.device) as memory:
             started = time.perf_counter()
             selection = call()
             self.seconds += time.perf_counter() - started
