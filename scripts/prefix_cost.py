@@ -13,7 +13,7 @@ import sys
 
 from stsimdiff.cost.decoder import attention_flops, head_flops, mlp_flops
 from stsimdiff.engine import lent
-from stsimdiff.engine.prefix import _shared
+from stsimdiff.engine.prefix import shared_layers
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.launchers.base import configurations
 from stsimdiff.plan.dry_run import with_frames
@@ -23,7 +23,7 @@ from stsimdiff.tokens import Layout, VisionSignals
 TFLOPS = 150.0
 
 
-def shared_layers(plan: PassPlan, arm: ArmPlan) -> int:
+def layers_shared(plan: PassPlan, arm: ArmPlan) -> int:
     """The first layers of the decoder that an arm prefills once for all questions about a video."""
     compressor = arm.arm.build()
     if compressor.reads_question or compressor.remembers:
@@ -33,7 +33,7 @@ def shared_layers(plan: PassPlan, arm: ArmPlan) -> int:
     grid, layers = plan.typical, plan.shape.decoder.layers
     signals = VisionSignals(torch.ones(grid.tokens), torch.ones(grid.tokens, 1, 4))
     layout = Layout(grid, torch.arange(grid.tokens), grid.tokens + plan.text, layers, "plan", signals)
-    return _shared(lent.start(compressor, with_frames(layout), arm.arm.budget), layers)
+    return shared_layers(lent.start(compressor, with_frames(layout), arm.arm.budget), layers)
 
 
 def continued_flops(plan: PassPlan, arm: ArmPlan, shared: int) -> int:
@@ -65,7 +65,7 @@ def main() -> None:
     )
     before = after = 0
     for arm in plan.arms:
-        shared = shared_layers(plan, arm)
+        shared = layers_shared(plan, arm)
         each = questions * arm.each
         less = videos * arm.each + (questions - videos) * continued_flops(plan, arm, shared)
         before, after = before + each, after + less

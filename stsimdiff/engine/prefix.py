@@ -81,7 +81,7 @@ class SharedPrefix(Compression):
         super().__init__(decoder, run, layout)
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
-        self._shared = _shared(self.run, len(decoder))
+        self._shared = shared_layers(self.run, len(decoder))
         self._continuing = False
         self._cache: Any = None
         self._left: Prefix | None = None
@@ -212,7 +212,7 @@ class SharedPrefix(Compression):
         self._sliced = {}
 
 
-def _shared(run: Run, layers: int) -> int:
+def shared_layers(run: Run, layers: int) -> int:
     """How many of the first layers are the same for all questions; 0 where that cannot be said, or helped."""
     places = run.places
     if places.decoding or places.watched:
