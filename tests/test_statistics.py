@@ -15,6 +15,7 @@ from stsimdiff.report.statistics import (
     Answers,
     Difference,
     Interval,
+    clusters,
     holm,
     mcnemar,
     questions_needed,
@@ -339,3 +340,16 @@ def test_questions_needed_grow_with_clustering_and_are_infinite_without_a_differ
     # Connor's own formula, without the continuity correction, is a little below.
     connor = (1.959964 * 0.1**0.5 + 0.841621 * (0.1 - 0.02**2) ** 0.5) ** 2 / 0.02**2
     assert connor < questions_needed(0.02, 0.1) < connor + 2 / 0.02
+
+
+def test_parts_of_a_file_are_one_video() -> None:
+    """Cuts of one recording, as MVBench asks about, rise and fall together like questions about it."""
+    videos = [
+        "a.mp4#t=0.0,2.5",
+        "b.mp4",
+        "a.mp4#t=2.5,7.0",
+        "tv/s1#t=1.0,2.0&fps=3.0",
+        "tv/s1#fps=3.0",
+        "c#1.mp4",
+    ]
+    assert clusters(videos).tolist() == [0, 1, 0, 3, 3, 2]

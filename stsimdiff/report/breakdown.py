@@ -18,7 +18,7 @@ from stsimdiff.evaluate.store import OWN, check_column
 from stsimdiff.report import text
 from stsimdiff.report.columns import block_title
 from stsimdiff.report.section import NAN
-from stsimdiff.report.statistics import Answers
+from stsimdiff.report.statistics import Answers, clusters
 from stsimdiff.report.text import Cell, Cells, csv, escaped, number, printable
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def breakdown(group: Group, section: Section, column: str) -> tuple[list[Part], 
         right = np.stack(
             [group.answered[id_].loc[group.common, "correct"].to_numpy(dtype=bool) for id_ in chosen], axis=1
         )
-        videos = about["video"].astype("category").cat.codes.to_numpy()
+        videos = clusters(about["video"])
         for value, places in values.items():
             answers = Answers(right[places], videos[places])
             own = answers.accuracy(0)

@@ -24,7 +24,7 @@ from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Row, Section
-from stsimdiff.report.statistics import Answers, Interval
+from stsimdiff.report.statistics import Answers, Interval, clusters
 from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import verdicts
 
@@ -124,7 +124,7 @@ class Group:
         kept = {arm.id: self.answered[arm.id].loc[self.common] for arm in arms}
         right = {id_: held["correct"].to_numpy(dtype=bool) for id_, held in kept.items()}
         full = {arm.id: everything.id for arm in arms if (everything := self.everything(arm)) is not None}
-        videos = kept[arms[0].id]["video"].astype("category").cat.codes.to_numpy()
+        videos = clusters(kept[arms[0].id]["video"])
         return with_hard(rows, right, full, videos)
 
     def _answers(self, arms: list[StoredArm]) -> Answers | None:
@@ -133,7 +133,7 @@ class Group:
             return None
         kept = [self.compared[arm.id] for arm in arms]
         correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
-        return Answers(correct, kept[0]["video"].astype("category").cat.codes)
+        return Answers(correct, clusters(kept[0]["video"]))
 
     def _families(self, members: list[StoredArm]) -> tuple[str, ...]:
         given = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]

@@ -21,7 +21,8 @@ Everything is a fraction in [0, 1]; who prints makes percent of it. What was cho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,15 @@ class Difference(Interval):
     def p(self) -> float:
         """The larger of both p-values: a difference counts only where both tests see it."""
         return max(self.p_cluster, self.p_mcnemar)
+
+
+PART = re.compile(r"#(t=[\d.,e-]+)?(&?fps=[\d.e-]+)?$")
+"""How the name of a part of a video ends, see :class:`~stsimdiff.video.parts.Part`."""
+
+
+def clusters(videos: Iterable[str]) -> NDArray[np.int_]:
+    """``(n,)``: questions about one video have one number, also where they are about parts of it."""
+    return np.unique([PART.sub("", video) for video in videos], return_inverse=True)[1]
 
 
 class Answers:
