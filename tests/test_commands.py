@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from stsimdiff import load
 from stsimdiff.data import clips
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +148,37 @@ def test_lmms_evals_own_command(tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stderr
     assert list(answers(tmp_path / "lmms").values()) == [rows]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("scenes.Scenes", {"threshold": 0.8}), ("external_scorer.ExternalScorer", {})],
+    ids=["scenes", "external_scorer"],
+)
+def test_lmms_evals_own_command_with_a_method_of_the_user_s(
+    tmp_path: Path, data: Path, method: str, parameters: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (ROOT / "examples" / "methods").glob("*.py"):
+        shutil.copy(file, tmp_path)
+    given = "".join(f",{name}={value}" for name, value in parameters.items())
+    arguments = f"compressor={method},retention=0.3,results={tmp_path},run=lmms,benchmark.data={data}{given}"
+    words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path"]
+    done = run("lmms_eval", *words, str(ROOT / "tasks"), "--limit", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (rows,) = answers(tmp_path / "lmms").values()
+    assert len(rows) == 6 and all(row["error"] is None for row in rows)
+    assert [row["retention_tokens"] for row in rows] == pytest.approx([0.3] * 6, abs=0.01)
+    # The same from Python, parameters included.
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, _, name = method.partition(".")
+    model = load()
+    questions = {row["id"]: row for row in clips.rows.read(data)}
+    with model.compress(getattr(importlib.import_module(module), name)(**parameters), retention=0.3) as trace:
+        for row in rows:
+            asked = questions[row["id"]]
+            text = clips.prompt(asked["question"], asked["options"])
+            assert model.answer(data / "videos" / row["video"], text, 4) == row["answer"]
+            assert (trace.entering, trace.reasons()) == (row["tokens_per_layer"], row["reasons"])
 
 
 def test_lmms_evals_own_command_with_a_wrong_name(tmp_path: Path) -> None:

@@ -123,6 +123,18 @@ def test_a_tensor_too_few(tmp_path, capsys) -> None:
     assert str(path / "mm_projector") in text and text.endswith("1 missing: layers.4.bias")
 
 
+def test_methods_of_the_user_s(capsys, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "methods"))
+    words = ["compressor=scenes.Scenes", "compressor.threshold=0.8", "budget.retention=0.3", "limit=4"]
+    code, found = examined(capsys, *words)
+    assert code == 0 and found["Scenes"][0] == "ok" and "30.1% of 512 tokens kept" in found["Scenes"][1]
+    monkeypatch.setattr(doctor, "_load", lambda *some: 1 / 0)
+    with pytest.raises(
+        ConfigError, match=r"compressor\.treshold is unknown: Scenes has the parameters threshold"
+    ):
+        doctor.main([words[0], "compressor.treshold=0.8"])
+
+
 def test_a_method_that_misses_its_budget(capsys) -> None:
     words = ["compressor=st_simdiff", "compressor.pruning=false", "compressor.tau_sim=1.0", "limit=4"]
     code, found = examined(capsys, *words, "budget.retention=0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,13 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 
 from stsimdiff.commands import lmms_command
 from stsimdiff.commands.lmms_eval import StSimDiff
+from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
 from stsimdiff.models.base import Family
 from stsimdiff.resources import embedded_checkpoint, folder
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "methods"
+SLIPPED = "Slip fails on a synthetic video: AttributeError: 'Layout' object has no attribute 'frame_count'"
 MINIATURES = Path(__file__).resolve().parent / "benchmarks"
 
 
@@ -23,6 +27,7 @@ def own_command(monkeypatch, tmp_path):
     monkeypatch.setattr(lmms_command, "_told", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 def built(name: str):
@@ -45,6 +50,14 @@ def built(name: str):
         ("seed=1,seed=2", {}, "--model_args: seed is given twice"),
         ("compressor", {}, "--model_args: 'compressor' is no key=value"),
         ("compressor=glob(*)", {}, "--model_args names one arm"),
+        (
+            "compressor=scenes.Scenes,treshold=0.8",
+            {},
+            "compressor.treshold is unknown: Scenes has the parameters",
+        ),
+        ("compressor=scenes.Scene", {}, "module 'scenes' has no attribute 'Scene'"),
+        ("compressor=test_lmms_command.Slip", {}, SLIPPED),
+        ("compressor=chain,methods=[fastv,rnadom]", {}, "compressor='rnadom' is unknown"),
         ("benchmark.video_seconds=-1", {}, "benchmark.video_seconds=-1 is out of range"),
         ("data=$NO_SUCH_VARIABLE", {}, "the environment variable NO_SUCH_VARIABLE is not set"),
         ("benchmark.data=/nowhere", {}, "benchmark.data=/nowhere is no folder"),
@@ -56,6 +69,30 @@ def test_what_is_refused_ends_the_command(arguments, flags, said, capsys):
     assert stop.value.code == 2
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told
+
+
+@dataclass(frozen=True)
+class Slip(ScoreCompressor):
+    """Reads what a layout has not."""
+
+    def score(self, tokens, layout):
+        return tokens.features.norm(dim=1) * layout.frame_count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        ("compressor=scenes.Scenes,threshold=0.8", {"threshold": 0.8}),
+        ("compressor=scenes.Scenes,compressor.threshold=0.8,frames=8", {"threshold": 0.8}),
+        ("compressor=external_scorer.ExternalScorer", {}),
+        ("compressor=chain,methods=[scenes.Scenes,fastv],seed=1", {"methods": ["scenes.Scenes", "fastv"]}),
+    ],
+)
+def test_a_method_of_the_user_s_gets_its_parameters(arguments, parameters):
+    model = StSimDiff.create_from_arg_string(f"{arguments},retention=0.3")
+    _, arm = model._check(model.overrides)
+    assert {name: arm.compressor[name] for name in parameters} == parameters
+    assert arm.budget.retention == 0.3
 
 
 def test_tasks_that_it_cannot_answer_end_the_command(monkeypatch, capsys):

@@ -19,11 +19,13 @@ from stsimdiff.config.model import ModelSettings
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.config.task_files import asked_generation
 from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
+from stsimdiff.evaluate.passes import Pass, absent_weights
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.store import checked_answers
+from stsimdiff.kit.rehearsal import rehearse
 from stsimdiff.resources import folder
 from stsimdiff.schema import settable
 
@@ -46,17 +48,19 @@ class StSimDiff(lmms):
     """A compressor on a model family, for lmms-eval.
 
     Args:
-        compressor: name of the method.
+        compressor: name of the method; of one of your own its dotted path, as ``my_module.Mine``.
         retention: budget in (0, 1].
         budget: ``tokens`` or ``compute``.
         model: name of a file of ``configs/model``.
         batch_size: must be 1; a sample's answer never depends on another.
         others: ``path, family, device, dtype, attn_implementation, frames, threads ...`` of the model; ``run, results,
             data, seed, retry_failed, max_failures, sample_seconds, reuse_prefix``; every parameter of the compressor;
-            and any other setting by its whole name, such as ``benchmark.data``.
+            and any other setting by its whole name, such as ``benchmark.data``, or ``compressor.frames`` of a method
+            with a parameter that is named as one of these.
 
     Raises:
-        SystemExit: with code 2 and a message for an unknown name or a value out of range, before anything is loaded.
+        SystemExit: with code 2 and a message for an unknown name, a value out of range, or a method that cannot work,
+            before anything is loaded.
     """
 
     is_simple = False
@@ -102,7 +106,7 @@ class StSimDiff(lmms):
         """As lmms-eval's own, for arguments that are ``key=value`` and given once."""
         with ending():
             flags = {key: value for key, value in (additional_config or {}).items() if value is not None}
-            words = [word for word in arg_string.split(",") if word.strip()]
+            words = [word for word in _words(arg_string) if word.strip()]
             keys = [word.partition("=")[0].strip() for word in words]
             for word, key in zip(words, keys, strict=True):
                 if not key or "=" not in word:
@@ -120,7 +124,6 @@ class StSimDiff(lmms):
         """Settings and arm of these overrides, and of the generation settings that lmms-eval gives with questions."""
         from hydra.core.global_hydra import GlobalHydra
 
-        from stsimdiff.evaluate.passes import absent_weights
         from stsimdiff.launchers.base import configurations
 
         GlobalHydra.instance().clear()
@@ -136,7 +139,10 @@ class StSimDiff(lmms):
                 asked = _asked(generation, settings.benchmark.generation, task)
                 benchmark = dataclasses.replace(settings.benchmark, generation=asked)
                 settings = dataclasses.replace(settings, benchmark=benchmark)
-            return settings, arm_from_config(config, settings)
+            arm = arm_from_config(config, settings)
+            if generation is None:
+                rehearse([Pass(settings, {arm.id: arm}, 0)])
+            return settings, arm
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer all requests; each answer is stored at once, and what is stored already is not asked again.
@@ -222,6 +228,19 @@ class StSimDiff(lmms):
 
     def clean(self) -> None:
         """Keep the model: lmms-eval calls this after each evaluation, and a second one must still find it."""
+
+
+def _words(arguments: str) -> list[str]:
+    """The arguments, taken apart at the commas outside lists: ``methods=[fastv,my_module.Mine]`` is one."""
+    words: list[str] = []
+    for piece in arguments.split(","):
+        if words and sum(words[-1].count(sign) for sign in "[{") > sum(
+            words[-1].count(sign) for sign in "]}"
+        ):
+            words[-1] += f",{piece}"
+        else:
+            words.append(piece)
+    return words
 
 
 def _asked(given: Mapping[str, Any], own: Mapping[str, Any], task: Any) -> dict[str, Any]:
