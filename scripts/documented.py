@@ -161,12 +161,15 @@ def short(line: str, runs: Path) -> str:
     """The same command on few questions, without W&B; ``<run>`` is a run that is there."""
     done = sorted(runs.glob("*/table.csv"))
     line = line.replace("<run>", done[0].parent.name if done else "<run>")
+    line = re.sub(
+        r"(limit[= ])(\d+)", lambda said: f"{said[1]}{min(8, int(said[2]))}", line, flags=re.IGNORECASE
+    )
     if re.match(r"make (reproduce-table|compare|sweep)\b", line):
         return f"{line} {'' if 'LIMIT=' in line else 'LIMIT=8'}"
     asked = re.search(r"-m stsimdiff (\S+)", line)
     if asked and asked[1] not in COMMANDS and "=" in line and "plan=true" not in line:
         line += " logger=none" + ("" if " limit=" in line else " limit=8")
-    if "-m lmms_eval " in line:
+    if "-m lmms_eval " in line and "--limit" not in line:
         line += " --limit 8"
     return line
 

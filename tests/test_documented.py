@@ -94,6 +94,10 @@ def test_commands_are_shortened(tmp_path: Path) -> None:
         "reproduce-table",
         "LIMIT=3",
     ]
+    assert documented.short("make compare LIMIT=112", tmp_path).split() == ["make", "compare", "LIMIT=8"]
+    assert documented.short("python -m lmms_eval --limit 112", tmp_path) == "python -m lmms_eval --limit 8"
     run = documented.short("python -m stsimdiff -m compressor=random run=x", tmp_path)
     assert run == "python -m stsimdiff -m compressor=random run=x logger=none limit=8"
+    run = documented.short("python -m stsimdiff compressor=random limit=112", tmp_path)
+    assert run == "python -m stsimdiff compressor=random limit=8 logger=none"
     assert documented.short("python -m stsimdiff --help", tmp_path) == "python -m stsimdiff --help"
