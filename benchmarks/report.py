@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.shown import note_shown
 from stsimdiff.launchers.base import configurations
 from stsimdiff.tokens import Grid, Picture, Reason
+from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
 
 GRID, PICTURE = Grid(8, 8, 8), Picture(2, 8, 8, 8)
@@ -55,16 +55,18 @@ def arms_of_table(results: Path) -> Pass:
     return one
 
 
-def answers(arm: Arm, questions: list[Question], overlays: Overlays) -> Iterator[dict[str, Any]]:
+def answers(
+    arm: Arm, questions: list[Question], overlays: Overlays, grid: Grid, picture: Picture
+) -> Iterator[dict[str, Any]]:
     """A line for each question, with the fields of a real one."""
     dice = random.Random(arm.id)
     chance = 0.3 + 0.5 * arm.budget.retention * dice.uniform(0.7, 1)
-    kept = round(GRID.tokens * arm.budget.retention)
+    kept = round(grid.tokens * arm.budget.retention)
     for question in questions:
         hard = random.Random(question.id).random()
         letter, target = "A" if (dice.random() + hard) / 2 < chance else "B", "A"
-        drawn = torch.full((GRID.tokens,), int(Reason.DROPPED), dtype=torch.uint8)
-        drawn[dice.sample(range(GRID.tokens), kept)] = int(Reason.IMPORTANT)
+        drawn = torch.full((grid.tokens,), int(Reason.DROPPED), dtype=torch.uint8)
+        drawn[dice.sample(range(grid.tokens), kept)] = int(Reason.IMPORTANT)
         yield {
             **identity(question),
             "answer": letter,
@@ -74,15 +76,15 @@ def answers(arm: Arm, questions: list[Question], overlays: Overlays) -> Iterator
             "stock_parsed": letter,
             "stock_correct": letter == target,
             "stock_error": None,
-            "video_tokens": GRID.tokens,
+            "video_tokens": grid.tokens,
             "text_tokens": 58,
             "tokens_per_layer": [kept] * LAYERS,
-            "retention_tokens": kept / GRID.tokens,
-            "retention_compute": kept / GRID.tokens,
-            "llm_flops": round(2e9 * kept / GRID.tokens * dice.uniform(0.99, 1.01)) + 10**8,
+            "retention_tokens": kept / grid.tokens,
+            "retention_compute": kept / grid.tokens,
+            "llm_flops": round(2e9 * kept / grid.tokens * dice.uniform(0.99, 1.01)) + 10**8,
             "llm_flops_all": 2 * 10**9 + 10**8,
             "kv_bytes": 2048 * kept,
-            "reasons": {"dropped": GRID.tokens - kept, "important": kept},
+            "reasons": {"dropped": grid.tokens - kept, "important": kept},
             "features": "encoded",
             "times": {
                 "answer": dice.uniform(0.03, 0.05),
@@ -90,24 +92,36 @@ def answers(arm: Arm, questions: list[Question], overlays: Overlays) -> Iterator
                 "compressor": 0.002,
             }
             | {"preprocess": 0.06, "vision": 0.1, "decode": 0.1},
-            **overlays.entry(question, SimpleNamespace(reason=drawn), GRID, PICTURE),
+            **overlays.entry(question, Trace(LAYERS, grid.tokens, 58, reason=drawn), grid, picture),
             "of": "0123456789ab-0123456789ab",
         }
 
 
-def write_run(settings: Settings, arms: list[Arm], count: int) -> None:
-    """The folder of a run whose arms have answered the first `count` questions of the embedded benchmark."""
+def write_run(
+    settings: Settings,
+    arms: list[Arm],
+    count: int,
+    pixels: np.ndarray,
+    grid: Grid = GRID,
+    picture: Picture = PICTURE,
+) -> None:
+    """The folder of a run whose arms have answered the first `count` questions of the embedded benchmark.
+
+    Args:
+        pixels: the frames ``(T, height, width, 3)`` uint8 of every video.
+        grid: of the tokens of every video.
+        picture: where they lie in the frames.
+    """
     questions = [
         Question(row["id"], row["video"], row["family"], row["question"], 1, row)
         for row in list(clips.questions())[:count]
     ]
     overlays = Overlays(settings, questions)
-    noise = np.random.default_rng(0).integers(0, 255, (16, 224, 224, 3), dtype=np.uint8)
     for path in {question.video for question in questions}:
-        overlays.keep_frames(path, Frames(noise, tuple(range(16)), 16, 8.0))
+        overlays.keep_frames(path, Frames(pixels, tuple(range(len(pixels))), len(pixels), 8.0))
     for arm in arms:
         with store.ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {})) as opened:
-            for row in answers(arm, questions, overlays):
+            for row in answers(arm, questions, overlays, grid, picture):
                 opened.append({**row, "error": None})
     note_shown(settings.folder, None, {arm.id: None for arm in arms})
 
@@ -128,7 +142,8 @@ def main() -> None:
             arms, count = arms[:10], 100
         folder = one.settings.folder
         if not folder.is_dir():
-            write_run(one.settings, arms, count)
+            noise = np.random.default_rng(0).integers(0, 255, (16, 224, 224, 3), dtype=np.uint8)
+            write_run(one.settings, arms, count, noise)
         command = [sys.executable, "-m", "stsimdiff", "report", str(folder)]
         if options.profile:
             script = (

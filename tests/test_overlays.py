@@ -32,7 +32,7 @@ from stsimdiff.evaluate.run import answer_missing, run_arms
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.models import resolve
 from stsimdiff.report import figures, film
-from stsimdiff.report.overlays import notes_on, read_films, read_overlays
+from stsimdiff.report.overlays import LEAST_SIDE, Film, fitted, notes_on, read_films, read_overlays
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
 from stsimdiff.report.table import build
@@ -72,6 +72,11 @@ def run(tmp_path_factory, data: Path) -> Path:
 def rows(run: Path, method: str) -> list[dict]:
     (path,) = run.glob(f"{method}_*/answers.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_its_end(packed: str) -> str:
+    """Everything but the checksum."""
+    return base64.b64encode(base64.b64decode(packed)[:-4]).decode()
 
 
 def questions(*families: str, videos: int = 3) -> list[Question]:
@@ -190,6 +195,10 @@ class TestReadBack:
             lambda packed: packed.pop("grid"),
             lambda packed: packed.update(reason="AAAA"),
             lambda packed: packed.update(codes={"1": "all"}),
+            lambda packed: packed.update(reason=without_its_end(packed["reason"])),
+            lambda packed: packed.update(
+                reason=base64.b64encode(base64.b64decode(packed["reason"]) + b"x").decode()
+            ),
             lambda packed: packed["grid"].update(frames=9),
             lambda packed: packed["picture"].update(stride=80),
         ],
@@ -219,6 +228,31 @@ class TestReadBack:
         published = publish(copy, None)
         assert published.unmade == []
         assert "The frames of clip000.mp4 are not in frames/clip000-" in published.page.read_text()
+
+
+class TestFitted:
+    FILMS = {
+        name: Film(
+            "v.mp4", jpegs(np.random.default_rng(0).integers(0, 255, (2, 180, 320, 3), np.uint8)), [0, 1]
+        )
+        for name in "ab"
+    } | {"lost": Film("w.mp4", [], [])}
+    BYTES = sum(len(jpeg) for film in FILMS.values() for jpeg in film.jpegs)
+
+    def test_frames_that_fit_are_those_that_are_stored(self) -> None:
+        assert fitted(self.FILMS, self.BYTES) == (self.FILMS, [])
+        assert fitted({}, 1) == ({}, [])
+
+    @pytest.mark.parametrize(("share", "fits"), [(0.6, True), (0.25, True), (0.01, False)])
+    def test_more_are_made_smaller_and_said(self, share: float, fits: bool) -> None:
+        films, (note,) = fitted(self.FILMS, int(share * self.BYTES))
+        left = [jpeg for film in films.values() for jpeg in film.jpegs]
+        assert len(left) == 4 and films["a"].seconds == [0, 1] and films["lost"].jpegs == []
+        sides = {Image.open(BytesIO(jpeg)).size for jpeg in left}
+        assert len(sides) == 1 and (sum(map(len, left)) <= share * self.BYTES) == fits
+        ((width, height),) = sides
+        assert abs(width / height - 16 / 9) < 0.05 and (width == LEAST_SIDE) == (not fits)
+        assert f"at most {width} pixels a side here" in note and note.endswith("have up to 320.")
 
 
 class TestFigures:
@@ -273,7 +307,9 @@ class TestInspect:
         assert overlay["question"] == "What color is the ring?" and len(shown["films"]["0"]["jpegs"]) == 16
         assert f"Page: {tmp_path / 'out' / 'inspect.html'}" in said
         for taken in overlay["taken"]:
-            kept = len(taken["reason"]) - taken["reason"].count("0")
+            codes = zlib.decompress(base64.b64decode(taken["reason"]))
+            assert taken["counts"] == {str(code): codes.count(code) for code in {*codes}}
+            kept = len(codes) - codes.count(0)
             assert f"{taken['name']}: {kept} of 512 tokens left" in said
             assert kept == pytest.approx(0.2 * 512, abs=1)
         made = sorted(path.name for path in (tmp_path / "out").iterdir())

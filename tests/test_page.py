@@ -20,9 +20,12 @@ from playwright.sync_api import Browser, Page
 from synthetic_run import QUESTIONS, answers, failed, write_arm
 
 from stsimdiff.evaluate.overlays import jpegs
+from stsimdiff.report.page import report_page
 from stsimdiff.report.palette import REASONS
 from stsimdiff.report.publish import PAGE as NAME
 from stsimdiff.report.publish import publish
+from stsimdiff.report.rows import read
+from stsimdiff.report.table import build
 
 NASTY = "</script><img src=x onerror=window.hacked=1>&amp;\"'%41"
 CODES = {0: "dropped", 3: "event", 4: "important"}
@@ -116,7 +119,19 @@ def visible(page: Page) -> list[str]:
     )
 
 
+def draw_plots(page: Page) -> None:
+    """Scroll to the plots, which draws them."""
+    page.locator("#plots").evaluate("part => part.scrollIntoView()")
+    until(page, "[...document.querySelectorAll('.plot')].every(plot => plot.data)")
+
+
+def unpack(page: Page) -> None:
+    """Wait until the tokens that are shown are unpacked."""
+    until(page, "!document.querySelector('canvas[aria-busy=true]')")
+
+
 def shown_counts(page: Page, side: str = "") -> dict[str, tuple[int, int]]:
+    unpack(page)
     rows = page.locator(f"#overlay-legend{side} tr").all()
     return {
         row.get_attribute("data-reason"): (
@@ -163,6 +178,7 @@ def test_the_filter_leaves_rows_and_plots_follow(page: Page) -> None:
     everything = visible(page)
     assert len(everything) == 5
     assert page.locator("#filter-count").inner_text() == "5 of 5 rows"
+    draw_plots(page)
     lines = "document.querySelector('.plot').data.filter(t => t.name !== 'Pareto front').length"
     # The arm without an answer has no point; both budgets of st_simdiff are one line.
     assert page.evaluate(lines) == 3
@@ -179,6 +195,53 @@ def test_the_filter_leaves_rows_and_plots_follow(page: Page) -> None:
     assert visible(page) == everything
     page.select_option("#plot-kind", "layers")
     assert page.evaluate(lines) == 4
+
+
+def test_a_plot_is_drawn_once_it_is_scrolled_to(chromium: Browser, run: Path) -> None:
+    opened, seen = visit(chromium, address(run), height=300)
+    drawn = "[typeof Plotly, document.querySelector('.plot').childElementCount]"
+    assert opened.evaluate(drawn) == ["undefined", 0]
+    opened.select_option("#filter-retention", label="10 %")
+    assert opened.evaluate(drawn) == ["undefined", 0]
+    draw_plots(opened)
+    # The filter that was set before counts.
+    names = opened.evaluate("document.querySelector('.plot').data.map(line => line.name)")
+    assert names == ["st_simdiff", "Pareto front"] and opened.evaluate(drawn)[0] == "object"
+    opened.context.close()
+    assert (seen.requests, seen.errors) == ([], [])
+
+
+def test_a_page_of_75_arms_and_8_overlays_of_real_size_stays_under_8_mb(tmp_path: Path) -> None:
+    """64 frames of 13 x 13 tokens, with frames of 10 kB as those of a film are."""
+    dice = np.random.default_rng(0)
+    jpeg = jpegs(dice.normal(128, 18, (1, 180, 320, 3)).clip(0, 255).astype(np.uint8))[0]
+    assert len(jpeg) > 10_000
+    for number in range(8):
+        (tmp_path / "frames" / f"film{number}").mkdir(parents=True)
+        for frame in range(64):
+            (tmp_path / "frames" / f"film{number}" / f"{frame:03d}.jpg").write_bytes(jpeg)
+        about = {"video": "v.mp4", "indices": list(range(64)), "fps": 1.0}
+        (tmp_path / "frames" / f"film{number}" / "frames.json").write_text(json.dumps(about))
+    for arm in range(75):
+        share, rows = 0.1 + 0.8 * arm / 75, answers(0.5, 0.3, seed=arm)[:8]
+        codes = dice.choice([0, 3, 4], 64 * 169, p=[1 - share, share / 2, share / 2]).astype(np.uint8)
+        for number, row in enumerate(rows):
+            row["overlay"] = overlay("plain", 0) | {
+                "frames": f"film{number}",
+                "grid": {"frames": 64, "height": 13, "width": 13},
+                "picture": {"frames": 1, "height": 13, "width": 13, "stride": 13},
+                "codes": {str(code): name for code, name in CODES.items()},
+                "reason": base64.b64encode(zlib.compress(codes.tobytes(), 9)).decode(),
+            }
+        write_arm(tmp_path, "random", share, rows, label=f"method {arm}")
+    stored = read(tmp_path)
+    text = report_page(tmp_path, build(stored), stored, [])
+    assert text.count('<tr data-arm="') == 75
+    shown = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert [len(one["taken"]) for one in shown["overlays"]] == [75] * 8
+    assert [len(film["jpegs"]) for film in shown["films"].values()] == [64] * 8
+    assert re.search(r"The frames have at most \d+ pixels a side here, .* have up to 320\.", text)
+    assert len(text.encode()) < 8_000_000
 
 
 def test_sorting_by_a_number_and_by_name(page: Page) -> None:
@@ -258,6 +321,8 @@ def test_nothing_is_cut_and_everybody_can_read_it(
 ) -> None:
     opened, seen = visit(chromium, address(run), width=width, scheme=scheme)
     opened.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    draw_plots(opened)
+    unpack(opened)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     # What is wider than its place can be scrolled to.
     cut = (
@@ -301,6 +366,7 @@ def test_counts_are_those_of_the_stored_reasons_for_every_arm_and_frame(page: Pa
 
 def pixels(page: Page) -> np.ndarray:
     """The canvas as ``(height, width, 3)``."""
+    unpack(page)
     shown = page.locator("#overlay-canvas").evaluate("canvas => canvas.toDataURL()")
     return np.asarray(Image.open(BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("RGB"))
 
@@ -373,6 +439,7 @@ def test_a_deep_link_opens_its_question(chromium: Browser, run: Path) -> None:
 def test_the_keyboard_is_enough(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
+    unpack(page)
     page.locator("#overlay-frame").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -399,6 +466,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_down_only(chromium: Browser, run: Path, scheme: str) -> None:
     opened, seen = visit(chromium, address(run), width=360, height=740, scheme=scheme)
+    draw_plots(opened)
     for kind in ("flops", "layers"):
         opened.select_option("#plot-kind", kind)
         assert opened.evaluate("document.documentElement.scrollWidth") <= 360

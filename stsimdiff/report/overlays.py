@@ -6,6 +6,7 @@ What was stored is shown, and what is lacking is said. How it is drawn stands in
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from stsimdiff import schema
 from stsimdiff.errors import DataError
@@ -25,6 +27,11 @@ FRAMES = "frames"
 """Folder of the frames within a run's folder."""
 MOST_TOKENS = 10**7
 """No video has as many; a stored text that unpacks to more is damaged."""
+
+FRAME_BYTES = 2_500_000
+"""Of all frames on the page of a run as JPEG files; base64 makes a third more of them."""
+LEAST_SIDE = 96
+"""Pixels of the longer side that a frame keeps, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Taken:
         codes: names of the reasons by code.
         colours: ``#RRGGBB`` of the method's own reasons, by name.
         reason: ``N`` codes.
+        packed: the same as it was stored, base64 of zlib.
         proposed: whether the run is about the arm's method.
     """
 
@@ -74,6 +82,7 @@ class Taken:
     codes: Mapping[str, str] = field(default_factory=dict)
     colours: Mapping[str, str] = field(default_factory=dict)
     reason: bytes = b""
+    packed: str = ""
     proposed: bool = False
 
     def counts(self) -> dict[str, int]:
@@ -162,6 +171,30 @@ def read_films(run_dir: Path, overlays: Iterable[Overlay]) -> tuple[dict[str, Fi
     return films, notes
 
 
+def fitted(films: Mapping[str, Film], most: int = FRAME_BYTES) -> tuple[dict[str, Film], list[str]]:
+    """The frames made so small that all files together have at most so many bytes, and a note if they were not.
+
+    Frames that fit stay the files that are stored. Those of very many videos may have more bytes at :data:`LEAST_SIDE`.
+    """
+    found = dict(films)
+    stored = side = max(
+        (max(_opened(film.jpegs[0]).size) for film in films.values() if film.jpegs), default=0
+    )
+    while (
+        size := sum(len(jpeg) for film in found.values() for jpeg in film.jpegs)
+    ) > most and side > LEAST_SIDE:
+        # Smaller frames have more bytes a pixel: the bytes grow with about the power 1.5 of the side.
+        side = max(LEAST_SIDE, int(0.97 * side * (most / size) ** (1 / 1.5)))
+        for name, film in films.items():
+            found[name] = replace(film, jpegs=[_shrunk(jpeg, side) for jpeg in film.jpegs])
+    if side == stored:
+        return found, []
+    return found, [
+        f"The frames have at most {side} pixels a side here, which keeps the page small; "
+        f"those that are stored, in {FRAMES}/, have up to {stored}."
+    ]
+
+
 def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     """What a reader must be told of overlays that were not stored."""
     if not overlays:
@@ -200,12 +233,15 @@ def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None
 
 
 def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields ``grid, picture, codes, colours, reason`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
+    """The fields ``grid`` to ``packed`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, zlib.error: for anything that was not packed there.
     """
-    reason = zlib.decompressobj().decompress(base64.b64decode(overlay["reason"], validate=True), MOST_TOKENS)
+    stream, packed = zlib.decompressobj(), str(overlay["reason"])
+    reason = stream.decompress(base64.b64decode(packed, validate=True), MOST_TOKENS)
+    if not stream.eof or stream.unused_data:  # a browser would not inflate it
+        raise ValueError("the reasons have no end, or something behind it")
     grid = {key: int(overlay["grid"][key]) for key in ("frames", "height", "width")}
     picture = {key: int(overlay["picture"][key]) for key in ("frames", "height", "width", "stride")}
     codes = {str(int(code)): str(name) for code, name in overlay["codes"].items()}
@@ -220,7 +256,10 @@ def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
         or (picture["height"] - 1) * picture["stride"] + picture["width"] > per_frame
     ):
         raise ValueError(f"{picture} does not fit {grid}")
-    return {"grid": grid, "picture": picture, "codes": codes, "colours": colours, "reason": reason}
+    return {
+        **{"grid": grid, "picture": picture, "codes": codes, "colours": colours},
+        **{"reason": reason, "packed": packed},
+    }
 
 
 def _film(folder: Path, video: str) -> Film:
@@ -235,6 +274,17 @@ def _film(folder: Path, video: str) -> Film:
             f"{folder} holds no frames that can be read: {cause}; remove it to go without"
         ) from None
     return Film(str(about.get("video", video)), jpegs, seconds)
+
+
+def _opened(jpeg: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg))
+
+
+def _shrunk(jpeg: bytes, side: int) -> bytes:
+    image, stream = _opened(jpeg), io.BytesIO()
+    image.thumbnail((side, side))
+    image.save(stream, "JPEG", quality=75, optimize=True)
+    return stream.getvalue()
 
 
 def _text(value: Any) -> str | None:

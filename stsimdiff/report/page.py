@@ -7,9 +7,10 @@ Template, style and scripts lie in ``web``.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
-import re
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from stsimdiff.evaluate.store import shards
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import columns, main_cells
-from stsimdiff.report.overlays import Film, Overlay, notes_on, read_films, read_overlays
+from stsimdiff.report.overlays import Film, Overlay, fitted, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Section
@@ -29,7 +30,7 @@ from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
 from stsimdiff.report.text import number
 
-SCRIPTS = ("table.js", "plots.js", "overlay.js")
+SCRIPTS = ("data.js", "table.js", "plots.js", "overlay.js")
 
 
 def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[str]) -> str:
@@ -46,6 +47,7 @@ def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[s
     """
     overlays = read_overlays(run_dir, stored, table.sections)
     films, lost = read_films(run_dir, overlays)
+    films, smaller = fitted(films)
     labels = {row.arm: row.label for section in table.sections for row in section.rows}
     layers = {arm: (100 * share).tolist() for arm, share in by_layer(stored.samples).items()}
     styles = looks(row for section in table.sections for row in section.rows)
@@ -64,7 +66,7 @@ def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[s
         },
         overlays=overlays,
         films=films,
-        notes=[*notes_on(overlays), *lost],
+        notes=[*notes_on(overlays), *lost, *smaller],
         plots=plots,
     )
 
@@ -94,11 +96,7 @@ def _render(
         "unknown": UNKNOWN_REASON,
         "plots": plots,
     }
-    scripts = [_source(environment, name) for name in (SCRIPTS if report else ("overlay.js",))]
-    if report:
-        from plotly.offline import get_plotlyjs
-
-        scripts.insert(0, _in_script(get_plotlyjs()))
+    scripts = [_source(environment, name) for name in (SCRIPTS if report else ("data.js", "overlay.js"))]
     return environment.get_template("page.html.jinja").render(
         title=title,
         report=report,
@@ -106,6 +104,7 @@ def _render(
         notes=notes,
         style=_source(environment, "page.css"),
         scripts=scripts,
+        plotly=_plotly() if report else "",
         data=to_json(data),
     )
 
@@ -133,8 +132,12 @@ def _source(environment: jinja2.Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _in_script(source: str) -> str:
-    return re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE)
+@functools.cache
+def _plotly() -> str:
+    """The library that draws the plots, packed: the page unpacks and runs it once a plot is scrolled to."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()
 
 
 def _head(section: Section, stored: Stored) -> tuple[tuple[str, str], ...]:
@@ -239,8 +242,9 @@ def _overlay(overlay: Overlay) -> dict[str, Any]:
                     for name in ("arm", "name", "model", "answer", "correct", "lacking", "proposed")
                 },
                 **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes", "colours")},
-                # A character a token, the code behind "0".
-                "reason": "".join(chr(48 + code) for code in taken.reason),
+                # Packed as it is stored: the page unpacks what it shows.
+                "reason": taken.packed,
+                "counts": {code: taken.reason.count(int(code)) for code in taken.codes},
             }
             for taken in overlay.taken
         ],

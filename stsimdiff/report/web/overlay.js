@@ -2,7 +2,7 @@
 // Two arms stand side by side and share the slider.
 "use strict";
 if (document.getElementById("overlay-canvas")) {
-  const { overlays, films, colours, unknown } = JSON.parse(document.getElementById("data").textContent);
+  const { overlays, films, colours, unknown } = data;
   const part = (name) => document.getElementById(`overlay-${name}`);
   const sides = ["", "-beside"].map((suffix) => ({
     ...Object.fromEntries(["canvas", "legend", "shown", "about"].map((name) => [name, part(name + suffix)])),
@@ -35,33 +35,34 @@ if (document.getElementById("overlay-canvas")) {
     return Math.min(Math.floor(frame / taken.picture.frames), taken.grid.frames - 1);
   }
 
+  const tokens = ({ grid }) => grid.frames * grid.height * grid.width;
+  const dropped = (taken) => taken.counts[0] || 0;
+
+  // An arm's codes, a byte each; null while they are being unpacked, after which what is shown is drawn again.
+  function codesOf(taken) {
+    if (taken.unpacked === undefined) {
+      taken.unpacked = null;
+      inflate(taken.reason).then((codes) => {
+        taken.unpacked = codes;
+        show();
+      });
+    }
+    return taken.unpacked;
+  }
+
   function codeAt(taken, time, y, x) {
-    const place = time * taken.grid.height * taken.grid.width + y * taken.picture.stride + x;
-    return taken.reason.charCodeAt(place) - 48;
+    return taken.unpacked[time * taken.grid.height * taken.grid.width + y * taken.picture.stride + x];
   }
 
   function count(taken, frame) {
-    const whole = new Map();
-    const here = new Map();
-    let outside = taken.reason.length;
-    for (const code in taken.codes) {
-      whole.set(Number(code), 0);
-      here.set(Number(code), 0);
-    }
-    for (let i = 0; i < taken.reason.length; i++) {
-      const code = taken.reason.charCodeAt(i) - 48;
-      whole.set(code, whole.get(code) + 1);
-    }
+    const here = {};
+    for (const code in taken.codes) here[code] = 0;
     const { height, width } = taken.picture;
-    outside -= taken.grid.frames * height * width;
     const time = row(taken, frame);
     for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const code = codeAt(taken, time, y, x);
-        here.set(code, here.get(code) + 1);
-      }
+      for (let x = 0; x < width; x++) here[codeAt(taken, time, y, x)] += 1;
     }
-    return { whole, here, outside };
+    return here;
   }
 
   function image(taken, frame) {
@@ -110,7 +111,7 @@ if (document.getElementById("overlay-canvas")) {
   function drawOn(side) {
     const { canvas, context } = side;
     const taken = takenOn(side);
-    if (!taken) {
+    if (!taken || !codesOf(taken)) {
       context.clearRect(0, 0, canvas.width, canvas.height);
       return;
     }
@@ -133,11 +134,12 @@ if (document.getElementById("overlay-canvas")) {
     const taken = takenOn(side);
     side.legend.replaceChildren();
     side.about.textContent = side.shown.textContent = "";
-    if (!taken) return;
-    const { whole, here, outside } = count(taken, frameOn(taken));
+    side.canvas.setAttribute("aria-busy", String(Boolean(taken) && !codesOf(taken)));
+    if (!taken || !codesOf(taken)) return;
+    const here = count(taken, frameOn(taken));
     side.shown.textContent = taken.name;
     const said = [];
-    for (const code of [...whole.keys()].sort((a, b) => (a === 0) - (b === 0) || a - b)) {
+    for (const code of Object.keys(taken.codes).map(Number).sort((a, b) => (a === 0) - (b === 0) || a - b)) {
       const name = taken.codes[code];
       const line = element("tr", "", side.legend);
       line.dataset.reason = name;
@@ -146,12 +148,13 @@ if (document.getElementById("overlay-canvas")) {
       const swatch = element("span", "", head, "swatch");
       swatch.style.background = colourOf(taken, name);
       head.append(name === "all" ? "kept, as all of its place" : name);
-      element("td", String(here.get(code)), line, "frame");
-      element("td", String(whole.get(code)), line, "whole");
-      said.push(`${here.get(code)} ${name}`);
+      element("td", String(here[code]), line, "frame");
+      element("td", String(taken.counts[code]), line, "whole");
+      said.push(`${here[code]} ${name}`);
     }
-    const kept = taken.reason.length - (whole.get(0) || 0);
-    const notes = [`${kept} of ${taken.reason.length} video tokens are left at the end of the prefill.`];
+    const all = tokens(taken);
+    const notes = [`${all - dropped(taken)} of ${all} video tokens are left at the end of the prefill.`];
+    const outside = all - taken.grid.frames * taken.picture.height * taken.picture.width;
     if (taken.picture.frames > 1) notes.push(`A token covers ${taken.picture.frames} frames.`);
     if (outside) {
       notes.push(`${outside} tokens (newlines, ends of groups) lie in no frame: only the column "whole video" counts them.`);
@@ -173,6 +176,10 @@ if (document.getElementById("overlay-canvas")) {
     const second = film && film.seconds[state.frame];
     part("time").textContent = `${state.frame + 1} of ${total}` + (second === undefined ? "" : ` · ${second.toFixed(1)} s`);
     slider.setAttribute("aria-valuetext", part("time").textContent);
+    show();
+  }
+
+  function show() {
     sides.forEach(describe);
     draw();
   }
@@ -216,8 +223,7 @@ if (document.getElementById("overlay-canvas")) {
         element("span", taken.correct ? " ✓ right" : " ✗ wrong", cell, taken.correct ? "right" : "wrong");
       }
       if (taken.lacking) element("div", `no tokens: ${taken.lacking}`, cell, "lacking");
-      const dropped = taken.reason.split("0").length - 1;
-      const share = taken.lacking ? "" : (100 * (1 - dropped / taken.reason.length)).toFixed(1);
+      const share = taken.lacking ? "" : (100 * (1 - dropped(taken) / tokens(taken))).toFixed(1);
       element("td", share, line);
     }
   }
@@ -244,15 +250,15 @@ if (document.getElementById("overlay-canvas")) {
     const drawable = overlay.taken.filter((taken) => !taken.lacking);
     // Most say the most with the method that the project is about, or with any that drops something.
     const best = drawable.find((taken) => taken.arm === arm) || drawable.find((taken) => taken.proposed)
-      || drawable.find((taken) => taken.reason.includes("0")) || drawable[0];
+      || drawable.find(dropped) || drawable[0];
     const others = drawable.filter((taken) => taken !== best);
     part("beside").replaceChildren(new Option("nothing", ""));
     for (const taken of drawable) part("beside").append(new Option(nameOf(overlay, taken), taken.arm));
     part("pick").hidden = drawable.length < 2;
     // What it is compared with best is of the same budget.
     const rival = drawable.find((taken) => taken.arm === beside.arm && taken !== best)
-      || others.find((taken) => taken.reason.includes("0") && budgetOf(taken) === budgetOf(best))
-      || others.find((taken) => taken.reason.includes("0")) || others[0];
+      || others.find((taken) => dropped(taken) && budgetOf(taken) === budgetOf(best))
+      || others.find(dropped) || others[0];
     setBeside(rival ? rival.arm : "");
     setArm(best ? best.arm : "");
     part("status").textContent = best ? "" : "No arm has stored its tokens for this question.";

@@ -1,7 +1,7 @@
 // The interactive plots, of the rows that the filter leaves.
 "use strict";
 {
-  const { plots } = JSON.parse(document.getElementById("data").textContent);
+  const { plots } = data;
   const places = [...document.querySelectorAll(".plot")];
   const kind = document.getElementById("plot-kind");
   const narrow = matchMedia("(max-width: 50rem)");
@@ -96,9 +96,23 @@
     return base;
   }
 
-  function draw() {
+  // The library is large, and few read on as far as the plots at once: it is unpacked for the first that is seen.
+  let library = null;
+  function load() {
+    library = library || inflate(document.getElementById("plotly").textContent).then((source) => {
+      const script = document.createElement("script");
+      script.textContent = new TextDecoder().decode(source);
+      document.head.append(script);
+    });
+    return library;
+  }
+
+  async function draw() {
+    if (!seen.size) return;
+    await load();
     const shown = kind.value;
     plots.forEach((plot, number) => {
+      if (!seen.has(places[number])) return;
       const rows = plot.rows.filter((row) => filter.shown.has(row.arm));
       const traces = shown === "maps" ? mapTraces(plot)
         : shown === "layers" ? layerTraces(rows) : accuracyTraces(plot, rows, shown);
@@ -113,10 +127,19 @@
     });
   }
 
+  const seen = new Set();
+  const watch = new IntersectionObserver((changes) => {
+    for (const { target } of changes.filter((change) => change.isIntersecting)) {
+      seen.add(target);
+      watch.unobserve(target);
+      draw();
+    }
+  }, { rootMargin: "200px" });
+  places.forEach((place) => watch.observe(place));
+
   if (plots.every((plot) => !plot.maps.length)) kind.querySelector("[value=maps]").remove();
   kind.addEventListener("change", draw);
   document.addEventListener("filtered", draw);
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", draw);
-  draw();
 }
