@@ -130,7 +130,7 @@ def _composed(words: list[str]) -> int:
     if name in ("check", "conformance", "report") or re.search(elsewhere, " ".join(words)):
         return 0  # run by CI or by a test
     if name == "profile":
-        words = profile._parse(words[1:])[1]
+        words = profile._parse(words[1:]).settings
     words = [word for word in words if SETTING.match(word) and word.partition("=")[0] not in INSPECTED]
     if name == "data":
         words = [word for word in words if not word.startswith("keep_archives=")]

@@ -80,7 +80,7 @@ def test_the_drawings_packages_are_those_of_the_extra():
     assert tuple(re.findall(r'"(\w+)', brought)) == extras.DRAWING
     needed = re.search(r"^dependencies = \[(.*?)^\]", settings, re.MULTILINE | re.DOTALL)[1]
     assert not {*OPTIONAL, "tokenizers"} & set(re.findall(r'"([\w-]+)', needed))
-    assert set(series.FORMATS) == {"svg", "png"}
+    assert set(series.FORMATS) == {"svg", "png", "pdf"}
 
 
 def test_communities_without_igraph_are_refused_before_a_model_is_loaded(monkeypatch):

@@ -60,8 +60,10 @@ class _EarlyRun(Run):
     def before_layer(self, layer, tokens, attention):
         if attention is None:
             return None
-        score = attention.mean(0) * self.norms
-        return Selection.from_mask(top(score, len(tokens) // 2), Reason.IMPORTANT)
+        assert len(self.norms) == len(tokens)
+        score = attention.mean(0)
+        # What stays keeps the reason that it has.
+        return Selection.from_mask(top(score, len(tokens) // 2), Reason.ALL)
 
 
 @dataclass(frozen=True)

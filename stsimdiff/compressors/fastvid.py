@@ -267,7 +267,8 @@ def merge(
                 source = source[torch.isin(source, place, invert=True)]
             # A token's own norm does not decide which centre is nearest to it.
             first, last = part[0] * patches, (part[-1] + 1) * patches
-            nearest = (flat[first:last].float() @ graph.unit(flat[place]).T).argmax(1)
+            centre = graph.unit(flat[place])
+            nearest = (flat[first:last].to(centre.dtype) @ centre.T).argmax(1)
             target = nearest[source - first]
             found.append(_taken_in(flat, patches, frame, place, source, target, beta))
     return found

@@ -204,7 +204,8 @@ class SharedPrefix(Compression):
                 f"{self.run.name} selects other tokens of the same video for another question: declare "
                 "reads_question = True, or draw from generator_for(layout.sample, seed)"
             )
-        self._raster, self._reason = left.raster.to(device), left.reason.to(device)
+        # Later stages write into the reasons, and the next question wants them as they are here.
+        self._raster, self._reason = left.raster.to(device), left.reason.to(device).clone()
         if left.kept is not None:
             after = torch.arange(self._end_of_video, self.layout.length, device=device)
             self._kept = torch.cat([left.kept.to(device), after])

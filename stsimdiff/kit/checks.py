@@ -156,6 +156,7 @@ def question_is_not_read(case: Case) -> None:
     logits: list[Tensor] = []
     prompts = (model.prompt, model.family.prompt(model.video, running.TEXT.replace("cat", "horse"), "kit"))
     try:
+        case.compressor.check(case.budget, len(model.family.decoder))
         for prompt, given in ((prompts[0], False), (prompts[1], True), (prompts[1], False)):
             run = lent.start(case.compressor, prompt.layout, case.budget)
             engine = SharedPrefix(model.family.decoder, run, prompt.layout, prefix if given else None)

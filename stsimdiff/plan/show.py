@@ -101,12 +101,16 @@ def _pass(plan: PassPlan, console: Console) -> None:
     reading = "reading the videos not included"
     if plan.reading is not None:
         reading = f"with {duration(plan.reading * plan.open_videos)} of reading videos"
+    whole = (
+        ", each prompt prefilled whole (less where questions share it)" if plan.settings.reuse_prefix else ""
+    )
     lines = [
         f"memory: about {size(sum(plan.memory.values()))} at the largest video ({memory})",
         f"disk: {size(plan.disk['answers'])} of answers; the features of all videos would be "
         f"{size(plan.disk['features'])}",
         f"time: about {duration(plan.seconds)} for {quantity(plan.flops, 'FLOPs')} at "
-        f"{quantity(plan.throughput, 'FLOP/s')}, which rests on {plan.rests_on}; {reading}, generated tokens neither",
+        f"{quantity(plan.throughput, 'FLOP/s')}, which rests on {plan.rests_on}; {reading}, "
+        f"generated tokens neither{whole}",
         *plan.notes,
     ]
     for line in lines:
