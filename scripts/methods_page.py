@@ -1,6 +1,7 @@
-"""``python -m scripts.methods_page``: write docs/methods.md from the methods' classes, NOTICE and the recorded cases.
+"""``python -m scripts.methods_page``: write docs/methods.md, and the table of methods in the README, from the methods'
+classes, NOTICE and the recorded cases.
 
-With ``--check`` nothing is written; the exit code is 1 where the page is not what would be written.
+With ``--check`` nothing is written; the exit code is 1 where one is not what would be written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from stsimdiff.tokens import Grid, Layout, VisionSignals
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
+README = ROOT / "README.md"
+MARKS = ("<!-- made by python -m scripts.methods_page -->\n", "<!-- until here -->\n")
 LAYERS = 28
 """Depth of the model that the places are shown for: Qwen2-7B's."""
 
@@ -98,29 +101,54 @@ def reads(method: Compressor, places: Places) -> str:
     return ", ".join(words) or "features"
 
 
+HEADS = ("method", "published", "acts", "reads", "fidelity", "recorded cases")
+
+
+def rows() -> dict[str, list[str]]:
+    """What :data:`HEADS` names of each method, by its name."""
+    known = sources((ROOT / "NOTICE").read_text(encoding="utf-8"))
+    recorded = cases(ROOT / "tests" / "golden")
+    found = {}
+    for name in compressors.BUILTIN:
+        cls = compressors.resolve(name)
+        source = known.get(plain(cls.__name__))
+        method = None if name == "chain" else cls()
+        places = places_of(method) if method else None
+        found[name] = [
+            source.venue.replace(" by its README", "") if source else "-",
+            acts(places) if places else "where its methods do",
+            reads(method, places) if method and places else "what they read",
+            (compressors.fidelity_of(cls) or {"word": "-"})["word"],
+            str(recorded.get(plain(cls.__name__), 0) or "-"),
+        ]
+    return found
+
+
+def readme() -> str:
+    """The README with its table of published methods made again."""
+    text = README.read_text(encoding="utf-8")
+    begin, end = (text.index(mark) for mark in MARKS)
+    lines = [
+        [Cell(name, link=f"docs/methods.md#{name}"), *map(Cell, row)]
+        for name, row in rows().items()
+        if row[0] != "-"
+    ]
+    table = markdown(Cells(HEADS, [("", lines)], words=len(HEADS)))
+    return f"{text[:begin]}{MARKS[0]}{table}\n{text[end:]}"
+
+
 def page() -> str:
     """The whole page."""
     known = sources((ROOT / "NOTICE").read_text(encoding="utf-8"))
     recorded = cases(ROOT / "tests" / "golden")
-    rows, sections = [], []
-    for name in compressors.BUILTIN:
+    lines, sections = [], []
+    for name, row in rows().items():
         cls = compressors.resolve(name)
         source = known.get(plain(cls.__name__))
-        count = recorded.get(plain(cls.__name__), 0)
-        method = None if name == "chain" else cls()
-        places = places_of(method) if method else None
         fidelity = compressors.fidelity_of(cls) or {"word": "-", "reason": ""}
-        row = [
-            source.venue.replace(" by its README", "") if source else "-",
-            acts(places) if places else "where its methods do",
-            reads(method, places) if method and places else "what they read",
-            fidelity["word"],
-            str(count or "-"),
-        ]
-        rows.append([Cell(name, link=f"#{name}"), *map(Cell, row)])
-        sections.append(section(name, cls, source, fidelity, count))
-    heads = ("method", "published", "acts", "reads", "fidelity", "recorded cases")
-    table = markdown(Cells(heads, [("", rows)], words=len(heads)))
+        lines.append([Cell(name, link=f"#{name}"), *map(Cell, row)])
+        sections.append(section(name, cls, source, fidelity, recorded.get(plain(cls.__name__), 0)))
+    table = markdown(Cells(HEADS, [("", lines)], words=len(HEADS)))
     agree = sum(recorded.values())
     return f"""# The methods
 
@@ -163,11 +191,14 @@ def described(cls: type) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the page; returns the exit code."""
-    text = page()
+    """Write or check the page and the README; returns the exit code."""
+    made = {PAGE: page(), README: readme()}
     if "--check" in arguments:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
-    write_whole(PAGE, text)
+        return int(
+            any(not path.is_file() or path.read_text(encoding="utf-8") != text for path, text in made.items())
+        )
+    for path, text in made.items():
+        write_whole(path, text)
     return 0
 
 
