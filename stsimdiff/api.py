@@ -176,7 +176,7 @@ class Model:
             )
         packed = overlay("", trace, grid, self.family.picture(grid))
         taken = Taken("", title, "", None, None, **unpacked(packed))
-        return film.stills(frames.pixels, taken, [index / frames.fps for index in frames.indices])
+        return film.stills(frames.pixels, taken, frames.times)
 
     def _encode(self, video: str | Path, signals: Signals) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))

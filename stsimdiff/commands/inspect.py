@@ -196,8 +196,7 @@ def _film(asked: Asked, frames: video.Frames) -> Film:
     from stsimdiff.evaluate.overlays import jpegs
     from stsimdiff.report.overlays import Film
 
-    seconds = [index / frames.fps for index in frames.indices]
-    return Film(asked.file.name, jpegs(frames.pixels, SIDE), seconds)
+    return Film(asked.file.name, jpegs(frames.pixels, SIDE), list(frames.times))
 
 
 def _say(taken: Taken, path: Path) -> None:

@@ -51,8 +51,7 @@ def start(
     if not compressor.needs_frames:
         layout = dataclasses.replace(layout, frames=None, seconds=())
     elif frames is not None:
-        seconds = tuple(index / frames.fps for index in frames.indices)
-        layout = dataclasses.replace(layout, frames=torch.tensor(frames.pixels), seconds=seconds)
+        layout = dataclasses.replace(layout, frames=torch.tensor(frames.pixels), seconds=frames.times)
     elif layout.frames is None:
         raise ConfigError(
             f"{name} reads the video's frames (needs_frames), which are not known here: a stock model's inputs hold "

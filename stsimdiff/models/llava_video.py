@@ -202,7 +202,7 @@ def end_rows(pooled: Tensor, newline: Tensor) -> Tensor:
 
 def time_instruction(frames: Frames) -> str:
     """The sentence of LLaVA-Video's training on the video's length in seconds and the times of its frames."""
-    times = ",".join(f"{index / frames.fps:.2f}s" for index in frames.indices)
+    times = ",".join(f"{time:.2f}s" for time in frames.times)
     return (
         f"The video lasts for {frames.duration:.2f} seconds, and {len(frames.indices)} frames are uniformly sampled "
         f"from it. These frames are located at {times}.Please answer the following questions related to this video."

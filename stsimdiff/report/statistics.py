@@ -21,13 +21,14 @@ Everything is a fraction in [0, 1]; who prints makes percent of it. What was cho
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, expit, logit, ndtri, stdtr, stdtrit
+
+from stsimdiff.video.parts import file_of
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
@@ -69,13 +70,9 @@ class Difference(Interval):
         return max(self.p_cluster, self.p_mcnemar)
 
 
-PART = re.compile(r"#(t=[\d.,e-]+)?(&?fps=[\d.e-]+)?$")
-"""How the name of a part of a video ends, see :class:`~stsimdiff.video.parts.Part`."""
-
-
 def clusters(videos: Iterable[str]) -> NDArray[np.int_]:
     """``(n,)``: questions about one video have one number, also where they are about parts of it."""
-    return np.unique([PART.sub("", video) for video in videos], return_inverse=True)[1]
+    return np.unique([file_of(video) for video in videos], return_inverse=True)[1]
 
 
 class Answers:

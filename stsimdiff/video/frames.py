@@ -58,6 +58,11 @@ class Frames:
         """Length of the file in seconds."""
         return self.total / self.fps
 
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When each frame is shown, in seconds from the file's beginning."""
+        return tuple(index / self.fps for index in self.indices)
+
 
 def uniform_indices(total: int, count: int) -> tuple[int, ...]:
     """``count`` frame numbers from 0 to ``total - 1`` at equal distance, truncated to integers, ends included.

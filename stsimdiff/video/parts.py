@@ -22,6 +22,17 @@ _PART = re.compile(
 )
 
 
+def _part(name: str) -> re.Match[str] | None:
+    found = _PART.fullmatch(name)
+    return found if found and (found["start"] or found["fps"]) else None
+
+
+def file_of(name: str) -> str:
+    """What a name has before the part that it names; the name itself where it names none. No file is looked at."""
+    found = _part(name)
+    return found["file"] if found else name
+
+
 @dataclass(frozen=True)
 class Part:
     """Where a video lies, and which part of it is meant.
@@ -40,8 +51,8 @@ class Part:
     @classmethod
     def of(cls, path: str | Path) -> Part:
         """What a text names; a file whose name only looks like a part is the file."""
-        found = _PART.fullmatch(str(path))
-        if found is None or not (found["start"] or found["fps"]) or Path(path).exists():
+        found = _part(str(path))
+        if found is None or Path(path).exists():
             return cls(Path(path))
         start, end, fps = (float(found[name]) if found[name] else None for name in ("start", "end", "fps"))
         return cls(Path(found["file"]), start, end, fps)
