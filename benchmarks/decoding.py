@@ -20,6 +20,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from output import save_report
 
 UNIT = 20.0
 """Seconds that are encoded."""
@@ -130,10 +131,8 @@ def main() -> None:
                 make(path, codec, 60 * minutes, gap, options.rate, tuple(options.size))
                 report.append(compare(path, codec, gap, options.frames, repeats, options.ways))
                 path.unlink()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {"minutes": minutes, "frames": options.frames, "repeats": repeats, "rate": options.rate}
-    options.out.write_text(json.dumps(settings | {"size": options.size, "files": report}, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(settings | {"size": options.size, "files": report}, options.out)
 
 
 def compare(path: Path, codec: str, gap: int, count: int, repeats: int, ways: list[str]) -> dict:

@@ -16,7 +16,6 @@ loop and queue:
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding import make
+from output import save_report
 from store import StubSession, StubTask, stub_arms, stub_settings
 
 from stsimdiff import video
@@ -269,9 +269,7 @@ def main() -> None:
             "queue": queue(night, videos, total),
             "killed": killed(night, videos, total),
         }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ next. What a disk takes to sync is shown apart, as it is the same for a model of
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from output import save_report
 
 from stsimdiff import video
 from stsimdiff.config.arms import Arm, arm_from_config, arm_record
@@ -123,9 +124,7 @@ def main() -> None:
         "ratio": ratio,
         "ratio_without_sync": without,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report | {"questions": len(questions)}, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report | {"questions": len(questions)}, options.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ machine changes less. Scrolling to the plots unpacks their library, which is mea
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from output import save_report
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from report import arms_of_table, write_run
@@ -108,10 +108,8 @@ def main() -> None:
         f"{median['painted_s']:.2f} s, loaded after {median['loaded_s']:.2f} s, {median['core_s']:.2f} s on a core; "
         f"plots {median['plotted_s']:.2f} s after they are scrolled to"
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"arms": len(arms), "megabytes": size, "runs": runs, "median": median}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ causally; a kernel that computes the full square of attention gains more, up to 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -24,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from output import save_report
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
 from stsimdiff import compressors
@@ -209,10 +209,8 @@ def main() -> None:
     print(f"a prefill with all tokens: {statistics.median(full):.2f} s, the median of {len(full)}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"settings": settings, "machine": machine, "full_seconds": full, "rows": rows}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

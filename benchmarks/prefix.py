@@ -13,11 +13,11 @@ Measured with the default arguments on two CPU cores that other programs used to
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
+from output import save_report
 from sweep import ARMS, answers, command, spent
 
 from stsimdiff.data import clips
@@ -61,9 +61,7 @@ def main() -> None:
     print(f"{len(ARMS)} arms, {videos} videos of 7 questions, medians of {repeats}")
     print(f"one prefill a video {shared:.1f} s, one a question {whole:.1f} s: ratio {whole / shared:.2f}")
     print(f"{100 * share:.0f} % of the answers continued from a prefix; answers identical: {same}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
     if not same:
         raise SystemExit("the answers differ with and without a shared prefix")
 

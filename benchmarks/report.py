@@ -10,7 +10,6 @@ report is made in a process of its own, as a user would.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from output import save_report
 
 from stsimdiff.config.arms import Arm, arm_record
 from stsimdiff.config.settings import Settings
@@ -168,10 +168,8 @@ def main() -> None:
         f"{len(arms)} arms x {count} questions: report in {best:.1f} s, {core:.1f} s on a core, {peak:.0f} MiB"
     )
     print(f"at most {LIMIT:.0f} s: {'yes' if best <= LIMIT else 'no'} (best of {len(runs)})")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"arms": len(arms), "questions": count, "runs_s": runs, "peak_mib": peak}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ community of everything), ``newline`` (mixed, with a column of equal newline tok
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from output import save_report
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stsimdiff import compressors
@@ -235,10 +235,8 @@ def main() -> None:
         rows += own
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"settings": settings, "machine": machine, "growth_exponent": growth, "rows": rows}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ imports are warm. Beside the time that passes stands the time on a core, which o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from output import save_report
 
 COMMANDS = {
     "--help": 0,
@@ -75,9 +76,7 @@ def main() -> None:
             print(
                 f"{statistics.median(took):9.2f}{min(took):10.2f}{statistics.median(core):14.2f}   {line}{late}"
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

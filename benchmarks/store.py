@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import resource
 import statistics
 import tempfile
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from output import save_report
 
 from stsimdiff.budget import Budget
 from stsimdiff.config.arms import Arm
@@ -196,9 +197,7 @@ def main() -> None:
     for name, seconds in parts.items():
         print(f"{seconds:8.2f} s  {name}")
     print(f"peak memory {report['peak_bytes'] / 2**20:.0f} MiB")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ added.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from output import save_report
 
 from stsimdiff.data import clips
 from stsimdiff.evaluate.store import arm_folders, read_answers
@@ -115,9 +116,7 @@ def main() -> None:
     print(
         f"peak memory: {videos} videos {peak_few / 2**20:.0f} MiB, {4 * videos} videos {peak / 2**20:.0f} MiB"
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
+    save_report(report, options.out)
     if not same:
         raise SystemExit("the arms of one pass answered otherwise than alone")
 
