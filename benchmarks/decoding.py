@@ -1,6 +1,6 @@
 """What reading frames far apart from a long file costs: PyAV by keyframes, against decord and against decoding it all.
 
-python benchmarks/decoding.py [--quick] [--minutes 120]
+python -m benchmarks.decoding [--quick] [--minutes 120]
 
 Files are made: moving noise with a keyframe every 2 and every 10 seconds, in H.264, HEVC and AV1 as far as PyAV can
 encode them. Twenty seconds are encoded and stored again and again, so that two hours take seconds to make. Each way of
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from output import save_report
+
+from benchmarks.output import save_report
 
 UNIT = 20.0
 """Seconds that are encoded."""

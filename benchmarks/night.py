@@ -1,6 +1,6 @@
 """A night in a minute: videos of mixed length read from disk for a model whose answers take a set time.
 
-python benchmarks/night.py [--quick]
+python -m benchmarks.night [--quick]
 
 Reading is real: files are made, and decoded as in a run. The device is a sleep of the length that an answer is said to
 take, so that a machine without one shows what waits for what. Three questions, each in one run of the harness's own
@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from decoding import make
-from output import save_report
 from store import StubSession, StubTask, stub_arms, stub_settings
 
+from benchmarks.output import save_report
 from stsimdiff import video
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings

@@ -1,6 +1,6 @@
 """What the harness costs beside the answers: the pass of one arm that keeps all tokens, over a bare loop of `generate`.
 
-python benchmarks/overhead.py [--quick] [model.path=... and other settings]
+python -m benchmarks.overhead [--quick] [model.path=... and other settings]
 
 Both read, encode and ask the same videos and questions with the same loaded model in one process, in turn. The bare
 loop knows no arms, no engine and no store; the pass hooks the decoder, scores, and has each answer on disk before the
@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from output import save_report
-
+from benchmarks.output import save_report
 from stsimdiff import video
 from stsimdiff.config.arms import Arm, arm_from_config, arm_record
 from stsimdiff.config.settings import settings_from_config

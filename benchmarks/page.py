@@ -1,6 +1,6 @@
 """How large the page of a large run is, and how long it takes to open: 75 arms with the tokens of eight questions.
 
-python benchmarks/page.py [--quick]
+python -m benchmarks.page [--quick]
 
 The run's folder is made as in ``report.py``, with the tokens of a real model (64 frames of 13 x 13) and frames whose
 files are as large as those of a film. A headless Chromium opens the page: until the first paint, until it is loaded,
@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from output import save_report
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from report import arms_of_table, write_run
 
+from benchmarks.output import save_report
 from stsimdiff.evaluate import store
 from stsimdiff.report.page import report_page
 from stsimdiff.report.rows import read

@@ -1,9 +1,9 @@
 """How much of the FLOPs ratio each method's prefill really gains: a decoder of random weights, methods in turn.
 
-    python benchmarks/prefill.py                # Qwen2-0.5B's shape, 32 frames of 182 tokens: about 20 s a full prefill
-    python benchmarks/prefill.py --quick        # four layers, 8 frames
-    python benchmarks/prefill.py --shape qwen2-7b --layers 28 --frames 64 --device cuda
-    python benchmarks/prefill.py --clock process  # CPU time of the process alone, on a machine that others use too
+    python -m benchmarks.prefill                # Qwen2-0.5B's shape, 32 frames of 182 tokens: about 20 s a full prefill
+    python -m benchmarks.prefill --quick        # four layers, 8 frames
+    python -m benchmarks.prefill --shape qwen2-7b --layers 28 --frames 64 --device cuda
+    python -m benchmarks.prefill --clock process  # CPU time of the process alone, on a machine that others use too
 
 The decoder is a stock ``Qwen2Model``; its input is a synthetic video between two pieces of text, and what methods of
 the vision place read is random. In each repeat every method is measured right after a prefill with all tokens and
@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from output import save_report
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
+from benchmarks.output import save_report
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.cost import DecoderShape, closed_form, decoder_flops

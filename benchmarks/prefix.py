@@ -1,6 +1,6 @@
 """Sixteen arms of one pass with ``reuse_prefix`` against without: time, and how many answers are the same.
 
-python benchmarks/prefix.py [--quick]
+python -m benchmarks.prefix [--quick]
 
 Both commands answer the same questions of the embedded benchmark, in turn, each a process of its own as a user would
 start it. The start, decoding, the vision tower and the report are in both, so the ratio grows with the questions a
@@ -17,9 +17,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from output import save_report
 from sweep import ARMS, answers, command, spent
 
+from benchmarks.output import save_report
 from stsimdiff.data import clips
 from stsimdiff.evaluate.store import arm_folders, read_answers
 

@@ -1,6 +1,6 @@
 """How long the report of a large run takes: 75 arms and the 896 questions of the embedded benchmark.
 
-python benchmarks/report.py [--quick] [--profile]
+python -m benchmarks.report [--quick] [--profile]
 
 The run's folder is made by what writes the answers of a run, with drawn answers in place of a model's: the arms are
 those of `experiment=embedded_table` and some more of other budgets, with frames and overlays of eight questions. The
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from output import save_report
 
+from benchmarks.output import save_report
 from stsimdiff.config.arms import Arm, arm_record
 from stsimdiff.config.settings import Settings
 from stsimdiff.data import clips

@@ -1,6 +1,6 @@
 """Speed and memory of the methods' selections, as ratios that carry over from machine to machine.
 
-    python benchmarks/selection.py --frames 16 32 64 128 256 --out results/selection.json
+    python -m benchmarks.selection --frames 16 32 64 128 256 --out results/selection.json
 
 Timed are all selections of a method in the prefill of a decoder of four layers, which add nothing and whose attention
 is drawn; what a method does while decoding is left out. Time is given as a multiple of one copy of the token matrix
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from output import save_report
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.output import save_report
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Run

@@ -1,6 +1,6 @@
 """How long commands take that only read or check: their usage, a wrong setting, a folder that is no run, and the like.
 
-python benchmarks/startup.py [--quick]
+python -m benchmarks.startup [--quick]
 
 Each command is a process of its own, as a user starts it, in a folder that holds nothing; the files that Python
 imports are warm. Beside the time that passes stands the time on a core, which other work on the machine changes less.
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from output import save_report
+from benchmarks.output import save_report
 
 COMMANDS = {
     "--help": 0,

@@ -1,6 +1,6 @@
 """The store at the size of a large sweep: writing, resuming, and starting a finished sweep again, over its growth.
 
-python benchmarks/store.py [--quick] [--questions 10000] [--arms 50] [--folder DIR]
+python -m benchmarks.store [--quick] [--questions 10000] [--arms 50] [--folder DIR]
 
 A stub stands in for the model and answers at once, so that all that is measured is ours: the loop, the lines, the
 syncs. The sweep grows in steps; each step resumes what the steps before it left, as `limit=` does.
@@ -19,8 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from output import save_report
-
+from benchmarks.output import save_report
 from stsimdiff.budget import Budget
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings, settings_from_config

@@ -1,6 +1,6 @@
 """Arms of one pass against a run for each arm: time, identical answers, and memory over the number of videos.
 
-python benchmarks/sweep.py [--quick] [--questions N]
+python -m benchmarks.sweep [--quick] [--questions N]
 
 Every run is a process of its own, as a user would start it. What a separate run does again is the start, decoding and
 the vision tower; the answers themselves cost the same in both. The ratio so depends on the model and on the size: all
@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from output import save_report
-
+from benchmarks.output import save_report
 from stsimdiff.data import clips
 from stsimdiff.evaluate.store import arm_folders, read_answers
 

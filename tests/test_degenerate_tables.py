@@ -191,7 +191,7 @@ def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pyte
     page.feed((run / "report.html").read_text())
     labels = {row.label for row in section.rows}
     assert page.labels == labels
-    assert page.elements["script"] == 5 and page.elements["img"] == 0 and not page.handlers
+    assert page.elements["script"] == 6 and page.elements["img"] == 0 and not page.handlers
     assert {row["label"] for row in json.loads(page.data)["plots"][0]["rows"]} == labels
     table = (run / "table.md").read_text().partition("\n| ")[2].partition("\n\n")[0].splitlines()
     assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table[1:]}) == 1

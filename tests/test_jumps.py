@@ -16,6 +16,7 @@ from stsimdiff import video
 from stsimdiff.video import decoders
 from stsimdiff.video.index import packets_of
 
+ROOT = Path(__file__).resolve().parent.parent
 FRAMES, GOP = 250, 10
 
 
@@ -114,10 +115,11 @@ def test_jumps_that_lead_astray_cost_time_alone(tmp_path: Path, demuxed, monkeyp
 
 
 def test_the_benchmark_makes_long_files_and_reads_them_in_every_way(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "benchmarks" / "decoding.py"
     words = ["--minutes", "2", "--size", "96", "64", "--rate", "2", "--frames", "5", "--repeats", "1"]
     words += ["--codecs", "h264", "--ways", "pyav", "all", "--out", str(tmp_path / "found.json")]
-    subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.decoding", *words], check=True, capture_output=True, cwd=ROOT
+    )
     files = json.loads((tmp_path / "found.json").read_text())["files"]
     assert [(file["codec"], file["gap"]) for file in files] == [("h264", 2), ("h264", 10)]
     for file in files:

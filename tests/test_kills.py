@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import random
@@ -11,24 +10,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import store as stub
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.store import read_answers, shards, strict_json
 from stsimdiff.files import lines
 
-ROOT = Path(__file__).resolve().parent.parent
 ANSWER_SECONDS, WORKERS, KILLS = 0.01, 3, 10
 
 
-def stubs():
-    """The benchmark's model and task that answer at once."""
-    spec = importlib.util.spec_from_file_location("store_benchmark", ROOT / "benchmarks" / "store.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_ten_random_kills_lose_and_double_no_answer(tmp_path: Path) -> None:
-    stub = stubs()
     settings, arms, questions = stub.stub_settings(tmp_path), stub.stub_arms(2), stub.questions(120)
     total = len(arms) * len(questions)
 
