@@ -1,7 +1,7 @@
 """The embedded benchmark `clips`: generated videos with questions, and a tiny model trained to answer them.
 
 Everything is made from seeds; nothing is downloaded. `build` writes the evaluation set, `questions` lists it. What is
-known of the data of a task whose `metadata` names this module: `FAMILIES`, `revision` and `planned`.
+known of the data of a task whose `metadata` names this module: `FAMILIES`, `revision`, `planned` and `moment`.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from stsimdiff.data import cache_folder
 
 from .dataset import GENERATOR_VERSION, build, build_long, questions
+from .moments import moment
 from .questions import FAMILIES, prompt
 from .rows import FILE, content_revision
 from .world import FPS, FRAMES, SIZE
@@ -17,7 +18,7 @@ from .world import FPS, FRAMES, SIZE
 MODEL_PATH = Path(__file__).parent / "model"
 
 __all__ = [
-    "FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "planned", "questions", "revision",
+    "FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "moment", "planned", "questions", "revision",
 ]  # fmt: skip
 
 

@@ -165,7 +165,8 @@ def clips(videos: int | None = None) -> list[tuple[str, World, list[Question]]]:
     return listed[:videos]
 
 
-def _row(video: str, question: Question) -> dict:
+def row(video: str, question: Question) -> dict:
+    """A question as a line of `questions.jsonl` holds it."""
     return {
         "id": f"{video}-{question.family}",
         "video": f"{video}.mp4",
@@ -182,7 +183,7 @@ def questions(videos: int | None = None) -> list[dict]:
     Answer positions and text-only chance are exactly balanced when `videos` is a multiple of four, and
     families when it is a multiple of 32.
     """
-    return [_row(video, question) for video, _, asked in clips(videos) for question in asked]
+    return [row(video, question) for video, _, asked in clips(videos) for question in asked]
 
 
 def build(root: Path, *, videos: int | None = None) -> Path:
@@ -202,7 +203,7 @@ def build(root: Path, *, videos: int | None = None) -> Path:
         if not path.exists():
             with _complete(path) as temporary:
                 write_video(temporary, render(world))
-        rows += [_row(video, question) for question in asked]
+        rows += [row(video, question) for question in asked]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = root / "questions.jsonl"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -227,7 +228,7 @@ def build_long(root: Path, *, joined: int, videos: int = LONG_VIDEOS) -> Path:
         if not path.exists():
             with _complete(path) as temporary:
                 write_video(temporary, np.concatenate([render(world) for _, world, _ in parts]))
-        rows += [_row(name, question) for question in parts[0][2]]
+        rows += [row(name, question) for question in parts[0][2]]
     with _complete(root / "questions.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return root
