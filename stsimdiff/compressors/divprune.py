@@ -21,6 +21,8 @@ from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
 AHEAD = 256
 """Tokens among which choices are made before all distances are brought up to date."""
+AT_ONCE = 32
+"""Choices that are made before their distances are looked at, which a GPU has to be waited for."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,25 @@ def _choose_ahead(
     values, near = torch.topk(score, size + 1)
     bound = values[-1]
     group = torch.cat((near[:-1], near.new_tensor([order[-1]]))).unique()
-    products, distance, before = unit[group] @ unit[group].T, score[group], len(order)
-    at = int((group == order[-1]).int().argmax())
-    while len(order) < min(count, before + size - 1):
-        distance = torch.minimum(distance, 1 - products[at])
-        if not as_released:
-            distance[at] = -torch.inf
-        at = int(distance.argmax())
-        if not bool(distance[at] > bound):
+    apart, distance = 1 - unit[group] @ unit[group].T, score[group]
+    at = (group == order[-1]).int().argmax(0, keepdim=True)
+    left = min(count - len(order), size - 1)
+    while left > 0:
+        picked, won = [], []
+        for _ in range(min(left, AT_ONCE)):
+            distance = torch.minimum(distance, apart.index_select(0, at)[0])
+            if not as_released:
+                distance = distance.index_fill_(0, at, -torch.inf)
+            farthest, at = distance.max(0, keepdim=True)
+            picked.append(at)
+            won.append(farthest)
+        farthest, at = torch.cat(won), torch.cat(picked)
+        stands = int((farthest > bound).int().cumprod(0).sum())
+        order.extend(group[at[:stands]].tolist())
+        steps.extend(farthest[:stands].unbind())
+        if stands < len(at):
             return
-        order.append(int(group[at]))
-        steps.append(distance[at])
+        left, at = left - stands, at[-1:]
 
 
 class _Run(Run):

@@ -208,14 +208,15 @@ def pick(features: Tensor, weight: Tensor, count: int, method: str, again: bool 
     distance = (1 - unit @ unit.T) * weight
     if count == 0 or len(distance) == 1:
         return torch.arange(count, device=features.device)
-    picked = [distance.kthvalue(2, dim=0).values.argmax()]
-    nearest = distance[picked[0]].clone()
+    # Places stay tensors of one number: to read one, the host would wait for the GPU at every token.
+    picked = [distance.kthvalue(2, dim=0).values.argmax(0, keepdim=True)]
+    nearest = distance.index_select(0, picked[0])[0]
     for _ in range(count - 1):
         if not again:
-            nearest[picked[-1]] = -torch.inf
-        picked.append(nearest.argmax())
-        nearest = torch.minimum(nearest, distance[picked[-1]])
-    return torch.stack(picked)
+            nearest.index_fill_(0, picked[-1], -torch.inf)
+        picked.append(nearest.argmax(0, keepdim=True))
+        nearest = torch.minimum(nearest, distance.index_select(0, picked[-1])[0])
+    return torch.cat(picked)
 
 
 @dataclass(frozen=True)
