@@ -121,6 +121,29 @@ class TestStored:
             assert packed["picture"] == {"frames": 2, "height": 8, "width": 8, "stride": 8}
             assert packed["question"].count("\n") == 5
 
+    def test_the_evidence_is_stored_where_the_generator_knows_it(
+        self, run: Path, tmp_path: Path, data: Path
+    ) -> None:
+        known = {row["id"]: clips.moment(row) for row in clips.questions(2)}
+        having = [row for row in rows(run, "st_simdiff") if "overlay" in row]
+        for row in having:
+            assert {int(n): tuple(box) for n, box in row["overlay"]["evidence"].items()} == known[row["id"]]
+        stored = read(run)
+        overlays = read_overlays(run, stored, build(stored).sections)
+        for overlay in overlays:
+            taken = next(taken for taken in overlay.taken if not taken.lacking)
+            assert {n: tuple(box) for n, box in taken.evidence.items()} == known[overlay.id]
+        films, _ = read_films(run, overlays)
+        assert all(film.numbers == list(range(16)) for film in films.values())
+        # Questions of one's own about the same videos.
+        shutil.copytree(data, tmp_path / "own")
+        file = tmp_path / "own" / "questions.jsonl"
+        file.write_text(file.read_text().replace('"id": "', '"id": "own-'))
+        settings, arms = prepared(tmp_path, tmp_path / "own", "limit=2", "overlays=2")
+        run_arms(settings, arms[1:2])
+        kept = [row["overlay"] for row in rows(settings.folder, "st_simdiff")]
+        assert len(kept) == 2 and not any("evidence" in overlay for overlay in kept)
+
     def test_frames_are_those_that_the_model_saw_once_each(self, run: Path, data: Path) -> None:
         named = {row["overlay"]["frames"] for row in rows(run, "st_simdiff") if "overlay" in row}
         assert {path.name for path in (run / "frames").iterdir()} == named and len(named) == 2
@@ -201,6 +224,8 @@ class TestReadBack:
             ),
             lambda packed: packed["grid"].update(frames=9),
             lambda packed: packed["picture"].update(stride=80),
+            lambda packed: packed.update(evidence={"3": [0.5, 0.0, 0.2, 1.0]}),
+            lambda packed: packed.update(evidence={"3": [0.0, 0.0, 1.0]}),
         ],
     )
     def test_damage_is_found(self, run: Path, damage) -> None:

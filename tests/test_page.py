@@ -38,6 +38,11 @@ GRIDS = {
 FRAMES = {"plain": 7, "newline": 4, "group": 6}
 
 
+EVIDENCE = {"5": [0.2, 0.0, 0.6, 1 / 3], "10": [0.4, 0.3, 0.8, 1.0], "11": [0.0, 0.0, 1.0, 1.0]}
+"""Of the second question, by the frame's number in the file, of which every fifth is shown: cells of the second frame
+and the third, and of one that the model never saw."""
+
+
 def overlay(kind: str, seed: int, question: str = "What?\nA. red\nB. blue") -> dict:
     (frames, height, width), (joined, rows, columns, stride) = GRIDS[kind]
     codes = np.random.default_rng(seed).choice([0, 3, 4], frames * height * width).astype(np.uint8)
@@ -48,6 +53,7 @@ def overlay(kind: str, seed: int, question: str = "What?\nA. red\nB. blue") -> d
         "picture": {"frames": joined, "height": rows, "width": columns, "stride": stride},
         "codes": {str(code): CODES[code] for code in np.unique(codes).tolist()},
         "reason": base64.b64encode(zlib.compress(codes.tobytes())).decode(),
+        **({"evidence": EVIDENCE} if kind == "newline" else {}),
     }
 
 
@@ -373,6 +379,7 @@ def pixels(page: Page) -> np.ndarray:
 
 def test_every_token_covers_its_own_cell(page: Page, run: Path) -> None:
     page.select_option("#overlay-question", "1")  # the grid with a newline column
+    page.uncheck("#overlay-evidence")
     button = page.locator("#overlay-arms button:enabled").last
     button.click()
     packed = stored(run)[button.get_attribute("data-arm"), QUESTIONS[1][1]]
@@ -390,6 +397,51 @@ def test_every_token_covers_its_own_cell(page: Page, run: Path) -> None:
             assert image[40 * y + 20, 40 * x + 20] == pytest.approx(expected, abs=4)
     page.uncheck("#overlay-tint")
     assert pixels(page).min() > 250
+
+
+def test_evidence_is_outlined_where_the_world_knows_it(page: Page, run: Path) -> None:
+    toggle = page.locator("#overlay-evidence")
+    assert not toggle.is_visible()  # nothing is known of the first question
+    page.select_option("#overlay-question", "1")
+    assert toggle.is_visible() and toggle.is_checked()
+    button = page.locator("#overlay-arms button:enabled").last
+    button.click()
+    page.uncheck("#overlay-tint")
+    label = page.locator("#overlay-canvas")
+    # Rows and columns of 40 pixels a cell, ends excluded: the box from 0.3 of the height down covers a tenth of a row.
+    boxes = {1: (0, 1, 1, 3), 2: (1, 2, 3, 4)}
+    for frame in (0, 1, 2, 3):
+        set_frame(page, frame)
+        until(page, "document.getElementById('overlay-canvas').width === 200")
+        dark = (pixels(page) < 90).all(-1)
+        said = label.get_attribute("aria-label")
+        assert page.locator("#overlay-time").inner_text().endswith("evidence") == (frame in boxes)
+        assert dark.any() == (frame in boxes) == ("evidence in rows" in said)
+        if frame in boxes:
+            top, left, bottom, right = boxes[frame]
+            rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
+            assert [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1] == [
+                40 * top, 40 * left, 40 * bottom, 40 * right
+            ]  # fmt: skip
+            # Black and white together are seen on any frame: contrast 21, of which 3 would do.
+            assert pixels(page)[40 * top + 5, 40 * left + 20].min() > 230
+            assert pixels(page)[40 * top + 1, 40 * left + 20].max() < 60
+            assert said.endswith(f"evidence in rows {top + 1} to {bottom}, columns {left + 1} to {right}")
+    packed = stored(run)[button.get_attribute("data-arm"), QUESTIONS[1][1]]
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(packed["reason"])), np.uint8).reshape(4, 3, 6)
+    kept = np.count_nonzero(np.concatenate([codes[1, 0:1, 1:3].ravel(), codes[2, 1:3, 2:4].ravel()]))
+    told = f"The evidence is in frame 2, 3: {kept} of its 6 tokens are left."
+    assert told in page.locator("#overlay-about").inner_text()
+    set_frame(page, 1)
+    toggle.focus()
+    page.keyboard.press("Space")
+    assert not toggle.is_checked() and not (pixels(page) < 90).all(-1).any()
+    assert "evidence" not in label.get_attribute("aria-label")
+    assert "evidence" not in page.locator("#overlay-about").inner_text()
+    page.keyboard.press("Space")
+    assert (pixels(page) < 90).all(-1).any()
+    page.select_option("#overlay-question", "2")
+    assert not toggle.is_visible()
 
 
 def test_arms_without_tokens_say_why_and_cannot_be_chosen(page: Page) -> None:

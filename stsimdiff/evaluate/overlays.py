@@ -104,9 +104,12 @@ class Overlays:
         """The part ``overlay`` of a stored line, as keys to add to it; none for a question that was not chosen."""
         if question.id not in self._chosen:
             return {}
-        return {
-            "overlay": {"frames": self._name(question.video), **overlay(question.text, trace, grid, picture)}
-        }
+        entry = {"frames": self._name(question.video), **overlay(question.text, trace, grid, picture)}
+        # Where the benchmark's own module knows what its videos show, and when.
+        moment = getattr(self._settings.benchmark.module(), "moment", None)
+        if evidence := moment(question.document) if moment else None:
+            entry["evidence"] = evidence
+        return {"overlay": entry}
 
     def _name(self, path: str) -> str:
         """Folder of a video's frames; models that are given other frames of it have another one."""

@@ -42,11 +42,13 @@ class Film:
         video: name of the file.
         jpegs: the frames as JPEG files; empty where they are not in the run's folder.
         seconds: when each is shown in the video.
+        numbers: of each in the file; empty where they are not known.
     """
 
     video: str
     jpegs: list[bytes]
     seconds: list[float]
+    numbers: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Taken:
         colours: ``#RRGGBB`` of the method's own reasons, by name.
         reason: ``N`` codes.
         packed: the same as it was stored, base64 of zlib.
+        evidence: left, top, right and bottom of what the question asks for, as shares of the frame's sides, by the
+            frame's number in the file; empty where that is not known.
         proposed: whether the run is about the arm's method.
     """
 
@@ -83,6 +87,7 @@ class Taken:
     colours: Mapping[str, str] = field(default_factory=dict)
     reason: bytes = b""
     packed: str = ""
+    evidence: Mapping[int, Sequence[float]] = field(default_factory=dict)
     proposed: bool = False
 
     def counts(self) -> dict[str, int]:
@@ -233,7 +238,7 @@ def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None
 
 
 def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields ``grid`` to ``packed`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
+    """The fields ``grid`` to ``evidence`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, zlib.error: for anything that was not packed there.
@@ -256,9 +261,13 @@ def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
         or (picture["height"] - 1) * picture["stride"] + picture["width"] > per_frame
     ):
         raise ValueError(f"{picture} does not fit {grid}")
+    evidence = {int(n): [float(side) for side in box] for n, box in overlay.get("evidence", {}).items()}
+    for left, top, right, bottom in evidence.values():
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"{evidence} has a box outside its frame")
     return {
         **{"grid": grid, "picture": picture, "codes": codes, "colours": colours},
-        **{"reason": reason, "packed": packed},
+        **{"reason": reason, "packed": packed, "evidence": evidence},
     }
 
 
@@ -267,13 +276,14 @@ def _film(folder: Path, video: str) -> Film:
         return Film(video, [], [])
     try:
         about = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
-        seconds = [index / about["fps"] for index in about["indices"]]
+        numbers = [int(index) for index in about["indices"]]
+        seconds = [index / about["fps"] for index in numbers]
         jpegs = [(folder / f"{number:03d}.jpg").read_bytes() for number in range(len(seconds))]
     except (ValueError, KeyError, TypeError, OSError) as cause:
         raise DataError(
             f"{folder} holds no frames that can be read: {cause}; remove it to go without"
         ) from None
-    return Film(str(about.get("video", video)), jpegs, seconds)
+    return Film(str(about.get("video", video)), jpegs, seconds, numbers)
 
 
 def _opened(jpeg: bytes) -> Image.Image:

@@ -18,11 +18,12 @@ from typing import Any
 
 import jinja2
 
+from stsimdiff.data.clips.moments import cells
 from stsimdiff.evaluate.store import shards
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import columns, main_cells
-from stsimdiff.report.overlays import Film, Overlay, fitted, notes_on, read_films, read_overlays
+from stsimdiff.report.overlays import Film, Overlay, Taken, fitted, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Section
@@ -90,7 +91,7 @@ def _render(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     data = {
-        "overlays": [_overlay(overlay) for overlay in overlays],
+        "overlays": [_overlay(overlay, films) for overlay in overlays],
         "films": {name: _film(film) for name, film in films.items()},
         "colours": REASONS,
         "unknown": UNKNOWN_REASON,
@@ -230,7 +231,7 @@ def _arm(arm: StoredArm, label: str) -> dict[str, str]:
     return {"name": name, "record": json.dumps(record, indent=2, ensure_ascii=False)}
 
 
-def _overlay(overlay: Overlay) -> dict[str, Any]:
+def _overlay(overlay: Overlay, films: Mapping[str, Film]) -> dict[str, Any]:
     return {
         **{name: getattr(overlay, name) for name in ("anchor", "id", "benchmark", "family", "video")},
         "question": overlay.question,
@@ -245,10 +246,22 @@ def _overlay(overlay: Overlay) -> dict[str, Any]:
                 # Packed as it is stored: the page unpacks what it shows.
                 "reason": taken.packed,
                 "counts": {code: taken.reason.count(int(code)) for code in taken.codes},
+                "evidence": _evidence(taken, films.get(taken.film)),
             }
             for taken in overlay.taken
         ],
     }
+
+
+def _evidence(taken: Taken, film: Film | None) -> dict[int, tuple[int, int, int, int]]:
+    """The cells of what the question asks for: top, left, bottom, right, ends excluded, by the frame's place."""
+    found = {}
+    for place, index in enumerate(film.numbers if film else []):
+        if index in taken.evidence:
+            left, top, right, bottom = taken.evidence[index]
+            rows, columns = cells((left, top, right, bottom), taken.picture["height"], taken.picture["width"])
+            found[place] = rows.start, columns.start, rows.stop, columns.stop
+    return found
 
 
 def _film(film: Film) -> dict[str, Any]:

@@ -101,12 +101,39 @@ if (document.getElementById("overlay-canvas")) {
     context.globalAlpha = 1;
   }
 
+  // The cells of what the question asks for: white within black, which is seen on any frame.
+  function outline({ canvas, context }, taken, frame) {
+    const [top, left, bottom, right] = taken.evidence[frame];
+    const [w, h] = [canvas.width / taken.picture.width, canvas.height / taken.picture.height];
+    const edge = Math.max(3, Math.min(w, h) / 8);
+    for (const [colour, width, inset] of [["#000000", 2 * edge, edge], ["#FFFFFF", edge, edge]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.strokeRect(left * w + inset, top * h + inset, (right - left) * w - 2 * inset, (bottom - top) * h - 2 * inset);
+    }
+  }
+
+  // How many tokens cover the cells of all its frames, and how many of them are left.
+  function evidenceOf(taken) {
+    const seen = new Set();
+    for (const frame in taken.evidence) {
+      const [top, left, bottom, right] = taken.evidence[frame];
+      for (let y = top; y < bottom; y++) {
+        for (let x = left; x < right; x++) seen.add([row(taken, Number(frame)), y, x].join());
+      }
+    }
+    const left = [...seen].filter((place) => codeAt(taken, ...place.split(",").map(Number)) !== 0);
+    return [left.length, seen.size];
+  }
+
   function draw() {
     sides.forEach(drawOn);
   }
 
   // A frame beyond the end of a side's own film is its last.
   const frameOn = (taken) => Math.min(state.frame, frameCount(taken) - 1);
+  const known = (taken) => Object.keys(taken.evidence).length > 0;
+  const evidenceIn = (taken) => part("evidence").checked && frameOn(taken) in taken.evidence;
 
   function drawOn(side) {
     const { canvas, context } = side;
@@ -128,6 +155,7 @@ if (document.getElementById("overlay-canvas")) {
       context.fillRect(0, 0, canvas.width, canvas.height);
     }
     if (part("tint").checked) paintTokens(side, taken, frameOn(taken));
+    if (evidenceIn(taken)) outline(side, taken, frameOn(taken));
   }
 
   function describe(side) {
@@ -160,6 +188,15 @@ if (document.getElementById("overlay-canvas")) {
       notes.push(`${outside} tokens (newlines, ends of groups) lie in no frame: only the column "whole video" counts them.`);
     }
     if (!films[taken.film] || !films[taken.film].jpegs.length) notes.push("The frames are not stored; grey stands for them.");
+    if (known(taken) && part("evidence").checked) {
+      const [left, all] = evidenceOf(taken);
+      const frames = Object.keys(taken.evidence).map((frame) => Number(frame) + 1).sort((a, b) => a - b);
+      notes.push(`The evidence is in frame ${frames.join(", ")}: ${left} of its ${all} tokens are left.`);
+    }
+    if (evidenceIn(taken)) {
+      const [top, left, bottom, right] = taken.evidence[frameOn(taken)];
+      said.push(`evidence in rows ${top + 1} to ${bottom}, columns ${left + 1} to ${right}`);
+    }
     side.about.textContent = notes.join(" ");
     side.canvas.setAttribute("aria-label", `Frame ${frameOn(taken) + 1} of ${frameCount(taken)}, ${taken.name}: ${said.join(", ")}`);
   }
@@ -174,7 +211,8 @@ if (document.getElementById("overlay-canvas")) {
     slider.disabled = part("play").disabled = !taken;
     const film = taken && films[taken.film];
     const second = film && film.seconds[state.frame];
-    part("time").textContent = `${state.frame + 1} of ${total}` + (second === undefined ? "" : ` · ${second.toFixed(1)} s`);
+    part("time").textContent = `${state.frame + 1} of ${total}` + (second === undefined ? "" : ` · ${second.toFixed(1)} s`)
+      + (taken && evidenceIn(taken) ? " · evidence" : "");
     slider.setAttribute("aria-valuetext", part("time").textContent);
     show();
   }
@@ -255,6 +293,7 @@ if (document.getElementById("overlay-canvas")) {
     part("beside").replaceChildren(new Option("nothing", ""));
     for (const taken of drawable) part("beside").append(new Option(nameOf(overlay, taken), taken.arm));
     part("pick").hidden = drawable.length < 2;
+    part("known").hidden = !drawable.some(known);
     // What it is compared with best is of the same budget.
     const rival = drawable.find((taken) => taken.arm === beside.arm && taken !== best)
       || others.find((taken) => dropped(taken) && budgetOf(taken) === budgetOf(best))
@@ -302,6 +341,7 @@ if (document.getElementById("overlay-canvas")) {
   });
   part("play").addEventListener("click", () => play(!state.timer));
   part("tint").addEventListener("change", draw);
+  part("evidence").addEventListener("change", () => setFrame(state.frame));
   addEventListener("hashchange", follow);
   open(0, "");
   follow();
