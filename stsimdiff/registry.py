@@ -1,6 +1,7 @@
 """Names that stand for classes: those of this package, those that others register, and dotted paths.
 
-Methods and families each have a :class:`Registry`; nothing is imported before it is asked for.
+Methods, families and video decoders (functions) each have a :class:`Registry`; nothing is imported before it is asked
+for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.schema import suggestion
 from stsimdiff.source import own_frame
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -91,6 +91,9 @@ class Registry:
             return name
         if name in self.renamed:
             raise ConfigError(f"{self.key}={name} is now called {self.key}={self.renamed[name]}")
+        # Only a message needs it: processes that read videos start without pydantic.
+        from stsimdiff.schema import suggestion
+
         raise ConfigError(
             f"{self.key}={name!r} is unknown; allowed: {', '.join(self.names())}, or a class of your own as {self.own}"
             f"{suggestion(str(name), self.names())}"

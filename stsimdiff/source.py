@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -58,11 +58,11 @@ lack of released code; ``variant``, other than what produced the published rows.
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def version_of(*roots: type | str | Path) -> str:
+def version_of(*roots: type | Callable[..., Any] | str | Path) -> str:
     """Twelve hex digits of all code that the roots rely on.
 
     Args:
-        roots: classes; definitions of this package, as ``module:name`` below it; files, whole.
+        roots: classes, or functions; definitions of this package, as ``module:name`` below it; files, whole.
 
     Raises:
         ConfigError: when the source of a class cannot be read (typed at a prompt, for example).
@@ -116,7 +116,7 @@ def _version_of_ours(roots: tuple[str, ...]) -> str:
     return _version(roots)
 
 
-def _version(roots: Iterable[type | str | Path]) -> str:
+def _version(roots: Iterable[Any]) -> str:
     code = _Code()
     for root in roots:
         if isinstance(root, Path):
@@ -152,12 +152,12 @@ class _Code:
         self._seen: set[Any] = set()
         self._own: set[str] = set()
 
-    def cls(self, cls: type) -> None:
-        """A class with its bases."""
+    def cls(self, cls: Any) -> None:
+        """A class with its bases, or a function."""
         top = cls.__module__.partition(".")[0]
         if top != OURS:
             self._own.add(top)
-        for base in cls.__mro__:
+        for base in getattr(cls, "__mro__", (cls,)):
             name = base.__module__
             if name.partition(".")[0] == OURS:
                 self.definition(name, base.__qualname__.partition(".")[0])

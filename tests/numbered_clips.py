@@ -113,7 +113,7 @@ BACKENDS = pytest.mark.parametrize(
     "backend",
     [
         pytest.param(name, marks=pytest.mark.skipif(not importable(name), reason=f"no {name} here"))
-        for name in video.BACKENDS
+        for name in video.DECODERS.builtin
     ],
 )
 

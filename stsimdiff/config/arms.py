@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from stsimdiff import compressors
+from stsimdiff import compressors, video
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import mistakes
 from stsimdiff.compressors.base import POSITIONS, Compressor
@@ -37,7 +37,7 @@ UNASKED = ("path", "device", "device_map", "threads")
 ASKED = ("name", "task", "code", "prompt", "decoder", "generation", "max_new_tokens")
 """Settings of the benchmark that are. The data's revision is, unless the benchmark is a public one: there each stored
 answer says which question and video it is of, so that only what has changed is asked again."""
-BENEATH = ("engine:Compression", "budget:Budget", "video:read")
+BENEATH = ("engine:Compression", "budget:Budget", *video.CODE)
 """What lies under all methods; the rest of it is reached from these, or from the family."""
 FORMAT = 2
 """Of ``arm.json`` and the stored lines. Lines of version 1, which says none, name a video by its file alone."""
@@ -176,6 +176,8 @@ def _identity(
     model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
     asked = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
     benchmark = {key: getattr(settings.benchmark, key) for key in asked}
+    if settings.benchmark.decoder_code:
+        benchmark["decoder_code"] = settings.benchmark.decoder_code
     codes = [code, version_of(*BENEATH)]
     # Its values are in the model's settings; its name, too, tells two tables apart.
     protocol = settings.protocol.name

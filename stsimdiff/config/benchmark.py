@@ -18,7 +18,8 @@ from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.extras import is_installed
 from stsimdiff.registry import imported
 from stsimdiff.schema import FOUND, build, one_of
-from stsimdiff.video import Backend
+from stsimdiff.source import version_of
+from stsimdiff.video import DECODERS, decoder_of
 
 
 def _families(value: Any, info: ValidationInfo) -> Any:
@@ -51,6 +52,7 @@ class BenchmarkSettings:
         generation: ``max_new_tokens`` of an answer and ``until``, texts that end it.
         server: the address that scores predictions, where answers are not public.
         missing_questions: how many have no usable video.
+        decoder_code: version of a user's own decoder; ``None`` for a built-in one.
     """
 
     name: Name
@@ -62,7 +64,7 @@ class BenchmarkSettings:
     note: Annotated[InstanceOf[str], Field(description="text")] | None
     data: Folder | None
     prompt: Annotated[str, Field(description="a name")] | None
-    decoder: Backend
+    decoder: Annotated[str, Field(pattern=r"\S", description="a name")]
     video_seconds: Seconds | None
     allow_missing: bool
     max_new_tokens: Annotated[int, Field(ge=1, le=32768)] | None
@@ -73,10 +75,11 @@ class BenchmarkSettings:
     source: str | None = field(default=None, metadata=FOUND)
     server: str | None = field(default=None, metadata=FOUND)
     missing_questions: int | None = field(default=None, metadata=FOUND)
+    decoder_code: str | None = field(default=None, metadata=FOUND)
 
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
-        rare = ("tasks", "server", "missing_questions")
+        rare = ("tasks", "server", "missing_questions", "decoder_code")
         said = {key: value for key, value in vars(self).items() if key != "source"}
         return {key: value for key, value in said.items() if value is not None or key not in rare}
 
@@ -105,7 +108,9 @@ def benchmark_settings(
     from stsimdiff.data.benchmarks import BENCHMARKS, by_task, folder_in
 
     benchmark = build(BenchmarkSettings, given, "benchmark")
-    if not is_installed({"pyav": "av"}.get(benchmark.decoder, benchmark.decoder)):
+    if benchmark.decoder not in DECODERS.builtin:
+        benchmark = replace(benchmark, decoder_code=version_of(decoder_of(benchmark.decoder)))
+    elif not is_installed({"pyav": "av"}.get(benchmark.decoder, benchmark.decoder)):
         raise ConfigError(
             f"benchmark.decoder={benchmark.decoder} is not installed: pip install 'stsimdiff[torchcodec]' brings "
             "torchcodec, decord has wheels for some platforms only; benchmark.decoder=pyav is always there"

@@ -21,8 +21,9 @@ from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
 from stsimdiff.files import sha256, write_whole
+from stsimdiff.source import version_of
 from stsimdiff.terminal import say
-from stsimdiff.video import process
+from stsimdiff.video import DECODERS, decoder_of, process
 from stsimdiff.video.parts import PICTURES, Part
 from stsimdiff.video.process import SECONDS
 
@@ -130,11 +131,14 @@ class Index:
             decoder: what will read them, and so opens them here.
             step: called after each file.
         """
-        unusable, changed = {}, 0
+        unusable, changed, named = {}, 0, decoder
+        if decoder not in DECODERS.builtin:
+            # What one of the user's own could read says nothing of what it can once it is changed.
+            named += f" {version_of(decoder_of(decoder))}"
         for path in sorted(set(paths)):
-            entry = self._known(path, seconds, decoder)
+            entry = self._known(path, seconds, named)
             if entry is None or (checksums and "error" not in entry and "sha256" not in entry):
-                entry = _inspect(path, checksums, seconds, decoder) | {"check": CHECK, "decoder": decoder}
+                entry = _inspect(path, checksums, seconds, decoder) | {"check": CHECK, "decoder": named}
                 self.entries[self._key(path)] = entry
                 changed += 1
                 if changed % 50 == 0:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from stsimdiff import video
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.digests import file_digest
 from stsimdiff.evaluate.feature_files import FeatureFiles
@@ -28,7 +29,7 @@ from stsimdiff.tokens import Signals, covers
 
 GB = 1e9
 FORMAT = 1
-CODE = ("video:read", "models.base:EncodedVideo")
+CODE = (*video.CODE, "models.base:EncodedVideo")
 """Our code that decodes; the settings of the model hold the version of the family's, which encodes."""
 READERS = ("torch", "torchvision", "transformers", "numpy", "av", "torchcodec", "decord")
 """Packages whose version can change what is decoded, preprocessed or encoded."""
@@ -179,6 +180,7 @@ class FeatureCache:
             "sampling": {
                 "frames": self.settings.model.frames,
                 "decoder": self.settings.benchmark.decoder,
+                "decoder_code": self.settings.benchmark.decoder_code,
             },
             "model": model | family.describe() | {"device": _device(family.device)},
             **_software(),

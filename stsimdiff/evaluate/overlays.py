@@ -115,6 +115,7 @@ class Overlays:
         """Folder of a video's frames; models that are given other frames of it have another one."""
         settings = self._settings
         shown = [settings.benchmark.name, settings.benchmark.revision, settings.benchmark.decoder]
+        shown += filter(None, [settings.benchmark.decoder_code])
         model = settings.model
         sampled = [model.frames, model.sampling, model.fps]
         key = json.dumps([self._videos[path], *sampled, *shown])

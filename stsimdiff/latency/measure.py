@@ -162,7 +162,7 @@ class Subject:
         family: the loaded model.
         compressor, budget: the method.
         sampling: which frames of a video are taken.
-        decoder: what reads the file, one of :data:`stsimdiff.video.BACKENDS`.
+        decoder: what reads the file, one of :data:`stsimdiff.video.DECODERS`, by name.
         new_tokens: tokens to generate, whatever the model says.
     """
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from stsimdiff.video.frames import (
-    BACKENDS,
-    Backend,
+    CODE,
+    DECODERS,
+    Decoded,
     Frames,
     Probe,
     Sampling,
+    VideoDecoder,
     check_file,
+    decoder_of,
     fps_indices,
     probe,
     read,
@@ -18,12 +21,15 @@ from stsimdiff.video.frames import (
 )
 
 __all__ = [
-    "BACKENDS",
-    "Backend",
+    "CODE",
+    "DECODERS",
+    "Decoded",
     "Frames",
     "Probe",
     "Sampling",
+    "VideoDecoder",
     "check_file",
+    "decoder_of",
     "fps_indices",
     "probe",
     "read",

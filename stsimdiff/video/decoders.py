@@ -10,7 +10,7 @@ torchcodec and decord count for themselves; what they counted otherwise is refus
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stsimdiff.errors import ConfigError, VideoError
+from stsimdiff.video.frames import Choose, Decoded
 from stsimdiff.video.index import UNKNOWN, Packets, moving_streams, opened, packets_of
 
 BEHIND = 0.002
@@ -29,11 +30,6 @@ NEAR = 100
 """Packets that are rather read than jumped over."""
 REORDERED = {"h264", "hevc", "av1", "vp8", "vp9"}
 """Codecs of which decord counts pictures rightly that are stored in another order than shown."""
-
-Choose = Callable[[int, float], tuple[int, ...]]
-"""Which frames are wanted of so many, with so many a second; ascending."""
-Decoded = tuple[np.ndarray, tuple[int, ...], int, float, str]
-"""Pixels, frame numbers, frames in the file, frames per second, what has to be said of the file."""
 
 
 class _DoubtError(Exception):
@@ -104,7 +100,7 @@ def _groups(file: Path, packets: Packets, choose: Choose, *, jumps: bool) -> Dec
             raise _DoubtError from error
     if wanted:
         raise _DoubtError
-    return taken.pixels(), indices, len(times), packets.fps(len(times)), packets.note
+    return Decoded(taken.pixels(), indices, len(times), packets.fps(len(times)), packets.note)
 
 
 class _Stored:
@@ -179,7 +175,7 @@ def _in_order(file: Path, packets: Packets, choose: Choose) -> Decoded:
         if not found:
             raise VideoError(f"video {file} holds no frames that can be decoded")
         if found == total:
-            return taken.pixels(), indices, total, packets.fps(total), packets.note
+            return Decoded(taken.pixels(), indices, total, packets.fps(total), packets.note)
         total = found
 
 
@@ -261,7 +257,7 @@ def with_torchcodec(file: Path, choose: Choose) -> Decoded:
             f"video {file} cannot be decoded by torchcodec: {_last(error)}; benchmark.decoder=pyav may read it"
         ) from error
     _same_times(file, "torchcodec", batch.pts_seconds.numpy(), packets.times[list(indices)] * packets.tick)
-    return batch.data.numpy(), indices, found, packets.fps(found), packets.note
+    return Decoded(batch.data.numpy(), indices, found, packets.fps(found), packets.note)
 
 
 def with_decord(file: Path, choose: Choose) -> Decoded:
@@ -306,14 +302,11 @@ def with_decord(file: Path, choose: Choose) -> Decoded:
         if sorted(reader.get_key_indices()) != np.searchsorted(times, pts[keys]).tolist():
             raise _refused(file, "decord", "its keyframes are others")
         pixels = reader.get_batch(list(indices)).asnumpy()
-        return pixels, indices, found, packets.fps(found), packets.note
+        return Decoded(pixels, indices, found, packets.fps(found), packets.note)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(
             f"video {file} cannot be decoded by decord: {_last(error)}; benchmark.decoder=pyav may read it"
         ) from error
-
-
-READERS = {"pyav": with_pyav, "torchcodec": with_torchcodec, "decord": with_decord}
 
 
 def _checkable(file: Path, packets: Packets, decoder: str) -> tuple[int, str, bool]:

@@ -18,19 +18,95 @@ take in :mod:`stsimdiff.video.process`.
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from stsimdiff.errors import ConfigError, VideoError
+from stsimdiff.registry import Registry
 from stsimdiff.stand_ins import stand_in
 from stsimdiff.video.parts import Part, pictures, read_pictures
 
-Backend = Literal["pyav", "torchcodec", "decord"]
-BACKENDS = get_args(Backend)
+DECODERS = Registry(
+    "benchmark.decoder",
+    "stsimdiff.decoders",
+    {
+        "pyav": "stsimdiff.video.decoders.with_pyav",
+        "torchcodec": "stsimdiff.video.decoders.with_torchcodec",
+        "decord": "stsimdiff.video.decoders.with_decord",
+    },
+    own="my_module.my_decoder",
+)
+CODE = (
+    "video:read",
+    "video.decoders:with_pyav",
+    "video.decoders:with_torchcodec",
+    "video.decoders:with_decord",
+)
+"""What gives the frames, for :func:`stsimdiff.source.version_of`; it does not follow names through a registry."""
+
+Choose = Callable[[int, float], tuple[int, ...]]
+"""Which frames are wanted of so many, with so many a second; ascending."""
+
+
+class Decoded(NamedTuple):
+    """What a decoder gives of a file.
+
+    Attributes:
+        pixels: ``(T, height, width, 3)`` uint8 RGB, upright.
+        indices: their frame numbers in the file, as the decoder was asked for them.
+        total: frames in the file.
+        fps: the file's frames per second.
+        note: what has to be said of the file, if anything.
+    """
+
+    pixels: np.ndarray
+    indices: tuple[int, ...]
+    total: int
+    fps: float
+    note: str = ""
+
+
+class VideoDecoder(Protocol):
+    """A function that reads frames of a file, in a process that may be killed: ``benchmark.decoder`` names one.
+
+    It counts the frames of the file, asks ``choose(total, fps)`` which of them are wanted, and gives these. What it
+    raises is said of the video as :class:`~stsimdiff.errors.VideoError`.
+    """
+
+    def __call__(self, file: Path, choose: Choose, /) -> Decoded:
+        """The frames that ``choose`` wants of the file."""
+        ...
+
+
+@cache
+def decoder_of(name: str) -> VideoDecoder:
+    """The decoder that a name stands for: built in, registered by another package, or a dotted path.
+
+    Raises:
+        ConfigError: for an unknown name, and for what cannot be imported or is no such function.
+    """
+    if "." not in name and name not in DECODERS.builtin:
+        from stsimdiff.schema import one_of
+
+        one_of(DECODERS.key, name, [*DECODERS.names(), DECODERS.own])
+    found = DECODERS.resolve(name)
+    try:
+        if not inspect.isfunction(found):
+            raise TypeError(f"it is {type(found).__name__} {found!r}")
+        inspect.signature(found).bind(Path(), tuple)
+    except TypeError as error:
+        raise ConfigError(
+            f"{DECODERS.key}={name} is no decoder; it must be a function (file, choose) that returns "
+            f"video.Decoded (docs/benchmarks.md): {error}"
+        ) from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,7 +227,7 @@ def check_file(path: str | Path) -> Path:
     return file
 
 
-def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> Frames:
+def read(path: str | Path, sampling: Sampling | int, decoder: str = "pyav") -> Frames:
     """Read some frames, upright as the file's rotation says.
 
     Of a part of a file (:mod:`~stsimdiff.video.parts`), frames count as if it were the file.
@@ -162,16 +238,15 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
     Args:
         path: the file.
         sampling: which frames; a number: so many at equal distance.
-        backend: ``pyav``; ``torchcodec`` and ``decord`` are checked, and refuse a file that they count otherwise.
+        decoder: ``pyav``; ``torchcodec`` and ``decord`` are checked, and refuse a file that they count otherwise; or
+            one of the user's own (:class:`VideoDecoder`).
 
     Raises:
         VideoError: naming the file and the reason, when it is missing, empty, no video, cut off, changes its size, or
             cannot be decoded.
-        ConfigError: for another backend, or one that is not installed.
+        ConfigError: for an unknown decoder, or one that is not installed.
     """
-    from stsimdiff.video.decoders import READERS
-
-    check_backend(backend)
+    decode = decoder_of(decoder)
     sampling = Sampling(sampling) if isinstance(sampling, int) else sampling
     file, part = check_file(path), Part.of(path)
     started = time.perf_counter()
@@ -183,7 +258,7 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
     if file.is_dir():
         pixels, indices, total, fps, note = read_pictures(part, choose)
     else:
-        pixels, indices, total, fps, note = READERS[backend](file, choose)
+        pixels, indices, total, fps, note = _checked(file, decoder, decode(file, choose))
     first, total = part.frames(total, fps)
     indices = tuple(number - first for number in indices)
     wanted = sampling.indices(total, fps)
@@ -197,6 +272,18 @@ def read(path: str | Path, sampling: Sampling | int, backend: str = "pyav") -> F
     return frames
 
 
+def _checked(file: Path, decoder: str, found: Any) -> Decoded:
+    """What a decoder gave, or a :class:`VideoError`: one of the user's own may give anything."""
+    if not isinstance(found, Decoded):
+        raise VideoError(f"video {file}: {decoder} gave {type(found).__name__}, not video.Decoded")
+    pixels, wanted = found.pixels, (len(found.indices), "height", "width", 3)
+    shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", type(pixels).__name__)
+    if dtype != np.uint8 or shape is None or (len(shape), shape[0], shape[-1]) != (4, wanted[0], 3):
+        said = f"({', '.join(map(str, wanted))}) of uint8"
+        raise VideoError(f"video {file}: {decoder} gave pixels {shape} of {dtype}, not {said}")
+    return found
+
+
 def size(path: str | Path, sampling: Sampling) -> int:
     """Bytes of the frames that :func:`read` gives at most, by the file's header; 0 for a file that it refuses."""
     from stsimdiff.video.index import opened
@@ -206,12 +293,6 @@ def size(path: str | Path, sampling: Sampling) -> int:
             return sampling.frames * stream.height * stream.width * 3
     except VideoError:
         return 0
-
-
-def check_backend(backend: str) -> None:
-    """Raise :class:`ConfigError` unless it is one of :data:`BACKENDS`."""
-    if backend not in BACKENDS:
-        raise ConfigError(f"decoder {backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
 
 
 def say_note(path: str | Path, frames: Frames) -> None:
@@ -235,12 +316,12 @@ class Probe:
     seconds: float
 
 
-def probe(path: str | Path, backend: str = "pyav") -> Probe:
+def probe(path: str | Path, decoder: str = "pyav") -> Probe:
     """Open a file, see that it is whole, and decode its first frame and one near its end.
 
     Args:
         path: the file.
-        backend: what will read it; another than ``pyav`` reads its first and last frame itself.
+        decoder: what will read it; another than ``pyav`` reads its first and last frame itself.
 
     Raises:
         VideoError: naming the file and the reason, when any of that fails.
@@ -248,7 +329,7 @@ def probe(path: str | Path, backend: str = "pyav") -> Probe:
     """
     from stsimdiff.video.index import check_ends, opened
 
-    check_backend(backend)
+    decoder_of(decoder)
     file = check_file(path)
     if file.is_dir():
         # How many pictures there are a second, the folder does not say.
@@ -263,8 +344,8 @@ def probe(path: str | Path, backend: str = "pyav") -> Probe:
     if total < 1:
         raise VideoError(f"video {file} holds no frames")
     check_ends(file)
-    if backend != "pyav":
-        read(file, 2, backend)
+    if decoder != "pyav":
+        read(file, 2, decoder)
     return Probe(total, float(seconds))
 
 

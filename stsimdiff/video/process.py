@@ -64,7 +64,7 @@ class VideoProcess:
         self,
         path: str | Path,
         sampling: Sampling | int,
-        backend: str = "pyav",
+        decoder: str = "pyav",
         seconds: float | None = SECONDS,
     ) -> Frames:
         """As :func:`stsimdiff.video.read`, within a time.
@@ -72,7 +72,7 @@ class VideoProcess:
         Args:
             path: the file.
             sampling: which frames, as :func:`stsimdiff.video.read` takes it.
-            backend: one of :data:`stsimdiff.video.BACKENDS`.
+            decoder: name of one of :data:`stsimdiff.video.DECODERS`, or a dotted path.
             seconds: time for this video; ``None``: no limit.
 
         Raises:
@@ -80,11 +80,11 @@ class VideoProcess:
                 video gets a new one.
             ConfigError: as :func:`stsimdiff.video.read` does.
         """
-        return self._ask("read", (str(path), sampling, backend), seconds, f"by {backend} ")
+        return self._ask("read", (str(path), sampling, decoder), seconds, f"by {decoder} ")
 
-    def probe(self, path: str | Path, seconds: float | None = SECONDS, backend: str = "pyav") -> Probe:
+    def probe(self, path: str | Path, seconds: float | None = SECONDS, decoder: str = "pyav") -> Probe:
         """As :func:`stsimdiff.video.probe`, within a time; raises as :meth:`read` does."""
-        return self._ask("probe", (str(path), backend), seconds, f"by {backend} ")
+        return self._ask("probe", (str(path), decoder), seconds, f"by {decoder} ")
 
     def size(self, path: str | Path, sampling: Sampling, seconds: float | None = SECONDS) -> int:
         """As :func:`stsimdiff.video.frames.size`, within a time; raises as :meth:`read` does."""
@@ -101,7 +101,7 @@ class VideoProcess:
         if (process := self._process) and self._owner == os.getpid():
             process.kill()
 
-    def _ask(self, what: str, arguments: tuple[Any, ...], seconds: float | None, decoder: str) -> Any:
+    def _ask(self, what: str, arguments: tuple[Any, ...], seconds: float | None, by: str) -> Any:
         path = arguments[0]
         with self._lock:
             self._start()
@@ -118,7 +118,7 @@ class VideoProcess:
             except TimeoutError:
                 self._stop()
                 error = VideoError(
-                    f"video {path} could not be read {decoder}within {seconds:g} s; benchmark.video_seconds=N gives "
+                    f"video {path} could not be read {by}within {seconds:g} s; benchmark.video_seconds=N gives "
                     "each video more time, benchmark.decoder=... takes another decoder"
                 )
                 error.limit = seconds
@@ -126,7 +126,7 @@ class VideoProcess:
             except (EOFError, OSError):
                 raise VideoError(
                     f"video {path} made its reader crash ({self._end()}); benchmark.decoder="
-                    f"{'torchcodec' if 'pyav' in decoder else 'pyav'} may read it"
+                    f"{'torchcodec' if 'pyav' in by else 'pyav'} may read it"
                 ) from None
             except BaseException:
                 # Interrupted between question and reply: the rest would be taken for the next video's.
