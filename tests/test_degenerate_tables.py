@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import itertools
 import json
 import re
+import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from latex import compiled, structure
@@ -17,7 +20,8 @@ from synthetic_run import QUESTIONS, answers, failed, make, write_arm
 
 from stsimdiff.report import figures
 from stsimdiff.report.publish import publish, show
-from stsimdiff.terminal import Console
+from stsimdiff.report.wandb_log import log_run
+from stsimdiff.terminal import Console, clean
 
 EMPTY = dict.fromkeys(
     ("video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all")
@@ -129,6 +133,10 @@ WORDS = (
 )
 
 
+COLUMNS = [f"accuracy/{name}" for name in ("overall", "overall_low", "overall_high", "equal_compute")]
+"""What W&B is told of the accuracy of every arm."""
+
+
 class Read(HTMLParser):
     """What a browser makes of a page: its elements, the labels of its rows, and the data of its scripts."""
 
@@ -200,6 +208,47 @@ def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pyte
     compiled((run / "table.tex"), tmp_path)
 
 
+def test_any_text_is_shown_as_it_is_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from test_wandb import header, history, records, summary
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = tmp_path / "results $ _ # [b]"
+    every, empty = " ".join(WORDS), ""
+    named = [*WORDS, empty, "overall", "a b"]
+    about = {"name": f"clips {every}", "families": named, "note": every}
+    stored = itertools.cycle(answers(0.6, 0.3))
+    rows = [next(stored) | {"family": word, "id": f"{word}#{i}"} for i, word in enumerate(named)]
+    rows = [row | {"video": word, "answer": word} for word, row in zip(named, rows, strict=True)]
+    right = [100.0 * row["correct"] for row in rows]
+    for label in (every, "   ", "\x1b[31m\ud800"):
+        write_arm(run, "mine", 0.3, rows, label=label, benchmark=about, model={"name": every, "frames": 8})
+    places = log_run(run, "p", "offline")
+    assert len(places) == 3
+    for place, label in zip(places, (" ".join(every.split()), "mine", "\\u001b[31m\\ud800"), strict=True):
+        found = records(place)
+        begun, numbers = header(found), summary(found)
+        assert begun.display_name.startswith(label[:20]) and len(begun.display_name) <= 128
+        assert len(set(begun.tags)) == len(begun.tags) and {
+            len(tag) in range(1, 65) for tag in begun.tags
+        } == {True}
+        for text in (begun.display_name, *begun.tags, *numbers, begun.notes.replace("\n", " ")):
+            assert text.isprintable() and text == text.strip()
+        for held in (numbers, history(found)):
+            got = {key: value for key, value in held.items() if key.startswith("accuracy/")}
+            for word, value in zip(named, right, strict=True):
+                if word.isprintable() and word.strip() and word not in ("overall", "a b"):
+                    assert got[f"accuracy/{word}"] == value
+            # Two that are nothing, two that are one on one line, and one that is called as a column is.
+            assert len(got) == len(named) + sum(one in got for one in COLUMNS)
+            assert got["accuracy/category_overall"] == right[named.index("overall")]
+        (table,) = Path(place).glob("files/media/table/*.json")
+        cells = json.loads(table.read_text())
+        told = [dict(zip(cells["columns"], line, strict=True)) for line in cells["data"]]
+        assert [one["id"] for one in told] == [clean(row["id"]) for row in rows]
+        assert [one["answer"] for one in told] == [clean(word) for word in named]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", ["$a$", "$\\frac{1", " "])
 def test_labels_break_neither_table_nor_figure(tmp_path: Path, label: str) -> None:
@@ -208,6 +257,47 @@ def test_labels_break_neither_table_nor_figure(tmp_path: Path, label: str) -> No
     assert publish(tmp_path, None).unmade == []
     shown = " ".join(label.split()) or "mine"
     assert f"| {shown} |".replace("\\", "\\\\") in (tmp_path / "table.md").read_text().replace("**", "")
+
+
+def test_any_text_is_shown_as_it_is_in_the_attribution(tmp_path: Path) -> None:
+    every = " ".join(WORDS)
+    settings = {"_target_": "x.STSimDiff", "similarity": True, "difference": True, "pruning": True}
+    about = {"name": f"clips {every}", "families": list(WORDS)}
+    packed = {"question": every, "frames": "none", "grid": {"frames": 1, "height": 1, "width": 1}}
+    packed |= {"picture": {"frames": 1, "height": 1, "width": 1, "stride": 1}, "codes": {"1": "all"}}
+    packed |= {"reason": base64.b64encode(zlib.compress(b"\1")).decode()}
+
+    def write(method: str, label: str, right: bool, **more) -> None:
+        rows = all_are(right, [next(stored) | {"family": word, "target": word} for word in WORDS])
+        rows = [
+            row | {"id": word, "video": word, "parsed": word} for word, row in zip(WORDS, rows, strict=True)
+        ]
+        rows = [row | {"overlay": packed} for row in rows]
+        kept = 1.0 if method == "none" else 0.3
+        write_arm(tmp_path, method, kept, rows, label=label, benchmark=about, model={"name": every}, **more)
+
+    stored = itertools.cycle(answers(0.6, 0.3))
+    write("none", "none", True)
+    write("st_simdiff", every, False, compressor=settings)
+    for part in ("similarity", "difference", "pruning"):
+        write("st_simdiff", f"{every} {part}=False", True, compressor=settings | {part: False})
+    console = Console(file=io.StringIO(), width=100)
+    table = make(tmp_path, console)
+    assert "\x1b" not in console.file.getvalue() and "\u202e" not in console.file.getvalue()
+    with (tmp_path / "attribution.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == len(WORDS)
+    for text in itertools.chain.from_iterable(line.values() for line in lines):
+        assert not re.match(r"[=@\t\r\n]|[+-](?!\d)", text or ""), text
+        assert (text or "").isprintable()
+    assert {line["id"] for line in lines} >= {"$x", "'=1+1", "'-2", "'@cmd", "a b", "\\u001b[31m", "\\ud800"}
+    shown = (tmp_path / "attribution.md").read_text()
+    (questions,) = [part.splitlines() for part in shown.split("\n\n") if part.startswith("| question |")]
+    assert len(questions) == 2 + len(WORDS)
+    assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in questions}) == 1
+    assert not re.search(r"(?<!\\)[<`]", shown)
+    links = re.findall(r"\]\(report\.html#(.*?)\)", "\n".join(questions))
+    assert sorted(map(unquote, links)) == sorted(table.anchors.values()) and len(links) == len(WORDS)
 
 
 def test_ids_are_no_formulas_and_no_lines_in_the_attribution(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ this: it can be done later, again, or never.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
 from stsimdiff.report.section import Row, Section
 from stsimdiff.report.table import build
+from stsimdiff.report.text import one_line
 from stsimdiff.terminal import say
 
 MARKER = "wandb.json"
@@ -240,15 +242,19 @@ def _numbers(row: Row, samples: pd.DataFrame) -> dict[str, float]:
         for column in held
     }
     for name, accuracy in row.families.items():
-        # A benchmark may call a category as a column is called here.
-        found[f"accuracy/{name}" if f"accuracy/{name}" not in found else f"accuracy/category_{name}"] = (
-            accuracy
-        )
+        found[_category(one_line(name), found)] = accuracy
     answered = samples[~samples["failed"]]
     found[key("llm_tflops")] = float(answered["llm_flops"].mean()) / 1e12
     for time in TIMES:
         found.setdefault(key(f"{time}_ms"), 1000 * float(answered[f"{time}_s"].median()))
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _category(name: str, taken: Mapping[str, float]) -> str:
+    """W&B's name of a category, whatever its benchmark calls it: nothing, as another one, or as a column here."""
+    names = [f"accuracy/{name}"] if name else []
+    further = (f"accuracy/category_{name}{'_' * n}" for n in itertools.count())
+    return next(one for one in itertools.chain(names, further) if one not in taken)
 
 
 def key(name: str) -> str:
