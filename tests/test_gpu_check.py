@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from scripts import gpu_check
 from stsimdiff import compressors, models
 from stsimdiff.commands import doctor
 from stsimdiff.models.base import LoadOptions
+from stsimdiff.models.kit import checks, running
 from stsimdiff.models.kit.miniatures import Sizes, make
 from stsimdiff.models.kit.running import Case
 from stsimdiff.models.released import planned_shape
@@ -133,6 +136,27 @@ def test_released_layouts_with_random_weights(name, tmp_path) -> None:
     assert family.shape.decoder.layers == 3
     case = Case.of(family)
     assert "bit for bit" in doctor.keep_all(case)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_stock_model_of_several_results(foreign, monkeypatch) -> None:
+    """An H100 gives two for Qwen3-VL in float16: keeping all must give one of these."""
+    turn = itertools.cycle((0.0, 0.5))
+
+    def generated(case, run=None, forced=None):
+        logits = torch.tensor([[next(turn) + (0.25 if foreign and run is not None else 0)]])
+        return logits, torch.zeros(1), SimpleNamespace(entering=[8] * 3, mlp=[8] * 3)
+
+    monkeypatch.setattr(running, "generate", generated)
+    monkeypatch.setattr(checks, "generate", generated)
+    grid = SimpleNamespace(grid=SimpleNamespace(tokens=8))
+    case = SimpleNamespace(family=SimpleNamespace(decoder=range(3)), video=grid)
+    if foreign:
+        with pytest.raises(AssertionError, match="2 results that are none of 2 results of the stock model"):
+            doctor.keep_all(case)
+    else:
+        said = "bit for bit one of 2 results of the stock model itself in 16 runs, up to 0.5 apart"
+        assert doctor.keep_all(case) == said
 
 
 def test_the_shell_script_runs_the_module() -> None:

@@ -219,16 +219,22 @@ def test_flashvid_cuts():
 
 def test_flashvid_picks_what_is_attended_to_and_different():
     x = torch.tensor([[1.0, 0], [1, 0], [0, 1], [-1, 0]])
+
+    def picked(weight: torch.Tensor, *given, **options) -> torch.Tensor:
+        # Beside a frame of other weights, which has no say.
+        frames, weights = torch.stack((x, x.flip(0))), torch.stack((weight, torch.ones(4)))
+        return flashvid.pick(frames, weights, *given, **options)[0]
+
     # Distances of the columns to others: 0 has a twin; 2 is at 1 of all; 3 at 2, 2, 1, but attended to a tenth as much.
     weight = torch.tensor([1.0, 1, 1, 0.1])
-    assert flashvid.pick(x, weight, 2, "attn_div").tolist() == [2, 0]
-    assert flashvid.pick(x, weight, 4, "attn_div").tolist() == [2, 0, 3, 1]
-    assert flashvid.pick(x, torch.ones(4), 2, "div").tolist() == [2, 0]
-    assert flashvid.pick(x, weight, 2, "attn").tolist() == [0, 1]
+    assert picked(weight, 2, "attn_div").tolist() == [2, 0]
+    assert picked(weight, 4, "attn_div").tolist() == [2, 0, 3, 1]
+    assert picked(torch.ones(4), 2, "div").tolist() == [2, 0]
+    assert picked(weight, 2, "attn").tolist() == [0, 1]
     # Negative weights: as released, a token that is used up beats the others and is picked again.
     weight = torch.tensor([-1.0, -1, 1, -1])
-    assert sorted(flashvid.pick(x, weight, 4, "attn_div_v2").tolist()) == [0, 1, 2, 3]
-    assert flashvid.pick(x, weight, 3, "attn_div_v2", again=True).tolist() == [2, 2, 2]
+    assert sorted(picked(weight, 4, "attn_div_v2").tolist()) == [0, 1, 2, 3]
+    assert picked(weight, 3, "attn_div_v2", again=True).tolist() == [2, 2, 2]
 
 
 def test_flashvid_trees():

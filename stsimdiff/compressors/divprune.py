@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -19,10 +20,8 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Positions, Run
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
 
-AHEAD = 256
+AHEAD = 128
 """Tokens among which choices are made before all distances are brought up to date."""
-AT_ONCE = 32
-"""Choices that are made before their distances are looked at, which a GPU has to be waited for."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def choose(features: Tensor, count: int, as_released: bool = False) -> Choice:
         nearest = torch.topk(block.neg_().add_(1), 2, dim=1, largest=False).values[:, 1]
         first[start : start + len(block)] = nearest
     order: list[int] = []
-    steps: list[Tensor] = []
+    steps: list[float] = []
     score, applied = first, 0
 
     def applied_up_to(end: int) -> Tensor:
@@ -110,16 +109,16 @@ def choose(features: Tensor, count: int, as_released: bool = False) -> Choice:
         if len(order) > applied:
             score, applied = applied_up_to(len(order)), len(order)
         order.append(int(score.argmax()))
-        steps.append(score[order[-1]])
+        steps.append(float(score[order[-1]]))
         if applied:
             _choose_ahead(unit, score, order, steps, count, as_released)
     last = score if len(order) <= applied + 1 else applied_up_to(len(order) - 1)
     chosen = torch.tensor(order, dtype=torch.int64, device=unit.device)
-    return Choice(chosen, first, torch.stack(steps) if steps else first[:0], last)
+    return Choice(chosen, first, first.new_tensor(steps), last)
 
 
 def _choose_ahead(
-    unit: Tensor, score: Tensor, order: list[int], steps: list[Tensor], count: int, as_released: bool
+    unit: Tensor, score: Tensor, order: list[int], steps: list[float], count: int, as_released: bool
 ) -> None:
     """After the last choice, those that follow it among the farthest tokens, as long as no other token can be farther.
 
@@ -128,27 +127,20 @@ def _choose_ahead(
     """
     size = min(AHEAD, unit.shape[1], len(unit) - 1)
     values, near = torch.topk(score, size + 1)
-    bound = values[-1]
     group = torch.cat((near[:-1], near.new_tensor([order[-1]]))).unique()
-    apart, distance = 1 - unit[group] @ unit[group].T, score[group]
-    at = (group == order[-1]).int().argmax(0, keepdim=True)
-    left = min(count - len(order), size - 1)
-    while left > 0:
-        picked, won = [], []
-        for _ in range(min(left, AT_ONCE)):
-            distance = torch.minimum(distance, apart.index_select(0, at)[0])
-            if not as_released:
-                distance = distance.index_fill_(0, at, -torch.inf)
-            farthest, at = distance.max(0, keepdim=True)
-            picked.append(at)
-            won.append(farthest)
-        farthest, at = torch.cat(won), torch.cat(picked)
-        stands = int((farthest > bound).int().cumprod(0).sum())
-        order.extend(group[at[:stands]].tolist())
-        steps.extend(farthest[:stands].unbind())
-        if stands < len(at):
+    # On the host, which would otherwise wait for a GPU at every choice.
+    apart, distance = (1 - unit[group] @ unit[group].T).cpu().numpy(), score[group].cpu().numpy()
+    bound, tokens = float(values[-1]), group.tolist()
+    at, end = tokens.index(order[-1]), min(count, len(order) + size - 1)
+    while len(order) < end:
+        distance = np.minimum(distance, apart[at])
+        if not as_released:
+            distance[at] = -np.inf
+        at = int(distance.argmax())
+        if not distance[at] > bound:
             return
-        left, at = left - stands, at[-1:]
+        order.append(tokens[at])
+        steps.append(float(distance[at]))
 
 
 class _Run(Run):

@@ -107,20 +107,24 @@ class FlashVID(PictureCompressor):
         cuts = segment_cuts(fastvid.frame_similarities(vectors), self.segment_threshold, self.min_segment_num)
         budget = frame_shares(count, frames)
         selected = [min(share, math.ceil(share * self.alpha)) for share in budget]
-        place, rows, reason = [], [], []
         ends = [-1, *sorted(set(cuts)), frames - 1]
-        for first, last in zip(ends[:-1], ends[1:], strict=True):
-            part = range(first + 1, last + 1)
-            picked = []
-            for frame in part:
-                weight = weights(
+        parts = [range(first + 1, last + 1) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+        weight = torch.stack(
+            [
+                weights(
                     self.token_selection_method,
                     video.features[frame],
                     video.received[frame],
                     vectors[part.start : part.stop],
                 )
-                order = pick(video.features[frame], weight, selected[frame], self.token_selection_method)
-                picked.append(order.sort().values)
+                for part in parts
+                for frame in part
+            ]
+        )
+        orders = pick(video.features, weight, max(selected), self.token_selection_method)
+        place, rows, reason = [], [], []
+        for part in parts:
+            picked = [orders[frame, : selected[frame]].sort().values for frame in part]
             share = [budget[frame] for frame in part]
             left = merge_trees(
                 video.features[part.start : part.stop], picked, self.temporal_threshold, sum(share)
@@ -190,33 +194,37 @@ def weights(method: str, features: Tensor, received: Tensor, vectors: Tensor) ->
 
 
 def pick(features: Tensor, weight: Tensor, count: int, method: str, again: bool = False) -> Tensor:
-    """ADTS: ``(count,)`` tokens in the order of picking.
+    """ADTS: ``(L, count)`` tokens of each frame in the order of picking.
 
     The first has the largest second smallest distance to another; each next one the largest smallest distance to those
     picked; distances are one less the cosine, times the candidate's weight.
 
     Args:
-        features: ``(P, D)``.
-        weight: ``(P,)``.
-        count: tokens to pick.
+        features: ``(L, P, D)``.
+        weight: ``(L, P)``.
+        count: tokens to pick in each frame.
         method: of :data:`SELECTIONS`; ``attn``: simply the largest weights.
         again: as released in ``attn_div_v2``: a token can be picked twice.
     """
     if method == "attn":
-        return torch.sort(weight, descending=True, stable=True).indices[:count]
-    unit = graph.unit(features)
-    distance = (1 - unit @ unit.T) * weight
-    if count == 0 or len(distance) == 1:
-        return torch.arange(count, device=features.device)
-    # Places stay tensors of one number: to read one, the host would wait for the GPU at every token.
-    picked = [distance.kthvalue(2, dim=0).values.argmax(0, keepdim=True)]
-    nearest = distance.index_select(0, picked[0])[0]
+        return torch.sort(weight, descending=True, stable=True).indices[:, :count]
+    frames, patches = weight.shape
+    if count == 0 or patches == 1:
+        return torch.arange(count, device=features.device).expand(frames, -1)
+    unit = [graph.unit(frame) for frame in features]
+    distance = torch.stack(
+        [(1 - one @ one.T) * its_weight for one, its_weight in zip(unit, weight, strict=True)]
+    )
+    # All frames at once: a GPU takes as long for one.
+    frame = torch.arange(frames, device=features.device)
+    picked = [distance.kthvalue(2, dim=1).values.argmax(1)]
+    nearest = distance[frame, picked[0]]
     for _ in range(count - 1):
         if not again:
-            nearest.index_fill_(0, picked[-1], -torch.inf)
-        picked.append(nearest.argmax(0, keepdim=True))
-        nearest = torch.minimum(nearest, distance.index_select(0, picked[-1])[0])
-    return torch.cat(picked)
+            nearest[frame, picked[-1]] = -torch.inf
+        picked.append(nearest.argmax(1))
+        nearest = torch.minimum(nearest, distance[frame, picked[-1]])
+    return torch.stack(picked, 1)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class TowerShape:
         projector: widths of the linear layers that follow one another, such as ``(1152, 3584, 3584)``.
         class_token: whether a class token stands first in each sequence; its attention alone is read then.
         projectors: how many such run over the video (Qwen3-VL has one for each of its deep features too).
+        rotary: whether queries and keys are rotated, which stock classes do in float32.
     """
 
     patch: int
@@ -40,6 +41,7 @@ class TowerShape:
     ends_windowed: bool = False
     class_token: bool = False
     projectors: int = 1
+    rotary: bool = False
 
     @property
     def parameters(self) -> int:

@@ -140,6 +140,7 @@ class QwenShape(ModelShape):
             projector=(joined, joined, out),
             gated=full is not None,
             projectors=1 + len(deep),
+            rotary=True,
             windowed=windowed,
             ends_windowed=full is not None and vision.depth - 1 not in full,
         )

@@ -381,17 +381,22 @@ def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     decoder, tower, load = shape.decoder, shape.tower, shape.load(grid)
     length = plan.text + grid.tokens
     # The gate, what it gates and their product are alive at once; in a plain MLP input and output of the activation.
-    in_layer = length * (3 * decoder.intermediate + 3 * decoder.hidden)
-    in_tower = load.patches * ((2 + tower.gated) * tower.intermediate + 4 * tower.width)
+    in_layer = length * (3 * decoder.intermediate + 3 * decoder.hidden) * element
+    in_tower = load.patches * ((2 + tower.gated) * tower.intermediate + 4 * tower.width) * element
+    if tower.rotary:
+        # While keys are rotated: the layer's input, before and after its norm, queries, keys and values; in float32
+        # queries and keys, the rotated queries, and three terms of the rotated keys.
+        in_tower = max(in_tower, load.patches * tower.width * (5 * element + 6 * torch.float32.itemsize))
+    pixels = load.embedded * tower.patch * torch.float32.itemsize
     scores = 0
     if options.attn_implementation == "eager":
         longest = max(load.sequences)
-        scores = max(decoder.heads * length**2, tower.heads * load.patches * longest)
+        scores = max(decoder.heads * length**2, tower.heads * load.patches * longest) * element
     kept = min(plan.settings.cache.max_gb * 1e9, plan.disk["features"])
     return {
         "weights": shape.parameters * element,
-        "features": grid.tokens * decoder.hidden * element,
+        "features": grid.tokens * decoder.hidden * tower.projectors * element,
         **({"features kept for other passes": round(kept)} if kept else {}),
         "cache of keys and values": max((arm.kv for arm in plan.arms), default=0),
-        "activations": (max(in_layer, in_tower) + scores) * element,
+        "activations": max(in_layer, in_tower + pixels) + scores,
     }

@@ -97,7 +97,7 @@ def _compressed(data: Fields) -> Arrays:
             grids["event_relevance"][frame] = flashvid.relevance(x, vectors[inside]).numpy()
             weight = flashvid.weights(method, x, received[frame], vectors[inside])
             again = method == "attn_div_v2"
-            order[frame] = flashvid.pick(x, weight, selected, method, again).numpy()
+            order[frame] = flashvid.pick(x[None], weight[None], selected, method, again)[0].numpy()
             for token in np.sort(order[frame]).tolist():
                 output[frame].append((token + frame * patches, 0, x[token]))
         if budget == selected:

@@ -19,6 +19,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit.running import NEW_TOKENS, TEXT, Case, Scripted, generate, masked, synthetic_frames
 from stsimdiff.tokens import Selection, VideoTokens
+from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
 
 VISIBLE = 10
@@ -216,15 +217,21 @@ def another_checkpoint_is_refused(case: Case) -> None:
 
 def keep_all_is_bit_identical(case: Case) -> None:
     """A compression that keeps every token, and reads attention, changes no bit of any logit."""
-    layers = len(case.family.decoder)
-    acted = (("input", 0), ("before", layers - 1), ("between", min(1, layers - 1)))
-    places: dict[tuple[str, int], set[int]] = {place: set() for place in acted}
     stock, tokens, _ = generate(case)
-    logits, again, trace = generate(case, Scripted(places, attention=frozenset(range(min(3, layers)))))
+    logits, again, trace = keeping_all(case)
     assert torch.equal(stock, logits) and torch.equal(tokens, again), (
         f"keeping all tokens changes the logits by up to {float((stock - logits).abs().max()):.2g}"
     )
-    assert trace.entering == trace.mlp == [case.video.grid.tokens] * layers
+    assert trace is not None
+    assert trace.entering == trace.mlp == [case.video.grid.tokens] * len(case.family.decoder)
+
+
+def keeping_all(case: Case) -> tuple[Tensor, Tensor, Trace | None]:
+    """What the model generates (see :func:`generate`) while every token is kept at each kind of place."""
+    layers = len(case.family.decoder)
+    acted = (("input", 0), ("before", layers - 1), ("between", min(1, layers - 1)))
+    places: dict[tuple[str, int], set[int]] = {place: set() for place in acted}
+    return generate(case, Scripted(places, attention=frozenset(range(min(3, layers)))))
 
 
 def drops_of(case: Case, name: str) -> dict[tuple[str, int], set[int]]:
