@@ -372,12 +372,17 @@ class VisionSignals:
         query: ``(T, heads, d)`` float32: mean query of each row of the grid in time, times the attention's scaling;
             ``None`` where a family does not give it.
         layers: those that the method named in ``tower_layers``.
+        head: ``(N,)`` float32: attention that the probe of SigLIP's pooling head pays each token, mean over heads, on
+            what becomes the features; ``None`` where the tower has no such head.
+        head_frames: ``(T, C)`` float32: what that head gives, the mean over the frames that one row in time stands for.
     """
 
     received: Tensor
     keys: Tensor
     query: Tensor | None = None
     layers: tuple[TowerLayer, ...] = ()
+    head: Tensor | None = None
+    head_frames: Tensor | None = None
 
     def layer(self, number: int) -> TowerLayer:
         """The layer that a method named by this number. Raises ``KeyError`` for one that it did not name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,11 +35,12 @@ class FastVID(PictureCompressor):
     The number kept follows from the budget, shared out evenly among the frames; what a frame has no room for goes to
     others, so that a budget is met exactly.
 
-    Fidelity: segments, tokens and merging equal recorded outputs of the authors' three codes. For Qwen the signals do
-    too: the attention of the mean query in the tower's last block, and the mean of a frame's tokens. The others have
-    SigLIP's pooling head, whose weights no checkpoint of these models holds; there a token's score is the attention
-    that it receives in the tower. Noise that breaks ties is the lower index here; videos of fewer frames than
-    ``dyseg_c`` work.
+    Fidelity: segments, tokens, merging and signals equal recorded outputs of the authors' three codes. For Qwen the
+    signals are the attention of the mean query in the tower's last block, and the mean of a frame's tokens. The others
+    take SigLIP's pooling head from a checkpoint of its own: the attention of its probe, and its output for each frame.
+    Here the head is read where the model's checkpoint holds it, which no released one does; elsewhere a token's score
+    is the attention that it receives in the tower, and a frame's vector the mean of its tokens. Noise that breaks ties
+    is the lower index here; videos of fewer frames than ``dyseg_c`` work.
 
     Attributes:
         variant: ``onevision``, ``video`` or ``qwen``: which of the authors' codes; ``auto``: the one for grids as the
@@ -50,6 +51,8 @@ class FastVID(PictureCompressor):
         stprune_d: share of the kept tokens that are centres of merging, in [0, 1].
         dtm_p: of so many frames of a segment, counted from its last, one has centres.
         dtm_beta: least weight of a centre's own feature in what it becomes, in [0, 1].
+        signal: what scores tokens. ``head``: SigLIP's pooling head, refused for towers without one; ``received``: the
+            attention received (for ``qwen`` that of the mean query); ``auto``: the head where there is one.
 
     Raises:
         ConfigError: for any value that is unknown or out of range.
@@ -65,6 +68,7 @@ class FastVID(PictureCompressor):
     stprune_d: Annotated[float, Field(ge=0, le=1, examples=[0.4])] = 0.4
     dtm_p: Annotated[int, Field(ge=1, examples=[4])] = 4
     dtm_beta: Annotated[float, Field(ge=0, le=1, examples=[0.6])] = 0.6
+    signal: Literal["auto", "head", "received"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +85,14 @@ class FastVID(PictureCompressor):
 
     @override
     def scores(self, vision: VisionSignals, picture: Picture | None) -> Tensor:
+        if self.signal == "head" and vision.head is None:
+            raise ConfigError(
+                "compressor.signal=head reads SigLIP's pooling head, which this model's vision tower does not have; "
+                "use compressor.signal=auto or received, or a checkpoint of LLaVA-OneVision, LLaVA-Video or NVILA that "
+                "holds the head's weights"
+            )
+        if self.signal != "received" and vision.head is not None:
+            return vision.head
         newline = picture is not None and picture.stride > picture.width
         if self.variant_for(newline, 1 if picture is None else picture.frames) == "qwen":
             scores = vision.mean_query()
@@ -89,12 +101,17 @@ class FastVID(PictureCompressor):
         return vision.received
 
     @override
+    def vectors(self, vision: VisionSignals, picture: Picture | None) -> Tensor | None:
+        return None if self.signal == "received" else vision.head_frames
+
+    @override
     def reduce(self, video: Pictures, count: int) -> Reduced:
         frames, patches = video.features.shape[:2]
         variant = self.variant_for(video.newline, video.joined)
         # The authors' setting for Qwen differs from the others'.
         tau = self.dyseg_tau if self.dyseg_tau is not None else 0.84 if variant == "qwen" else 0.9
-        found = segments(frame_similarities(video.features.float().mean(1)), self.dyseg_c, tau)
+        vectors = video.features.float().mean(1) if video.vectors is None else video.vectors
+        found = segments(frame_similarities(vectors), self.dyseg_c, tau)
         ignore = self.dyseg_ignore if variant == "qwen" else None
         valid = [kept_frames(part, found, ignore) for part in found.parts]
         salient, context = [0] * frames, [0] * frames

@@ -33,12 +33,14 @@ class Pictures:
         received: ``(T, P)`` float32 attention received in the vision tower; ``None`` where the method reads none.
         joined: frames of the video that one row in time stands for.
         newline: whether the grid has tokens that show no picture.
+        vectors: ``(T, C)`` float32 of the frames, from the vision tower; ``None`` where the method reads none.
     """
 
     features: Tensor
     received: Tensor | None = None
     joined: int = 1
     newline: bool = False
+    vectors: Tensor | None = None
 
 
 class PictureCompressor(Compressor):
@@ -53,6 +55,10 @@ class PictureCompressor(Compressor):
     def scores(self, vision: VisionSignals, picture: Picture | None) -> Tensor:
         """``(N,)`` what of the tower's signals becomes :attr:`Pictures.received`."""
         return vision.received
+
+    def vectors(self, vision: VisionSignals, picture: Picture | None) -> Tensor | None:
+        """``(T, C)`` what of the tower's signals becomes :attr:`Pictures.vectors`."""
+        return None
 
     @override
     def start(self, layout: Layout, budget: Budget) -> Run:
@@ -90,9 +96,11 @@ class PictureRun(Run):
             everything = torch.ones(grid.tokens, dtype=torch.bool, device=device)
             return Selection.from_mask(everything, Reason.ALL)
         features = tokens.features.view(grid.frames, grid.per_frame, -1)
-        received = None
+        received = vectors = None
         if self.layout.vision is not None and self.method.needs_vision:
             scores = self.method.scores(self.layout.vision, self.layout.picture)
+            vectors = self.method.vectors(self.layout.vision, self.layout.picture)
+            vectors = None if vectors is None else vectors.to(device)
             received = scores.to(device).view(grid.frames, -1)
             if not bool(torch.isfinite(received).all()):
                 raise ValueError(
@@ -104,7 +112,7 @@ class PictureRun(Run):
         if newline:
             features = features[:, cells]
             received = None if received is None else received[:, cells]
-        video = Pictures(features, received, joined, newline)
+        video = Pictures(features, received, joined, newline, vectors)
         place = (torch.arange(grid.frames, device=device)[:, None] * grid.per_frame + cells).flatten()
         found, ends = self._fitting(video, place, min(self.wanted(video), grid.tokens))
         keep = place[found.keep]

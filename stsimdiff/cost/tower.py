@@ -28,6 +28,7 @@ class TowerShape:
         class_token: whether a class token stands first in each sequence; its attention alone is read then.
         projectors: how many such run over the video (Qwen3-VL has one for each of its deep features too).
         rotary: whether queries and keys are rotated, which stock classes do in float32.
+        head: whether it has SigLIP's pooling head, which runs where the tower's attention is read.
     """
 
     patch: int
@@ -42,6 +43,7 @@ class TowerShape:
     class_token: bool = False
     projectors: int = 1
     rotary: bool = False
+    head: bool = False
 
     @property
     def parameters(self) -> int:
@@ -93,9 +95,16 @@ def projector_flops(shape: TowerShape, load: TowerLoad) -> int:
 
 
 def signal_flops(shape: TowerShape, load: TowerLoad) -> int:
-    """Reading the last layer's attention for methods of the vision place: its scores once more, and their sums."""
+    """Reading the last layer's attention for methods of the vision place: its scores once more, and their sums.
+
+    A pooling head has keys and values of all patches, scores and sums of one query for each frame, and its projections.
+    """
     pairs = _pairs(load.windows if shape.ends_windowed else load.sequences)
-    return 2 * (load.patches if shape.class_token else pairs) * shape.width
+    head = 0
+    if shape.head:
+        frame = 2 * shape.width**2 + 2 * shape.width * shape.intermediate
+        head = 2 * (load.patches * 2 * (shape.width**2 + shape.width) + sum(load.sequences.values()) * frame)
+    return 2 * (load.patches if shape.class_token else pairs) * shape.width + head
 
 
 def _pairs(sequences: Mapping[int, int]) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from stsimdiff.errors import ConfigError, first_line
@@ -104,6 +104,22 @@ def load_weights(
     if isinstance(options.device_map, Mapping):
         _check_map(model, options.device_map)
     return options.place(model)
+
+
+def weight_names(folder: Path) -> Iterator[str]:
+    """Names of the weights in a folder's safetensors files.
+
+    Raises:
+        ConfigError: for a file that cannot be read.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                yield from weights.keys()
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"no safetensors weights can be read from {folder}: {first_line(error)}"
+            ) from error
 
 
 def _check_map(model: Any, device_map: Mapping[str, Any]) -> None:

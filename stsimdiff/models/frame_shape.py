@@ -55,6 +55,7 @@ def siglip_tower(vision: Any, layers: int, projector: tuple[int, ...]) -> TowerS
         heads=vision.num_attention_heads,
         layers=layers,
         projector=projector,
+        head=vision.vision_use_head,
     )
 
 

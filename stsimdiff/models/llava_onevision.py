@@ -124,7 +124,8 @@ class LlavaOnevision(Family):
     def tower(self, signals: Signals) -> Any:
         """Reads the tower that runs within ``with``; gives ``None`` where no signals are asked for."""
         last = self.model.config.vision_feature_layer
-        return reading(self._tower_layers(), "self_attn", signals, last=last)
+        tower = self.model.model.vision_tower
+        return reading(self._tower_layers(), "self_attn", signals, last=last, tower=tower)
 
     def encoded(self, outputs: Any, reader: TowerReader | None, inputs: Mapping[str, Any]) -> EncodedVideo:
         """The video of the stock ``get_video_features``.

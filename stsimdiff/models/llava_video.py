@@ -26,7 +26,7 @@ from stsimdiff.cost import DecoderShape
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt, Stopwatch, require_folder
-from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.checkpoint import load_weights, read_config, refuse_sliding_window, weight_names
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.info import info
 from stsimdiff.models.presence import is_of, tower_file
@@ -102,7 +102,8 @@ class LlavaVideo(SiglipQwen2):
         given = read_config(folder / "config.json")
         _check(path, given)
         pooling = _pooling(given, options)
-        config = _stock_config(given, tower_config(folder, given))
+        head = any(name.endswith("vision_model.head.probe") for name in weight_names(folder))
+        config = _stock_config(given, tower_config(folder, given), head)
         refuse_sliding_window(config.text_config, path)
         model = load_weights(LlavaOnevisionForConditionalGeneration, folder, options, config, KEYS)
         timed = bool(options.family.get("time_instruction", False))
@@ -152,7 +153,8 @@ class LlavaVideo(SiglipQwen2):
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, *, signals: Signals = False) -> EncodedVideo:
         """Video tokens of normalised frames ``(T, 3, S, S)``; ``signals``: also read the tower's attention."""
-        with reading(self.model.model.vision_tower.encoder.layers, "self_attn", signals) as reader:
+        vision = self.model.model.vision_tower
+        with reading(vision.encoder.layers, "self_attn", signals, tower=vision) as reader:
             tower = self.tower_features(pixels)
         pooled = self.pool(self.project(tower))
         frames, height, width = pooled.shape[:3]
@@ -172,16 +174,8 @@ class LlavaVideo(SiglipQwen2):
         return self.model.model.multi_modal_projector(features)
 
     def pool(self, features: Tensor) -> Tensor:
-        """``(T, h, w, D)`` pooled from ``(T, patches, D)``; the patches are a square, a remainder counts in full
-        (bilinear) or is left out (average)."""
-        side = math.isqrt(features.shape[1])
-        maps = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        if self.pooling == "average":
-            pooled = torch.nn.functional.avg_pool2d(maps, self.stride)
-        else:
-            size = math.ceil(side / self.stride)
-            pooled = torch.nn.functional.interpolate(maps.contiguous(), size=(size, size), mode="bilinear")
-        return pooled.permute(0, 2, 3, 1)
+        """``(T, h, w, D)``: see :func:`pool_frames`."""
+        return pool_frames(features, self.pooling, self.stride)
 
     @override
     def picture(self, grid: Grid) -> Picture:
@@ -192,6 +186,19 @@ class LlavaVideo(SiglipQwen2):
         self.refuse_placeholders(text)
         timed = f"{video.inputs['time_instruction']}\n" if self.time_instruction else ""
         return self._prompt(video, BEFORE, lambda text: f"\n{timed}{text}{AFTER}", text, sample)
+
+
+def pool_frames(features: Tensor, pooling: str, stride: int) -> Tensor:
+    """``(T, h, w, D)`` pooled from ``(T, patches, D)``; the patches are a square, a remainder counts in full
+    (bilinear) or is left out (average)."""
+    side = math.isqrt(features.shape[1])
+    maps = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if pooling == "average":
+        pooled = torch.nn.functional.avg_pool2d(maps, stride)
+    else:
+        size = math.ceil(side / stride)
+        pooled = torch.nn.functional.interpolate(maps.contiguous(), size=(size, size), mode="bilinear")
+    return pooled.permute(0, 2, 3, 1)
 
 
 def end_rows(pooled: Tensor, newline: Tensor) -> Tensor:
@@ -277,10 +284,13 @@ def _check(path: str, given: dict[str, Any]) -> None:
         )
 
 
-def _stock_config(given: dict[str, Any], tower: dict[str, Any]) -> LlavaOnevisionConfig:
-    """The stock configuration; the tower has one layer less than its own says, as the last is never used."""
+def _stock_config(given: dict[str, Any], tower: dict[str, Any], head: bool = False) -> LlavaOnevisionConfig:
+    """The stock configuration; the tower has one layer less than its own says, as the last is never used.
+
+    ``head``: whether the checkpoint holds SigLIP's pooling head; the released one does not.
+    """
     vision = {name: value for name, value in tower.items() if name != "model_type"}
-    vision.update(num_hidden_layers=tower["num_hidden_layers"] - 1, vision_use_head=False)
+    vision.update(num_hidden_layers=tower["num_hidden_layers"] - 1, vision_use_head=head)
     text = {name: value for name, value in given.items() if name != "rope_scaling"} | {"model_type": "qwen2"}
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision),

@@ -191,7 +191,7 @@ class NVILA(SiglipQwen2):
             raise ConfigError(
                 f"model.path={self.path!r} ends a group by {len(end)} tokens: no signals of the tower"
             )
-        with reading(self.tower.encoder.layers, "self_attn", signals) as reader:
+        with reading(self.tower.encoder.layers, "self_attn", signals, tower=self.tower) as reader:
             tower = self.tower_features(pixels)
         groups = self.pool(self.projector(tower))
         ending = self.model.get_input_embeddings()(end.to(self.device)).to(groups)

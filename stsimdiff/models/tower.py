@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class TowerReader:
         self._queries: list[Tensor] = []
         self._hidden: list[Tensor] = []
         self._frames: list[Tensor] = []
+        self._head: list[tuple[Tensor, Tensor]] = []
         self.layers: dict[int, TowerReader] = {}
 
     def query(self, frames: int) -> Tensor:
@@ -71,6 +73,13 @@ class TowerReader:
             for number, reader in self.layers.items()
         )
 
+    def head(self) -> tuple[Tensor, Tensor] | None:
+        """What :func:`pooling_head` gives, ``(patches,)`` and ``(frames, C)``; ``None`` where there is no head."""
+        if not self._head:
+            return None
+        attention, vectors = (torch.cat(part) for part in zip(*self._head, strict=True))
+        return attention.flatten(), vectors
+
     def _vectors(self, rows: int) -> Tensor:
         vectors = torch.cat(self._frames or self._hidden)
         return vectors.unflatten(0, (rows, -1)).mean(1, dtype=torch.float32)
@@ -82,6 +91,10 @@ class TowerReader:
             self._frames.append(hidden[:, 0])
             hidden = hidden[:, 1:]
         self._hidden.append(hidden.reshape(-1, hidden.shape[-1]))
+
+    def pool(self, tower: nn.Module, layer: nn.Module, args: Any, output: Any) -> None:
+        """One call of the layer whose hidden states ``(frames, patches, C)`` the tower's pooling head is put on."""
+        self._head.append(pooling_head(tower, output[0] if isinstance(output, tuple) else output))
 
     def receive(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]
@@ -116,6 +129,25 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     return total / (length * query.shape[1])
 
 
+def pooling_head(tower: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """SigLIP's pooling head: the attention ``(frames, patches)`` of its probe, mean over heads, and its output.
+
+    Args:
+        tower: with ``post_layernorm`` and ``head``, those of a stock ``SiglipVisionModel``.
+        hidden: ``(frames, patches, C)`` before the final norm.
+
+    Returns:
+        Both in float32, the output ``(frames, C)``.
+    """
+    seen: list[Tensor] = []
+    hook = tower.head.attention.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    try:
+        vectors = tower.head(tower.post_layernorm(hidden))
+    finally:
+        hook.remove()
+    return seen[0][:, 0].float(), vectors.float()
+
+
 @contextmanager
 def reading(
     layers: Sequence[nn.Module],
@@ -124,6 +156,7 @@ def reading(
     *,
     last: int = -1,
     class_token: bool = False,
+    tower: nn.Module | None = None,
 ) -> Iterator[TowerReader | None]:
     """Read the attention of a tower that runs within ``with``; nothing is left behind on exit.
 
@@ -133,6 +166,7 @@ def reading(
         signals: what is read; nothing if false, and then ``None`` is given.
         last: the layer whose output becomes the features.
         class_token: see :class:`TowerReader`.
+        tower: a stock SigLIP tower, whose pooling head is read too if it has one.
 
     Raises:
         ConfigError: for a layer that the tower does not have.
@@ -156,6 +190,9 @@ def reading(
             undo.callback(probe(getattr(layers[number], attention), reader.receive))
         for number in {number % count for number in layers_of(signals)}:
             undo.callback(layers[number].register_forward_hook(readers[number].leave).remove)
+        if tower is not None and tower.use_head:
+            pool = partial(readers[last % count].pool, tower)
+            undo.callback(layers[last].register_forward_hook(pool).remove)
         yield readers[last % count]
 
 
@@ -190,6 +227,12 @@ def pooled_signals(
         return flat.unflatten(1, values.shape[1:]).to(values.dtype) if values.ndim > 1 else flat.flatten()
 
     rows = len(pooled(reader.received[:, None]))
+    attention, vectors = reader.head() or (None, None)
     return VisionSignals(
-        merged(reader.received), merged(reader.keys), reader.query(rows), reader.others(merged, rows)
+        merged(reader.received),
+        merged(reader.keys),
+        reader.query(rows),
+        reader.others(merged, rows),
+        None if attention is None else merged(attention),
+        None if vectors is None else vectors.unflatten(0, (rows, -1)).mean(1),
     )

@@ -50,6 +50,7 @@ def dry_run(
     signals = VisionSignals(
         torch.rand(grid.tokens, generator=generator).to(features.device),
         torch.randn(grid.tokens, HEADS, HEAD, generator=generator).to(features.device),
+        head=torch.rand(grid.tokens, generator=generator).to(features.device),
     )
     before = text // 2
     video = torch.arange(before, before + grid.tokens)

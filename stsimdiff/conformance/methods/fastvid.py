@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +19,6 @@ Arrays = dict[str, np.ndarray]
 
 def run(data: Fields) -> Arrays:
     """One case; recorded noise decides where it is there."""
-    if "variant" not in data:
-        raise ConfigError(
-            f"{data.file} is a case of SigLIP's pooling head, whose weights this product does not read"
-        )
     variant = str(data["variant"])
     if variant not in fastvid.VARIANTS:
         raise ConfigError(f"{data.file} is a case of variant {variant!r}, which is unknown")
@@ -106,6 +103,41 @@ def _scores(data: Fields) -> Arrays:
     found = VisionSignals(torch.zeros(len(key)), key.mean(1), mean).mean_query()
     assert found is not None
     return {"frame_attn": found.view(frames, -1).numpy()}
+
+
+@torch.inference_mode()
+def _head(data: Fields) -> Arrays:
+    """The signals of SigLIP's pooling head, its recorded weights in the stock classes."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    from stsimdiff.models.llava_video import pool_frames
+    from stsimdiff.models.tower import pooling_head
+
+    hidden, frames = torch.from_numpy(data["tower_hidden"]), int(data["n_frames"])
+    config = SiglipVisionConfig(
+        hidden_size=hidden.shape[2],
+        intermediate_size=len(data["head_mlp_fc1_bias"]),
+        num_attention_heads=int(data["heads"]),
+        layer_norm_eps=float(data["layer_norm_eps"]),
+        num_hidden_layers=0,
+        image_size=int(data["patches_per_side"]),
+        patch_size=1,
+    )
+    tower = SiglipVisionModel(config).eval()
+    weights = {
+        name: torch.from_numpy(data[name.replace(".", "_")])
+        for name in tower.state_dict()
+        if name.startswith(("post_layernorm.", "head."))
+    }
+    tower.load_state_dict(weights, strict=False)
+    pool = partial(pool_frames, pooling=str(data["pool_mode"]), stride=2)
+    attention, vectors = pooling_head(tower, hidden)
+    return {
+        "head_attn": attention.numpy(),
+        "frame_global": vectors.numpy(),
+        "frame_attn": pool(attention[..., None]).view(frames, -1).numpy(),
+        "hidden_pooled": pool(hidden).flatten(1, 2).numpy(),
+    }
 
 
 def _counts(
@@ -219,5 +251,12 @@ REPLAY = Replay(
         "density(_score)?|delta|context_(idx|weight|count)|tokens_out": _up_to_twins,
         "assign_(source|target)_idx|keep_idx(_zero_noise)?": _up_to_twins,
     },
-    parts={"queries": Replay(_scores, inputs="queries|keys|n_frames|height|width|heads|window_index")},
+    parts={
+        "queries": Replay(_scores, inputs="queries|keys|n_frames|height|width|heads|window_index"),
+        "tower_hidden": Replay(
+            _head,
+            inputs="tower_hidden|n_frames|patches_per_side|heads|layer_norm_eps|pool_mode|pooled_side|"
+            "(post_layernorm|head)_.*(probe|weight|bias)",
+        ),
+    },
 )
