@@ -29,13 +29,13 @@ from stsimdiff.config.settings import Settings
 from stsimdiff.config.words import options, quoted
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import ConfigError
-from stsimdiff.evaluate.overlays import overlay
+from stsimdiff.evaluate.overlays import reasons
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.session import load_model
 from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo, Family
 from stsimdiff.report import film, rows
-from stsimdiff.report.overlays import Taken, unpacked
+from stsimdiff.report.overlays import Taken
 from stsimdiff.schema import one_of
 from stsimdiff.tokens import Signals, covers
 from stsimdiff.trace import Trace
@@ -174,8 +174,7 @@ class Model:
             raise ValueError(
                 f"the trace is of a video of {trace.video} tokens, {video} has {grid.tokens}; give the answer's video"
             )
-        packed = overlay("", trace, grid, self.family.picture(grid))
-        taken = Taken("", title, "", None, None, **unpacked(packed))
+        taken = Taken("", title, "", None, None, **reasons(trace, grid, self.family.picture(grid)))
         return film.stills(frames.pixels, taken, frames.times)
 
     def _encode(self, video: str | Path, signals: Signals) -> EncodedVideo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -58,6 +59,18 @@ def prepared(tmp_path: Path, data: Path, limit: int, *lines: str):
 def stored(settings, arm) -> list[dict]:
     lines = (settings.folder / arm.folder / "answers.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def answered(folder: Path, data: Path, limits: Sequence[int], *lines: str, fails: bool) -> tuple:
+    """Settings and arms after a command for each of the limits in turn, whose questions may fail."""
+    for limit in limits:
+        settings, arms = prepared(folder, data, limit, *lines)
+        settings = replace(settings, max_failures=50)
+        try:
+            run.run_arms(settings, arms)
+        except run.RunFailed:
+            assert fails
+    return settings, arms
 
 
 def test_the_page_names_every_example() -> None:
@@ -145,12 +158,7 @@ def test_a_method_that_remembers_gets_a_video_s_questions_in_their_order_on_resu
     tmp_path: Path, data: Path, raises: str, started: list
 ) -> None:
     line = f"compressor=test_examples.Counting compressor.raises={raises}", "compressor=random"
-    settings, arms = prepared(tmp_path / "whole", data, 10, *line)
-    settings = replace(settings, max_failures=50)
-    try:
-        run.run_arms(settings, arms)
-    except run.RunFailed:
-        assert raises == "true"
+    settings, arms = answered(tmp_path / "whole", data, [10], *line, fails=raises == "true")
     whole = stored(settings, arms[0])
     videos: dict[str, list[str]] = {}
     asked = [(layout.sample, seen) for layout, seen in started if layout.memory is not None]
@@ -162,13 +170,7 @@ def test_a_method_that_remembers_gets_a_video_s_questions_in_their_order_on_resu
     # What raises forgets its question, so that the next one is its video's third again.
     assert [len(ids) for ids in videos.values()] == ([2, 2] if raises == "true" else [7, 3])
     # Stopped after four of them, and resumed: the same answers, and no answered question has a second line.
-    for limit in (4, 10):
-        again, arms = prepared(tmp_path / "resumed", data, limit, *line)
-        again = replace(again, max_failures=50)
-        try:
-            run.run_arms(again, arms)
-        except run.RunFailed:
-            assert raises == "true"
+    again, arms = answered(tmp_path / "resumed", data, [4, 10], *line, fails=raises == "true")
     resumed = stored(again, arms[0])
     assert sorted(row["id"] for row in resumed) == sorted(row["id"] for row in whole)
     told = {row["id"]: (row["answer"], row["error"] is None) for row in whole}

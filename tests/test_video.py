@@ -118,7 +118,9 @@ def test_memory_is_that_of_the_frames_asked_for(tmp_path, backend: str) -> None:
 
 
 def test_another_decoder_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="decoder=ffmpeg is unknown; allowed: pyav, torchcodec, decord, my_"):
+    with pytest.raises(
+        ConfigError, match="decoder=ffmpeg is unknown; allowed: pyav, torchcodec, decord, my_"
+    ):
         video.read(tmp_path / "a.mp4", 4, "ffmpeg")
 
 

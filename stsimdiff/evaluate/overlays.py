@@ -124,20 +124,26 @@ class Overlays:
 
 
 def overlay(question: str, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
-    """The question as the model read it, and each token's reason.
+    """The question as the model read it, and :func:`reasons` with ``reason`` as base64 of zlib."""
+    told = reasons(trace, grid, picture)
+    packed = base64.b64encode(zlib.compress(told["reason"], 9)).decode()
+    return {"question": question, **told, "reason": packed}
 
-    ``reason`` holds ``(N,)`` codes, a byte each in raster order, as base64 of zlib; ``codes`` names those that occur,
-    and ``colours`` are those of the method's own.
+
+def reasons(trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
+    """Each token's reason, and where it lies.
+
+    ``reason`` holds ``(N,)`` codes, a byte each in raster order; ``codes`` names those that occur, and ``colours`` are
+    those of the method's own.
     """
     assert trace.reason is not None, "the prefill has ended"
     reason = trace.reason.numpy()
     return {
-        "question": question,
         "grid": asdict(grid),
         "picture": asdict(picture),
         "codes": {str(code): trace.reason_name(code) for code in np.unique(reason).tolist()},
         **({"colours": dict(trace.own)} if trace.own else {}),
-        "reason": base64.b64encode(zlib.compress(reason.tobytes(), 9)).decode(),
+        "reason": reason.tobytes(),
     }
 
 
