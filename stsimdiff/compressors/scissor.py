@@ -12,11 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from typing_extensions import override
 
@@ -104,7 +101,7 @@ def components(unit: Tensor, tau: float, order: Tensor | None = None) -> Compone
     """
     n, device = len(unit), unit.device
     degree = torch.empty(n, dtype=torch.int64, device=device)
-    label, neighbours = np.arange(n), {}
+    label, neighbours = torch.arange(n, device=device), {}
     sampled = set() if order is None else set(order.tolist())
     for first, cosine in graph.products(unit):
         connected = cosine > tau
@@ -119,8 +116,8 @@ def components(unit: Tensor, tau: float, order: Tensor | None = None) -> Compone
         both = (block @ block.T).nonzero() + first
         label = _joined(label, torch.cat((torch.stack((nearest, others), 1), both)))
     if order is not None:
-        label = _sampled_labels(n, order.tolist(), neighbours)
-    return _in_order(torch.from_numpy(label).to(device), degree)
+        label = torch.tensor(_sampled_labels(n, order.tolist(), neighbours), device=device)
+    return _in_order(label, degree)
 
 
 def components_by_frame(features: Tensor, tau: float, frames: int, guarded: bool = True) -> Components:
@@ -131,24 +128,40 @@ def components_by_frame(features: Tensor, tau: float, frames: int, guarded: bool
     n, width = features.shape
     size = n // frames
     at_once = max(1, min(FRAMES, n * width // (2 * size * size)))
-    degree, label = [], np.arange(n)
+    degree, label = [], []
     for first, part in enumerate(features.split(at_once * size)):
         part = graph.unit(part, guarded).unflatten(0, (-1, size))
         connected = part @ part.mT > tau
         degree.append(connected.sum(-1).flatten())
-        index = connected.flatten().nonzero()[:, 0]
-        row, frame = index // size, index // (size * size)
-        pairs = torch.stack((row, frame * size + index % size), 1)
-        label = _joined(label, pairs + first * at_once * size)
-    return _in_order(torch.from_numpy(label).to(features.device), torch.cat(degree))
+        start = first * at_once * size
+        begin = torch.arange(start, start + connected.shape[0] * size, size, device=features.device)
+        label.append((_lowest(connected | connected.mT) + begin[:, None]).flatten())
+    return _in_order(torch.cat(label), torch.cat(degree))
 
 
-def _joined(label: np.ndarray, pairs: Tensor) -> np.ndarray:
+def _lowest(connected: Tensor) -> Tensor:
+    """``(T, F)`` int64: the lowest token that each one is connected to over others, of ``(T, F, F)`` bool."""
+    size = connected.shape[-1]
+    label = torch.arange(size, dtype=torch.int32, device=connected.device).expand(connected.shape[:-1])
+    while True:
+        lower = torch.where(connected, label[:, None], size).amin(-1).minimum(label)
+        lower = lower.gather(1, lower.long())
+        if torch.equal(lower, label):
+            return label.long()
+        label = lower
+
+
+def _joined(label: Tensor, pairs: Tensor) -> Tensor:
     """``(n,)`` labels below n, after the labels of each of ``(E, 2)`` pairs of tokens became one."""
-    edges = label[pairs.cpu().numpy()]
-    ones = np.ones(len(edges), dtype=np.int8)
-    joined = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(len(label), len(label)))
-    return connected_components(joined, directed=False)[1].astype(np.int64)[label]
+    one, two = label[pairs].unbind(1)
+    parent = torch.arange(len(label), device=label.device)
+    while True:
+        a, b = parent[one], parent[two]
+        if torch.equal(a, b):
+            return parent[label]
+        parent.scatter_reduce_(0, a.maximum(b), a.minimum(b), "amin")
+        parent = parent[parent]
+        parent = parent[parent]
 
 
 def sample_size(n: int, epsilon: float) -> int:
@@ -156,7 +169,7 @@ def sample_size(n: int, epsilon: float) -> int:
     return min(n, math.ceil(math.log(n) / epsilon**2))
 
 
-def _sampled_labels(n: int, order: list[int], neighbours: dict[int, list[int]]) -> np.ndarray:
+def _sampled_labels(n: int, order: list[int], neighbours: dict[int, list[int]]) -> list[int]:
     """The authors' union-find: the root that a token hangs on directly, itself where nothing connects it, else -1."""
     parent, rank = list(range(n)), [0] * n
 
@@ -178,7 +191,7 @@ def _sampled_labels(n: int, order: list[int], neighbours: dict[int, list[int]]) 
             parent[two] = one
             rank[one] += rank[one] == rank[two]
     roots = {find(node) for node in order}
-    return np.array([x if x not in seen else parent[x] if parent[x] in roots else -1 for x in range(n)])
+    return [x if x not in seen else parent[x] if parent[x] in roots else -1 for x in range(n)]
 
 
 def _in_order(label: Tensor, degree: Tensor) -> Components:
