@@ -1,6 +1,7 @@
 """What is plotted: the Pareto front, retention by layer and the grids of thresholds, against numbers made by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from stsimdiff.report import figures, palette
 from stsimdiff.report.page import report_page
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
-from stsimdiff.report.series import by_layer, pareto, sweeps, threshold_maps
+from stsimdiff.report.series import by_layer, over_frames, pareto, sweeps, threshold_maps
 from stsimdiff.report.table import build
 from stsimdiff.report.venue import VENUES
 
@@ -258,7 +259,7 @@ def test_a_dollar_is_drawn_as_one(tmp_path: Path) -> None:
     write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3), label="mine $x^2$ $\\frac{")
     stored = read(tmp_path)
     for name, draw in figures.figures(build(stored), stored):
-        assert draw() or name in ("thresholds", "swept", "breakdown")
+        assert draw() or name in ("thresholds", "swept", "breakdown", "frames")
     assert publish(tmp_path, None).unmade == []
 
 
@@ -268,3 +269,43 @@ def test_sections_whose_names_differ_in_signs_alone_have_figures_of_their_own(tm
     publish(tmp_path, None)
     names = {path.stem for path in (tmp_path / "figures").iterdir() if path.stem.startswith("accuracy_flops")}
     assert len(names) == 3
+
+
+def test_one_figure_holds_all_numbers_of_frames(tmp_path: Path) -> None:
+    for frames in (16, 4, 8):
+        model = {"name": "embedded", "path": "/m", "frames": frames}
+        write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0, seed=frames), model=model)
+        for kept in (0.5, 0.3):
+            write_arm(tmp_path, "st_simdiff", kept, answers(0.6, kept, seed=frames), model=model)
+    alone = {"name": "embedded", "path": "/m", "frames": 8, "sampling": "fps", "fps": 1.0}
+    write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0), model=alone)
+    write_arm(
+        tmp_path, "fastv", 0.3, answers(0.9, 0.3), model={"name": "embedded", "path": "/m", "frames": 4}
+    )
+    stored = read(tmp_path)
+    table = build(stored)
+    (found,) = over_frames(table.sections, stored.arms)
+    assert found.values == [4, 8, 16] and found.numbers
+    assert set(found.lines) == {"none", "st_simdiff at 50 %", "st_simdiff at 30 %"}
+    frames = {arm.id: arm.record["model"]["frames"] for arm in stored.arms}
+    for by in found.lines.values():
+        assert list(by) != [] and all(frames[row.arm] == value for value, row in by.items()) and len(by) == 3
+    with rc_context(VENUES["cvpr"].settings()):
+        (axes,) = figures.by_frames([found]).axes
+        assert axes.get_xlabel() == "frames" and axes.get_title() == ""
+        drawn = {tuple(line.get_xdata()): 0 for line in axes.lines if len(line.get_xdata()) == 3}
+        assert list(drawn) == [(4, 8, 16)]
+        heights = sorted(y for line in axes.lines if line.get_linestyle() != "None" for y in line.get_ydata())
+        assert heights == pytest.approx(
+            sorted(row.overall for by in found.lines.values() for row in by.values())
+        )
+        assert over_frames(table.sections[:1], stored.arms) == [] and figures.by_frames([]) is None
+    drawn = dict(figures.figures(table, stored))
+    assert set(drawn["frames"]()) == {"pdf", "svg", "png"}
+    # It is an earlier report's once the run has one number of frames.
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "frames.svg").write_text("of an earlier report")
+    for folder in tmp_path.glob("*_*"):
+        if folder.name not in ("none_00", "st_simdiff_01"):
+            shutil.rmtree(folder)
+    assert publish(tmp_path, None).unmade == [] and not (tmp_path / "figures" / "frames.svg").exists()

@@ -25,7 +25,18 @@ from stsimdiff.report.labels import greek
 from stsimdiff.report.palette import STYLES, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
-from stsimdiff.report.series import COSTS, FORMATS, NAMES, by_layer, front, sweeps, threshold_maps
+from stsimdiff.report.series import (
+    COSTS,
+    FORMATS,
+    FRAMES,
+    NAMES,
+    Sweep,
+    by_layer,
+    front,
+    over_frames,
+    sweeps,
+    threshold_maps,
+)
 from stsimdiff.report.venue import VENUES, Venue
 
 if TYPE_CHECKING:
@@ -77,6 +88,8 @@ def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Ite
         about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
             yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}", about, style)
+    together = partial(by_frames, over_frames(table.sections, stored.arms))
+    yield FRAMES, partial(_drawn, together, FRAMES, "accuracy over the number of frames", style)
 
 
 def _drawn(draw: Callable[[], Figure | None], name: str, about: str, style: Venue) -> dict[str, bytes]:
@@ -207,11 +220,19 @@ def thresholds(section: Section, stored: Stored) -> Figure | None:
 
 def swept(section: Section) -> Figure | None:
     """The accuracy, with its interval, over each swept parameter: lines over numbers, bars of words; a panel each."""
-    found = sweeps(section)
+    whole = next((row.overall for row in section.rows if row.method == "none"), math.nan)
+    return _over(sweeps(section), whole)
+
+
+def by_frames(found: Sequence[Sweep]) -> Figure | None:
+    """The accuracy of each arm, with its interval, over the number of frames; a panel a model and benchmark."""
+    return _over(found, math.nan)
+
+
+def _over(found: Sequence[Sweep], whole: float) -> Figure | None:
     if not found:
         return None
     figure, panels = _panels(len(found), beside=2, sharey=True)
-    whole = next((row.overall for row in section.rows if row.method == "none"), math.nan)
     handles: list[Line2D] = []
     for axes, sweep in zip(panels, found, strict=True):
         width = 0.8 / len(sweep.lines)
@@ -234,12 +255,14 @@ def swept(section: Section) -> Figure | None:
                     error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": GREY},
                 )  # fmt: skip
                 look |= {"marker": "s", "ls": "none"}
-            handles.append(Line2D([], [], label=_filled(figure, f"{sweep.name}: {label}"), **look))
+            said = label if sweep.name == FRAMES else f"{sweep.name}: {label}"
+            handles.append(Line2D([], [], label=_filled(figure, said), **look))
         if not math.isnan(whole):
             axes.axhline(whole, color=GREY, lw=0.8, ls="--")
         if not sweep.numbers:
             axes.set_xticks(range(len(sweep.values)), [str(value) for value in sweep.values])
-        axes.set_title(sweep.method)
+        if sweep.name != FRAMES or len(found) > 1:
+            axes.set_title(sweep.method)
         _tidy(axes, greek(sweep.name), "accuracy, %\n(95 % interval)")
     if not math.isnan(whole):
         handles.append(Line2D([], [], color=GREY, lw=0.8, ls="--", label="all tokens"))

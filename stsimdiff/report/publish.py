@@ -19,7 +19,7 @@ from stsimdiff.files import write_whole
 from stsimdiff.report import attribution_table, breakdown, latex, reasons, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
-from stsimdiff.report.series import FORMATS, NAMES
+from stsimdiff.report.series import FORMATS, FRAMES, NAMES
 from stsimdiff.report.table import Table, build
 from stsimdiff.report.text import csv
 from stsimdiff.report.venue import Venue, venue
@@ -176,7 +176,7 @@ def _draw(published: Published, stored: Stored, folder: _Folder, style: Venue) -
             if folder.put(f"{FIGURES}/{name}.{kind}", content):
                 yield f"{name}.{kind}"
     # Those of an earlier report may be of arms that are no more; no other files.
-    ours = re.compile(rf"({'|'.join(NAMES)})(_\w+)?\.({'|'.join(FORMATS)})")
+    ours = re.compile(rf"({'|'.join((*NAMES, FRAMES))})(_\w+)?\.({'|'.join(FORMATS)})")
     for path in sorted((folder.path / FIGURES).glob("*")):
         if ours.fullmatch(path.name) and path.name not in made:
             folder.put(f"{FIGURES}/{path.name}", None)

@@ -24,6 +24,8 @@ NAMES = (
     *("swept", "breakdown"),
 )
 """The figures' files, and how their names begin; known without drawing any."""
+FRAMES = "frames"
+"""The figure of all tables of a run together."""
 
 COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "flops": ("LLM prefill FLOPs, % of all tokens", lambda row: 100 * row.values["llm_flops_ratio"]),
@@ -177,6 +179,29 @@ def sweeps(section: Section) -> list[Sweep]:
             if lines:
                 values = sorted({value for group in lines.values() for value in group}, key=order)
                 found.append(Sweep(method, name, values, lines))
+    return found
+
+
+def over_frames(sections: Iterable[Section], arms: Iterable[StoredArm]) -> list[Sweep]:
+    """The rows of each label and retention along the number of frames, where tables differ in nothing else."""
+    known = {arm.id: arm for arm in arms}
+    groups: dict[tuple, dict[str, dict[Any, Row]]] = {}
+    for section in sections:
+        for row in section.rows:
+            arm = known[row.arm]
+            model = arm.record["model"]
+            if model.get("frames") is None or math.isnan(row.overall):
+                continue
+            shown = (model.get("sampling"), model.get("fps"), arm.protocol.get("name"))
+            key = (arm.model[0], section.benchmark, section.budget, arm.model[1], *shown)
+            label = row.label if row.reference else f"{row.label} at {100 * row.retention:.4g} %"
+            groups.setdefault(key, {}).setdefault(label, {})[model["frames"]] = row
+    found = []
+    for (model, benchmark, *_), lines in groups.items():
+        several = {label: by for label, by in lines.items() if len(by) > 1}
+        values = sorted({value for by in several.values() for value in by})
+        if several:
+            found.append(Sweep(f"{model} on {benchmark}", FRAMES, values, several))
     return found
 
 
