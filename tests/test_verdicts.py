@@ -13,7 +13,7 @@ import recomputed
 from synthetic_run import QUESTIONS, answer, answers, failed, make, write_arm
 
 from stsimdiff.report.equal_compute import median_compute
-from stsimdiff.report.paper import baseline_gate, paper_number
+from stsimdiff.report.paper import baseline_gate, for_information, paper_number
 from stsimdiff.report.render import shown_pairs
 
 METHODS = (
@@ -455,6 +455,39 @@ def test_the_papers_number_is_that_of_the_same_arm_in_the_same_protocol_only() -
     ):
         found = paper_number(protocol, name, benchmark, label, retention)
         assert math.isnan(found), (protocol, name, benchmark, label)
+
+
+def test_what_is_of_no_published_protocol_is_said_for_information() -> None:
+    said = "For information, as their protocols are not published, accuracies of {}."
+    paper = "(ST-SimDiff's paper)"
+    card = "(model card of LLaVA-Video-7B-Qwen2-TPO)"
+    two = (
+        f"FrameFusion at 50 % {{}} {paper}; ST-SimDiff at 50 % {{}} {paper}; all tokens not published {paper}"
+    )
+    source = "all tokens {} (ST-SimDiff appendix); all tokens {} (Qwen2.5-VL technical report)"
+    for model, benchmark, wanted in (
+        ("nvila", "videomme", f"NVILA-8B: {two.format(59.4, 61.7)}; all tokens 64.2 {card}"),
+        ("nvila", "longvideobench", f"NVILA-8B: {two.format(54.8, 56.5)}; all tokens 57.7 {card}"),
+        ("nvila", "egoschema_full", f"NVILA-8B: {two.format('not published', 52.5)}"),
+        ("nvila", "mlvu", f"NVILA-8B: all tokens 70.1 {card}"),
+        (
+            "qwen2_5_vl",
+            "videomme",
+            f"Qwen2.5-VL-7B: {source.format(62.9, 65.1)}; methods not published {paper}; "
+            "FastVID 62.9 (log published by FastVID's authors)",
+        ),
+        (
+            "qwen2_5_vl",
+            "longvideobench",
+            f"Qwen2.5-VL-7B: {source.format(59.2, '56.0')}; methods not published {paper}",
+        ),
+    ):
+        assert for_information(model, benchmark) == said.format(wanted)
+    for model, benchmark in (
+        *(("nvila", "egoschema"), ("nvila", "clips"), ("qwen2_5_vl", "mlvu"), ("qwen2_vl", "videomme")),
+        *(("llava_video", "videomme"), ("embedded", "clips")),
+    ):
+        assert for_information(model, benchmark) is None
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:

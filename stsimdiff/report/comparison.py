@@ -21,7 +21,7 @@ from stsimdiff.report.equal_compute import at_equal_compute, median_compute
 from stsimdiff.report.hard import with_hard
 from stsimdiff.report.labels import labels, order, settings, swept
 from stsimdiff.report.pairs import all_pairs
-from stsimdiff.report.paper import baseline_gate, paper_number, printed_all_tokens, retained
+from stsimdiff.report.paper import baseline_gate, for_information, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
 from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Row, Section
 from stsimdiff.report.statistics import Answers, Interval, clusters
@@ -107,8 +107,9 @@ class Group:
         first = members[0]
         gate = baseline_gate(first.protocol, first.model[0], first.benchmark, _all_tokens(rows))
         beside = retained(rows, first.benchmark)
+        printed = for_information(first.model[0], first.benchmark)
         about.append(provenance(records, scored=not self.server))
-        said = [text for text in (gate and gate.said, beside) if text]
+        said = [text for text in (gate and gate.said, beside, printed) if text]
         notes = [*said, *self._submissions(members), *self._coverage(members), *_warnings(rows, kind), *hard]
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:

@@ -40,6 +40,14 @@ _ABLATIONS = {
 """The paper's name of an arm by our label: a method with other parameters is not the one that it printed."""
 
 
+_OTHERS = {
+    "nvila": ("NVILA-8B", "nvila_8b_r50", "{method} at 50 %", "ST-SimDiff's paper", "all tokens"),
+    "qwen25vl": ("Qwen2.5-VL-7B", "qwen25vl_upper_bound", "all tokens", "{source}", "methods"),
+}
+"""Models whose printed accuracies are of no published protocol: the model's name there, the table, what a line of it is
+of and where it was printed, and what the paper did not print."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """Whether our all-token accuracy is the published one, which every comparison with published numbers rests on."""
@@ -132,6 +140,35 @@ def retained(rows: Sequence[Row], benchmark: str) -> str | None:
         "Accuracy retained, in percent of the all-token row, ours and the paper's, which took its all-token row "
         f"({theirs:.1f}) from the model's authors: {'; '.join(said)}."
     )
+
+
+def for_information(model: str, benchmark: str) -> str | None:
+    """What was printed for a model in protocols that nobody published, and where; None for a model or benchmark for
+    which there is none. No difference between such an accuracy and ours is one of the methods alone.
+    """
+    known = next((known for name, known in _OTHERS.items() if name in plain(model)), None)
+    if known is None or benchmark == "egoschema":  # its printed accuracies are of the full set
+        return None
+    name, table, what, where, unknown = known
+    column = printed_column(benchmark)
+    found = []
+    if column:
+        for line in paper_table(table).to_dict("records"):
+            found.append((what.format(**line), line.get(column), where.format(**line).removesuffix(" (all tokens)")))
+        found.append((unknown, None, "ST-SimDiff's paper"))
+    others = paper_table("other_reported")
+    for line in others[
+        (others["model"] == name) & (others["benchmark"].map(plain) == plain(benchmark))
+    ].to_dict("records"):
+        found.append((line["method"], line["value"], line["source"]))
+    said = [
+        f"{of} {'not published' if value is None or value != value else f'{value:.1f}'} ({source})"
+        for of, value, source in found
+    ]
+    listed = (
+        f"For information, as their protocols are not published, accuracies of {name}: {'; '.join(said)}."
+    )
+    return listed if said else None
 
 
 def printed_all_tokens(benchmark: str) -> float:
