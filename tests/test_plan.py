@@ -24,7 +24,7 @@ from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.llava_video import LlavaVideo
 from stsimdiff.plan.dry_run import dry_run
 from stsimdiff.plan.estimate import _stored, plan_pass
-from stsimdiff.plan.show import duration, quantity
+from stsimdiff.plan.show import duration, quantity, show
 from stsimdiff.tokens import Grid
 from stsimdiff.video.headers import read_header
 
@@ -253,18 +253,43 @@ def test_stored_answers_without_times_or_flops_say_no_speed(tmp_path: Path) -> N
 
 
 def test_a_continued_prefill_is_a_whole_one_without_the_video():
-    from types import SimpleNamespace
-
-    from scripts.prefix_cost import continued_flops
-    from stsimdiff.cost.decoder import DecoderShape, attention_flops, mlp_flops, prefill_flops
+    from stsimdiff.cost.decoder import (
+        DecoderShape,
+        attention_flops,
+        continued_flops,
+        mlp_flops,
+        prefill_flops,
+    )
 
     shape = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head=4, vocabulary=10)
-    plan = SimpleNamespace(shape=SimpleNamespace(decoder=shape), text=5)
-    arm = SimpleNamespace(trace=SimpleNamespace(entering=[20, 10], mlp=[20, 10]))
-    whole = prefill_flops(shape, 5, [20, 10], [20, 10])
+    counts = [20, 10], [20, 10]
+    whole = prefill_flops(shape, 5, *counts)
     held = [attention_flops(shape, video) + mlp_flops(shape, video) for video in (20, 10)]
-    assert [continued_flops(plan, arm, shared) for shared in (0, 1, 2)] == [
+    assert [continued_flops(shape, 5, *counts, shared) for shared in (0, 1, 2)] == [
         whole,
         whole - held[0],
         whole - sum(held),
     ]
+
+
+def test_a_plan_counts_prompts_prefilled_whole_and_with_one_prefill_a_video(capsys):
+    from stsimdiff.cost.decoder import continued_flops, prefill_flops
+
+    words = "compressor=none,random,fastv", "budget.retention=0.3", "plan_tflops=1"
+    plan = planned(*words)
+    questions, videos = plan.questions, plan.videos
+    assert questions > videos > 1
+    assert [arm.layers_shared for arm in plan.arms] == [6, 6, 1]
+    decoder = plan.shape.decoder
+    for arm in plan.arms:
+        counts = arm.trace.entering, arm.trace.mlp
+        first = prefill_flops(decoder, plan.text, *counts)
+        further = continued_flops(decoder, plan.text, *counts, arm.layers_shared)
+        method = questions * (arm.compressor or 0)
+        assert arm.flops == questions * first + method
+        assert arm.flops_shared == videos * first + (questions - videos) * further + method < arm.flops
+    show([(plan.settings, [arm.arm for arm in plan.arms])])
+    said = capsys.readouterr().out
+    assert "one prefill a video" in said and "where questions share a prefill" in said
+    # A video with one question gains nothing.
+    assert all(arm.flops == arm.flops_shared for arm in planned(*words, "limit=1").arms)

@@ -110,6 +110,21 @@ def prefill_flops(
     return head_flops(shape) + decoder_flops(shape, text, entering, mlp, causal=causal)
 
 
+def continued_flops(
+    shape: DecoderShape, text: int, entering: Sequence[int], mlp: Sequence[int], shared: int
+) -> int:
+    """FLOPs of the prefill of a further question about a video that the first ``shared`` layers hold already.
+
+    Such a layer costs what the text adds to what is held. All of the text counts, although a part of it stands before
+    the video: this is the most it can be. The other arguments are those of :func:`prefill_flops`.
+    """
+    held = [
+        attention_flops(shape, video) + mlp_flops(shape, video_mlp)
+        for video, video_mlp in zip(entering[:shared], mlp[:shared], strict=True)
+    ]
+    return prefill_flops(shape, text, entering, mlp) - sum(held)
+
+
 def prefill_flops_all(shape: DecoderShape, text: int, video: int) -> int:
     """The same prefill with all video tokens in every layer: the denominator of every FLOPs ratio."""
     return prefill_flops(shape, text, [video] * shape.layers, [video] * shape.layers)

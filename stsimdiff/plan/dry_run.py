@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.engine import Compression, Decoder, lent
+from stsimdiff.engine.prefix import shared_layers
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.trace import Trace
 
@@ -47,15 +48,28 @@ def dry_run(
     """
     features = synthetic_video(grid) if features is None else features
     generator = torch.Generator().manual_seed(0)
+    layout = _layout(grid, text, layers, generator, features.device)
+    return without_model(lent.start(compressor, layout, budget), layout, features, generator)
+
+
+def layers_shared(compressor: Compressor, budget: Budget, grid: Grid, text: int, layers: int) -> int:
+    """How many of the first layers a method prefills once for all questions about a video; raises as its start does."""
+    if compressor.reads_question or compressor.remembers:
+        return 0
+    layout = _layout(grid, text, layers, torch.Generator().manual_seed(0), torch.device("cpu"))
+    return shared_layers(lent.start(compressor, layout, budget), layers)
+
+
+def _layout(grid: Grid, text: int, layers: int, generator: torch.Generator, device: torch.device) -> Layout:
+    """That of a prompt with half of its text before the video."""
     signals = VisionSignals(
-        torch.rand(grid.tokens, generator=generator).to(features.device),
-        torch.randn(grid.tokens, HEADS, HEAD, generator=generator).to(features.device),
-        head=torch.rand(grid.tokens, generator=generator).to(features.device),
+        torch.rand(grid.tokens, generator=generator).to(device),
+        torch.randn(grid.tokens, HEADS, HEAD, generator=generator).to(device),
+        head=torch.rand(grid.tokens, generator=generator).to(device),
     )
     before = text // 2
     video = torch.arange(before, before + grid.tokens)
-    layout = with_frames(Layout(grid, video, grid.tokens + text, layers, "plan", signals))
-    return without_model(lent.start(compressor, layout, budget), layout, features, generator)
+    return with_frames(Layout(grid, video, grid.tokens + text, layers, "plan", signals))
 
 
 def with_frames(layout: Layout) -> Layout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from stsimdiff.cost import (
     ModelShape,
     closed_form,
     compressor_flops,
+    continued_flops,
     kv_bytes,
     prefill_flops,
     prefill_flops_all,
@@ -34,7 +35,7 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.store import arm_folders, checked_answers, checked_record, shards
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
-from stsimdiff.plan.dry_run import dry_run
+from stsimdiff.plan.dry_run import dry_run, layers_shared
 from stsimdiff.tokens import Grid
 from stsimdiff.trace import Trace
 from stsimdiff.video import Sampling
@@ -59,7 +60,10 @@ class ArmPlan:
         answered, open: questions that are answered (failures count as answered unless they are tried again), and not.
         trace: of a synthetic video, from which the counts are scaled; ``None`` where the method failed on it.
         reason: why there is no trace.
-        flops: of the language model and the compressor for all open questions.
+        flops: of the language model and the compressor for all open questions, every prompt prefilled whole.
+        flops_shared: the same where one prefill serves a video's questions, as far as the method lets them share it;
+            how often the compressor runs then is not told apart: it counts with every question.
+        layers_shared: so many of the first layers.
         each: of the language model for one question of the typical video, ``each_all`` with all its tokens.
         closed: the closed form's ratio to all tokens.
         compressor: FLOPs of the method on the typical video; ``None``: not counted.
@@ -72,6 +76,8 @@ class ArmPlan:
     trace: Trace | None = None
     reason: str = ""
     flops: int = 0
+    flops_shared: int = 0
+    layers_shared: int = 0
     each: int = 0
     each_all: int = 0
     closed: float = 0.0
@@ -151,11 +157,13 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     plans: list[ArmPlan] = []
     open_ids: set[str] = set()
     for arm in arms:
-        left = {id_: grid for id_, grid in of_question.items() if id_ not in stored[arm.id]}
-        open_ids |= left.keys()
-        plan = ArmPlan(arm, len(of_question) - len(left), len(left))
+        open_questions = [question for question in questions if question.id not in stored[arm.id]]
+        open_ids |= {question.id for question in open_questions}
+        plan = ArmPlan(arm, len(questions) - len(open_questions), len(open_questions))
         element = _element(model.dtype, shape)
-        _fill(plan, compressors[arm.id], shape, typical, largest, text, list(left.values()), element)
+        of_video = Counter(question.video for question in open_questions)
+        left = Counter((grids[path], count) for path, count in of_video.items())
+        _fill(plan, compressors[arm.id], shape, typical, largest, text, left, element)
         plans.append(plan)
     open_videos = {question.video for question in questions if question.id in open_ids}
     reads_tower = any(compressors[plan.arm.id].needs_vision for plan in plans if plan.open)
@@ -265,13 +273,17 @@ def _fill(
     typical: Grid,
     largest: Grid,
     text: int,
-    left: Sequence[Grid],
+    left: Mapping[tuple[Grid, int], int],
     element: int,
 ) -> None:
-    """Put an arm's counts into its plan: those of a synthetic video of the typical grid, scaled to the others."""
+    """Put an arm's counts into its plan: those of a synthetic video of the typical grid, scaled to the others.
+
+    ``left``: how many videos have such a grid and so many open questions.
+    """
     decoder = shape.decoder
     try:
         trace = dry_run(compressor, plan.arm.budget, typical, text, decoder.layers)
+        plan.layers_shared = layers_shared(compressor, plan.arm.budget, typical, text, decoder.layers)
     except UserError:
         raise
     except Exception as error:
@@ -295,9 +307,13 @@ def _fill(
     everything = closed_form(decoder, text, [trace.video] * decoder.layers)
     plan.closed = closed_form(decoder, text, trace.entering) / everything
     plan.kv = kv_bytes(decoder, text, scaled(largest)[0], element)
-    for grid, questions in Counter(left).items():
-        each = prefill_flops(decoder, text, *scaled(grid))
-        plan.flops += questions * (each + round((own or 0) * grid.tokens / typical.tokens))
+    for (grid, questions), videos in left.items():
+        counts = scaled(grid)
+        first = prefill_flops(decoder, text, *counts)
+        further = continued_flops(decoder, text, *counts, plan.layers_shared)
+        method = questions * round((own or 0) * grid.tokens / typical.tokens)
+        plan.flops += videos * (questions * first + method)
+        plan.flops_shared += videos * (first + (questions - 1) * further + method)
 
 
 def _stored(

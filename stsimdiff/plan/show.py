@@ -87,7 +87,8 @@ def _pass(plan: PassPlan, console: Console) -> None:
     terminal(_cells(plan), console)
     console.print(
         "  LLM: of the language model for one question, counted; closed: 4nd^2 + 2n^2d + 2ndm, as papers print; "
-        "method: of the compressor itself",
+        "method: of the compressor itself; all open: each prompt prefilled whole; shared: one prefill a video, as far "
+        "as the method lets its questions share it",
         style="dim",
         soft_wrap=True,
     )
@@ -101,8 +102,11 @@ def _pass(plan: PassPlan, console: Console) -> None:
     reading = "reading the videos not included"
     if plan.reading is not None:
         reading = f"with {duration(plan.reading * plan.open_videos)} of reading videos"
+    shared = sum(arm.flops_shared for arm in plan.arms) + plan.vision
     whole = (
-        ", each prompt prefilled whole (less where questions share it)" if plan.settings.reuse_prefix else ""
+        f", each prompt prefilled whole; {quantity(shared, 'FLOPs')} where questions share a prefill"
+        if plan.settings.reuse_prefix
+        else ""
     )
     lines = [
         f"memory: about {size(sum(plan.memory.values()))} at the largest video ({memory})",
@@ -143,6 +147,7 @@ FROM_TRACE: Columns = (
     ("closed %", lambda plan: number(100 * plan.closed)),
     ("method", lambda plan: _quantity(plan.compressor)),
     ("all open", lambda plan: _quantity(plan.flops)),
+    ("shared", lambda plan: _quantity(plan.flops_shared)),
     ("KV cache", lambda plan: _quantity(plan.kv, "B")),
 )
 """The columns that are known of a method that ran on a synthetic video."""
