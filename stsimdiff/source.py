@@ -32,8 +32,8 @@ OURS = __name__.partition(".")[0]
 STOPS = (
     "compressors.mistakes", "cost", "config", "conformance", "evaluate", "report", "latency", "plan", "kit",
     "launchers", "commands", "resources", "schema", "lock", "extras", "video.headers", "data.archives", "data.digests",
-    "data.fetch", "data.videos", "data.clips.dataset", "data.clips.world", "data.clips.rendering",
-    "data.clips.labels", "models.info", "models.presence", "registry",
+    "data.fetch", "data.moments", "data.videos", "data.clips.dataset", "data.clips.world", "data.clips.rendering",
+    "data.clips.labels", "data.clips.moments", "data.clips.worlds", "models.info", "models.presence", "registry",
 )  # fmt: skip
 """Modules of ours, or packages, whose code decides no answer: counts and times, files, what is printed. Videos and
 questions are known by their contents."""

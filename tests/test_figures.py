@@ -139,7 +139,7 @@ def test_layers_are_means_over_the_answers(run: Path) -> None:
 def test_all_figures_of_a_sweep_are_drawn_also_where_rows_are_empty(run: Path) -> None:
     assert publish(run, None).unmade == []
     drawn = sorted(path.name for path in (run / "figures").iterdir())
-    assert drawn == sorted(f"{name}.{kind}" for name in figures.NAMES[:-1] for kind in figures.FORMATS)
+    assert drawn == sorted(f"{name}.{kind}" for name in figures.NAMES[:-2] for kind in figures.FORMATS)
     assert "thresholds.svg" in (run / "report.html").read_text()
 
 
@@ -259,7 +259,7 @@ def test_a_dollar_is_drawn_as_one(tmp_path: Path) -> None:
     write_arm(tmp_path, "mine", 0.3, answers(0.5, 0.3), label="mine $x^2$ $\\frac{")
     stored = read(tmp_path)
     for name, draw in figures.figures(build(stored), stored):
-        assert draw() or name in ("thresholds", "swept", "breakdown", "frames")
+        assert draw() or name in ("thresholds", "swept", "breakdown", "moments", "frames")
     assert publish(tmp_path, None).unmade == []
 
 

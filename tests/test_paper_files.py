@@ -71,7 +71,7 @@ def test_figures_are_as_wide_as_a_column(
 ) -> None:
     assert main([str(run), f"style={style}", "--output", str(tmp_path)]) == 0
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    assert len(drawn) == 3 * 2 * (len(figures.NAMES) - 1)
+    assert len(drawn) == 3 * 2 * (len(figures.NAMES) - 2)
     for name, content in drawn.items():
         if name.endswith(".png"):
             assert struct.unpack(">I", content[16:20])[0] == pytest.approx(inches * figures.DPI, abs=1), name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationInfo
 
@@ -44,6 +44,7 @@ class BenchmarkSettings:
 
     Attributes:
         tasks: folder of the task, of a user's own benchmark.
+        world: which kind of generated clips; ``None`` for the one that the embedded model was trained on.
         prompt: set once it is chosen: given, or the one that the model's file names, or ``default``.
         revision: of the data, by its content; ``None`` in a plan without data.
         root: the folder of a public benchmark; ``None`` for another, and in a plan without data.
@@ -62,6 +63,7 @@ class BenchmarkSettings:
     chance: Annotated[int | float, Field(ge=0, le=100, description="a number from 0 to 100")] | None
     macro: bool
     note: Annotated[InstanceOf[str], Field(description="text")] | None
+    world: Literal["static_camera", "fast_cuts", "slow_change"] | None
     data: Folder | None
     prompt: Annotated[str, Field(description="a name")] | None
     decoder: Annotated[str, Field(pattern=r"\S", description="a name")]
@@ -79,7 +81,7 @@ class BenchmarkSettings:
 
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
-        rare = ("tasks", "server", "missing_questions", "decoder_code")
+        rare = ("tasks", "server", "missing_questions", "decoder_code", "world")
         said = {key: value for key, value in vars(self).items() if key != "source"}
         return {key: value for key, value in said.items() if value is not None or key not in rare}
 
@@ -115,6 +117,11 @@ def benchmark_settings(
             f"benchmark.decoder={benchmark.decoder} is not installed: pip install 'stsimdiff[torchcodec]' brings "
             "torchcodec, decord has wheels for some platforms only; benchmark.decoder=pyav is always there"
         )
+    if benchmark.world and (benchmark.task != "clips" or benchmark.data):
+        raise ConfigError(
+            f"benchmark.world={benchmark.world} is a kind of the clips that are generated here; it goes with "
+            "benchmark=clips, without benchmark.data"
+        )
     for name in prompts:
         one_of("model.prompts", name, BENCHMARKS)
     public = by_task(benchmark.task)
@@ -147,11 +154,14 @@ def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> Benchmar
             root = public.root(benchmark.data)
         revision = public.revision(root) if root else None
     elif module := benchmark.module():
-        families = None if benchmark.data else module.FAMILIES
-        revision = module.revision(benchmark.data)
+        world = {"world": benchmark.world} if benchmark.world else {}
+        families = None if benchmark.data else module.families(**world) if world else module.FAMILIES
+        revision = module.revision(benchmark.data, **world)
     for family in benchmark.families or ():
         if families:
             one_of("benchmark.families", family, families)
+    if benchmark.world:
+        benchmark = replace(benchmark, name=f"{benchmark.name}_{benchmark.world}")
     return replace(benchmark, revision=revision, root=str(root) if root else None)
 
 

@@ -45,7 +45,7 @@ class Packed:
 
 
 def pack(encoded: EncodedVideo) -> Packed:
-    """Name all tensors of an encoded video and bring them to the CPU; its times are left behind.
+    """Name all tensors of an encoded video and bring them to the CPU; what it took is left behind.
 
     A tensor that is a part of another (a family may keep its features with and without a newline) is described as that.
 
@@ -66,6 +66,7 @@ def pack(encoded: EncodedVideo) -> Packed:
     if signals is None:
         packed.tree["signals"] = None
     packed.tree["grid"] = [encoded.grid.frames, encoded.grid.height, encoded.grid.width]
+    packed.tree["times"] = [*encoded.times]
     return packed
 
 
@@ -81,6 +82,7 @@ def unpack(packed: Packed, device: torch.device) -> EncodedVideo:
         and VisionSignals(
             **{**signals, "layers": tuple(TowerLayer(**one) for one in signals["layers"].values())}
         ),
+        times=tuple(packed.tree["times"]),
     )
 
 

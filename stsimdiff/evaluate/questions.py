@@ -19,6 +19,7 @@ from typing import Any
 from stsimdiff.config.benchmark import BenchmarkSettings
 from stsimdiff.config.task_files import read_task, task_file
 from stsimdiff.data.benchmarks import by_task
+from stsimdiff.data.moments import Moments
 from stsimdiff.errors import ConfigError, DataError, UserError
 
 LOCAL = ("arrow", "csv", "json", "parquet", "text")
@@ -39,6 +40,8 @@ class Question:
         named: the video as its row names it, in the folders that the row says; its file's name if not given.
         content: what of the row decides what is asked and what is right; nothing if not given.
         columns: what of the row tells kinds of questions apart, for a breakdown; nothing if not given.
+        moments: of the video, those that it is about; nothing where none are known.
+        events: all moments of the video that are known.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Question:
     named: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
+    moments: Moments = ()
+    events: Moments = ()
 
     @property
     def video_name(self) -> str:
@@ -134,6 +139,8 @@ def _built(file: Path, benchmark: BenchmarkSettings) -> Any:
             config["dataset_kwargs"] = _below(root, read_task(file)[0].get("dataset_kwargs") or {})
     elif benchmark.data:
         config["dataset_kwargs"] = {"root": str(benchmark.data)}
+    elif benchmark.world:
+        config["dataset_kwargs"] = {"world": benchmark.world}
     task = make(config=config)
     if plain or benchmark.tasks:
         task.root = root

@@ -21,6 +21,7 @@ from stsimdiff.evaluate.answering import Work, answer_all
 from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.claims import Claims
 from stsimdiff.evaluate.limits import sigterm_raises
+from stsimdiff.evaluate.moments import with_moments
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Board
@@ -97,7 +98,7 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
         known = {name for question in questions for name in question.columns}
         check_column(settings.breakdown, known, settings.benchmark.name)
     settings, unusable = _checked_videos(settings, questions)
-    return settings, task, questions, unusable
+    return settings, task, with_moments(settings.benchmark, questions), unusable
 
 
 def conclude(

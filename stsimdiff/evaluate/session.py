@@ -21,6 +21,7 @@ from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.features import FeatureCache
 from stsimdiff.evaluate.guard import Guard
 from stsimdiff.evaluate.limits import TimeLimit
+from stsimdiff.evaluate.moments import entry
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.questions import Question, judge
 from stsimdiff.evaluate.reading import Reader
@@ -116,7 +117,7 @@ class Session:
         frames = self.reader.frames(path)
         encoded = self.family.encode(frames, signals=signals)
         self.guard.catch_up()
-        encoded.seconds["decode"] = frames.seconds
+        encoded.seconds["decode"], encoded.times = frames.seconds, frames.times
         self.features.put(self.family, path, encoded)
         self.overlays.keep_frames(path, frames)
         encoded.frames = frames if shown else None
@@ -202,6 +203,7 @@ class Session:
         judgement = judge(task, question, text)
         retention = trace.retention()
         grid = asked.prompt.layout.grid
+        picture = self.family.picture(grid)
         return {
             **identity(question),
             "answer": text,
@@ -225,7 +227,8 @@ class Session:
             "prefill": answered.prefill,
             "times": answered.times,
             "error": None,
-            **self.overlays.entry(question, trace, grid, self.family.picture(grid)),
+            **entry(question, trace, grid, picture, asked.video.times),
+            **self.overlays.entry(question, trace, grid, picture),
         }
 
     def cost(self, arm: Arm, asked: Asked, trace: Trace) -> dict[str, Any]:

@@ -69,6 +69,30 @@ class _Error(TypedDict):
     message: NotRequired[str | None]
 
 
+class _Found(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+    tokens: Count
+    in_time: Count
+    in_place: Count
+    rows: Count
+
+
+class _Truth(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+    tokens: Count
+    rows: Count
+    kept: _Found
+    event: _Found
+
+
+class _Moment(TypedDict):
+    """As ``evaluate.moments`` counts them."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+    question: _Truth
+    video: _Truth
+
+
 class _Line(TypedDict):
     """What a stored line must hold, and of what kind what it may hold is."""
 
@@ -98,6 +122,7 @@ class _Line(TypedDict):
     times: NotRequired[dict[str, Number | None] | None]
     reasons: NotRequired[dict[str, Any] | None]
     overlay: NotRequired[dict[str, Any] | None]
+    moment: NotRequired[_Moment | None]
 
 
 class _Budget(TypedDict):

@@ -143,6 +143,7 @@ class EncodedVideo:
         seconds: time of preprocessing and of the vision tower.
         origin: ``encoded``, or where features of an earlier pass or run came from: ``memory``, ``disk``.
         frames: what it was made of, where a method reads them.
+        times: when each of the frames is shown, in seconds from the file's beginning.
     """
 
     features: Tensor
@@ -152,6 +153,7 @@ class EncodedVideo:
     seconds: dict[str, float] = field(default_factory=dict)
     origin: str = "encoded"
     frames: Frames | None = None
+    times: tuple[float, ...] = ()
 
 
 @dataclass

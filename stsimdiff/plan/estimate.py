@@ -199,7 +199,8 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
     """The questions, the header of each of their videos by path, and what has to be said of them."""
     benchmark, notes = settings.benchmark, []
     module = None if benchmark.data else benchmark.module()
-    if module and (planned := module.planned(benchmark.task)):
+    world = {"world": benchmark.world} if benchmark.world else {}
+    if module and (planned := module.planned(benchmark.task, **world)):
         # To read the generated videos they would have to be made; what they are like is known.
         notes.append(f"the data of {benchmark.name} is not made yet: its videos are as its generator says")
         rows, size = planned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -94,6 +94,13 @@ def _flops(rows: pd.DataFrame) -> float:
     return float(rows["llm_flops"].sum(min_count=1) / (rows["llm_flops_all"].sum(min_count=1) or NAN))
 
 
+def share_kept(moment: Any) -> float:
+    """Of a stored ``moment``, the share of its tokens that is left; NaN where there is none, or no frame shows it."""
+    if not isinstance(moment, Mapping) or not moment["question"]["tokens"]:
+        return NAN
+    return moment["question"]["kept"]["in_place"] / moment["question"]["tokens"]
+
+
 def _prefill(row: Row) -> Cell:
     value = row.values["prefill_ms"]
     return number(value, ".1f" if value >= 100 else ".2f")
@@ -116,6 +123,11 @@ def _uneven(section: Section) -> bool:
 def _hard(section: Section) -> bool:
     """Whether the run has the arms that say which questions are hard."""
     return any(row.n_hard for row in section.rows)
+
+
+def _moments(section: Section) -> bool:
+    """Whether stored answers know what of their question's moment was kept."""
+    return any(row.values["moment_kept"] == row.values["moment_kept"] for row in section.rows)
 
 
 def _decoding(section: Section) -> bool:
@@ -172,6 +184,10 @@ COLUMNS = (
     Column("hard_low", when=_hard, later=4),
     Column("hard_high", when=_hard, later=4),
     Column("n_hard", when=_hard, later=4),
+    Column(
+        "moment_kept", "moment kept %", taken=lambda rows: float(rows["moment"].map(share_kept).mean()), scale=100,
+        when=_moments, later=4,
+    ),
     Column("paper", "paper", when=_printed, later=3, published=True),
     Column(
         "minus_paper", "ours - paper", of=lambda row: row.overall - row.paper, form="+.1f",

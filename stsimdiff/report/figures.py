@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from stsimdiff.report.breakdown import Part
 from stsimdiff.report.labels import greek
+from stsimdiff.report.moments import ALL, Found
 from stsimdiff.report.palette import STYLES, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
@@ -81,9 +82,12 @@ def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Ite
         def parted(section: Section = section) -> Figure | None:
             return by_value(section, table.parts, styles)
 
+        def kept(section: Section = section) -> Figure | None:
+            return by_moment(section, table.moments, styles)
+
         drawings = (
             *(against("flops"), against("tokens", "compute"), against("latency")),
-            *(layered, mapped, over, parted),
+            *(layered, mapped, over, parted, kept),
         )
         about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
@@ -347,6 +351,31 @@ def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row.label, []).append(row)
     return found
+
+
+def by_moment(section: Section, found: Sequence[Found], styles: Looks) -> Figure | None:
+    """Accuracy on the questions that have a moment against how much of it is kept, a mark an arm, with intervals."""
+    rows = {row.arm: row for row in section.rows}
+    place = (section.model, section.benchmark, section.budget)
+    shown = [
+        one
+        for one in found
+        if one.family == ALL and one.arm in rows and (one.model, one.benchmark, one.budget) == place
+    ]
+    if not shown:
+        return None
+    figure, (axes,) = _panels(1)
+    for one in shown:
+        look = styles[one.method, one.label]
+        x, y = one.moment_kept, one.accuracy
+        reach = [[[100 * _distance(of.value, of.low)], [100 * _distance(of.high, of.value)]] for of in (x, y)]
+        axes.errorbar(
+            [100 * x.value], [100 * y.value], xerr=reach[0], yerr=reach[1], color=look.colour, marker=look.marker,
+            ms=5, mec=look.colour, mew=1.6 if look.thin else 0.4, ls="none", elinewidth=0.6, capsize=2, alpha=0.9,
+        )  # fmt: skip
+    _tidy(axes, "moment kept, % of its tokens", "accuracy, %\n(questions with a moment)")
+    _legend(figure, [rows[one.arm] for one in shown], styles, [])
+    return figure
 
 
 def _legend(figure: Figure, rows: list[Row], styles: Looks, extra: Sequence[Line2D]) -> None:

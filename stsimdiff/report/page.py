@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from stsimdiff.data.clips.moments import cells
+from stsimdiff.data.moments import cells
 from stsimdiff.evaluate.store import shards
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm

@@ -16,7 +16,7 @@ from pathlib import Path
 from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
-from stsimdiff.report import attribution_table, breakdown, latex, reasons, render
+from stsimdiff.report import attribution_table, breakdown, latex, moments, reasons, render
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import Stored, read
 from stsimdiff.report.series import FORMATS, FRAMES, NAMES
@@ -208,6 +208,7 @@ def files(table: Table, columns: Sequence[str] = ()) -> dict[str, str | None]:
         **attribution_table.files(table.attributions, table.anchors),
         **breakdown.files(table.parts, table.run),
         **reasons.files(table.reasons, table.run),
+        **moments.files(table.moments, table.run),
     }
 
 

@@ -191,7 +191,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 # fmt: off
 _BLANK: dict[str, None] = dict.fromkeys((
-    *TEXTS, "correct", *NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "of", "columns", "times",
-    "error",
+    *TEXTS, "correct", *NUMBERS, "stock_correct", "tokens_per_layer", "reasons", "overlay", "moment", "of", "columns",
+    "times", "error",
 ))
 # fmt: on

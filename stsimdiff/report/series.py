@@ -21,7 +21,7 @@ from stsimdiff.report.section import Row, Section
 FORMATS = ("pdf", "svg", "png")
 NAMES = (
     *("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds"),
-    *("swept", "breakdown"),
+    *("swept", "breakdown", "moments"),
 )
 """The figures' files, and how their names begin; known without drawing any."""
 FRAMES = "frames"

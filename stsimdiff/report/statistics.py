@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -180,6 +181,34 @@ class Answers:
 
     def _quantile(self) -> float:
         return float(stdtrit(self._freedom(), 1 - ALPHA / 2))
+
+
+def apart(correct: NDArray[np.float64], chosen: NDArray[np.bool_], videos: NDArray[Any]) -> Interval:
+    """Accuracy on chosen questions minus that on the others, of the same videos or of others, with its interval.
+
+    The error of the difference counts videos, as that of an accuracy does. Half the distance between bounds is that of
+    shares to which a right and a wrong answer were added on each side (Agresti and Caffo, The American Statistician 54,
+    2000), without which two sides of right answers alone would have an interval of no width.
+
+    Args:
+        correct: ``(n,)`` 0 or 1.
+        chosen: ``(n,)``, some and not all.
+        videos: ``(n,)`` the video of each question.
+    """
+    n = len(correct)
+    value, centre, added, error = 0.0, 0.0, 0.0, np.zeros(n)
+    for side, sign in ((chosen, 1), (~chosen, -1)):
+        count = int(side.sum()) + 2
+        mean = float(correct[side].sum() + 1) / count
+        value, centre = value + sign * float(correct[side].mean()), centre + sign * mean
+        added += ((1 - mean) ** 2 + mean**2) / count**2
+        # The mean of these over all questions is that side's part of the difference, about its centre.
+        error[side] = sign * n / count * (correct[side] - mean)
+    answers = Answers(error[:, None], videos)
+    if len(answers.size) < 2:
+        return Interval(value, math.nan, math.nan)
+    reach = answers._quantile() * math.sqrt(answers._error(answers.right[:, 0], 0.0) ** 2 + added)
+    return Interval(value, max(-1.0, centre - reach), min(1.0, centre + reach))
 
 
 def mcnemar(won: int, lost: int) -> float:

@@ -19,6 +19,7 @@ from stsimdiff.report.breakdown import Part, breakdown
 from stsimdiff.report.columns import in_files
 from stsimdiff.report.comparison import Group
 from stsimdiff.report.labels import questions_key
+from stsimdiff.report.moments import Found, moments
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.reasons import reasons
@@ -37,6 +38,7 @@ class Table:
         anchors: places on the page of the questions with a stored overlay, by benchmark and question.
         parts: accuracies by the values of a column, where one was asked for.
         reasons: for each row why its tokens stayed, see ``reasons``.
+        moments: for each row what of the questions' moments it kept, see ``moments``.
     """
 
     run: str
@@ -47,6 +49,7 @@ class Table:
     anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     reasons: list[dict[str, Any]] = field(default_factory=list)
+    moments: list[Found] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
@@ -87,6 +90,7 @@ def build(stored: Stored, column: str | None = None) -> Table:
     sections, found, notes = [], [], list(stored.notes)
     parts: list[Part] = []
     why: list[dict[str, Any]] = []
+    times: list[Found] = []
     unknown: list[DataError] = []
     for arms in groups.values():
         group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
@@ -96,6 +100,7 @@ def build(stored: Stored, column: str | None = None) -> Table:
         found += attributed
         notes += lacking
         why += [line for section in compared for line in reasons(group, section)]
+        times += [one for section in compared for one in moments(group, section)]
         for section in compared if column else ():
             try:
                 told, said = breakdown(group, section, str(column))
@@ -108,4 +113,4 @@ def build(stored: Stored, column: str | None = None) -> Table:
         raise unknown[0]
     notes += dict.fromkeys(map(str, unknown))
     failed = int(stored.samples["failed"].sum())
-    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts, why)
+    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts, why, times)

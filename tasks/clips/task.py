@@ -9,7 +9,7 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from stsimdiff.commands import lmms_command
-from stsimdiff.data import cache_folder, clips
+from stsimdiff.data import clips
 from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.parsing import parse_letter
@@ -22,7 +22,7 @@ class ClipsTask(ConfigurableMessagesTask):
     """A task whose data set is generated, once, into a folder of the user's cache.
 
     ``dataset_kwargs.root`` names another folder with ``questions.jsonl`` and ``videos/``; ``dataset_kwargs.joined``
-    asks for videos of so many clips one after another.
+    asks for videos of so many clips one after another, ``dataset_kwargs.world`` for another kind of clips.
     """
 
     def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
@@ -34,14 +34,14 @@ class ClipsTask(ConfigurableMessagesTask):
             self._read(dataset_kwargs or {})
 
     def _read(self, given: dict[str, Any]) -> None:
-        folder = f"clips-{clips.GENERATOR_VERSION}"
+        world = given.get("world")
         if own := given.get("root") or lmms_command.root(None):
             root = Path(own).expanduser()
         elif given.get("joined"):
             joined = int(given["joined"])
-            root = clips.build_long(cache_folder() / f"{folder}-joined-{joined}", joined=joined)
+            root = clips.build_long(Path(f"{clips.folder()}-joined-{joined}"), joined=joined)
         else:
-            root = clips.build(cache_folder() / folder)
+            root = clips.build(clips.folder(world), world=world)
         found = rows.read(root)
         videos = VideoFolder(root / "videos")
         for row in found:

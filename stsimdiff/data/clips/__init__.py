@@ -1,7 +1,8 @@
 """The embedded benchmark `clips`: generated videos with questions, and a tiny model trained to answer them.
 
 Everything is made from seeds; nothing is downloaded. `build` writes the evaluation set, `questions` lists it. What is
-known of the data of a task whose `metadata` names this module: `FAMILIES`, `revision`, `planned` and `moment`.
+known of the data of a task whose `metadata` names this module: `FAMILIES`, `revision`, `planned`, `moment`
+and `truth`; `families` of a world.
 """
 
 from pathlib import Path
@@ -10,29 +11,45 @@ from typing import Any
 from stsimdiff.data import cache_folder
 
 from .dataset import GENERATOR_VERSION, build, build_long, questions
-from .moments import moment
+from .moments import moment, truth
 from .questions import FAMILIES, prompt
 from .rows import FILE, content_revision
 from .world import FPS, FRAMES, SIZE
+from .worlds import WORLDS
 
 MODEL_PATH = Path(__file__).parent / "model"
 
 __all__ = [
-    "FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "moment", "planned", "questions", "revision",
+    "FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "families", "folder", "moment", "planned",
+    "questions", "revision", "truth",
 ]  # fmt: skip
 
 
-def revision(data: str | None) -> str | None:
-    """The generator's version; of another folder the digest of its questions and videos."""
-    return content_revision(Path(data)) if data else GENERATOR_VERSION
+def families(world: str) -> tuple[str, ...]:
+    """The families of questions of a world of its own."""
+    return WORLDS[world].families
 
 
-def planned(task: str) -> tuple[list[tuple[dict[str, Any], str]], tuple[int, float, int, int]] | None:
+def revision(data: str | None, world: str | None = None) -> str | None:
+    """The generator's version, with the world's; of another folder the digest of its questions and videos."""
+    if data:
+        return content_revision(Path(data))
+    return f"{GENERATOR_VERSION}-{world}-{WORLDS[world].version}" if world else GENERATOR_VERSION
+
+
+def folder(world: str | None = None) -> Path:
+    """Where the clips of a world lie, once they are made."""
+    return cache_folder() / f"clips-{revision(None, world)}"
+
+
+def planned(
+    task: str, world: str | None = None
+) -> tuple[list[tuple[dict[str, Any], str]], tuple[int, float, int, int]] | None:
     """Rows with the text of each, and frames, seconds, height and width of every video, before they are made.
 
     `None` where they are made already, and for `long_clips`. What a plan says of them needs no video drawn.
     """
-    if task != "clips" or (cache_folder() / f"clips-{GENERATOR_VERSION}" / FILE).is_file():
+    if task != "clips" or (folder(world) / FILE).is_file():
         return None
-    asked = [(row, prompt(row["question"], row["options"])) for row in questions()]
+    asked = [(row, prompt(row["question"], row["options"])) for row in questions(world=world)]
     return asked, (FRAMES, FRAMES / FPS, SIZE, SIZE)

@@ -30,7 +30,9 @@ from .questions import (
 )
 from .rendering import render
 from .vocabulary import COLOR_NAMES, FLASH_SHAPES, PLACES, STATIC_SHAPES
-from .world import FPS, Plan, World, lay_out
+from .world import FPS, TRAINED, Plan, World, lay_out
+from .worlds import VIDEOS as WORLD_VIDEOS
+from .worlds import WORLDS
 
 GENERATOR_VERSION = "2"  # raise whenever the same seed no longer gives the same frames or questions
 VIDEOS = 128
@@ -94,9 +96,17 @@ def _texts(rng: random.Random) -> _Texts:
     return _Texts(tuple(shapes), counted, colored, first, after, brief, stems, options)
 
 
-def _flashes(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: random.Random) -> tuple:
-    """Flashes in the order of time that give the answers of `count`, `flash` and `order`."""
-    counts = {texts.counted: int(answer["count"])}
+def _flashes(
+    texts: _Texts,
+    answer: dict[str, str],
+    rival: dict[str, str],
+    rng: random.Random,
+    families: tuple[str, ...] = FAMILIES,
+) -> tuple:
+    """Flashes in the order of time that give the answers of `count`, `flash` and `order`; none if none is asked."""
+    if not {"count", "flash", "order"} & {*families}:
+        return ()
+    counts = {texts.counted: int(answer["count"])} if "count" in families else {}
     for shape in (texts.colored, answer["order"]):
         counts.setdefault(shape, 1)
     if len(counts) == 1:
@@ -110,9 +120,15 @@ def _flashes(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: 
     return tuple((shape, colors[shape]) for shape in shapes)
 
 
-def _plan(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: random.Random) -> Plan:
+def _plan(
+    texts: _Texts,
+    answer: dict[str, str],
+    rival: dict[str, str],
+    rng: random.Random,
+    families: tuple[str, ...] = FAMILIES,
+) -> Plan:
     """A plan in which every text has the given answer, and the rival appears elsewhere where it can."""
-    flashes = _flashes(texts, answer, rival, rng)
+    flashes = _flashes(texts, answer, rival, rng, families)
     colors = [rival["change"], answer["change"]]  # before, after
     places = [rival["scene"], answer["scene"]]  # main, insert
     if not texts.after:
@@ -131,37 +147,41 @@ def _plan(texts: _Texts, answer: dict[str, str], rival: dict[str, str], rng: ran
     )
 
 
-def block(index: int) -> list[tuple[World, list[Question]]]:
-    """The four clips of a block with their questions.
+def block(index: int, world: str | None = None) -> list[tuple[World, list[Question]]]:
+    """The four clips of a block with their questions: seven of the eight families each, or those of a named world.
 
     Texts are drawn first. Then clip i is planned such that the answer to each text is the option that the
     family's own permutation gives it, while other options appear elsewhere in the same clip.
     """
-    rng = random.Random(EVALUATION_SEED + index)
+    kind = WORLDS[world] if world else None
+    rng = random.Random(EVALUATION_SEED + index + (kind.first_block if kind else 0))
     texts = _texts(rng)
     turns = {family: rng.sample(range(BLOCK), BLOCK) for family in FAMILIES}
     # A rival is another option of the same text, the same distance on for every clip of the block.
     shift = {family: rng.randint(1, BLOCK - 1) for family in FAMILIES}
     left_out = FAMILIES[index % len(FAMILIES)]
+    families = kind.families if kind else tuple(f for f in FAMILIES if f != left_out)
     clips = []
     for clip in range(BLOCK):
         answer = {f: texts.options[f][turns[f][clip]] for f in FAMILIES}
         rival = {f: texts.options[f][(turns[f][clip] + shift[f]) % BLOCK] for f in FAMILIES}
-        world = lay_out(_plan(texts, answer, rival, rng), rng)
-        asked = [Question(f, texts.stems[f], texts.options[f], answer[f]) for f in FAMILIES if f != left_out]
-        clips.append((world, asked))
+        plan = _plan(texts, answer, rival, rng, kind.families if kind else FAMILIES)
+        laid_out = lay_out(plan, rng, kind.style if kind else TRAINED)
+        asked = [Question(f, texts.stems[f], texts.options[f], answer[f]) for f in families]
+        clips.append((laid_out, asked))
     return clips
 
 
-def clips(videos: int | None = None) -> list[tuple[str, World, list[Question]]]:
-    """(video id, world, questions) of the first `videos` clips, by default of all 128."""
-    videos = VIDEOS if videos is None else videos
-    if not 0 < videos <= VIDEOS:
-        raise ValueError(f"videos must be between 1 and {VIDEOS}, got {videos}")
+def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str, World, list[Question]]]:
+    """(video id, world, questions) of the first `videos` clips, by default of all 128, or all 40 of a named world."""
+    most = WORLD_VIDEOS if world else VIDEOS
+    videos = most if videos is None else videos
+    if not 0 < videos <= most:
+        raise ValueError(f"videos must be between 1 and {most}, got {videos}")
     listed = []
     for index in range(-(-videos // BLOCK)):
-        for offset, (world, asked) in enumerate(block(index)):
-            listed.append((f"clip{index * BLOCK + offset:03d}", world, asked))
+        for offset, (laid_out, asked) in enumerate(block(index, world)):
+            listed.append((f"{world or 'clip'}{index * BLOCK + offset:03d}", laid_out, asked))
     return listed[:videos]
 
 
@@ -177,16 +197,16 @@ def row(video: str, question: Question) -> dict:
     }
 
 
-def questions(videos: int | None = None) -> list[dict]:
+def questions(videos: int | None = None, world: str | None = None) -> list[dict]:
     """The rows of `questions.jsonl`, without drawing anything.
 
     Answer positions and text-only chance are exactly balanced when `videos` is a multiple of four, and
     families when it is a multiple of 32.
     """
-    return [row(video, question) for video, _, asked in clips(videos) for question in asked]
+    return [row(video, question) for video, _, asked in clips(videos, world) for question in asked]
 
 
-def build(root: Path, *, videos: int | None = None) -> Path:
+def build(root: Path, *, videos: int | None = None, world: str | None = None) -> Path:
     """Write `videos/<id>.mp4` and `questions.jsonl` under `root`, and return `root`.
 
     Files that exist are kept: each is written under a temporary name and renamed when complete, so
@@ -198,11 +218,11 @@ def build(root: Path, *, videos: int | None = None) -> Path:
     folder = root / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for video, world, asked in clips(videos):
+    for video, laid_out, asked in clips(videos, world):
         path = folder / f"{video}.mp4"
         if not path.exists():
             with _complete(path) as temporary:
-                write_video(temporary, render(world))
+                write_video(temporary, render(laid_out))
         rows += [row(video, question) for question in asked]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = root / "questions.jsonl"

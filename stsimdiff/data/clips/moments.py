@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from ..moments import WHOLE, Box, Moment, Moments
 from . import dataset
 from .questions import Question, attr_stem, change_stem, count_stem, flash_stem, order_stem, scene_stem
-from .world import FRAMES, SIZE, Thing, World
+from .world import FPS, FRAMES, SIZE, Thing, World
+from .worlds import WORLDS
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a frame, as shares of its sides."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-EDGE = 1 / 4
-"""Share of a cell's side, or of a smaller box's own, from which on a box lies in the cell."""
+LASTING = ("attr", "mark")
+"""Families that ask for what the whole clip shows, so that there is no moment that matters."""
 
 
 def moment(row: Mapping[str, Any]) -> dict[int, Box] | None:
@@ -26,10 +25,47 @@ def moment(row: Mapping[str, Any]) -> dict[int, Box] | None:
     Returns:
         `None` for a row that is not exactly one of the generator's, of whose video nothing is known.
     """
+    known = _known(row)
+    return evidence(*known) if known else None
+
+
+def truth(row: Mapping[str, Any]) -> tuple[Moments, Moments] | None:
+    """The moment that a question is about, and all that happens in its clip.
+
+    The first is empty for a question that most of the clip answers: `attr`, `mark`, and `scene` where it asks for the
+    main place. `None` as in `moment`.
+    """
+    known = _known(row)
+    if known is None:
+        return None
+    world, question = known
+    lasting = question.family in LASTING or question.stem == scene_stem(False)
+    return () if lasting else _in_seconds(evidence(world, question)), events(world)
+
+
+def events(world: World) -> Moments:
+    """Flashes, the ball, the color while it turns, and insert shots; bugs and sparks are noise."""
+    found = [Moment(first / FPS, (last - 1) / FPS) for first, last in world.inserts]
+    for thing in world.things:
+        shown = {
+            "flash": range(thing.first, thing.last),
+            "ball": range(thing.first, thing.last),
+            "changing": range(thing.fade[0], thing.fade[1] + 1),
+        }.get(thing.kind, ())
+        seen = {frame: _box(world, thing, frame) for frame in shown if not world.in_insert(frame)}
+        found += _in_seconds(seen)
+    return tuple(found)
+
+
+def _in_seconds(boxes: Mapping[int, Box]) -> Moments:
+    return tuple(Moment(frame / FPS, frame / FPS, box) for frame, box in boxes.items())
+
+
+def _known(row: Mapping[str, Any]) -> tuple[World, Question] | None:
     known = _asked().get(str(row.get("id")))
     if known is None or any(row.get(key) != value for key, value in known[2].items()):
         return None
-    return evidence(*known[:2])
+    return known[:2]
 
 
 def evidence(world: World, question: Question) -> dict[int, Box]:
@@ -49,22 +85,13 @@ def evidence(world: World, question: Question) -> dict[int, Box]:
                 after = question.stem == change_stem(thing.shape, True)
                 if thing.changed(frame) != float(after):
                     continue
-            x, y = world.position(thing, frame)
-            found[frame] = (x / SIZE, y / SIZE, (x + thing.size) / SIZE, (y + thing.size) / SIZE)
+            found[frame] = _box(world, thing, frame)
     return found
 
 
-def cells(box: Box, height: int, width: int) -> tuple[range, range]:
-    """Rows and columns of the cells in which a box lies, of a raster of `height` x `width` over the frame."""
-    return _along(box[1], box[3], height), _along(box[0], box[2], width)
-
-
-def _along(first: float, last: float, count: int) -> range:
-    least = EDGE * min(last - first, 1 / count)
-    inside = [
-        cell for cell in range(count) if min(last, (cell + 1) / count) - max(first, cell / count) >= least
-    ]
-    return range(inside[0], inside[-1] + 1)
+def _box(world: World, thing: Thing, frame: int) -> Box:
+    x, y = world.position(thing, frame)
+    return x / SIZE, y / SIZE, (x + thing.size) / SIZE, (y + thing.size) / SIZE
 
 
 def _things(world: World, question: Question) -> set[Thing]:
@@ -88,7 +115,8 @@ def _asked() -> dict[str, tuple[World, Question, dict[str, Any]]]:
     """World, question and row of every question by its id."""
     return {
         row["id"]: (world, question, row)
-        for video, world, asked in dataset.clips()
+        for name in (None, *WORLDS)
+        for video, world, asked in dataset.clips(world=name)
         for question in asked
         for row in (dataset.row(video, question),)
     }

@@ -35,6 +35,37 @@ MAX_DRIFT = 0.75  # camera, pixels per frame and axis
 
 
 @dataclass(frozen=True)
+class Style:
+    """What the layouts of a world have in common; as it stands, the one that the embedded model was trained on.
+
+    Ranges hold both ends. Sizes are pixels, lengths grids, times frames, speeds pixels a frame.
+
+    drift: of the camera, at most, on each axis.
+    inserts: lengths of the insert shots.
+    cuts: where they begin; None for one at a random place.
+    clutter, bugs, sparks: how many of them.
+    flash_sizes: sides of what flashes.
+    ball_speed, ball_grids: how fast the ball rolls, and for how long it may.
+    fade_start, fade_end: between which a color turns.
+    """
+
+    drift: float = MAX_DRIFT
+    inserts: tuple[int, int] = (1, 2)
+    cuts: tuple[int, ...] | None = None
+    clutter: tuple[int, int] = (12, 18)
+    bugs: tuple[int, int] = (1, 3)
+    sparks: tuple[int, int] = (5, 9)
+    flash_sizes: tuple[int, ...] = FLASH_SIZES
+    ball_speed: tuple[int, int] = (4, 7)
+    ball_grids: tuple[int, ...] = (3, 4, 5)
+    fade_start: tuple[int, int] = (2, 5)
+    fade_end: tuple[int, int] = (9, 12)
+
+
+TRAINED = Style()
+
+
+@dataclass(frozen=True)
 class Plan:
     """The facts of one clip.
 
@@ -137,7 +168,7 @@ class World:
 
     plan: Plan
     camera: tuple[float, float]
-    insert: tuple[int, int]  # frames of the insert shot: first, last (excluded)
+    inserts: tuple[tuple[int, int], ...]  # frames of each insert shot: first, last (excluded)
     things: tuple[Thing, ...]
     clutter: tuple[Clutter, ...]
     insert_clutter: tuple[Clutter, ...]
@@ -146,8 +177,8 @@ class World:
     texture_seed: int
 
     def in_insert(self, frame: int) -> bool:
-        """Whether a frame belongs to the insert shot."""
-        return self.insert[0] <= frame < self.insert[1]
+        """Whether a frame belongs to an insert shot."""
+        return any(first <= frame < last for first, last in self.inserts)
 
     def pan(self, frame: int) -> tuple[int, int]:
         """How far the place has moved in the frame since frame 0, pixels."""
@@ -196,11 +227,11 @@ def sample_world(seed: int) -> World:
     return lay_out(sample_plan(rng), rng)
 
 
-def lay_out(plan: Plan, rng: random.Random) -> World:
+def lay_out(plan: Plan, rng: random.Random, style: Style = TRAINED) -> World:
     """Find room and time for a plan; layouts that run out of room are thrown away."""
     while True:
         try:
-            return _Layout(plan, rng).world()
+            return _Layout(plan, rng, style).world()
         except _NoRoom:
             continue
 
@@ -215,22 +246,21 @@ class _Layout:
 
     plan: Plan
     rng: random.Random
+    style: Style
     taken: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def world(self) -> World:
-        rng = self.rng
-        camera = (rng.uniform(-MAX_DRIFT, MAX_DRIFT), rng.uniform(-MAX_DRIFT, MAX_DRIFT))
-        # One or two grids long, never the first or the last: both ends of the clip show the main place.
-        length = rng.randint(1, 2)
-        start = rng.randint(1, GRIDS - 1 - length)
-        insert = (2 * start, 2 * (start + length))
-        ball = self._ball(insert)
+        rng, drift = self.rng, self.style.drift
+        camera = (rng.uniform(-drift, drift), rng.uniform(-drift, drift))
+        inserts = self._inserts()
+        hidden = {frame // 2 for first, last in inserts for frame in range(first, last)}
+        ball = self._ball(hidden)
         fixed = self._fixed(camera)
-        flashes = self._flashes(insert)
+        flashes = self._flashes(hidden)
         return World(
             plan=self.plan,
             camera=camera,
-            insert=insert,
+            inserts=inserts,
             things=(*fixed, *flashes, ball),
             clutter=self._clutter(),
             insert_clutter=self._clutter(),
@@ -238,6 +268,16 @@ class _Layout:
             sparks=self._sparks(),
             texture_seed=rng.getrandbits(31),
         )
+
+    def _inserts(self) -> tuple[tuple[int, int], ...]:
+        """Never the first grid or the last: both ends of the clip show the main place."""
+        rng, starts, found = self.rng, self.style.cuts, []
+        for start in (None,) if starts is None else starts:
+            length = rng.randint(*self.style.inserts)
+            if start is None:
+                start = rng.randint(1, GRIDS - 1 - length)
+            found.append((2 * start, 2 * (start + length)))
+        return tuple(found)
 
     def _free(self, x: int, y: int, width: int, height: int) -> bool:
         return all(
@@ -253,18 +293,17 @@ class _Layout:
                 return x, y
         raise _NoRoom
 
-    def _ball(self, insert: tuple[int, int]) -> Thing:
-        """The ball rolls along its own lane for 3 to 5 grids, at least 3 of them outside the insert."""
+    def _ball(self, hidden: set[int]) -> Thing:
+        """The ball rolls along its own lane for 3 to 5 grids, at least 3 of them outside the inserts."""
         rng = self.rng
-        hidden = range(insert[0] // 2, insert[1] // 2)
         spans = [
             (first, count)
-            for count in (3, 4, 5)
+            for count in self.style.ball_grids
             for first in range(GRIDS - count + 1)
             if sum(grid not in hidden for grid in range(first, first + count)) >= 3
         ]
         first, count = rng.choice(spans)
-        size, speed = rng.choice(OBJECT_SIZES), rng.randint(4, 7)
+        size, speed = rng.choice(OBJECT_SIZES), rng.randint(*self.style.ball_speed)
         travel = min(speed * (2 * count - 1), SIZE - size)
         lane = rng.randint(1, SIZE - LANE - 1)
         across = lane + (LANE - size) // 2
@@ -305,19 +344,19 @@ class _Layout:
         shape, before, after = plan.changing
         size = rng.choice(OBJECT_SIZES)
         room_for_it = claim(size, (0, SIZE - size), (0, SIZE - size))
-        fade = (rng.randint(2, 5), rng.randint(9, 12))
+        fade = (rng.randint(*self.style.fade_start), rng.randint(*self.style.fade_end))
         things.append(Thing("changing", shape, before, color_after=after, fade=fade, **room_for_it))
         return things
 
-    def _flashes(self, insert: tuple[int, int]) -> list[Thing]:
-        """Each flash lasts one grid of its own outside the insert and covers a 2 x 2 block of tokens."""
+    def _flashes(self, hidden: set[int]) -> list[Thing]:
+        """Each flash lasts one grid of its own outside the inserts and covers a 2 x 2 block of tokens."""
         rng = self.rng
-        grids = [grid for grid in range(GRIDS) if not insert[0] <= 2 * grid < insert[1]]
+        grids = [grid for grid in range(GRIDS) if grid not in hidden]
         things = []
         for grid, (shape, color) in zip(
             sorted(rng.sample(grids, len(self.plan.flashes))), self.plan.flashes, strict=True
         ):
-            size = rng.choice(FLASH_SIZES)
+            size = rng.choice(self.style.flash_sizes)
             for _ in range(40):
                 x, y = (rng.randint(1, CELLS - 1) * CELL - size // 2 + rng.randint(-2, 2) for _ in "xy")
                 if self._free(x, y, size, size):
@@ -340,14 +379,14 @@ class _Layout:
                 width=rng.randint(14, 34),
                 height=rng.randint(14, 34),
             )
-            for _ in range(rng.randint(12, 18))
+            for _ in range(rng.randint(*self.style.clutter))
         )
 
     def _bugs(self) -> tuple[Bug, ...]:
         rng, speeds, edge = self.rng, (-3, -2, 2, 3), SIZE - BUG_SIZE
         return tuple(
             Bug(rng.randint(0, edge), rng.randint(0, edge), rng.choice(speeds), rng.choice(speeds))
-            for _ in range(rng.randint(1, 3))
+            for _ in range(rng.randint(*self.style.bugs))
         )
 
     def _sparks(self) -> tuple[Spark, ...]:
@@ -361,5 +400,5 @@ class _Layout:
                 frame=rng.randrange(FRAMES),
                 color=rng.choice(COLOR_NAMES),
             )
-            for _ in range(rng.randint(5, 9))
+            for _ in range(rng.randint(*self.style.sparks))
         )

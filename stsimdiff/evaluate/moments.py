@@ -1,0 +1,92 @@
+"""How much of the moment that a question is about a method kept, counted when it answers.
+
+A token belongs to a moment if a frame that it stands for is shown within it, and the moment's box lies in its cell (as
+``data.moments.cells`` says, by which the page outlines it). It counts as kept if its own row is left when the prefill
+ends. A token that was merged into one elsewhere does not: the trace does not say where it went, so what merging methods
+keep of a moment is at least what is counted. Tokens of no cell (ends of rows or of groups) never count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stsimdiff.config.benchmark import BenchmarkSettings
+from stsimdiff.data.moments import Moments, cells
+from stsimdiff.evaluate.questions import Question
+from stsimdiff.tokens import Grid, Picture, Reason
+from stsimdiff.trace import Trace
+
+Mask = NDArray[np.bool_]
+
+
+def with_moments(benchmark: BenchmarkSettings, questions: Sequence[Question]) -> list[Question]:
+    """The questions with their moments and all events of their videos, where the benchmark knows any."""
+    known = getattr(benchmark.module(), "truth", None)
+    told = [known(question.document) if known else None for question in questions]
+    return [
+        replace(question, moments=one[0], events=one[1]) if one else question
+        for question, one in zip(questions, told, strict=True)
+    ]
+
+
+def entry(
+    question: Question, trace: Trace, grid: Grid, picture: Picture, times: Sequence[float]
+) -> dict[str, Any]:
+    """The part ``moment`` of a stored line, as keys to add to it; none for a question without one.
+
+    Args:
+        question: with its moments.
+        trace: of the answer.
+        grid: of the video.
+        picture: where its tokens lie in the frames.
+        times: when each frame that the model was given is shown, seconds.
+    """
+    if not question.moments:
+        return {}
+    assert trace.reason is not None, "the prefill has ended"
+    reason = trace.reason.numpy().reshape(grid.frames, grid.per_frame)
+    codes = reason[:, _cells(picture)].reshape(grid.frames, picture.height, picture.width)
+    found = {"kept": codes != int(Reason.DROPPED), "event": codes == int(Reason.EVENT)}
+    return {
+        "moment": {
+            truth: _counted(covered(moments, grid.frames, picture, times), found)
+            for truth, moments in (("question", question.moments), ("video", question.events))
+        }
+    }
+
+
+def covered(moments: Moments, rows: int, picture: Picture, times: Sequence[float]) -> Mask:
+    """``(rows, height, width)``: which cells of which row in time belong to the moments."""
+    mask = np.zeros((rows, picture.height, picture.width), dtype=bool)
+    for moment in moments:
+        shown = [n // picture.frames for n, time in enumerate(times) if moment.start <= time <= moment.end]
+        down, across = cells(moment.box, picture.height, picture.width)
+        mask[sorted({*shown}), down.start : down.stop, across.start : across.stop] = True
+    return mask
+
+
+def _cells(picture: Picture) -> NDArray[np.int_]:
+    """Tokens of a row in time that are part of the picture, cell by cell."""
+    rows, columns = np.arange(picture.height), np.arange(picture.width)
+    return (rows[:, None] * picture.stride + columns).ravel()
+
+
+def _counted(truth: Mask, found: dict[str, Mask]) -> dict[str, Any]:
+    """Tokens and rows in time of the truth; of each kind of token how many there are, how many of them lie in its time,
+    how many in its time and place, and in how many of its rows in time there is one of them, wherever."""
+    rows = truth.any(axis=(1, 2))
+    counts: dict[str, Any] = {"tokens": int(truth.sum()), "rows": int(rows.sum())}
+    for name, mask in found.items():
+        right = mask & truth
+        counts[name] = {
+            "tokens": int(mask.sum()),
+            "in_time": int(mask[rows].sum()),
+            "in_place": int(right.sum()),
+            "rows": int(mask[rows].any(axis=(1, 2)).sum()),
+        }
+    return counts

@@ -1,0 +1,224 @@
+"""Do the tokens that a method keeps, or calls events, lie where it matters, and does that decide the answer?
+
+Made from what ``evaluate.moments`` counted for each answer whose question has a moment. Of a method with event tokens
+(reason ``event``) these are compared with the truth, as they are left at the end; of any other what it keeps. A number
+is the mean of the questions' shares, without those that have nothing to divide by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stsimdiff.report import text
+from stsimdiff.report.columns import block_title, share_kept
+from stsimdiff.report.section import NAN
+from stsimdiff.report.statistics import Answers, Interval, apart, clusters
+from stsimdiff.report.text import Cell, Cells, csv, escaped, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.section import Section
+
+NAME = "moments"
+ALL = "all"
+"""Stands for every kind of question, and for every method of a budget."""
+HALF = 0.5
+"""A moment of which less than this share of the tokens is kept counts as lost."""
+UNKNOWN = Interval(NAN, NAN, NAN)
+MEANING = (
+    "Over the questions that have a moment. Moment kept: of the tokens that show it, the share that is left at the "
+    "end. Kept, lost: accuracy where at least half of them are left, and where fewer are; their difference says "
+    "whether that decides the answer. Recall and precision are of event tokens where a method has them, else of the "
+    "tokens that it keeps. In time: of the moment's rows in time those with such a token; of such tokens those at its "
+    "time. In place: of its tokens those that are such tokens; of such tokens those that are its. Any event: against "
+    "all that happens in the video. Intervals, in moments.csv, count videos."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An arm on the questions of one family that have a moment, or on all of them; fractions.
+
+    Attributes:
+        arm: its id; empty for all methods of a budget together.
+        tokens: ``event`` or ``kept``: what recall and precision are of.
+        accuracy: on these questions.
+        moment_kept: share of the moment's tokens that is left.
+        n_kept: questions of whose moment at least half is left.
+        accuracy_kept: on those.
+        accuracy_lost: on the others.
+        kept_minus_lost: difference of both; unknown where one of them has no questions.
+        measures: recall and precision by name.
+    """
+
+    model: str
+    benchmark: str
+    budget: str
+    retention: float
+    arm: str
+    method: str
+    label: str
+    family: str
+    tokens: str
+    n: int
+    videos: int
+    accuracy: Interval
+    moment_kept: Interval
+    n_kept: int
+    accuracy_kept: Interval
+    accuracy_lost: Interval
+    kept_minus_lost: Interval
+    measures: Mapping[str, Interval] = field(default_factory=dict)
+
+    def line(self) -> dict[str, Any]:
+        """As ``moments.csv`` holds it: percentages and points, each with its bounds."""
+        held: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            intervals = value if isinstance(value, Mapping) else {name: value}
+            for key, one in intervals.items():
+                if isinstance(one, Interval):
+                    held |= {key: 100 * one.value, f"{key}_low": 100 * one.low, f"{key}_high": 100 * one.high}
+                elif key not in ("arm", "method"):
+                    held["method" if key == "label" else key] = one
+        return held
+
+
+MEASURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float]]] = {
+    "recall_time": lambda truth, found: (found["rows"], truth["rows"]),
+    "recall_place": lambda truth, found: (found["in_place"], truth["tokens"]),
+    "precision_time": lambda truth, found: (found["in_time"], found["tokens"]),
+    "precision_place": lambda truth, found: (found["in_place"], found["tokens"]),
+}
+"""Part and whole of each share, from the truth's counts and those of the tokens that were found."""
+TRUTHS = {"question": "", "video": "event_"}
+"""How the names of the measures begin, by what they are against: the question's moment, or all events of the video."""
+
+
+def moments(group: Group, section: Section) -> list[Found]:
+    """For each arm, and for all methods of a budget together, what of the moments it found: all families, then each."""
+    if group.server or not group.common:
+        return []
+    found: list[Found] = []
+    for retention, rows in section.blocks().items():
+        held = {}
+        for row in rows:
+            answered = group.compared[row.arm]
+            shares = answered["moment"].map(share_kept) if len(answered) else pd.Series(dtype=float)
+            if shares.notna().any():
+                held[row.arm] = answered.assign(share=shares.astype(float))[shares.notna()]
+        place = {
+            "model": section.model,
+            "benchmark": section.benchmark,
+            "budget": section.budget,
+            "retention": retention,
+        }
+        for row in rows:
+            if row.arm in held:
+                about = place | {"arm": row.arm, "method": row.method, "label": row.label}
+                found += _families(about, held[row.arm])
+        methods = [held[row.arm] for row in rows if row.arm in held and not row.reference]
+        if len(methods) > 1:
+            about = place | {"arm": "", "method": ALL, "label": "all methods"}
+            found += _families(about, pd.concat(methods))
+    return found
+
+
+def _families(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[Found]:
+    names = sorted(answered["family"].dropna().unique())
+    yield _found(place, ALL, answered)
+    for name in names if len(names) > 1 else ():
+        yield _found(place, name, answered[answered["family"] == name])
+
+
+def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> Found:
+    right = answered["correct"].to_numpy(dtype=float)
+    share = answered["share"].to_numpy(dtype=float)
+    videos = clusters(answered["video"])
+    kept = share >= HALF
+    told = answered["moment"].tolist()
+    tokens = "event" if any(one["video"]["event"]["tokens"] for one in told) else "kept"
+    measures = {
+        f"{head}{name}": _mean(
+            np.array([_divided(*counts(one[truth], one[truth][tokens])) for one in told]), videos
+        )
+        for truth, head in TRUTHS.items()
+        for name, counts in MEASURES.items()
+    }
+    return Found(
+        **place,
+        family=family,
+        tokens=tokens,
+        n=len(share),
+        videos=len({*videos}),
+        accuracy=_mean(right, videos),
+        moment_kept=_mean(share, videos),
+        n_kept=int(kept.sum()),
+        accuracy_kept=_mean(right[kept], videos[kept]),
+        accuracy_lost=_mean(right[~kept], videos[~kept]),
+        kept_minus_lost=apart(right, kept, videos) if 0 < kept.sum() < len(kept) else UNKNOWN,
+        # Tokens of several methods together are no method's.
+        measures=measures if place["arm"] else dict.fromkeys(measures, UNKNOWN),
+    )
+
+
+def _divided(part: float, whole: float) -> float:
+    return part / whole if whole else NAN
+
+
+def _mean(values: np.ndarray, videos: np.ndarray) -> Interval:
+    known = ~np.isnan(values)
+    return Answers(values[known, None], videos[known]).accuracy(0) if known.any() else UNKNOWN
+
+
+def files(found: Sequence[Found], run: str) -> dict[str, str | None]:
+    """``moments.md`` and ``moments.csv`` by name; None where no stored answer knows its moment."""
+    if not found:
+        return {f"{NAME}.md": None, f"{NAME}.csv": None}
+    said = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
+    sections: dict[str, list[Found]] = {}
+    for one in found:
+        if one.family == ALL:
+            place = f"{one.model} on {one.benchmark}, budget of kind {one.budget}"
+            sections.setdefault(place, []).append(one)
+    for title, held in sections.items():
+        n = max(one.n for one in held if one.arm)
+        said += [f"## {escaped(title)}", f"{n} questions with a moment.", text.markdown(_cells(held))]
+    return {
+        f"{NAME}.md": "\n\n".join(said) + "\n",
+        f"{NAME}.csv": csv(pd.DataFrame([one.line() for one in found])),
+    }
+
+
+HEADS = (
+    *("method", "moment kept %", "accuracy %", "kept", "n", "lost", "n", "kept minus lost", "tokens"),
+    *("recall in time", "in place", "precision in time", "in place"),
+    *("any event: recall in time", "in place", "precision in time", "in place"),
+)
+
+
+def _cells(found: Sequence[Found]) -> Cells:
+    blocks: dict[float, list[list[Cell]]] = {}
+    for one in found:
+        apart_ = one.kept_minus_lost
+        minus = Cell(f"{100 * apart_.value:+.1f} ({100 * apart_.low:+.1f} to {100 * apart_.high:+.1f})")
+        line = [
+            *(Cell(one.label), _percent(one.moment_kept), _percent(one.accuracy)),
+            *(_percent(one.accuracy_kept), number(one.n_kept, ".0f")),
+            *(_percent(one.accuracy_lost), number(one.n - one.n_kept, ".0f")),
+            minus if apart_.value == apart_.value else Cell(text.EMPTY),
+            Cell(one.tokens if one.arm else text.EMPTY),
+            *map(_percent, one.measures.values()),
+        ]
+        blocks.setdefault(one.retention, []).append(line)
+    return Cells(HEADS, [(block_title(retention), lines) for retention, lines in blocks.items()])
+
+
+def _percent(interval: Interval) -> Cell:
+    return number(100 * interval.value)
