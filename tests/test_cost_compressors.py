@@ -236,8 +236,8 @@ def test_formulas_of_the_vision_place_by_hand() -> None:
     # 8 * 9. Sources against the target, 2 * 4 * 1 * 3. Four rows of 10 added up, divided and added to the target.
     assert by_formula("visionzip", 12, grid, tower, dominant=3, contextual=1) == 3 * (48 + 72 + 24 + 60)
     assert by_formula("visionzip", 12, grid, tower, contextual=0) == 0
-    # Three rows and the sum: 8 keys normalised, three compared with all; features added up by 4 x 8 weights.
-    assert by_formula("prumerge", 12, grid, tower) == 3 * (8 * 18 + 2 * 3 * 8 * 6 + 10 * (2 * 4 * 8))
+    # Three rows and the sum: 8 keys normalised, three compared with all. Each takes in all 8, the sum the other 5.
+    assert by_formula("prumerge", 12, grid, tower) == 3 * (8 * 18 + 2 * 3 * 8 * 6 + 10 * 2 * (3 * 8 + 5))
     # One token in one frame only: a sum, and no row.
     assert by_formula("prumerge", 1, grid, tower) == 8 * 18 + 10 * 2 * 8
 

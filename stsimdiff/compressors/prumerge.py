@@ -57,21 +57,18 @@ class PruMerge(PerFrameCompressor):
         )
         samples = left[torch.linspace(0, len(left) - 1, sampled + 2, device=left.device)[1:-1].long()]
         index = torch.cat((kept, samples))
-        weight, rest, _ = weights(
-            keys.flatten(1).to(features.dtype),
-            received.to(features.dtype),
-            index,
-            min(NEIGHBOURS, len(features) - 1),
-        )
+        neighbours = min(NEIGHBOURS, len(features) - 1)
+        rest, cluster = alike(keys.flatten(1).to(features.dtype), index, neighbours)
         place = rest[received[rest].argmax()]
         keep, turn = torch.cat((index, place[None])).sort()
         reason = torch.full_like(keep, int(Reason.IMPORTANT))
         reason[(turn >= len(kept)) & (turn < count)] = int(Reason.UNIFORM)
         reason[turn == count] = int(Reason.MERGED)
-        return Reduced(keep, reason, torch.mm(weight[turn], features, out=rows))
+        merged = added_up(features, received, index, rest, cluster)
+        return Reduced(keep, reason, torch.index_select(merged, 0, turn, out=rows))
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
-        """Frame by frame: keys normalised, kept ones compared with all, and all added up by weight."""
+        """Frame by frame: keys normalised, kept ones compared with all, and what each takes in added up by weight."""
         assert keys is not None, "methods that read keys are given their size"
         total, patches, key = 0, grid.per_frame, math.prod(keys)
         for share in frame_shares(trace.final, grid.frames):
@@ -79,7 +76,7 @@ class PruMerge(PerFrameCompressor):
                 continue
             rows = share - 1
             total += patches * 3 * key + 2 * rows * patches * key
-            total += 2 * share * patches * width
+            total += 2 * (rows * (min(NEIGHBOURS, patches - 1) + 1) + patches - rows) * width
         return total
 
 
@@ -125,17 +122,14 @@ def merge(
         raise ValueError(
             f"PruMerge merges {neighbours} neighbours, so an image needs more patches than {patches}"
         )
-    images = [weights(*image, neighbours) for image in zip(key, attention, index, strict=True)]
-    weight, complement, cluster = (torch.stack(part) for part in zip(*images, strict=True))
-    return Merged(weight.to(hidden.dtype) @ hidden, index, complement, cluster)
+    found = [alike(*image, neighbours) for image in zip(key, index, strict=True)]
+    complement, cluster = (torch.stack(part) for part in zip(*found, strict=True))
+    images = zip(hidden, attention, index, complement, cluster, strict=True)
+    return Merged(torch.stack([added_up(*image) for image in images]), index, complement, cluster)
 
 
-def weights(key: Tensor, attention: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`merge` adds up for one image: ``(n + 1, N)``, with its row of ``complement`` and of ``cluster``.
-
-    One product with the features adds up what each row takes in: the patches themselves, so many for each row, are
-    never gathered.
-    """
+def alike(key: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """The rows of ``complement`` and ``cluster`` of one image; see :class:`Merged`."""
     patches, n = len(key), len(index)
     left = torch.ones(patches, dtype=torch.bool, device=key.device)
     left[index] = False
@@ -147,9 +141,23 @@ def weights(key: Tensor, attention: Tensor, index: Tensor, neighbours: int) -> t
     similarity = (unit[index] @ unit.T)[:, others]
     row = torch.arange(n, device=key.device)
     similarity[row, len(complement) + row] = -torch.inf
-    cluster = others[similarity.topk(neighbours, dim=1).indices]
-    weight = attention.new_zeros(n + 1, patches)
-    weight.scatter_add_(1, cluster, attention[cluster])
-    weight[n].index_add_(0, complement, attention[complement])
-    weight[row, index] += 1
-    return weight, complement, cluster
+    return complement, others[similarity.topk(neighbours, dim=1).indices]
+
+
+def added_up(
+    features: Tensor, attention: Tensor, index: Tensor, complement: Tensor, cluster: Tensor
+) -> Tensor:
+    """``(n + 1, D)``: each patch of ``index`` with its ``cluster`` by attention, then the ``complement`` by attention.
+
+    Each row reads what it takes in and no more; a product of matrices would read all patches for each.
+    """
+    weight = attention.to(features.dtype)
+    taken = torch.cat((index[:, None], cluster), 1)
+    scale = torch.cat((torch.ones_like(weight[index])[:, None], weight[cluster]), 1)
+    return torch.nn.functional.embedding_bag(
+        torch.cat((taken.flatten(), complement)),
+        features,
+        torch.arange(len(index) + 1, device=index.device) * taken.shape[1],
+        mode="sum",
+        per_sample_weights=torch.cat((scale.flatten(), weight[complement])),
+    )

@@ -80,6 +80,8 @@ class ArithmeticCounter(TorchDispatchMode):
             self.flops += int(flop_registry[packet](*args, **kwargs, out_val=found))
         elif name == "_cdist_forward":
             self.flops += 2 * _floating(found) * args[0].shape[-1]
+        elif name.startswith("_embedding_bag"):
+            self.flops += 2 * args[1].numel() * args[0].shape[1]
         elif name in WITH_VECTOR:
             self.flops += 2 * _floating(args[WITH_VECTOR[name]])
         elif name in ELEMENTWISE:
