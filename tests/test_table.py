@@ -17,8 +17,12 @@ from rich.console import Console
 from synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 
 from stsimdiff.commands.report import main
+from stsimdiff.report import render
 from stsimdiff.report.paper import paper_table
 from stsimdiff.report.publish import publish
+from stsimdiff.report.render import clauses
+from stsimdiff.report.rows import read
+from stsimdiff.report.table import build
 
 COLUMNS = [
     *(
@@ -261,10 +265,72 @@ def test_the_last_screen_has_verdict_table_and_warnings_in_few_lines(tmp_path: P
     assert sum("NOT MATCHED" in line for line in below) == sum("NOT FINISHED" in line for line in below) == 1
     assert any("(+2 like it) NOT MATCHED in compute at 50 %" in line for line in below)
     assert "event_count" not in " ".join(text) and "minus" not in " ".join(text)
+    about = [line for line in text if line.startswith("- ") and text.index(line) > start]
+    assert all(re.match(r"- .*[\w.%)]$", line.rstrip()) for line in about) and "…" not in " ".join(text)
     assert f"Table: {tmp_path}/table.md" in text[-2] and text[-1] == f"Page: {tmp_path}/report.html"
     whole = StringIO()
     publish(tmp_path, Console(file=whole, width=100), full=True)
     assert "event_count" in whole.getvalue() and "Differences in pairs" in whole.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "wanted"),
+    [
+        (
+            100,
+            "NOT MATCHED in compute at 50 % (tokens): rows differ by up to 67 % (a against b): too long by far",
+        ),
+        (76, "NOT MATCHED in compute at 50 % (tokens): rows differ by up to 67 %"),
+        (64, "NOT MATCHED in compute at 50 % (tokens)"),
+        (60, "NOT MATCHED in compute at 50 % (tokens)"),
+        (30, "NOT MATCHED in compute at 50 %"),
+        (20, ""),
+    ],
+)
+def test_a_note_of_one_line_is_cut_where_something_whole_ends(width: int, wanted: str) -> None:
+    line = "NOT MATCHED in compute at 50 % (tokens): rows differ by up to 67 % (a against b): too long by far"
+    assert clauses(line, width) == (wanted or line)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("Kept whole, 0 left out. Numbers change with it.", "Kept whole, 0 left out."),
+        ("One of 25.5 points; another that is far too long", "One of 25.5 points"),
+        ("One with commas, and one more, which is too long", "One with commas, and one more"),
+        ("שלום (a, b; c: d is inside a parenthesis) and on", "שלום"),
+    ],
+)
+def test_a_clause_ends_at_a_sentence_a_semicolon_or_at_last_a_comma(line: str, wanted: str) -> None:
+    assert clauses(line, 29) == wanted
+
+
+def test_a_line_of_words_breaks_no_number_from_its_unit(tmp_path: Path) -> None:
+    for method, chance in (("none", 0.9), ("random", 0.3), ("fastv", 0.8), ("st_simdiff", 0.85)):
+        write_arm(tmp_path, method, 1.0 if method == "none" else 0.3, answers(chance, 0.3))
+    for width in range(60, 131, 10):
+        lines = shown(tmp_path, width).splitlines()
+        assert not [
+            line for line in lines if re.match(r"\s+(%|[<=] )", line) or re.search(r"\b[pn]? [<=]\s*$", line)
+        ]
+
+
+def test_each_pair_is_one_line_of_a_terminal(tmp_path: Path) -> None:
+    for method, chance in (
+        ("none", 0.9),
+        ("uniform_frames", 0.3),
+        ("pyramiddrop", 0.8),
+        ("st_simdiff", 0.85),
+    ):
+        write_arm(tmp_path, method, 1.0 if method == "none" else 0.3, answers(chance, 0.3))
+    for width in (100, 140):
+        text = shown(tmp_path, width)
+        pairs = text[text.index("Differences in pairs") :].split("\n- ")[0].splitlines()
+        assert ("McNemar" in " ".join(pairs)) == (width == 140)
+        table = [line for line in pairs if " to " in line]
+        (section,) = build(read(tmp_path)).sections
+        assert len(table) == len(render.shown_pairs(section)) == 3
+        assert all(re.search(r"(worse|better|no significant difference) +[\d–]+ *$", line) for line in table)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])

@@ -154,7 +154,9 @@ def for_information(model: str, benchmark: str) -> str | None:
     found = []
     if column:
         for line in paper_table(table).to_dict("records"):
-            found.append((what.format(**line), line.get(column), where.format(**line).removesuffix(" (all tokens)")))
+            found.append(
+                (what.format(**line), line.get(column), where.format(**line).removesuffix(" (all tokens)"))
+            )
         found.append((unknown, None, "ST-SimDiff's paper"))
     others = paper_table("other_reported")
     for line in others[

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -35,6 +38,12 @@ PAPER_HEADS = {
 PAIR_HEADS = (
     "method", "minus", "points", "95 % interval", "McNemar p", "clustered p", "Holm p", "verdict", "n needed",
 )  # fmt: skip
+
+
+ALL_PAIR_HEADS = 130
+"""Characters from which on a terminal shows them all, a line a pair; below, the tests whose larger p is Holm's stand in
+``pairs.csv`` and ``table.md`` alone."""
+BRIEF_PAIR_HEADS = [i for i, head in enumerate(PAIR_HEADS) if head not in ("McNemar p", "clustered p")]
 
 
 def pair_cells(section: Section) -> Cells:
@@ -231,7 +240,7 @@ def show(table: Table, console: Console) -> None:
     for line in briefly(table.notes):
         _print_line(console, f"- {line}", "yellow")
     for note in dict.fromkeys(section.about[0] for section in table.sections if section.about):
-        _print_lines(console, [note])
+        _print_lines(console, [note])  # whole: it says what the numbers are not
     _print_lines(console, [one.sentence() for one in table.attributions])
     show_breakdown(table, console)
 
@@ -242,6 +251,20 @@ def briefly(notes: Sequence[str]) -> list[str]:
     for note in notes:
         kinds.setdefault(tuple(note.split()[:2]), []).append(note)
     return [f"(+{len(same) - 1} like it) {same[0]}" if len(same) > 1 else same[0] for same in kinds.values()]
+
+
+def clauses(line: str, width: int) -> str:
+    """The longest beginning of a text that fits the width and says something whole: it ends before a parenthesis or
+    at the end of a sentence or clause, at a comma where there is no other. All of the text where nothing does.
+    """
+    if cell_len(line) <= width:
+        return line
+    for end in (r"(?<=\.)(?= )|[;:](?= )|(?= \()", ",(?= )"):
+        ends = [found.start() for found in re.finditer(end, line)]
+        parts = [line[:place] for place in ends if line[:place].count("(") == line[:place].count(")")]
+        if fitting := [part for part in parts if cell_len(part) <= width]:
+            return fitting[-1]
+    return line
 
 
 def show_breakdown(table: Table, console: Console) -> None:
@@ -259,7 +282,8 @@ def show_full(table: Table, console: Console) -> None:
             if isinstance(part, str):
                 console.print(Text(f"\n{part}", style="bold"))
             elif isinstance(part, Cells):
-                text.terminal(part, console)
+                narrow = part.heads == PAIR_HEADS and console.width < ALL_PAIR_HEADS
+                text.terminal(part.take(BRIEF_PAIR_HEADS) if narrow else part, console)
             else:
                 _print_lines(console, part)
     _print_lines(console, table.notes)
@@ -277,12 +301,19 @@ def show_full(table: Table, console: Console) -> None:
 
 
 def _print_line(console: Console, line: str, style: str) -> None:
-    """One line; what is too long for it ends in dots, and stands in ``table.md`` as a whole."""
-    console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis")
+    """One line; of what is too long for it as many clauses as fit, since ``table.md`` has it as a whole."""
+    console.print(Text(clauses(line, console.width), style=style), no_wrap=True, overflow="ellipsis")
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
         grid = Grid.grid(padding=(0, 1))
-        grid.add_row("-", Text(line, overflow="fold"))
+        grid.add_row("-", Text("\n".join(_wrapped(line, console.width - 2)), overflow="fold"))
         console.print(grid)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Lines of at most so many characters; a number stays with its unit, and with what it is compared with."""
+    together = re.sub(r"(?<=\d) (?=%)|(?<= [<=]) (?=\d)|(?<=\b[pn]) (?=[<=] )", "\xa0", line)
+    parts = textwrap.wrap(together, width, break_long_words=False, break_on_hyphens=False)
+    return [part.replace("\xa0", " ") for part in parts]
