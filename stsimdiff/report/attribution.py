@@ -81,8 +81,8 @@ class Attribution:
         n: questions that all arms of the comparison answered.
         changes: of them, in the order of their ids.
         differences: by part, the accuracy of the whole method minus that of the arm without the part.
-        spoiled: by part, the questions that are right with all tokens and with the method, and wrong without it.
-        mended: by part, the questions that are wrong with both, and right without it.
+        newly_wrong: by part, the questions that are right with all tokens and with the method, and wrong without it.
+        newly_right: by part, the questions that are wrong with both, and right without it.
     """
 
     model: str
@@ -92,8 +92,8 @@ class Attribution:
     label: str
     n: int
     changes: Sequence[Change]
-    spoiled: Mapping[str, int]
-    mended: Mapping[str, int]
+    newly_wrong: Mapping[str, int]
+    newly_right: Mapping[str, int]
     differences: Mapping[str, Pair] = field(default_factory=dict)
 
     def causes(self, change: str) -> Counter[str]:
@@ -199,14 +199,14 @@ def _attribution(
     off = {part: _answers(group, other) for part, other in without.items() if other is not None}
     about = group.answered[arm.id]
     changes: list[Change] = []
-    spoiled: Counter[str] = Counter()
-    mended: Counter[str] = Counter()
+    newly_wrong: Counter[str] = Counter()
+    newly_right: Counter[str] = Counter()
     for id_ in group.common:
         answers = {part: found[id_] for part, found in off.items()}
         if before[id_].right == after[id_].right:
             for part, answer in answers.items():
-                spoiled[part] += before[id_].right and not answer.right
-                mended[part] += answer.right and not before[id_].right
+                newly_wrong[part] += before[id_].right and not answer.right
+                newly_right[part] += answer.right and not before[id_].right
             continue
         change = LOST if before[id_].right else GAINED
         parts = [part for part in PARTS if undoes(change, answers[part].right)]
@@ -215,7 +215,7 @@ def _attribution(
         found = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
         changes.append(Change(str(id_), str(row["video"]), str(row["family"]), target, change, *found))
     place = (group.model, group.benchmark, arm.kind, arm.retention, group.labels[arm.id])
-    return Attribution(*place, len(group.common), changes, spoiled, mended)
+    return Attribution(*place, len(group.common), changes, newly_wrong, newly_right)
 
 
 def _answers(group: Group, arm: StoredArm) -> dict[str, Answered]:

@@ -109,7 +109,7 @@ def _counts(one: Attribution) -> str:
             for f in (partial(one.undone, part), partial(one.alone, part))
         ]
         lines.append(
-            [Cell(part), *(number(n, ".0f") for n in (*counts, one.spoiled[part], one.mended[part]))]
+            [Cell(part), *(number(n, ".0f") for n in (*counts, one.newly_wrong[part], one.newly_right[part]))]
         )
     for name, causes in (("several together", one.several), (NO_SINGLE, partial(one.alone, NO_SINGLE))):
         lost, gained = (number(causes(change), ".0f") for change in (LOST, GAINED))
