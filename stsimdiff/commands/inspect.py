@@ -155,7 +155,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         name: of these frames.
 
     Raises:
-        DataError: when the question or the frames cannot be put to the model.
+        DataError: when the model cannot process the question or the frames.
         RunFailed: when an answer takes longer than ``sample_seconds``.
     """
     from stsimdiff.evaluate.limits import SampleTimeout
@@ -175,7 +175,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.
-        raise DataError(f"{asked.file} cannot be put to {one.settings.model.name}: {error}") from error
+        raise DataError(f"{one.settings.model.name} cannot process {asked.file}: {error}") from error
     grid = put.prompt.layout.grid
     found = []
     for arm in one.arms.values():

@@ -1,4 +1,5 @@
-"""What becomes of a sample that goes wrong: memory that ran out is freed and asked for once more, the rest is said.
+"""What becomes of a sample that fails: out of memory, caches are freed and it is tried once more; any other error is
+recorded.
 
 A failed sample is a line of its own with the reason; nothing is scored for it. Which samples are asked, and when a run
 gives up, is decided elsewhere.

@@ -1,5 +1,5 @@
-"""Several processes of one run, as ``torch.distributed.run`` or a launcher of jobs starts them: who am I, and waiting
-for the others."""
+"""Several processes of one run, as ``torch.distributed.run`` or a launcher of jobs starts them: rank, world size and a
+barrier."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class Family(ABC):
     CONFIGURATIONS: ClassVar[tuple[str, ...]] = ("config.json",)
     """The configuration files that :meth:`shape_from` reads where a checkpoint has them; the first one it must have."""
     released_files: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What of those files of a released checkpoint decides sizes, for a plan before the weights are here."""
+    """What of those files of a released checkpoint decides sizes, for a plan without the weights."""
     mrope: ClassVar[bool] = False
     """Whether a token's position is more than one number (M-RoPE); :attr:`decoder` says it too."""
 

@@ -98,7 +98,7 @@ def unready(family: str, path: str | Path | None) -> list[str]:
         found.append(f"{folder} has no preprocessor ({' or '.join(PROCESSORS)})")
     if row.templated and not _template(texts, processor=not row.original):
         found.append(
-            f"{texts} has no chat template (chat_template.jinja), without which no question can be put to the model"
+            f"{texts} has no chat template (chat_template.jinja), without which the model cannot be asked a question"
         )
     return [f"{said}: {fetching(family, str(folder))}" for said in found]
 

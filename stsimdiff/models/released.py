@@ -1,4 +1,4 @@
-"""Sizes of a model before its weights are here: from its configuration files, or from those of the released checkpoint.
+"""Sizes of a model without its weights: from its configuration files, or from those of the released checkpoint.
 
 Of the released checkpoints each family writes down what decides sizes, as their ``config.json`` on the hub says it. A
 plan that rests on them says so; nothing is loaded from them.

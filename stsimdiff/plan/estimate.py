@@ -62,7 +62,7 @@ class ArmPlan:
         reason: why there is no trace.
         flops: of the language model and the compressor for all open questions, every prompt prefilled whole.
         flops_shared: the same where one prefill serves a video's questions, as far as the method lets them share it;
-            how often the compressor runs then is not told apart: it counts with every question.
+            the compressor counts with every question.
         layers_shared: so many of the first layers.
         each: of the language model for one question of the typical video, ``each_all`` with all its tokens.
         closed: the closed form's ratio to all tokens.
@@ -196,7 +196,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
 
 
 def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], list[str]]:
-    """The questions, the header of each of their videos by path, and what has to be said of them."""
+    """The questions, the header of each of their videos by path, and notes for the user."""
     benchmark, notes = settings.benchmark, []
     module = None if benchmark.data else benchmark.module()
     world = {"world": benchmark.world} if benchmark.world else {}

@@ -63,7 +63,7 @@ class Decoded(NamedTuple):
         indices: their frame numbers in the file, as the decoder was asked for them.
         total: frames in the file.
         fps: the file's frames per second.
-        note: what has to be said of the file, if anything.
+        note: a remark on the file for the user; empty without one.
     """
 
     pixels: np.ndarray
@@ -119,7 +119,7 @@ class Frames:
         total: frames in the file.
         fps: the file's frames per second.
         seconds: time it took to read them.
-        note: what has to be said of the file, if anything.
+        note: a remark on the file for the user; empty without one.
     """
 
     pixels: np.ndarray
@@ -296,7 +296,7 @@ def size(path: str | Path, sampling: Sampling) -> int:
 
 
 def say_note(path: str | Path, frames: Frames) -> None:
-    """Log what has to be said of a file."""
+    """Log the remark on a file."""
     if frames.note:
         from loguru import logger
 

@@ -86,7 +86,7 @@ class Packets:
 
     @property
     def note(self) -> str:
-        """What has to be said of the file, if anything."""
+        """A remark on the file for the user; empty without one."""
         if not self.first:
             return ""
         return f"it begins without a keyframe and is read from its first one; pictures lost before it: {self.first}"
