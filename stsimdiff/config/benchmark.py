@@ -45,6 +45,7 @@ class BenchmarkSettings:
     Attributes:
         tasks: folder of the task, of a user's own benchmark.
         world: which kind of generated clips; ``None`` for the one that the embedded model was trained on.
+        moments: file of the moments that questions are about.
         prompt: set once it is chosen: given, or the one that the model's file names, or ``default``.
         revision: of the data, by its content; ``None`` in a plan without data.
         root: the folder of a public benchmark; ``None`` for another, and in a plan without data.
@@ -64,6 +65,7 @@ class BenchmarkSettings:
     macro: bool
     note: Annotated[InstanceOf[str], Field(description="text")] | None
     world: Literal["static_camera", "fast_cuts", "slow_change"] | None
+    moments: Annotated[Folder, Field(description="the path of a file")] | None
     data: Folder | None
     prompt: Annotated[str, Field(description="a name")] | None
     decoder: Annotated[str, Field(pattern=r"\S", description="a name")]
@@ -81,7 +83,7 @@ class BenchmarkSettings:
 
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
-        rare = ("tasks", "server", "missing_questions", "decoder_code", "world")
+        rare = ("tasks", "server", "missing_questions", "decoder_code", "world", "moments")
         said = {key: value for key, value in vars(self).items() if key != "source"}
         return {key: value for key, value in said.items() if value is not None or key not in rare}
 

@@ -8,30 +8,94 @@ keep of a moment is at least what is counted. Tokens of no cell (ends of rows or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stsimdiff.config.benchmark import BenchmarkSettings
-from stsimdiff.data.moments import Moments, cells
+from stsimdiff.data.moments import Annotated, Moment, Moments, cells, read_moments
+from stsimdiff.errors import DataError, VideoError
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.schema import suggestion
 from stsimdiff.tokens import Grid, Picture, Reason
 from stsimdiff.trace import Trace
+from stsimdiff.video.headers import read_header
+from stsimdiff.video.parts import Part
 
 Mask = NDArray[np.bool_]
 
 
-def with_moments(benchmark: BenchmarkSettings, questions: Sequence[Question]) -> list[Question]:
-    """The questions with their moments and all events of their videos, where the benchmark knows any."""
+def with_moments(
+    benchmark: BenchmarkSettings, questions: Sequence[Question], every: Callable[[], Sequence[Question]]
+) -> list[Question]:
+    """The questions with their moments and all events of their videos, where a file or the benchmark knows any.
+
+    Args:
+        benchmark: whose ``moments`` may name a file, which then counts alone.
+        questions: those that are asked.
+        every: gives all questions of the benchmark, which the file may speak of.
+
+    Raises:
+        DataError: for a row of the file that fits no video or question, or lies beyond the video's end.
+    """
+    if benchmark.moments:
+        asked, happens = _annotated(read_moments(Path(benchmark.moments)), every())
+        return [
+            replace(q, moments=tuple(asked.get(q.id, ())), events=tuple(happens.get(q.video, ())))
+            for q in questions
+        ]
     known = getattr(benchmark.module(), "truth", None)
     told = [known(question.document) if known else None for question in questions]
     return [
         replace(question, moments=one[0], events=one[1]) if one else question
         for question, one in zip(questions, told, strict=True)
     ]
+
+
+def _annotated(
+    rows: Sequence[Annotated], questions: Sequence[Question]
+) -> tuple[dict[str, list[Moment]], dict[str, list[Moment]]]:
+    """Moments by question, and all of a video by its path."""
+    videos: dict[str, set[str]] = {}
+    about: dict[str, dict[str, None]] = {}
+    for question in questions:
+        about.setdefault(question.video, {})[question.id] = None
+        for name in (question.video_name, Path(question.video_name).name, Path(question.video_name).stem):
+            videos.setdefault(name, set()).add(question.video)
+    asked: dict[str, list[Moment]] = {}
+    happens: dict[str, list[Moment]] = {}
+    seconds: dict[Path, float] = {}
+    for row in rows:
+        found = videos.get(row.video, set())
+        if len(found) != 1:
+            why = (
+                f"is the name of {len(found)} videos" if found else "is no video of the benchmark's questions"
+            )
+            raise DataError(
+                f"{row.place}: video={row.video} {why}{'' if found else suggestion(row.video, videos)}"
+            )
+        (path,) = found
+        if row.question is not None and row.question not in about[path]:
+            near = suggestion(row.question, about[path])
+            raise DataError(f"{row.place}: question={row.question} is no question about {row.video}{near}")
+        file = Part.of(path).file
+        if file not in seconds:
+            # A video that cannot be read is said where the videos are looked at.
+            with suppress(VideoError):
+                seconds[file] = read_header(file).seconds
+        if 0 < seconds.get(file, 0) < row.moment.end:
+            raise DataError(
+                f"{row.place}: end={row.moment.end:g} lies beyond the {seconds[file]:g} seconds of {row.video}"
+            )
+        happens.setdefault(path, []).append(row.moment)
+        for id_ in about[path] if row.question is None else (row.question,):
+            asked.setdefault(id_, []).append(row.moment)
+    return asked, happens
 
 
 def entry(

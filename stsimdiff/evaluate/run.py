@@ -98,7 +98,8 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
         known = {name for question in questions for name in question.columns}
         check_column(settings.breakdown, known, settings.benchmark.name)
     settings, unusable = _checked_videos(settings, questions)
-    return settings, task, with_moments(settings.benchmark, questions), unusable
+    questions = with_moments(settings.benchmark, questions, lambda: all_questions(task, None, None))
+    return settings, task, questions, unusable
 
 
 def conclude(

@@ -27,7 +27,7 @@ UNTOLD = {
     ),
     "benchmark": (
         *QUESTIONS, "name", "data", "root", "families", "limit", "chance", "note", "macro", "allow_missing",
-        "video_seconds", "missing_questions", "split", "server", "world",
+        "video_seconds", "missing_questions", "split", "server", "world", "moments",
     ),
 }  # fmt: skip
 """Settings that change no answer, or are said elsewhere."""
