@@ -5,17 +5,24 @@
 Timed are all selections of a method in the prefill of a decoder of four layers, which add nothing and whose attention
 is drawn; what a method does while decoding is left out. Time is given as a multiple of one copy of the token matrix
 into memory that is there already, of one product of the tokens of each frame with each other, and of all products of
-matrices that the method makes itself; memory as a multiple of the matrix's size; growth as the exponent of time over
+matrices that the method makes itself, of which the arithmetic is given as a multiple of that of the product of frames;
+memory as a multiple of the matrix's size; growth as the exponent of time over
 frames. On the CPU seconds are those that this process computed, so that others on the machine count little. ST-SimDiff
 is measured on four scenes that bracket what videos do: ``mixed`` (many small communities), ``static`` (one giant
 community of everything), ``newline`` (mixed, with a column of equal newline tokens, as in LLaVA-Video) and
 ``different`` (no edge at all); every other method on ``mixed``.
+
+Methods without own products take at most 8 copies (:data:`MOST_COPIES`), those with some at most twice the time
+of the product of frames or of their own (:data:`MOST_PRODUCTS`); a row that does not is marked ``over``. By definition
+DivPrune compares all tokens of the video, and Scissor's bisection the means of all components at each of its steps, so
+both make many products of frames; no such matrix is ever kept whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 import statistics
 import time
@@ -41,8 +48,11 @@ OTHERS = tuple(name for name in compressors.BUILTIN if name not in (MAIN, "none"
 SCENES = ("mixed", "static", "newline", "different")
 LAYERS, TOWER = 4, (16, 72)
 """Depth of the decoder; heads and their width of the vision tower, those of SigLIP."""
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_euclidean_dist")
+ADDED = ("addmm", "baddbmm")
+PRODUCTS = ("mm", "bmm", "_euclidean_dist", *ADDED)
 """Products of matrices, and the distances that are made of one."""
+MOST_COPIES, MOST_PRODUCTS = 8, 2
+"""Limits of a selection's time: copies of the tokens, or the products that it is made of."""
 SHOT = 16
 """Frames until the picture changes."""
 
@@ -77,11 +87,11 @@ class Timed(Asked):
 
 
 class Products(TorchDispatchMode):
-    """Adds up the time of products of matrices."""
+    """Adds up the time of products of matrices, and their multiply-adds."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self.device, self.seconds = device, 0.0
+        self.device, self.seconds, self.adds = device, 0.0, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if function._overloadpacket.__name__ not in PRODUCTS:
@@ -89,6 +99,8 @@ class Products(TorchDispatchMode):
         started = now(self.device)
         found = function(*args, **(kwargs or {}))
         self.seconds += now(self.device) - started
+        first = next(one for one in args[function._overloadpacket.__name__ in ADDED :] if one.ndim > 1)
+        self.adds += found.numel() * first.shape[-1]
         return found
 
 
@@ -174,6 +186,7 @@ def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> di
         "copy_seconds": statistics.median(copies),
         "frame_product_seconds": statistics.median(frame_products),
         "own_products_seconds": products.seconds,
+        "own_over_frame_product": products.adds / (grid.tokens * grid.per_frame * options.dim),
         "selection_seconds": median,
         "selection_spread": max(selections) - min(selections),
         "time_over_copy": median / statistics.median(copies),
@@ -181,6 +194,14 @@ def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> di
         "time_over_own_products": median / products.seconds if products.seconds else None,
         "memory_over_matrix": measured[0].peak / size if measured[0].peak else None,
     }
+
+
+def within(row: dict) -> bool:
+    """Whether a row meets the limit of its kind: copies for methods without products, else products."""
+    if row["time_over_copy"] <= MOST_COPIES:
+        return True
+    own = row["time_over_own_products"]
+    return own is not None and min(own, row["time_over_frame_product"]) <= MOST_PRODUCTS
 
 
 def shown(row: dict) -> str:
@@ -191,7 +212,8 @@ def shown(row: dict) -> str:
         f"{'-' if groups is None else groups:>7} {row['kept']:7} {row['copy_seconds'] * 1e3:8.1f} "
         f"{row['selection_seconds'] * 1e3:10.1f} {row['time_over_copy']:7.2f} "
         f"{row['time_over_frame_product']:8.2f} {'-' if own is None else f'{own:.2f}':>6} "
-        f"{'-' if memory is None else f'{memory:.2f}':>9}"
+        f"{row['own_over_frame_product']:7.2f} {'-' if memory is None else f'{memory:.2f}':>9}"
+        f"{'' if within(row) else '  over'}"
     )
 
 
@@ -220,23 +242,37 @@ def main() -> None:
 
     print(
         "method              scene     frames  tokens  groups    kept  copy ms  select ms  x copy  x frames  x own"
-        "  x memory"
+        "  prod.  x memory"
     )
     rows, growth = [], {}
     cases = [(MAIN, kind) for kind in SCENES] + [(name, "mixed") for name in OTHERS]
-    for name, kind in cases:
-        if name not in options.methods:
-            continue
-        own = [measure(name, kind, Grid(n, options.height, options.width), options) for n in options.frames]
-        for row in own:
-            print(shown(row), flush=True)
-        growth[f"{name} {kind}"] = exponent(own)
-        print(f"{name:20}{kind:10}growth exponent {exponent(own):.2f}", flush=True)
-        rows += own
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    report = {"settings": settings, "machine": machine, "growth_exponent": growth, "rows": rows}
-    save_report(report, options.out)
+    try:
+        for name, kind in cases:
+            if name not in options.methods:
+                continue
+            own = [
+                measure(name, kind, Grid(n, options.height, options.width), options) for n in options.frames
+            ]
+            for row in own:
+                print(shown(row), flush=True)
+            growth[f"{name} {kind}"] = exponent(own)
+            print(f"{name:20}{kind:10}growth exponent {exponent(own):.2f}", flush=True)
+            rows += own
+    finally:
+        # What was measured before an interruption is kept.
+        settings = {
+            key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
+        }
+        machine = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "day": time.strftime("%Y-%m-%d", time.gmtime()),
+            "load": os.getloadavg()[0],
+        }
+        report = {"settings": settings, "machine": machine, "growth_exponent": growth, "rows": rows}
+        save_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """``python -m scripts.methods_page``: write docs/methods.md, and the table of methods in the README, from the methods'
-classes, NOTICE and the recorded cases.
+classes, NOTICE, the recorded cases and what `python -m benchmarks.selection --frames 64` measured.
 
 With ``--check`` nothing is written; the exit code is 1 where one is not what would be written.
 """
@@ -7,9 +7,11 @@ With ``--check`` nothing is written; the exit code is 1 where one is not what wo
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,10 @@ from stsimdiff.tokens import Grid, Layout, VisionSignals
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
+MEASURED = ROOT / "results" / "selection.json"
 MARKS = ("<!-- made by python -m scripts.methods_page -->\n", "<!-- until here -->\n")
+NO_PRODUCT = 0.01
+"""Below this share of the product of frames, a method's own products are not what its time is measured by."""
 LAYERS = 28
 """Depth of the model that the places are shown for: Qwen2-7B's."""
 
@@ -102,6 +107,42 @@ def reads(method: Compressor, places: Places) -> str:
 
 
 HEADS = ("method", "published", "acts", "reads", "fidelity", "recorded cases")
+COSTS = ("ms", "copies", "frame products", "own products", "own / frame")
+"""Heads of what a selection takes; see :func:`measured`."""
+
+
+def costs(report: dict[str, Any]) -> dict[str, list[str]]:
+    """What :data:`COSTS` names of each method in a report of benchmarks/selection.py, on its scene ``mixed``."""
+    found = {name: ["?"] * len(COSTS) for name in compressors.BUILTIN}
+    found |= {"none": ["-"] * len(COSTS), "no_video": ["-"] * len(COSTS)}
+    for row in report["rows"]:
+        if row["scene"] != "mixed":
+            continue
+        own = row["time_over_own_products"]
+        found[row["method"]] = [
+            f"{row['selection_seconds'] * 1e3:.0f}",
+            f"{row['time_over_copy']:.1f}",
+            f"{row['time_over_frame_product']:.2f}",
+            "-" if own is None or row["own_over_frame_product"] < NO_PRODUCT else f"{own:.2f}",
+            f"{row['own_over_frame_product']:.2f}",
+        ]
+    return found
+
+
+def measured(report: dict[str, Any]) -> str:
+    """What the cost of a selection means, and when and on what it was measured, from the report itself."""
+    one, machine, settings = report["rows"][0], report["machine"], report["settings"]
+    text = f"""The last five columns are what a selection takes: {one["frames"]} frames of
+    {settings["height"]} x {settings["width"]} x {settings["dim"]:,} values in {settings["dtype"]},
+    {settings["retention"]:.0%} of the tokens left. Milliseconds of {settings["threads"]} thread(s); that time over one
+    copy of the tokens ({one["copy_seconds"] * 1e3:.0f} ms), over one product of each frame's tokens with each other
+    ({one["frame_product_seconds"] * 1e3:.0f} ms), and over the products that the method makes itself, whose arithmetic,
+    over that of the product of frames, comes last. DivPrune compares all tokens of the video, and Scissor the means of
+    all components at each step of its bisection: many products by what they are. Measured on {machine["day"]} on
+    {machine["cores"]} cores ({machine["machine"]}, torch {machine["torch"]}, load {machine["load"]:.1f}; medians of
+    {settings["repeats"]}) by `python -m benchmarks.selection --frames 64`, after which `python -m scripts.methods_page`
+    writes them here; a question mark: not measured there."""
+    return " ".join(text.split())
 
 
 def rows() -> dict[str, list[str]]:
@@ -141,14 +182,16 @@ def page() -> str:
     """The whole page."""
     known = sources((ROOT / "NOTICE").read_text(encoding="utf-8"))
     recorded = cases(ROOT / "tests" / "golden")
+    report = json.loads(MEASURED.read_text(encoding="utf-8"))
+    taken = costs(report)
     lines, sections = [], []
     for name, row in rows().items():
         cls = compressors.resolve(name)
         source = known.get(plain(cls.__name__))
         fidelity = compressors.fidelity_of(cls) or {"word": "-", "reason": ""}
-        lines.append([Cell(name, link=f"#{name}"), *map(Cell, row)])
+        lines.append([Cell(name, link=f"#{name}"), *map(Cell, row + taken[name])])
         sections.append(section(name, cls, source, fidelity, recorded.get(plain(cls.__name__), 0)))
-    table = markdown(Cells(HEADS, [("", lines)], words=len(HEADS)))
+    table = markdown(Cells(HEADS + COSTS, [("", lines)], words=len(HEADS)))
     agree = sum(recorded.values())
     return f"""# The methods
 
@@ -158,6 +201,8 @@ selections agree with the authors' code, besides whole runs. Layers are those of
 of the tokens. What the words of fidelity mean: [the list](../stsimdiff/compressors/README.md).
 
 {table}
+
+{measured(report)}
 
 {chr(10).join(sections)}"""
 
