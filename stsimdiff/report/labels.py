@@ -131,14 +131,22 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     found = settings(arms)
     told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
     values = swept(arms)
+    named = {}
     for arm in arms:
+        named[arm.id] = arm.label
         # A default is named too where others differ from it; a switch that is as it is by default goes without saying.
         if arm.label == arm.configured:
-            told[arm.id][:0] = [
+            method, *parts = arm.label.split(" ")
+            parts += [
                 f"{name}={_said(value)}"
                 for name, value in values[arm.id].items()
                 if not isinstance(value, bool) and f" {name}=" not in f" {arm.configured}"
             ]
+            if all("=" in part for part in parts):
+                # In one order in all rows, whichever of them are defaults.
+                turns = {name: turn for turn, name in enumerate(values[arm.id])}
+                parts.sort(key=lambda part: turns.get(part.partition("=")[0], len(turns)))
+            named[arm.id] = " ".join([method, *parts])
     for same in _by(arms, lambda arm: arm.method).values():
         codes = [one_line(str(arm.record.get("code"))) for arm in same]
         if len(set(codes)) > 1:
@@ -147,7 +155,7 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
                 told[arm.id].append(f"code {short(code)}")
 
     def label(arm: StoredArm) -> str:
-        return " ".join([arm.label, *told[arm.id]])
+        return " ".join([named[arm.id], *told[arm.id]])
 
     def place(arm: StoredArm) -> tuple:
         return label(arm), arm.retention, None if arm.reference else arm.kind
