@@ -245,11 +245,10 @@ def main() -> None:
         "  prod.  x memory"
     )
     rows, growth = [], {}
-    cases = [(MAIN, kind) for kind in SCENES] + [(name, "mixed") for name in OTHERS]
     try:
-        for name, kind in cases:
-            if name not in options.methods:
-                continue
+        for name, kind in [
+            (name, kind) for name in options.methods for kind in (SCENES if name == MAIN else ["mixed"])
+        ]:
             own = [
                 measure(name, kind, Grid(n, options.height, options.width), options) for n in options.frames
             ]
