@@ -247,7 +247,9 @@ def main() -> None:
     rows, growth = [], {}
     try:
         for name, kind in [
-            (name, kind) for name in options.methods for kind in (SCENES if name == MAIN else ["mixed"])
+            (method, scene)
+            for method in options.methods
+            for scene in (SCENES if method == MAIN else ["mixed"])
         ]:
             own = [
                 measure(name, kind, Grid(n, options.height, options.width), options) for n in options.frames
