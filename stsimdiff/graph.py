@@ -24,7 +24,7 @@ from stsimdiff.tokens import Grid
 EDGES = ("both", "spatial", "temporal")
 COMMUNITIES = ("connected", "louvain", "leiden")
 
-BLOCK = 256
+_BLOCK = {"cpu": 256, "cuda": 2048}
 """Rows compared with all others at once: enough for a product of matrices to run at its full speed."""
 _ROWS = {"cpu": 64, "cuda": 4096}
 """Rows of features gathered at once: what fits the second-level cache of a core, or what fills a GPU."""
@@ -301,8 +301,13 @@ def products(rows: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, 
     No block is larger than the matrix of the others, whatever n and m are.
     """
     others = rows if others is None else others
-    for first in range(0, len(rows), size := min(BLOCK, rows.shape[1])):
+    for first in range(0, len(rows), size := block(rows)):
         yield first, rows[first : first + size] @ others.T
+
+
+def block(rows: Tensor) -> int:
+    """How many of ``rows`` ``(n, D)`` are compared with others at once."""
+    return min(_BLOCK.get(rows.device.type, _BLOCK["cuda"]), rows.shape[1])
 
 
 def group_means(features: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -121,21 +121,31 @@ def components(unit: Tensor, tau: float, order: Tensor | None = None) -> Compone
 
 
 def components_by_frame(features: Tensor, tau: float, frames: int, guarded: bool = True) -> Components:
-    """:func:`components` of each of ``T`` frames of ``features`` ``(N, D)``, counted over the video.
+    """:func:`components` of each of ``T`` frames of ``features`` ``(N, D)``, counted over the video."""
+    return _of_cosines(cosines_by_frame(features, frames, guarded), tau)
 
-    Many frames at once, as long as their ``F x F`` matrices take no more than half of the tokens' memory.
+
+def cosines_by_frame(features: Tensor, frames: int, guarded: bool = True) -> list[Tensor]:
+    """``(t, F, F)`` cosines of each frame's tokens, a few of ``T`` frames of ``features`` ``(N, D)`` together.
+
+    So many at once that what is worked on takes no more than half of the tokens' memory.
     """
     n, width = features.shape
     size = n // frames
     at_once = max(1, min(FRAMES, n * width // (2 * size * size)))
-    degree, label = [], []
-    for first, part in enumerate(features.split(at_once * size)):
-        part = graph.unit(part, guarded).unflatten(0, (-1, size))
-        connected = part @ part.mT > tau
+    units = (graph.unit(part, guarded).unflatten(0, (-1, size)) for part in features.split(at_once * size))
+    return [unit @ unit.mT for unit in units]
+
+
+def _of_cosines(cosines: list[Tensor], tau: float) -> Components:
+    degree, label, start = [], [], 0
+    for part in cosines:
+        connected = part > tau
         degree.append(connected.sum(-1).flatten())
-        start = first * at_once * size
-        begin = torch.arange(start, start + connected.shape[0] * size, size, device=features.device)
+        count, size = connected.shape[:2]
+        begin = torch.arange(start, start + count * size, size, device=part.device)
         label.append((_lowest(connected | connected.mT) + begin[:, None]).flatten())
+        start += count * size
     return _in_order(torch.cat(label), torch.cat(degree))
 
 
@@ -238,7 +248,13 @@ class Steps:
 
 
 def steps(
-    features: Tensor, grid: Grid, tau: float, guarded: bool = True, draw: Draw | None = None, least: int = 0
+    features: Tensor,
+    grid: Grid,
+    tau: float,
+    guarded: bool = True,
+    draw: Draw | None = None,
+    least: int = 0,
+    cosines: list[Tensor] | None = None,
 ) -> Steps | None:
     """The spatial and the temporal step; ``None`` where the first leaves fewer than ``least``.
 
@@ -249,8 +265,11 @@ def steps(
         guarded: whether a zero token is at right angles to all others, and not NaN.
         draw: the sampled tokens of a graph of n, in order; asked for each frame and then for the temporal step.
         least: rows that are wanted.
+        cosines: :func:`cosines_by_frame` where they are there already.
     """
-    if draw is None and grid.per_frame <= features.shape[1]:
+    if cosines is not None:
+        spatial = _of_cosines(cosines, tau)
+    elif draw is None and grid.per_frame <= features.shape[1]:
         spatial = components_by_frame(features, tau, grid.frames, guarded)
     else:
         parts, done = [], 0
@@ -274,10 +293,7 @@ def reassigned(features: Tensor, rows: Tensor, guarded: bool = True) -> tuple[Te
     """
     at = graph.unit(rows, guarded)
     owner = torch.cat(
-        [
-            (graph.unit(part, guarded) @ at.T).argmax(1)
-            for part in features.split(min(graph.BLOCK, features.shape[1]))
-        ]
+        [(graph.unit(part, guarded) @ at.T).argmax(1) for part in features.split(graph.block(features))]
     )
     group = torch.cat((owner, torch.arange(len(rows), device=owner.device)))
     return owner, graph.group_means(torch.cat((features, rows)), group, len(rows))
@@ -306,23 +322,31 @@ class _Run(Run):
         _, features = reassigned(tokens.features, rows, not method.as_released)
         return Selection.from_mask(mask, Reason.REPRESENTATIVE, features)
 
-    def _steps(self, tokens: VideoTokens, tau: float, least: int = 0) -> Steps | None:
+    def _steps(
+        self, tokens: VideoTokens, tau: float, least: int = 0, cosines: list[Tensor] | None = None
+    ) -> Steps | None:
         method, generator = self.method, generator_for(self.layout.sample, 0)
 
         def draw(n: int) -> Tensor:
             return torch.randperm(n, generator=generator)[: sample_size(n, method.epsilon)]
 
         released = method.as_released
-        return steps(tokens.features, tokens.grid, tau, not released, draw if released else None, least)
+        return steps(
+            tokens.features, tokens.grid, tau, not released, draw if released else None, least, cosines
+        )
 
     def _solved(self, tokens: VideoTokens) -> Steps:
         """Bisection: the steps at the smallest tau found that leaves enough rows."""
         # Above every cosine nothing is connected, and every token is a row.
         low, high, enough = -1.0, 1.0, 2.0
+        cosines = None
+        if not self.method.as_released and 2 * tokens.grid.per_frame <= tokens.features.shape[1]:
+            # The same at every tau; they take no more memory than the tokens do in half precision.
+            cosines = cosines_by_frame(tokens.features, tokens.grid.frames)
         for _ in range(STEPS):
             tau = (low + high) / 2
             # Made again at the end rather than kept: its means are as large as the tokens.
-            found = self._steps(tokens, tau, self.count)
+            found = self._steps(tokens, tau, self.count, cosines)
             rows = 0 if found is None else len(found.keep)
             if found is not None and self.count <= rows <= (1 + CLOSE) * self.count:
                 return found
@@ -331,7 +355,7 @@ class _Run(Run):
                 low = tau
             else:
                 high = enough = tau
-        found = self._steps(tokens, enough)
+        found = self._steps(tokens, enough, cosines=cosines)
         assert found is not None, "no least number of rows was asked for"
         return found
 
