@@ -290,8 +290,17 @@ def test_one_figure_holds_all_numbers_of_frames(tmp_path: Path) -> None:
     frames = {arm.id: arm.record["model"]["frames"] for arm in stored.arms}
     for by in found.lines.values():
         assert list(by) != [] and all(frames[row.arm] == value for value, row in by.items()) and len(by) == 3
+    styles = palette.looks(row for section in table.sections for row in section.rows)
     with rc_context(VENUES["cvpr"].settings()):
-        (axes,) = figures.by_frames([found]).axes
+        (axes,) = figures.by_frames([found], styles).axes
+        # In the methods' own colours and markers; the budgets of one method differ in the line.
+        lines = {line.get_label(): line for line in axes.figure.legends[0].get_lines()}
+        ours = [lines["st_simdiff at 50 %"], lines["st_simdiff at 30 %"]]
+        assert {line.get_color() for line in ours} == {palette.STAR["st_simdiff"].colour}
+        assert {line.get_marker() for line in ours} == {"*"} and ours[0].get_linestyle() != ours[
+            1
+        ].get_linestyle()
+        assert lines["none"].get_color() == palette.ENDS["none"].colour
         assert axes.get_xlabel() == "frames" and axes.get_title() == ""
         drawn = {tuple(line.get_xdata()): 0 for line in axes.lines if len(line.get_xdata()) == 3}
         assert list(drawn) == [(4, 8, 16)]
@@ -299,7 +308,7 @@ def test_one_figure_holds_all_numbers_of_frames(tmp_path: Path) -> None:
         assert heights == pytest.approx(
             sorted(row.overall for by in found.lines.values() for row in by.values())
         )
-        assert over_frames(table.sections[:1], stored.arms) == [] and figures.by_frames([]) is None
+        assert over_frames(table.sections[:1], stored.arms) == [] and figures.by_frames([], styles) is None
     drawn = dict(figures.figures(table, stored))
     assert set(drawn["frames"]()) == {"pdf", "svg", "png"}
     # It is an earlier report's once the run has one number of frames.

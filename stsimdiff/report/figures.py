@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from stsimdiff.report.breakdown import Part
 from stsimdiff.report.labels import greek
 from stsimdiff.report.moments import ALL, Found
-from stsimdiff.report.palette import STYLES, Look, looks
+from stsimdiff.report.palette import STYLES, Look, Style, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Row, Section
 from stsimdiff.report.series import (
@@ -92,7 +92,7 @@ def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Ite
         about = f"{section.model} on {section.benchmark}, budget of kind {section.budget}"
         for name, draw in zip(NAMES, drawings, strict=True):
             yield f"{name}{suffix}", partial(_drawn, draw, f"{name}{suffix}", about, style)
-    together = partial(by_frames, over_frames(table.sections, stored.arms))
+    together = partial(by_frames, over_frames(table.sections, stored.arms), styles)
     yield FRAMES, partial(_drawn, together, FRAMES, "accuracy over the number of frames", style)
 
 
@@ -228,12 +228,13 @@ def swept(section: Section) -> Figure | None:
     return _over(sweeps(section), whole)
 
 
-def by_frames(found: Sequence[Sweep]) -> Figure | None:
+def by_frames(found: Sequence[Sweep], styles: Looks) -> Figure | None:
     """The accuracy of each arm, with its interval, over the number of frames; a panel a model and benchmark."""
-    return _over(found, math.nan)
+    return _over(found, math.nan, styles)
 
 
-def _over(found: Sequence[Sweep], whole: float) -> Figure | None:
+def _over(found: Sequence[Sweep], whole: float, styles: Looks | None = None) -> Figure | None:
+    """Lines and bars of sweeps; with ``styles`` in the colours of the methods, each budget with a line of its own."""
     if not found:
         return None
     figure, panels = _panels(len(found), beside=2, sharey=True)
@@ -241,16 +242,20 @@ def _over(found: Sequence[Sweep], whole: float) -> Figure | None:
     for axes, sweep in zip(panels, found, strict=True):
         width = 0.8 / len(sweep.lines)
         for turn, (label, by) in enumerate(sweep.lines.items()):
-            again, place = divmod(len(handles), len(STYLES))
-            look: dict[str, Any] = {"color": STYLES[place].colour}
             values, rows = zip(*sorted(by.items(), key=lambda one: sweep.values.index(one[0])), strict=True)
+            again, place = divmod(len(handles), len(STYLES))
+            drawn: Look | Style = STYLES[place]
+            if styles:
+                drawn = styles[rows[0].method, rows[0].label]
+                again = sum(handle.get_color() == drawn.colour for handle in handles)
+            look: dict[str, Any] = {"color": drawn.colour}
             y = [row.overall for row in rows]
             error = [
                 [_distance(row.overall, row.ci_low) for row in rows],
                 [_distance(row.ci_high, row.overall) for row in rows],
             ]
             if sweep.numbers:
-                look |= {"marker": STYLES[place].marker, "ls": ("-", "--", ":")[again % 3], "lw": 1.1}
+                look |= {"marker": drawn.marker, "ls": ("-", "--", ":")[again % 3], "lw": 1.1}
                 axes.errorbar(values, y, yerr=error, elinewidth=0.8, capsize=2, **look)
             else:
                 x = [sweep.values.index(value) + width * (turn + 0.5) - 0.4 for value in values]
