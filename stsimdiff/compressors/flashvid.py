@@ -211,12 +211,17 @@ def pick(features: Tensor, weight: Tensor, count: int, method: str, again: bool 
     frames, patches = weight.shape
     if count == 0 or patches == 1:
         return torch.arange(count, device=features.device).expand(frames, -1)
-    unit = [graph.unit(frame) for frame in features]
+    # Many frames together, as a GPU takes as long for one; their distances are no more than the tokens' numbers.
+    at_once = max(1, features.numel() // patches**2)
+    found = zip(features.split(at_once), weight.split(at_once), strict=True)
+    return torch.cat([_farthest(part, its_weight, count, again) for part, its_weight in found])
+
+
+def _farthest(features: Tensor, weight: Tensor, count: int, again: bool) -> Tensor:
     distance = torch.stack(
-        [(1 - one @ one.T) * its_weight for one, its_weight in zip(unit, weight, strict=True)]
+        [(1 - (unit := graph.unit(one)) @ unit.T) * own for one, own in zip(features, weight, strict=True)]
     )
-    # All frames at once: a GPU takes as long for one.
-    frame = torch.arange(frames, device=features.device)
+    frame = torch.arange(len(features), device=features.device)
     picked = [distance.kthvalue(2, dim=1).values.argmax(1)]
     nearest = distance[frame, picked[0]]
     for _ in range(count - 1):
