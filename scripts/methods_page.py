@@ -132,17 +132,25 @@ def costs(report: dict[str, Any]) -> dict[str, list[str]]:
 def measured(report: dict[str, Any]) -> str:
     """What the cost of a selection means, and when and on what it was measured, from the report itself."""
     one, machine, settings = report["rows"][0], report["machine"], report["settings"]
-    text = f"""The last five columns are what a selection takes: {one["frames"]} frames of
+    settings_of = f"""The last five columns are what a selection takes on a CPU: {one["frames"]} frames of
     {settings["height"]} x {settings["width"]} x {settings["dim"]:,} values in {settings["dtype"]},
-    {settings["retention"]:.0%} of the tokens left. Milliseconds of {settings["threads"]} thread(s); that time over one
-    copy of the tokens ({one["copy_seconds"] * 1e3:.0f} ms), over one product of each frame's tokens with each other
-    ({one["frame_product_seconds"] * 1e3:.0f} ms), and over the products that the method makes itself, whose arithmetic,
-    over that of the product of frames, comes last. DivPrune compares all tokens of the video, and Scissor the means of
-    all components at each step of its bisection: many products by what they are. Measured on {machine["day"]} on
-    {machine["cores"]} cores ({machine["machine"]}, torch {machine["torch"]}, load {machine["load"]:.1f}; medians of
-    {settings["repeats"]}) by `python -m benchmarks.selection --frames 64`, after which `python -m scripts.methods_page`
-    writes them here; a question mark: not measured there."""
-    return " ".join(text.split())
+    {settings["retention"]:.0%} of the tokens left, {settings["threads"]} thread(s). Times on a GPU are others:
+    [gpu-check.md](gpu-check.md)."""
+    columns = [
+        "*ms*: milliseconds of the selection.",
+        f"*copies*: that time over the time of one copy of the tokens ({one['copy_seconds'] * 1e3:.0f} ms).",
+        "*frame products*: over the time of multiplying each frame's tokens with each other "
+        f"({one['frame_product_seconds'] * 1e3:.0f} ms).",
+        "*own products*: over the time of the products of matrices that the method makes itself.",
+        "*own / frame*: arithmetic of these products over that of the frames'. DivPrune compares all tokens of the "
+        "video, and Scissor the means of all components at each step of its bisection: many products by what they are.",
+    ]
+    measured_on = f"""Measured on {machine["day"]} on {machine["cores"]} cores ({machine["machine"]}, torch
+    {machine["torch"]}, load {machine["load"]:.1f}; medians of {settings["repeats"]}) by
+    `python -m benchmarks.selection --frames 64`, after which `python -m scripts.methods_page` writes them here; a
+    question mark: not measured there."""
+    listed = "\n".join(f"* {column}" for column in columns)
+    return "\n\n".join((" ".join(settings_of.split()), listed, " ".join(measured_on.split())))
 
 
 def rows() -> dict[str, list[str]]:
