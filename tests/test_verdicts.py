@@ -611,6 +611,8 @@ def test_at_equal_compute_a_method_has_what_its_own_curve_says(tmp_path: Path) -
         else (f"it has {expected:.1f} and visionzip leads with {other:.1f}")
     )
     assert f"; {place} {told};" in said
+    named = "it" if expected > other else "fastv"
+    assert all(f"between {name} and" not in said for name in {"it", "fastv"} - {named})
     assert "at equal compute %" in (tmp_path / "table.md").read_text()
 
 

@@ -99,13 +99,15 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
         parts = [f"{place} {names} {'lead together' if len(tied) > 1 else 'leads'}"]
     median = median_compute(rows)
     parts[0] += _spending(tied, median)
-    parts += _at_equal_compute(rows, best, median)
+    parts += (elsewhere := _at_equal_compute(rows, best, median))
     if level:
         # Who cannot be told from the leader is a choice of what to spend.
         level = _cheapest_first(level)
         said = [f"{row.label} ({_times(row, median)})" if _ratio(row, median) else row.label for row in level]
         said = said if len(said) <= FEW else [f"{len(said)} others"]
-        parts.append(f"{NO_DIFFERENCE} between {best.label if len(tied) > 1 else 'it'} and {_listed(said)}")
+        # By its name where another was named after it.
+        name = best.label if len(tied) > 1 or any(" it leads " not in part for part in elsewhere) else "it"
+        parts.append(f"{NO_DIFFERENCE} between {name} and {_listed(said)}")
     worse = [
         others[row.label] for row in rivals if row.label in others and others[row.label].verdict == WORSE
     ]
@@ -172,8 +174,9 @@ def _at_equal_compute(rows: Sequence[Row], best: Row, median: float) -> list[str
     place = f"at equal compute ({100 * median:.1f} %, interpolated)"
     if first is best:
         return [f"{place} it leads too, with {best.equal:.1f}"]
-    own = f"it has {best.equal:.1f}" if best in known else "it was not measured"
-    return [f"{place} {own} and {first.label} leads with {first.equal:.1f}"]
+    if best in known:
+        return [f"{place} it has {best.equal:.1f} and {first.label} leads with {first.equal:.1f}"]
+    return [f"{place} {first.label} leads with {first.equal:.1f}, and {best.label} was not measured there"]
 
 
 def _ratio(row: Row, median: float) -> float | None:
