@@ -124,7 +124,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scripts", "docs"):
         (folder / name).mkdir()
         for file in (ROOT / name).iterdir():
-            if file.is_file() and file.suffix != ".py":
+            if file.suffix != ".py" and file.name != "__pycache__":
                 (folder / name / file.name).symlink_to(file)
     (folder / "scripts" / "docs_site.py").write_text((ROOT / "scripts" / "docs_site.py").read_text())
     index = (ROOT / docs_site.INDEX).read_text()

@@ -93,13 +93,18 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
         UserError: for data that is missing or wrong.
     """
     task = load_task(settings.benchmark)
-    questions = all_questions(task, settings.limit, settings.benchmark.families)
+    questions = asked(settings, task)
     if settings.breakdown:
         known = {name for question in questions for name in question.columns}
         check_column(settings.breakdown, known, settings.benchmark.name)
     settings, unusable = _checked_videos(settings, questions)
-    questions = with_moments(settings.benchmark, questions, lambda: all_questions(task, None, None))
     return settings, task, questions, unusable
+
+
+def asked(settings: Settings, task: Any) -> list[Question]:
+    """The questions of a run, with the moments that are known of them."""
+    questions = all_questions(task, settings.limit, settings.benchmark.families)
+    return with_moments(settings.benchmark, questions, lambda: all_questions(task, None, None))
 
 
 def conclude(

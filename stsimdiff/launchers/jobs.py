@@ -66,11 +66,11 @@ class Job:
     def answer(self, processes: Processes) -> int:
         """Answer what is missing and no other process answers; returns how many lines were written."""
         from stsimdiff.evaluate.overlays import Overlays
-        from stsimdiff.evaluate.questions import all_questions, load_task
-        from stsimdiff.evaluate.run import answer_missing
+        from stsimdiff.evaluate.questions import load_task
+        from stsimdiff.evaluate.run import answer_missing, asked
 
         task = load_task(self.settings.benchmark)
-        questions = all_questions(task, self.settings.limit, self.settings.benchmark.families)
+        questions = asked(self.settings, task)
         return answer_missing(
             self.settings,
             task,
@@ -269,7 +269,7 @@ def _absolute(settings: Settings) -> Settings:
     return dataclasses.replace(
         settings,
         folder=settings.folder.absolute(),
-        benchmark=absolute(settings.benchmark, "data", "root"),
+        benchmark=absolute(settings.benchmark, "data", "root", "moments"),
         cache=absolute(settings.cache, "folder"),
     )
 
