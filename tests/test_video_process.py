@@ -77,7 +77,7 @@ def test_errors_come_back_as_they_are(clip: Path, process: VideoProcess, tmp_pat
         with pytest.raises(VideoError, match=reason) as caught:
             process.read(path, 2)
         assert str(path) in str(caught.value)
-    with pytest.raises(ConfigError, match="decoder 'ffmpeg' is unknown"):
+    with pytest.raises(ConfigError, match="benchmark.decoder=ffmpeg is unknown"):
         process.read(clip, 2, "ffmpeg")
     assert process.read(clip, 2).indices == (0, 39)
 
