@@ -184,7 +184,7 @@ def test_whole_minus_part_off_stands_in_every_output(run: Path, arms) -> None:
             [arms[name][id_]["correct"] for id_ in ids] for name in ("compressed", f"without_{part}")
         )
         points = 100 * (sum(whole) - sum(off)) / len(ids)
-        whole_label, off_label = "st_simdiff tau_sim=0.8", f"st_simdiff {part}=False tau_sim=0.8"
+        whole_label, off_label = "st_simdiff tau_sim=0.8", f"st_simdiff tau_sim=0.8 {part}=False"
         assert (pair.method, pair.against) == (whole_label, off_label)
         assert pair.difference == pytest.approx(points) and pair.ci_low < points < pair.ci_high
         assert f"| {part} off | {points + 0.0:+.1f} |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,6 +18,7 @@ from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.resources import folder
+from stsimdiff.video import process
 from stsimdiff.video.process import VideoProcess
 
 MINE = """
@@ -61,8 +63,11 @@ def mine(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    # One that other tests have started looks for modules in another folder.
+    monkeypatch.setattr(process, "shared", functools.cache(process.shared.__wrapped__))
     offer()
     yield offer
+    process.shared().close()
     sys.modules.pop("my_decoders", None)
     video.decoder_of.cache_clear()
 
