@@ -27,10 +27,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from decoding import make
-from store import StubSession, StubTask, stub_arms, stub_settings
-
+from benchmarks.decoding import make
 from benchmarks.output import save_report
+from benchmarks.store import StubSession, StubTask, stub_arms, stub_settings
 from stsimdiff import video
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
-from report import arms_of_table, write_run
 
 from benchmarks.output import save_report
+from benchmarks.report import arms_of_table, write_run
 from stsimdiff.evaluate import store
 from stsimdiff.report.page import report_page
 from stsimdiff.report.rows import read

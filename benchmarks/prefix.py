@@ -17,9 +17,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from sweep import ARMS, answers, command, spent
-
 from benchmarks.output import save_report
+from benchmarks.sweep import ARMS, answers, command, spent
 from stsimdiff.data import clips
 from stsimdiff.evaluate.store import arm_folders, read_answers
 

@@ -150,3 +150,12 @@ def test_slow_tests_are_there_and_ci_runs_them():
     targets = dict(re.findall(r"^([\w-]+): .*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert '-m "not slow"' in targets["test"] and "slow" not in targets["test-all"]
     assert "\nmake test-all 2>&1" in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    """As ``python -m benchmarks.NAME`` and others import it, with no folder of theirs on the path."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import benchmarks.{name}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
