@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stsimdiff.compressors import fastervlm, prumerge, visionzip
+from stsimdiff.compressors import fastervlm
 from stsimdiff.conformance import still_images
 
 torch.set_num_threads(1)
@@ -35,14 +35,13 @@ def load(path: Path) -> dict:
 @pytest.mark.parametrize("path", cases("visionzip"))
 def test_visionzip(path):
     want = load(path)
-    found = visionzip.select(
+    rows, *chosen = still_images.zip_images(
         want["hidden"], want["metric"], want["attn_cls"], want["dominant_num"], want["contextual_num"]
     )
-    assert torch.equal(found.dominant, want["dominant_idx_sorted"])
-    assert torch.equal(found.target, want["contextual_target_idx"])
-    assert torch.equal(found.source, want["merged_source_idx"])
-    assert torch.equal(found.assignment, want["assignment"])
-    torch.testing.assert_close(found.features, want["hidden_out"], atol=1e-5, rtol=0)
+    names = ("dominant_idx_sorted", "contextual_target_idx", "merged_source_idx", "assignment")
+    for index, name in zip(chosen, names, strict=True):
+        assert torch.equal(index, want[name]), name
+    torch.testing.assert_close(rows, want["hidden_out"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("path", cases("fastervlm"))
@@ -71,10 +70,10 @@ def test_prumerge(path):
     if "idx" in want:
         index = still_images.sampled_patches(index, ratio, want["if_adaptive"], want["sample_end"])
         assert torch.equal(index, want["idx"])
-    found = prumerge.merge(want["hidden"][:, 1:], want["k"][:, 1:], attention, index)
-    assert torch.equal(found.complement, want["compl_idx"])
-    assert torch.equal(found.cluster.sort(2).values, want["cluster_idx"])
-    torch.testing.assert_close(found.features, want["tokens_out"], atol=1e-5, rtol=0)
+    rows, rest, cluster = still_images.merge_images(want["hidden"][:, 1:], want["k"][:, 1:], attention, index)
+    assert torch.equal(rest, want["compl_idx"])
+    assert torch.equal(cluster.sort(2).values, want["cluster_idx"])
+    torch.testing.assert_close(rows, want["tokens_out"], atol=1e-5, rtol=0)
 
 
 def test_wrong_counts_are_refused():
@@ -86,9 +85,9 @@ def test_wrong_counts_are_refused():
     assert fastervlm.select(still_images.scores(attention), 9).tolist() == [list(range(9))] * 2
     hidden = torch.rand(2, 10, 4)
     with pytest.raises(ValueError, match="8 dominant and 2 contextual tokens do not fit 9 patches"):
-        visionzip.select(hidden, hidden, attention, 8, 2)
+        still_images.zip_images(hidden, hidden, attention, 8, 2)
     with pytest.raises(ValueError, match="more patches than 10"):
-        prumerge.merge(hidden, hidden, torch.rand(2, 10), torch.zeros(2, 1, dtype=torch.int64))
+        still_images.merge_images(hidden, hidden, torch.rand(2, 10), torch.zeros(2, 1, dtype=torch.int64))
     kept = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="one image at a time, got 2"):
         still_images.sampled_patches(kept, 0.1, True, 575)
@@ -112,7 +111,7 @@ def test_a_tie_goes_to_the_lower_index():
     ]
     hidden = torch.ones(2, 101, 4)
     # The class token stands in front, so that patch 0 is row 1.
-    dominant = visionzip.select(hidden, hidden, attention, 30, 1).dominant
+    dominant = still_images.zip_images(hidden, hidden, attention, 30, 1)[1]
     assert dominant.tolist() == [list(range(31)), [0, *range(51, 81)]]
 
 
@@ -124,22 +123,23 @@ def test_prumerge_compares_keys_by_their_angle():
     """By hand: patch 1 has the larger product with patch 0, patch 2 the smaller angle."""
     key = torch.tensor([[[1.0, 0.0], [10.0, 10.0], [1.0, 0.1]]])
     hidden = torch.tensor([[[1.0], [10.0], [100.0]]])
-    found = prumerge.merge(hidden, key, torch.tensor([[0.5, 0.2, 0.1]]), torch.tensor([[0]]), neighbours=1)
-    assert found.cluster.tolist() == [[[2]]] and found.complement.tolist() == [[1, 2]]
+    weight, kept = torch.tensor([[0.5, 0.2, 0.1]]), torch.tensor([[0]])
+    rows, rest, cluster = still_images.merge_images(hidden, key, weight, kept, neighbours=1)
+    assert cluster.tolist() == [[[2]]] and rest.tolist() == [[1, 2]]
     # 1 + 0.1 * 100, and what was not kept: 0.2 * 10 + 0.1 * 100.
-    assert found.features.flatten().tolist() == pytest.approx([11.0, 12.0])
+    assert rows.flatten().tolist() == pytest.approx([11.0, 12.0])
 
 
 def test_visionzip_takes_any_split_of_the_patches():
     hidden, attention = torch.rand(1, 5, 3), torch.rand(1, 2, 5)
-    everything = visionzip.select(hidden, hidden, attention, 1, 3)
-    assert everything.source.shape == (1, 0)
-    order = torch.cat((everything.dominant, everything.target), 1)[0]
-    assert sorted(order.tolist()) == [0, 1, 2, 3, 4] and torch.equal(everything.features[0], hidden[0, order])
-    assert visionzip.select(hidden, hidden, attention, 0, 1).dominant.tolist() == [[0]]
-    for dominant, contextual in ((-1, 1), (1, 0), (1, 4), (4, 1)):
+    rows, dominant, target, source, _ = still_images.zip_images(hidden, hidden, attention, 1, 3)
+    assert source.shape == (1, 0)
+    order = torch.cat((dominant, target), 1)[0]
+    assert sorted(order.tolist()) == [0, 1, 2, 3, 4] and torch.equal(rows[0], hidden[0, order])
+    assert still_images.zip_images(hidden, hidden, attention, 0, 1)[1].tolist() == [[0]]
+    for few, many in ((-1, 1), (1, 0), (1, 4), (4, 1)):
         with pytest.raises(ValueError, match="do not fit 4 patches"):
-            visionzip.select(hidden, hidden, attention, dominant, contextual)
+            still_images.zip_images(hidden, hidden, attention, few, many)
 
 
 def test_tiles_are_put_in_the_order_of_their_mosaic():

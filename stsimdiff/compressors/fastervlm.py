@@ -1,9 +1,9 @@
 """FasterVLM: each image keeps the patches that the vision tower's CLS token looks at most.
 
 Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster"
-(2024). :func:`select` was checked against recorded outputs of the authors' ``prepare_inputs_labels_for_multimodal``
-(Theia-4869/FasterVLM f5d5f12) on still images; frames of a video go through it. Ours are their shares of the budget
-and, on towers without a class token, the score: the attention that a patch receives from its frame
+(2024). :func:`select`, through which every frame goes, was checked against recorded outputs of the authors'
+``prepare_inputs_labels_for_multimodal`` (Theia-4869/FasterVLM f5d5f12) on still images. Ours are the frames' shares of
+the budget and, on towers without a class token, the score: the attention that a patch receives from its frame
 (:class:`~stsimdiff.tokens.VisionSignals`).
 """
 

@@ -1,10 +1,10 @@
 """PruMerge and PruMerge+: patches with outlying CLS attention stay and take in their most similar patches.
 
-Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models" (2024). :func:`strongest`
-and :func:`merge`, whose sums are not divided, were checked against recorded outputs of the authors'
+Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models" (2024). What a frame goes
+through, :func:`strongest`, :func:`alike` and :func:`added_up`, was checked against recorded outputs of the authors'
 ``token_prune_merge_advanced`` and ``token_prune_merge_advanced_plus`` (42Shawn/LLaVA-PruMerge 097c041) on still images;
-frames of a video go through both. Ours are what :class:`PruMerge` names and, on towers without a class token, the
-attention of a patch: what it receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
+sums are not divided. Ours are what :class:`PruMerge` names and, on towers without a class token, the attention of a
+patch: what it receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
 """
 
 from __future__ import annotations
@@ -80,56 +80,22 @@ class PruMerge(PerFrameCompressor):
         return total
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The reduced tokens of ``B`` images.
-
-    Attributes:
-        features: ``(B, n + 1, d)``: a row for each of ``index``, then one that sums up what was not kept.
-        index: ``(B, n)`` int64, kept patches in the order of the rows; it may hold a patch twice.
-        complement: ``(B, N - n)`` int64, patches that count as not kept.
-        cluster: ``(B, n, 32)`` int64, patches merged into each row.
-    """
-
-    features: Tensor
-    index: Tensor
-    complement: Tensor
-    cluster: Tensor
-
-
 def strongest(attention: Tensor, count: int) -> Tensor:
     """``(B, count)`` int64: patches by descending attention ``(B, N)``; a tie goes to the lower index."""
     return torch.sort(attention, dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def merge(
-    hidden: Tensor, key: Tensor, attention: Tensor, index: Tensor, neighbours: int = NEIGHBOURS
-) -> Merged:
-    """Add to each kept patch its most similar others, weighted by their attention, and sum up the rest.
+def alike(key: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """The patches that count as not kept, and those merged into each kept one.
 
     Args:
-        hidden: ``(B, N, d)`` features of the patches, without CLS.
-        key: ``(B, N, d)`` keys by which patches are compared (cosine).
-        attention: ``(B, N)`` of each patch.
-        index: ``(B, n)`` kept patches.
-        neighbours: patches merged into each; 32 as published.
+        key: ``(P, d)`` by which patches are compared (cosine).
+        index: ``(n,)`` kept patches; it may hold a patch twice.
+        neighbours: patches merged into each.
 
-    Raises:
-        ValueError: for images that have no more patches than that.
+    Returns:
+        ``(P - n,)`` and ``(n, neighbours)`` int64.
     """
-    patches = hidden.shape[1]
-    if patches <= neighbours:
-        raise ValueError(
-            f"PruMerge merges {neighbours} neighbours, so an image needs more patches than {patches}"
-        )
-    found = [alike(*image, neighbours) for image in zip(key, index, strict=True)]
-    complement, cluster = (torch.stack(part) for part in zip(*found, strict=True))
-    images = zip(hidden, attention, index, complement, cluster, strict=True)
-    return Merged(torch.stack([added_up(*image) for image in images]), index, complement, cluster)
-
-
-def alike(key: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The rows of ``complement`` and ``cluster`` of one image; see :class:`Merged`."""
     patches, n = len(key), len(index)
     left = torch.ones(patches, dtype=torch.bool, device=key.device)
     left[index] = False

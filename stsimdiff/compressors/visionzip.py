@@ -1,9 +1,10 @@
 """VisionZip: what the vision tower's CLS token looks at stays, the rest is merged into evenly spaced tokens.
 
-Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (CVPR 2025). :func:`select` was
-checked against recorded outputs of the authors' ``CLIPVisionTower_VisionZip.forward`` (dvlab-research 3151f6d) on still
-images; frames of a video go through it. Ours are their shares of the budget and, on towers without a class
-token, the score: the attention that a patch receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
+Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (CVPR 2025). What a frame goes
+through, :func:`choose` and :func:`merge`, was checked against recorded outputs of the authors'
+``CLIPVisionTower_VisionZip.forward`` (dvlab-research 3151f6d) on still images. Ours are the frames' shares of the
+budget and, on towers without a class token, the score: the attention that a patch receives from its frame
+(:class:`~stsimdiff.tokens.VisionSignals`).
 """
 
 from __future__ import annotations
@@ -92,47 +93,24 @@ class VisionZip(PerFrameCompressor):
         return total
 
 
-@dataclass(frozen=True)
-class Zipped:
-    """The reduced tokens of ``B`` images of ``N`` tokens each, the CLS token (index 0) included.
-
-    Attributes:
-        features: ``(B, 1 + dominant + contextual, d)``: dominant rows, then contextual rows.
-        dominant: ``(B, 1 + dominant)`` int64, ascending, the CLS token first.
-        target: ``(B, contextual)`` int64, tokens that others were merged into.
-        source: ``(B, R)`` int64, the merged tokens, ascending.
-        assignment: ``(B, R)`` int64, number of the target that each source went to.
-    """
-
-    features: Tensor
-    dominant: Tensor
-    target: Tensor
-    source: Tensor
-    assignment: Tensor
-
-
-def select(hidden: Tensor, metric: Tensor, attention: Tensor, dominant: int, contextual: int) -> Zipped:
-    """Dominant tokens by CLS attention; contextual tokens by merging the others into evenly spaced ones.
+def choose(
+    metric: Tensor, attention: Tensor, dominant: int, contextual: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Dominant tokens by CLS attention, and which evenly spaced others the rest goes to.
 
     Args:
-        hidden: ``(B, N, d)`` hidden states, CLS first.
-        metric: ``(B, N, m)`` keys by which tokens are compared.
-        attention: ``(B, heads, N)`` attention of the CLS query.
+        metric: ``(B, N, m)`` keys by which the tokens of ``B`` images are compared, CLS (index 0) first.
+        attention: ``(B, heads, N)`` of the CLS query.
         dominant: tokens to keep for their attention, besides the CLS token.
         contextual: tokens to merge the others into.
+
+    Returns:
+        int64: ``(B, 1 + dominant)`` ascending, the CLS token first; ``(B, contextual)`` tokens that others are merged
+        into; ``(B, R)`` those others, ascending; ``(B, R)`` the number of the token that each of them goes to.
 
     Raises:
         ValueError: when the counts are not within the number of tokens.
     """
-    kept, target, source, assignment = choose(metric, attention, dominant, contextual)
-    rows = torch.cat((_rows(hidden, kept), merge(hidden, target, source, assignment)), 1)
-    return Zipped(rows, kept, target, source, assignment)
-
-
-def choose(
-    metric: Tensor, attention: Tensor, dominant: int, contextual: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``dominant``, ``target``, ``source`` and ``assignment`` of :class:`Zipped`; see :func:`select`."""
     batch, n, _ = metric.shape
     rest = n - 1 - dominant
     if dominant < 0 or not 1 <= contextual <= rest:

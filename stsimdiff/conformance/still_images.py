@@ -1,7 +1,11 @@
-"""What published methods do with still images and this product does not with videos; recorded cases hold it.
+"""What published methods do with still images and no video goes through; recorded cases need it.
 
-FasterVLM's tiles, the outlier rule by which PruMerge finds its ratio, and the samples that PruMerge+ takes. A video has
-no tiles, and its budget says how many tokens a frame keeps.
+FasterVLM: the mean over the heads and the order of tiles in the prompt, checked against the recorded ``attn_mean``,
+``out_source_idx`` and ``out_sizes``. PruMerge: attention without heads, the outlier rule by which it finds its ratio,
+and the samples of PruMerge+, checked against ``cls_attn``, ``outlier_*``, ``ratio``, ``topk_idx``, ``sample_*`` and
+``idx``. A video has no tiles, and its budget says how many tokens a frame keeps.
+
+:func:`zip_images` and :func:`merge_images` put a batch of images through what each frame of a video goes through.
 """
 
 from __future__ import annotations
@@ -9,7 +13,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stsimdiff.compressors import prumerge
+from stsimdiff.compressors import prumerge, visionzip
+
+
+def zip_images(
+    hidden: Tensor, metric: Tensor, attention: Tensor, dominant: int, contextual: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """VisionZip: ``(B, 1 + dominant + contextual, d)``, dominant rows and then contextual ones, and what was chosen.
+
+    Args:
+        hidden: ``(B, N, d)`` hidden states, CLS first.
+        metric, attention, dominant, contextual: as of :func:`~stsimdiff.compressors.visionzip.choose`, which gives the
+            other values returned.
+    """
+    kept, target, source, assignment = visionzip.choose(metric, attention, dominant, contextual)
+    first = torch.stack([image[index] for image, index in zip(hidden, kept, strict=True)])
+    rows = torch.cat((first, visionzip.merge(hidden, target, source, assignment)), 1)
+    return rows, kept, target, source, assignment
+
+
+def merge_images(
+    hidden: Tensor, key: Tensor, attention: Tensor, index: Tensor, neighbours: int = prumerge.NEIGHBOURS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PruMerge: add to each kept patch its most similar others, weighted by their attention, and sum up the rest.
+
+    Args:
+        hidden: ``(B, N, d)`` features of the patches, without CLS.
+        key: ``(B, N, d)`` keys by which patches are compared (cosine).
+        attention: ``(B, N)`` of each patch.
+        index: ``(B, n)`` kept patches, in the order of the rows; it may hold a patch twice.
+        neighbours: patches merged into each; 32 as published.
+
+    Returns:
+        ``(B, n + 1, d)``, the last row that of the rest; ``(B, N - n)`` int64, the rest; ``(B, n, 32)`` int64, patches
+        merged into each row.
+
+    Raises:
+        ValueError: for images that have no more patches than that.
+    """
+    patches = hidden.shape[1]
+    if patches <= neighbours:
+        raise ValueError(
+            f"PruMerge merges {neighbours} neighbours, so an image needs more patches than {patches}"
+        )
+    images = []
+    for features, its_key, weight, kept in zip(hidden, key, attention, index, strict=True):
+        rest, cluster = prumerge.alike(its_key, kept, neighbours)
+        images.append((prumerge.added_up(features, weight, kept, rest, cluster), rest, cluster))
+    rows, rest, cluster = (torch.stack(part) for part in zip(*images, strict=True))
+    return rows, rest, cluster
 
 
 def scores(attention: Tensor) -> Tensor:

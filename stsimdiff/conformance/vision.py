@@ -1,8 +1,8 @@
 """Replays of recorded selections in the vision tower: VisionZip, FasterVLM, PruMerge and PruMerge+.
 
-The recordings are of still images. What the product itself runs on each frame (``visionzip.select``,
-``fastervlm.select``, ``prumerge.strongest`` and ``prumerge.merge``) is replayed here with what it does not
-(:mod:`stsimdiff.conformance.still_images`).
+The recordings are of still images. What each frame of a video goes through (``visionzip.choose`` and ``merge``,
+``fastervlm.select``, ``prumerge.strongest``, ``alike`` and ``added_up``) is replayed here together with what no video
+does (:mod:`stsimdiff.conformance.still_images`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stsimdiff.compressors import fastervlm, prumerge, visionzip
+from stsimdiff.compressors import fastervlm
 from stsimdiff.conformance import still_images
 from stsimdiff.conformance.cases import Fields
 
@@ -33,24 +33,24 @@ def _by_score(score: Tensor, index: Tensor) -> np.ndarray:
 def replay_visionzip(data: Fields) -> Arrays:
     """Dominant and contextual tokens."""
     attention = _tensor(data, "attn_cls")
-    found = visionzip.select(
+    rows, dominant, target, source, assignment = still_images.zip_images(
         _tensor(data, "hidden"),
         _tensor(data, "metric"),
         attention,
         int(data["dominant_num"]),
         int(data["contextual_num"]),
     )
-    targets = found.target.shape[1]
-    members = torch.stack([row.bincount(minlength=targets) for row in found.assignment])
-    ranked = _by_score(attention.sum(1), found.dominant[:, 1:])
+    targets = target.shape[1]
+    members = torch.stack([row.bincount(minlength=targets) for row in assignment])
+    ranked = _by_score(attention.sum(1), dominant[:, 1:])
     return {
         "all_indices": np.pad(ranked, ((0, 0), (1, 0))),
-        "dominant_idx_sorted": found.dominant.numpy(),
-        "contextual_target_idx": found.target.numpy(),
-        "merged_source_idx": found.source.numpy(),
-        "assignment": found.assignment.numpy(),
+        "dominant_idx_sorted": dominant.numpy(),
+        "contextual_target_idx": target.numpy(),
+        "merged_source_idx": source.numpy(),
+        "assignment": assignment.numpy(),
         "counts": members.clamp_min(1).float().numpy(),
-        "hidden_out": found.features.numpy(),
+        "hidden_out": rows.numpy(),
     }
 
 
@@ -109,11 +109,12 @@ def _prumerge_kept(data: Fields) -> tuple[Tensor, float, Tensor, Arrays]:
 
 
 def _prumerge_merged(data: Fields, attention: Tensor, index: Tensor) -> Arrays:
-    found = prumerge.merge(_tensor(data, "hidden")[:, 1:], _tensor(data, "k")[:, 1:], attention, index)
+    hidden, key = _tensor(data, "hidden")[:, 1:], _tensor(data, "k")[:, 1:]
+    rows, rest, cluster = still_images.merge_images(hidden, key, attention, index)
     return {
-        "compl_idx": found.complement.numpy(),
-        "cluster_idx": found.cluster.sort(2).values.numpy(),
-        "tokens_out": found.features.numpy(),
+        "compl_idx": rest.numpy(),
+        "cluster_idx": cluster.sort(2).values.numpy(),
+        "tokens_out": rows.numpy(),
     }
 
 
