@@ -9,7 +9,6 @@ syncs. The sweep grows in steps; each step resumes what the steps before it left
 from __future__ import annotations
 
 import argparse
-import hashlib
 import resource
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.run import answer_missing
 from stsimdiff.evaluate.scoring import score
+from stsimdiff.files import fingerprint
 from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.report import rows, table
@@ -127,7 +127,7 @@ def stub_arms(count: int) -> list[Arm]:
 
 
 def _id(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()[:12]
+    return fingerprint(str(number))
 
 
 def stub_settings(folder: Path) -> Settings:

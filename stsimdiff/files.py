@@ -1,14 +1,46 @@
-"""Files that are there whole or not at all, files of whole lines, and digests of whole files."""
+"""Files that are there whole or not at all, files of whole lines, and digests of files and of anything else."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 BLOCK = 2**20
+
+
+def fingerprint(*things: Any, digits: int = 12) -> str:
+    """The first hex digits of the SHA-256 of things, a zero byte between two: what ids and names of files are made of.
+
+    Args:
+        things: bytes as they are, text as UTF-8, anything else as JSON with sorted keys.
+        digits: how many, at most 64.
+    """
+    parts = []
+    for thing in things:
+        text = thing if isinstance(thing, str | bytes) else json.dumps(thing, sort_keys=True)
+        parts.append(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:digits]
+
+
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A temporary path beside a file, of the same suffix, that takes the file's place where the block ends without an
+    error; else it is removed, and the file is as it was."""
+    # Processes of several machines may write one folder.
+    temporary = path.with_name(f".{socket.gethostname()}.{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -22,18 +54,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
         OSError: where it cannot be written; the file is then as it was.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    # Processes of several machines may write one folder.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with complete(path) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line and its newline to a file, on the disk before this returns. Raises :class:`OSError`."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def lines(path: Path, start: int = 0) -> tuple[list[bytes], bytes]:
@@ -84,7 +116,7 @@ def sha256(path: Path | str) -> str:
     if os.path.isdir(path):
         inner = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
         told = [f"{name}\0{sha256(os.path.join(path, name))}\n" for name in inner]
-        return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
+        return fingerprint("".join(told).encode(errors="surrogateescape"), digits=64)
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as stream:
         while size := stream.readinto(block):

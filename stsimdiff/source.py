@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -27,6 +26,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.files import fingerprint, sha256
 
 OURS = __name__.partition(".")[0]
 STOPS = (
@@ -126,7 +126,7 @@ def _version(roots: Iterable[Any]) -> str:
             code.definition(f"{OURS}.{module}", name)
         else:
             code.cls(root)
-    return hashlib.sha256("\n".join(sorted(code.items)).encode()).hexdigest()[:12]
+    return fingerprint("\n".join(sorted(code.items)))
 
 
 @dataclass
@@ -209,7 +209,7 @@ class _Code:
         if key not in self._seen:
             self._seen.add(key)
             if text := _Spelling(self, module).of(module.body[number]):
-                self.items.append(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+                self.items.append(fingerprint(text, digits=64))
 
     def _user(self, name: str) -> None:
         """A module of a user's, whole, with the packages around it and the modules that it may import."""
@@ -224,14 +224,14 @@ class _Code:
         self._seen.add(name)
         if found.suffix != ".py":
             if found.is_file():
-                self.items.append(hashlib.sha256(found.read_bytes()).hexdigest())
+                self.items.append(sha256(found))
             return
         self._user_file(found, name)
 
     def _user_file(self, file: Path, name: str) -> None:
         module = _parsed(file, name, file.name == "__init__.py")
         texts = [_Spelling(self, module, whole=True).of(statement) for statement in module.body]
-        self.items.append(hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest())
+        self.items.append(fingerprint("\n".join(texts), digits=64))
         for other in sorted(module.mentioned):
             if other.partition(".")[0] != OURS:
                 self._user(other)

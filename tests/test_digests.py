@@ -1,5 +1,6 @@
 """Files are known by their whole content, which is read once; of a checkpoint only what loading reads counts."""
 
+import hashlib
 import json
 import logging
 import os
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from stsimdiff import files
 from stsimdiff.config import checkpoint_files
-from stsimdiff.config.checkpoint_files import files_read, fingerprint, generation
+from stsimdiff.config.checkpoint_files import checkpoint_version, files_read, generation
 from stsimdiff.data import digests
 from stsimdiff.data.digests import file_digest
 from stsimdiff.models.base import GREEDY
@@ -124,11 +126,11 @@ def test_a_byte_in_the_middle_of_a_large_file_counts(checkpoint):
     file = checkpoint / "model.safetensors"
     with file.open("wb") as stream:
         stream.truncate(70 * 2**20)
-    before = fingerprint(checkpoint, "qwen2_vl")
+    before = checkpoint_version(checkpoint, "qwen2_vl")
     with file.open("r+b") as stream:
         stream.seek(35 * 2**20)
         stream.write(b"tuned")
-    assert fingerprint(checkpoint, "qwen2_vl") != before
+    assert checkpoint_version(checkpoint, "qwen2_vl") != before
 
 
 COUNTED = (
@@ -169,37 +171,37 @@ STRAY = (
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_every_file_that_loading_reads_counts(checkpoint, name):
-    before = fingerprint(checkpoint, "internvl")
+    before = checkpoint_version(checkpoint, "internvl")
     (checkpoint / name).parent.mkdir(exist_ok=True)
     (checkpoint / name).write_text('{"changed": 1}')
-    assert fingerprint(checkpoint, "internvl") != before
+    assert checkpoint_version(checkpoint, "internvl") != before
 
 
 @pytest.mark.parametrize("name", STRAY)
 def test_no_other_file_counts(checkpoint, name):
-    before = fingerprint(checkpoint, "internvl")
+    before = checkpoint_version(checkpoint, "internvl")
     (checkpoint / name).parent.mkdir(exist_ok=True, parents=True)
     (checkpoint / name).write_text("{}")
-    assert fingerprint(checkpoint, "internvl") == before
+    assert checkpoint_version(checkpoint, "internvl") == before
 
 
 def test_shards_are_those_of_the_index(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    before = fingerprint(checkpoint, "qwen2_vl")
+    before = checkpoint_version(checkpoint, "qwen2_vl")
     for name in index["weight_map"].values():
         (checkpoint / name).write_bytes(b"weights")
-        before, last = fingerprint(checkpoint, "qwen2_vl"), before
+        before, last = checkpoint_version(checkpoint, "qwen2_vl"), before
         assert before != last
     (checkpoint / "model-00003-of-00003.safetensors").write_bytes(b"of something else")
-    assert fingerprint(checkpoint, "qwen2_vl") == before
+    assert checkpoint_version(checkpoint, "qwen2_vl") == before
 
 
 def test_a_checkpoint_s_code_counts_where_it_runs(checkpoint):
-    before = fingerprint(checkpoint, "qwen2_vl", trusted=True)
+    before = checkpoint_version(checkpoint, "qwen2_vl", trusted=True)
     (checkpoint / "modeling_own.py").write_text("a = 1")
-    assert fingerprint(checkpoint, "qwen2_vl", trusted=True) != before
+    assert checkpoint_version(checkpoint, "qwen2_vl", trusted=True) != before
 
 
 def test_the_parts_of_a_checkpoint_count(checkpoint):
@@ -219,30 +221,34 @@ def test_the_configuration_of_a_vision_tower_elsewhere_counts(checkpoint, tmp_pa
     tower.mkdir()
     (tower / "config.json").write_text('{"num_hidden_layers": 27}')
     (checkpoint / "config.json").write_text(json.dumps({"mm_vision_tower": str(tower)}))
-    before = fingerprint(checkpoint, "llava_video")
+    before = checkpoint_version(checkpoint, "llava_video")
     (tower / "config.json").write_text('{"num_hidden_layers": 26}')
-    assert fingerprint(checkpoint, "llava_video") != before
+    assert checkpoint_version(checkpoint, "llava_video") != before
 
 
 def test_of_a_user_s_own_family_whatever_is_no_trace_of_training_counts(checkpoint):
-    before = fingerprint(checkpoint, "mine.Family", own=True)
+    before = checkpoint_version(checkpoint, "mine.Family", own=True)
     for name in ("nohup.out", "optimizer.pt", "checkpoint-10/config.json", "trainer_state.json", "README.md"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_text("{}")
-    assert fingerprint(checkpoint, "mine.Family", own=True) == before
+    assert checkpoint_version(checkpoint, "mine.Family", own=True) == before
     found = {before}
     for name in ("weights.npz", "pytorch_model.bin", "part/config.json", "params.json"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_text("{}")
-        found.add(fingerprint(checkpoint, "mine.Family", own=True))
+        found.add(checkpoint_version(checkpoint, "mine.Family", own=True))
     assert len(found) == 5
 
 
 def test_where_a_checkpoint_lies_and_when_it_was_written_do_not_count(checkpoint, tmp_path):
-    before = fingerprint(checkpoint, "qwen2_vl")
+    before = checkpoint_version(checkpoint, "qwen2_vl")
     (checkpoint / "model.safetensors").touch()
     shutil.copytree(checkpoint, tmp_path / "copy")
-    assert fingerprint(checkpoint, "qwen2_vl") == fingerprint(tmp_path / "copy", "qwen2_vl") == before
+    assert (
+        checkpoint_version(checkpoint, "qwen2_vl")
+        == checkpoint_version(tmp_path / "copy", "qwen2_vl")
+        == before
+    )
 
 
 def test_generation_settings_that_change_greedy_answers_are_named(checkpoint):
@@ -269,3 +275,31 @@ def test_generation_settings_that_change_greedy_answers_are_named(checkpoint):
     (checkpoint / "llm" / "generation_config.json").write_text(json.dumps(said))
     assert generation(checkpoint, "nvila") == named
     assert set(checkpoint_files.GENERATION) == set(GREEDY) - {"bos_token_id", "pad_token_id"}
+
+
+def test_a_fingerprint_is_what_ids_and_names_were_made_of():
+    """By hand, with hashlib: a zero byte between things, JSON with sorted keys, half characters as they are."""
+    digest = lambda data: hashlib.sha256(data).hexdigest()  # noqa: E731
+    assert files.fingerprint("a") == "ca978112ca1b"
+    assert files.fingerprint("é\udcff", b"\xff", digits=64) == digest(b"\xc3\xa9\xed\xb3\xbf\0\xff")
+    assert files.fingerprint({"b": [1, None], "a": "é"}) == digest(b'{"a": "\\u00e9", "b": [1, null]}')[:12]
+    assert files.fingerprint(digits=8) == digest(b"")[:8]
+
+
+def test_a_file_that_was_not_completed_is_as_it_was(tmp_path):
+    file = tmp_path / "video.mp4"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.complete(file) as temporary:
+        assert temporary.suffix == ".mp4" and temporary.name.startswith(".")
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("video.mp4", "old")]
+    with files.complete(file) as temporary:
+        temporary.write_text("new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("video.mp4", "new")]
+
+
+def test_digests_are_made_in_one_module():
+    package = Path(files.__file__).parent
+    texts = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert [path for path, text in texts.items() if "hashlib" in text] == [package / "files.py"]

@@ -16,7 +16,6 @@ weight, no thread, and the state of torch and of the process (default dtype, gra
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing_extensions import override
 from stsimdiff import schema
 from stsimdiff.budget import Budget
 from stsimdiff.errors import ConfigError
+from stsimdiff.files import fingerprint
 from stsimdiff.tokens import OWN, Grid, Layout, Read, Reason, Selection, Signals, VideoTokens
 from stsimdiff.trace import Trace
 
@@ -267,8 +267,8 @@ def signals_for(methods: Iterable[Compressor]) -> Signals:
 
 def generator_for(video: str, seed: int) -> torch.Generator:
     """A CPU generator whose stream depends on the video (``layout.sample``) and the seed alone, on any machine."""
-    digest = hashlib.sha256(f"{seed}:{video}".encode(errors="surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    digest = bytes.fromhex(fingerprint(f"{seed}:{video}", digits=16))
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def top(scores: Tensor, count: int) -> Tensor:

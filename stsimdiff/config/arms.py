@@ -6,8 +6,6 @@ Everything is checked here, before a model is loaded. Nothing here knows Hydra's
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from stsimdiff.config.settings import Settings, budget_from_config, label_from_c
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.digests import folder_digest
 from stsimdiff.errors import ConfigError, UserError
+from stsimdiff.files import fingerprint
 from stsimdiff.registry import DOTTED, imported
 from stsimdiff.schema import checked, folders, one_of, settable, suggestion
 from stsimdiff.source import placeless, version_of
@@ -194,7 +193,7 @@ def _identity(
     if remembers:
         # Which questions of a video came before decides an answer here.
         everything.append(settings.benchmark.families)
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint(everything)
 
 
 def _check_positions(compressor: Compressor, family: str) -> None:

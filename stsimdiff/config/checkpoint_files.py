@@ -5,7 +5,6 @@ Looks at files only and imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.errors import DataError
+from stsimdiff.files import fingerprint
 from stsimdiff.models.info import info
 from stsimdiff.models.presence import tower_file
 
@@ -95,7 +95,7 @@ def _weights(folder: Path) -> list[Path]:
     return found
 
 
-def fingerprint(folder: Path, family: str, trusted: bool = False, own: bool = False) -> str:
+def checkpoint_version(folder: Path, family: str, trusted: bool = False, own: bool = False) -> str:
     """12 hex digits that change with the content of any file that loading reads; see :func:`files_read`.
 
     Raises:
@@ -107,7 +107,7 @@ def fingerprint(folder: Path, family: str, trusted: bool = False, own: bool = Fa
         parts = [[name, file_digest(file)] for name, file in sorted(files.items())]
     except OSError as error:
         raise DataError(f"model.path={folder}: cannot read {error.filename}: {error.strerror}") from error
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return fingerprint(parts)
 
 
 def generation(folder: Path, family: str) -> dict[str, Any]:

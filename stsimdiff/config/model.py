@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from stsimdiff.config.checkpoint_files import fingerprint, generation
+from stsimdiff.config.checkpoint_files import checkpoint_version, generation
 from stsimdiff.config.checks import Folder
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.resources import embedded_checkpoint
@@ -155,7 +155,7 @@ def with_checkpoint(model: ModelSettings, needs_weights: bool = True) -> ModelSe
         model,
         path=str(path.resolve()),
         layers=_layers(path),
-        checkpoint=fingerprint(path, model.family, model.trust_remote_code, own),
+        checkpoint=checkpoint_version(path, model.family, model.trust_remote_code, own),
         generation=generation(path, model.family),
         code=_family_code(model.family, own),
     )

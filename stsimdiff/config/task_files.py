@@ -5,7 +5,6 @@ YAML is parsed and code is read by :mod:`stsimdiff.source`: comments and layout 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.errors import ConfigError
+from stsimdiff.files import fingerprint
 from stsimdiff.resources import folder
 from stsimdiff.schema import suggestion
 from stsimdiff.source import version_of
@@ -124,8 +124,7 @@ def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:
 def task_version(config: Mapping[str, Any], sources: set[Path]) -> str:
     """12 hex digits of a task as :func:`read_task` gives it; how long answers may be is told apart from it."""
     said = {key: value for key, value in config.items() if key not in ("generation_kwargs", "metadata")}
-    parts = [json.dumps(said, sort_keys=True, default=str), version_of(*sorted(sources))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return fingerprint(json.dumps(said, sort_keys=True, default=str), version_of(*sorted(sources)))
 
 
 def asked_generation(settings: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
 import shutil
 import struct
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stsimdiff.errors import DataError
+from stsimdiff.files import write_whole
 from stsimdiff.lock import Lock
 from stsimdiff.stand_ins import stand_in
 
@@ -385,13 +385,9 @@ def _read_notes(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _write_notes(file: Path, done: dict[str, Any]) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, json.dumps(done, indent=1) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise DataError(f"cannot write {file}: {error.strerror}") from error
 
 

@@ -8,7 +8,6 @@ which files are sound in :mod:`stsimdiff.data.videos`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 import re
@@ -22,6 +21,7 @@ from stsimdiff.data import cache_folder
 from stsimdiff.data.parsing import LETTERS
 from stsimdiff.data.question_files import columns_of, read_file, spread
 from stsimdiff.errors import ConfigError, DataError
+from stsimdiff.files import fingerprint, sha256
 from stsimdiff.video.parts import Part
 
 Row = Mapping[str, Any]
@@ -280,10 +280,7 @@ class Benchmark:
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""
-        digest = hashlib.sha256()
-        for file in self.question_files(root):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(b"".join(file.read_bytes() for file in self.question_files(root)))
 
 
 CONFIGS = {
@@ -317,7 +314,7 @@ def _refuse_lost_shards(chosen: list[Path], fitting: list[Path]) -> None:
 
 def _once(files: list[Path], kind: Callable[[Path], str | None]) -> list[Path]:
     """The files without copies of each other: a second one would ask every question twice."""
-    known = {(kind(file), hashlib.sha256(file.read_bytes()).digest()): file for file in reversed(files)}
+    known = {(kind(file), sha256(file)): file for file in reversed(files)}
     return [file for file in files if file in known.values()]
 
 

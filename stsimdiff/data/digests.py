@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stsimdiff.data import cache_folder
-from stsimdiff.files import sha256
+from stsimdiff.files import fingerprint, sha256
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def folder_digest(folder: str | Path) -> str:
     root = Path(folder)
     names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
     seen = [(name, file_digest(root / name)) for name in names if not f"/{name}".count("/.")]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
+    return fingerprint(repr(seen), digits=64)
 
 
 def file_digest(path: str | Path) -> str:
@@ -116,9 +115,7 @@ def _state(path: str) -> State:
 
 
 def _place(path: str) -> Path:
-    return (
-        cache_folder() / "digests" / hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    )
+    return cache_folder() / "digests" / fingerprint(path.encode("utf-8", "surrogateescape"), digits=32)
 
 
 @contextlib.contextmanager

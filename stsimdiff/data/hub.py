@@ -20,7 +20,7 @@ from stsimdiff.data.benchmarks import Benchmark, default_root
 from stsimdiff.data.rows import read_rows
 from stsimdiff.data.videos import SUFFIXES
 from stsimdiff.errors import DataError, first_line
-from stsimdiff.files import existing, write_whole
+from stsimdiff.files import complete, existing, write_whole
 
 FETCHED = ".fetched.json"
 PATIENCE = 30
@@ -232,13 +232,8 @@ def _read(need: Need, name: str, infos: list[zipfile.ZipInfo]) -> None:
         # In the order in which they lie there, so that what was read ahead serves.
         for info in sorted(open_, key=lambda info: info.header_offset):
             target = folder / PurePosixPath(info.filename).name
-            unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                with archive.open(info) as source, unfinished.open("wb") as file:
-                    shutil.copyfileobj(source, file, 2**20)
-                unfinished.replace(target)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            with complete(target) as temporary, archive.open(info) as source, temporary.open("wb") as file:
+                shutil.copyfileobj(source, file, 2**20)
 
 
 def _is_there(folder: Path, info: zipfile.ZipInfo) -> bool:

@@ -6,7 +6,6 @@ Knows files and their contents, no benchmark.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sized
@@ -20,7 +19,7 @@ from stsimdiff.data import cache_folder
 from stsimdiff.data.archives import archives, foreign
 from stsimdiff.data.benchmarks import visible_files
 from stsimdiff.errors import DataError, VideoError
-from stsimdiff.files import sha256, write_whole
+from stsimdiff.files import fingerprint, sha256, write_whole
 from stsimdiff.source import version_of
 from stsimdiff.terminal import say
 from stsimdiff.video import DECODERS, decoder_of, process
@@ -103,7 +102,7 @@ class Index:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        named = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
+        named = fingerprint(str(self.root))
         own, cached = self.root / self.NAME, cache_folder() / "index" / f"{named}.json"
         self.file = own if os.access(self.root, os.W_OK) else cached
         self.entries: dict[str, dict[str, Any]] = {}

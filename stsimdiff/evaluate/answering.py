@@ -6,7 +6,6 @@ processes of a run work through the same videos: each takes the next one that no
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Board, Progress
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.store import ArmStore
+from stsimdiff.files import fingerprint
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.source import own_frame
 
@@ -159,9 +159,9 @@ def _claimed(
     """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
     # Another model's or benchmark's answers about the same video are other work.
     arm = work.stores[work.arms[0].id].record
-    kind = hashlib.sha256(repr([arm["model"], arm["benchmark"]]).encode()).hexdigest()[:8]
+    kind = fingerprint(repr([arm["model"], arm["benchmark"]]), digits=8)
     for path in videos:
-        claim = claims.take(f"{kind}-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:16]}")
+        claim = claims.take(f"{kind}-{fingerprint(path, digits=16)}")
         if claim is None:
             continue
         progress.elsewhere(work.look())

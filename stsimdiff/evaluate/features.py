@@ -7,7 +7,6 @@ looks like stands in :mod:`feature_files`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from stsimdiff.data.digests import file_digest
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.packing import Packed, pack, unpack
 from stsimdiff.evaluate.provenance import versions
+from stsimdiff.files import fingerprint
 from stsimdiff.models.base import EncodedVideo, Family, Stopwatch
 from stsimdiff.source import version_of
 from stsimdiff.tokens import Signals, covers
@@ -50,7 +50,7 @@ class Key:
     @property
     def name(self) -> str:
         """32 hex digits."""
-        return hashlib.sha256(self.about.encode()).hexdigest()[:32]
+        return fingerprint(self.about, digits=32)
 
 
 class FeatureMemory:

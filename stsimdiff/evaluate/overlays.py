@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from PIL import Image
 from stsimdiff.config.settings import Settings
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.files import fingerprint
 from stsimdiff.tokens import Grid, Picture
 from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
@@ -118,9 +118,8 @@ class Overlays:
         shown += filter(None, [settings.benchmark.decoder_code])
         model = settings.model
         sampled = [model.frames, model.sampling, model.fps]
-        key = json.dumps([self._videos[path], *sampled, *shown])
         stem = re.sub(r"[^\w-]", "_", Path(path).stem)
-        return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        return f"{stem}-{fingerprint([self._videos[path], *sampled, *shown], digits=8)}"
 
 
 def overlay(question: str, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Each of several processes says how far it is in a small file of its own, and the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from stsimdiff.evaluate.processes import Processes
-from stsimdiff.files import write_whole
+from stsimdiff.files import fingerprint, write_whole
 from stsimdiff.terminal import Console, clean, say
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class Board:
         self._folder, self._alone = folder / self.NAME, processes.world == 1 and processes.launch is None
         # Jobs of one launch have names of their own after its name.
         self._launch = (processes.launch or "ranks").partition(".")[0]
-        named = hashlib.sha256(part.encode()).hexdigest()[:8]
+        named = fingerprint(part, digits=8)
         self._own = f"{self._launch}.{named}.{processes.rank}-of-{processes.world}.json"
 
     @classmethod

@@ -5,7 +5,6 @@ Everything about a task goes through its own functions: the prompt, the video's 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -21,6 +20,7 @@ from stsimdiff.config.task_files import read_task, task_file
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.moments import Moments
 from stsimdiff.errors import ConfigError, DataError, UserError
+from stsimdiff.files import fingerprint
 
 LOCAL = ("arrow", "csv", "json", "parquet", "text")
 """What ``dataset_path`` says where the data is files of the user's own."""
@@ -66,7 +66,7 @@ class Question:
         """12 hex digits of the question as it is put to a model, and of its right answer."""
         said = [self.text, self.family, self.content]
         text = json.dumps(said, sort_keys=True, default=str, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return fingerprint(text)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Of a benchmark whose answers are not public there is no score, but a file of pre
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from stsimdiff.data.parsing import LETTERS
 from stsimdiff.evaluate import questions
 from stsimdiff.evaluate.questions import Question, replay
 from stsimdiff.evaluate.store import SUBMISSION, checked_answers, shards
-from stsimdiff.files import write_whole
+from stsimdiff.files import fingerprint, write_whole
 
 METRICS = "metrics.json"
 SHOWN = 80
@@ -57,7 +56,7 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
         OSError: when ``metrics.json`` cannot be written.
     """
     by_id = {question.id: question for question in asked}
-    names = hashlib.sha256("\0".join(by_id).encode(errors="surrogatepass")).hexdigest()
+    names = fingerprint(*by_id, digits=64)
     failed, unread = 0, []
     for arm in arms:
         folder = settings.folder / arm.folder
@@ -138,15 +137,14 @@ def _state(folder: Path, names: str, settings: Settings) -> str:
     files = [
         (path.name, status.st_size, status.st_mtime_ns) for path in shards(folder) for status in [path.stat()]
     ]
-    told = [names, files, settings.benchmark.task, settings.benchmark.code, _code()]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    return fingerprint([names, files, settings.benchmark.task, settings.benchmark.code, _code()])
 
 
 @cache
 def _code() -> str:
     """Version of what scores beside the task's own files."""
     own = b"".join(Path(str(module.__file__)).read_bytes() for module in (parsing, questions))
-    return f"{hashlib.sha256(own).hexdigest()[:12]}, lmms_eval {version('lmms_eval')}"
+    return f"{fingerprint(own)}, lmms_eval {version('lmms_eval')}"
 
 
 def _known(path: Path) -> dict[str, Any]:

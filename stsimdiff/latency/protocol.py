@@ -8,10 +8,8 @@ that whatever drifts hits all alike. Each measurement is on disk before the next
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +23,7 @@ from stsimdiff.errors import DataError, RunFailed
 from stsimdiff.evaluate.guard import Guard, WeightsChanged
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question
+from stsimdiff.files import append_line, fingerprint
 from stsimdiff.latency.measure import Sample, Subject, counted, measure
 from stsimdiff.latency.measurements import MEASUREMENTS, read_measurements
 from stsimdiff.models.base import Family
@@ -196,7 +195,7 @@ class Measuring:
             _machine(self.family.device),
             self.origin["versions"],
         ]
-        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+        return fingerprint(everything)
 
     def _rounds_done(self) -> set[tuple[int, str]]:
         """Rounds in which every arm was measured; an arm that failed is measured again only if asked for."""
@@ -217,10 +216,7 @@ class Measuring:
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_line(self.file, json.dumps(row))
         except OSError as error:
             raise DataError(f"cannot write {self.file}: {error.strerror}") from error
 

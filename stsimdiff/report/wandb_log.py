@@ -6,7 +6,6 @@ this: it can be done later, again, or never.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -24,7 +23,7 @@ import pandas as pd
 
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import RunFailed
-from stsimdiff.files import write_whole
+from stsimdiff.files import fingerprint, sha256, write_whole
 from stsimdiff.report import columns
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.lock import WANDB, alone
@@ -119,7 +118,7 @@ class _Page:
     def content(self) -> str:
         """A hash of everything that is logged."""
         samples = None if self.samples is None else self.samples.to_csv(index=False)
-        files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
+        files = {name: sha256(path) for name, path in self.files.items()}
         told = [
             self.config,
             self.name,
@@ -131,7 +130,7 @@ class _Page:
             samples,
             files,
         ]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return fingerprint(told, digits=64)
 
     def size(self) -> int:
         """Bytes that it may take on the disk."""
@@ -350,7 +349,7 @@ def _check_file(folder: Path) -> None:
 
 
 def _run_id(page: _Page, run_dir: Path) -> str:
-    return hashlib.sha256(f"{_uid(run_dir)}/{page.id}".encode()).hexdigest()[:16]
+    return fingerprint(f"{_uid(run_dir)}/{page.id}", digits=16)
 
 
 def _uid(run_dir: Path) -> str:

@@ -4,16 +4,15 @@ Clips come in blocks of four that are asked exactly the same texts, and each of 
 right for one clip of the block. Whoever reads only the text therefore scores 25 %, whatever the strategy.
 """
 
-import contextlib
 import json
-import os
 import random
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+
+from stsimdiff.files import complete, write_whole
 
 from .questions import (
     FAMILIES,
@@ -221,14 +220,13 @@ def build(root: Path, *, videos: int | None = None, world: str | None = None) ->
     for video, laid_out, asked in clips(videos, world):
         path = folder / f"{video}.mp4"
         if not path.exists():
-            with _complete(path) as temporary:
+            with complete(path) as temporary:
                 write_video(temporary, render(laid_out))
         rows += [row(video, question) for question in asked]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = root / "questions.jsonl"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        with _complete(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return root
 
 
@@ -246,23 +244,11 @@ def build_long(root: Path, *, joined: int, videos: int = LONG_VIDEOS) -> Path:
         name = f"long{number:03d}"
         path = folder / f"{name}.mp4"
         if not path.exists():
-            with _complete(path) as temporary:
+            with complete(path) as temporary:
                 write_video(temporary, np.concatenate([render(world) for _, world, _ in parts]))
         rows += [row(name, question) for question in parts[0][2]]
-    with _complete(root / "questions.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(root / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return root
-
-
-@contextlib.contextmanager
-def _complete(path: Path):
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:

@@ -5,7 +5,6 @@ Everything is checked here, with file and line in each message, before a model i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from stsimdiff.data.digests import file_digest, say_what_takes_long
 from stsimdiff.errors import DataError
+from stsimdiff.files import fingerprint
 
 FILE = "questions.jsonl"
 LETTERS = "ABCDEFGHIJ"
@@ -78,7 +78,7 @@ def content_revision(root: Path) -> str | None:
             contents.append([name, file_digest(path)])
         except OSError:
             contents.append([name, None])  # a missing video is said where the videos are looked at
-    return hashlib.sha256(json.dumps([asked, contents]).encode()).hexdigest()[:12]
+    return fingerprint(json.dumps([asked, contents]))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
