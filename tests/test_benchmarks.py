@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -24,6 +25,9 @@ from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
 from stsimdiff.launchers.in_process import make_report
+from stsimdiff.report.publish import files
+from stsimdiff.report.rows import read
+from stsimdiff.report.table import build
 from stsimdiff.resources import folder
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +187,7 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.chdir(data)
     settings, arm = prepared(name, data)
-    assert run.run_arms(settings, [arm], report=make_report) == len(written(name))
+    assert run.run_arms(settings, [arm]) == len(written(name))
     rows, source = rows_of(settings, arm), written(name)
     assert ID[name] in {row["id"] for row in rows} and len(rows) == len(source) >= 8
     assert len({row["id"] for row in rows}) == len(rows)
@@ -214,8 +218,7 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     if name == "videomme_v2":
         assert scores["videomme_v2_overall_acc"] == pytest.approx(metrics["accuracy"])
     assert metrics["accuracy"] == pytest.approx(100 * sum(row["correct"] for row in rows) / len(rows))
-    with open(settings.folder / "table.csv", newline="") as stream:
-        (cells,) = csv.DictReader(stream)
+    (cells,) = csv.DictReader(io.StringIO(files(build(read(settings.folder)))["table.csv"]))
     assert [head for head in cells if head.startswith("acc_")] == [
         f"acc_{family}" for family in families if family != "all"
     ]
@@ -240,6 +243,14 @@ def test_an_answer_that_gives_no_letter_is_wrong_and_never_drawn(name: str, data
         scale = 100 if name in ("videomme", "tempcompass", "videomme_v2", "mvbench") else 1
         metric = METRIC[name].replace("overall_score", "overall_acc")
         assert replay(task, half)[metric] == pytest.approx(scale * expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_is_judged_without_a_look_at_the_other_rows(name: str, data: Path) -> None:
+    task, questions = task_of(name, data)
+    task.dataset = {}
+    judgement = judge(task, questions[0], judge(task, questions[0], "").target)
+    assert judgement.correct and judgement.stock_error is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,18 +86,48 @@ def test_a_wrong_setting_is_found(line: str, message: str) -> None:
 
 
 def test_commands_are_shortened(tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "table.csv").touch()
-    assert documented.short("python -m stsimdiff report results/<run>", tmp_path).endswith("results/first")
-    assert documented.short("make reproduce-table LIMIT=3", tmp_path).split() == [
-        "make",
-        "reproduce-table",
-        "LIMIT=3",
-    ]
-    assert documented.short("make compare LIMIT=112", tmp_path).split() == ["make", "compare", "LIMIT=8"]
-    assert documented.short("python -m lmms_eval --limit 112", tmp_path) == "python -m lmms_eval --limit 8"
+    run = tmp_path / "README" / "results" / "first"
+    run.mkdir(parents=True)
+    (run / "table.csv").touch()
+    assert documented.short("python -m stsimdiff report results/<run>", tmp_path).endswith(f" report {run}")
+    short = documented.short("make reproduce-table LIMIT=3", tmp_path)
+    assert short == "make reproduce-table LIMIT=3 PROCESSES=1"
+    assert documented.short("make compare LIMIT=112", tmp_path) == "make compare LIMIT=4 PROCESSES=1"
+    assert documented.short("make compare", tmp_path) == "make compare PROCESSES=1 LIMIT=4"
+    assert documented.short("python -m lmms_eval --limit 112", tmp_path) == "python -m lmms_eval --limit 4"
     run = documented.short("python -m stsimdiff -m compressor=random run=x", tmp_path)
-    assert run == "python -m stsimdiff -m compressor=random run=x logger=none limit=8"
+    assert run == "python -m stsimdiff -m compressor=random run=x logger=none limit=4"
     run = documented.short("python -m stsimdiff compressor=random limit=112", tmp_path)
-    assert run == "python -m stsimdiff compressor=random limit=8 logger=none"
+    assert run == "python -m stsimdiff compressor=random limit=4 logger=none"
     assert documented.short("python -m stsimdiff --help", tmp_path) == "python -m stsimdiff --help"
+
+
+def test_what_is_run_and_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each document in a folder of its own, with its files; a table once; one failure fails all, and ends nothing."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "run").write_text("make lint\n")
+    (tmp_path / "README.md").write_text(
+        "```\nmake lint\nmake mutation\nmake reproduce-table\n```\n\n```yaml\n# a/b.yaml\nx: 1\n```\n"
+    )
+    (tmp_path / "CONTRIBUTING.md").write_text("```\nfalse\ntrue\n```\n")
+    (tmp_path / "docs" / "b.md").write_text("```\nmake reproduce-table\ngrep 1 a/b.yaml\n```\n")
+    (tmp_path / "Makefile").write_text("reproduce-table:\n\tcat a/b.yaml\n")
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    assert documented.main([str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    lines = sorted(re.findall(r"^[+-] .*(?=\n)", re.sub(r", \d+ s\)", ")", said), re.MULTILINE))
+    assert lines == [
+        "+ false (CONTRIBUTING.md)",
+        "+ grep 1 a/b.yaml (b.md)",
+        "+ make reproduce-table PROCESSES=1 LIMIT=4 (README.md)",
+        "+ true (CONTRIBUTING.md)",
+        "- make lint (README.md): a step of CI",
+        "- make mutation (README.md): takes an hour; tests/test_mutate.py",
+        "- make reproduce-table (b.md): run for another document",
+    ]
+    # `false`, and `grep` in a folder that does not hold the README's file.
+    assert sorted(re.findall(r"exit code \d+", said)) == ["exit code 1", "exit code 2"]
+    assert (tmp_path / "out" / "README" / "a" / "b.yaml").read_text() == "# a/b.yaml\nx: 1\n"

@@ -101,9 +101,10 @@ class StockTask(ConfigurableMessagesTask):
     def over_groups(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """An aggregation that is given groups all of whose questions were answered: it fails on others. NaN of none."""
         column = self.benchmark.grouped
-        sizes = Counter(self.dataset[self.config.test_split][column])
 
         def aggregate(records: Sequence[Mapping[str, Any]]) -> Any:
+            # Counted here: the aggregations are named for every answer, and all rows are read for these numbers.
+            sizes = Counter(self.dataset[self.config.test_split][column])
             held = Counter(record[column] for record in records)
             whole = [record for record in records if held[record[column]] == sizes[record[column]]]
             return function(whole) if whole else float("nan")
