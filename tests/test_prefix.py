@@ -13,9 +13,10 @@ from test_session import prepared, stored
 from stsimdiff import models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import BUILTIN, resolve
-from stsimdiff.compressors.base import Places, Run, ScoreCompressor, top
+from stsimdiff.compressors.base import Hidden, Places, Run, ScoreCompressor, top
 from stsimdiff.compressors.chain import Chain
 from stsimdiff.compressors.controls import NoCompression, NoVideo, RandomTokens, UniformFrames
+from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.sttm import STTM
@@ -72,6 +73,27 @@ class Early(RandomTokens):
         return _EarlyRun(layout, budget)
 
 
+class _FadingRun(Run):
+    """Drops at the input; before layer 1 each generated token removes the video token that its norms rank next."""
+
+    places = Places(input=True, decoding=frozenset({1}), watched=frozenset({0}))
+
+    def at_input(self, tokens):
+        mask = top(tokens.features.norm(dim=1), int(0.4 * len(tokens)))
+        self.order = mask.nonzero()[:, 0]
+        return Selection.from_mask(mask, Reason.EVENT)
+
+    def at_token(self, layer, step, cached, attention):
+        assert attention.shape[1] == len(self.order) and cached.tolist() == self.order[step:].tolist()
+        return Hidden(cached[:1], removed=True)
+
+
+@dataclass(frozen=True)
+class Fading(RandomTokens):
+    def start(self, layout, budget):
+        return _FadingRun()
+
+
 @pytest.fixture(scope="module", params=sorted(miniatures.MAKERS))
 def case(request) -> running.Case:
     return checks.miniature(request.param)
@@ -87,6 +109,8 @@ def case(request) -> running.Case:
         STTM(layer=1),
         FastV(layer=2),
         Early(),
+        DyCoke(dycoke_l=1, dycoke_p=0.7),
+        Fading(),
     ],
     ids=repr,
 )
@@ -109,8 +133,11 @@ def test_continued_logits_are_those_of_a_whole_prefill(case: running.Case, metho
         ]
     assert float((logits - whole).abs().max()) < 1e-5
     assert torch.equal(logits.argmax(-1), whole.argmax(-1))
-    for name in ("layers", "video", "text", "entering", "mlp", "asked", "reads", "projected", "decoded"):
+    for name in (
+        "layers", "video", "text", "entering", "mlp", "asked", "reads", "projected", "decoded", "visible",
+    ):  # fmt: skip
         assert getattr(trace, name) == getattr(expected, name), name
+    assert bool(trace.visible) == bool(engine.run.places.decoding)
     assert torch.equal(trace.reason, expected.reason) and trace.retention() == expected.retention()
     assert trace.prefill_seconds == 0.0 < expected.prefill_seconds
 

@@ -71,9 +71,9 @@ class SharedPrefix(Compression):
         prefix: of an earlier prompt about the same video by the same method.
 
     Attributes:
-        prefix: for the next prompt; ``None`` where there is none: the run acts while decoding, or reads from the first
-            layer on, or selects inside the layers below the first that it reads; the cache forgets; or the attention is
-            none of :data:`MASKED`.
+        prefix: for the next prompt; ``None`` where there is none: the run reads from the first layer on, or selects
+            inside the layers below the first that it reads, or inside any and acts while decoding; the cache forgets; or
+            the attention is none of :data:`MASKED`.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
     """
 
@@ -82,6 +82,8 @@ class SharedPrefix(Compression):
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
         self._shared = shared_layers(self.run, len(decoder))
+        # In the layers that are not shared, or while decoding.
+        self._asks_later = self._shared < len(decoder) or self._decoding.acts
         self._continuing = False
         self._cache: Any = None
         self._left: Prefix | None = None
@@ -141,10 +143,12 @@ class SharedPrefix(Compression):
             if number == 0:
                 for place, (keys, values) in enumerate(self.prefix.layers):
                     self._cache.update(keys, values, place)
-                if self._shared < len(self.decoder):
-                    # What the run knows of the video when it comes to the layers that are not shared.
+                if self._asks_later:
+                    # What the run knows of the video when it is asked again.
                     whole(layer, (hidden, *args[1:]), kwargs)
                 hidden = hidden[:, self._end_of_video :]
+            else:
+                self._decoding.enter(self._raster, self._video_rows)
             return (hidden, *args[1:]), self._suffix(number, hidden, kwargs)
 
         return hook
@@ -199,7 +203,7 @@ class SharedPrefix(Compression):
         """Go on as if the layers that are shared had run on the whole prompt."""
         assert self.prefix is not None
         left, device = self.prefix, self._video.device
-        if self._shared < len(self.decoder) and not torch.equal(self._raster, left.raster.to(device)):
+        if self._asks_later and not torch.equal(self._raster, left.raster.to(device)):
             raise ValueError(
                 f"{self.run.name} selects other tokens of the same video for another question: declare "
                 "reads_question = True, or draw from generator_for(layout.sample, seed)"
@@ -216,12 +220,11 @@ class SharedPrefix(Compression):
 def shared_layers(run: Run, layers: int) -> int:
     """How many of the first layers are the same for all questions; 0 where that cannot be said, or helped."""
     places = run.places
-    if places.decoding or places.watched:
-        return 0
     first = min(places.attention | places.reads, default=layers)
     # What such a layer of a video selected would have to be selected anew, for what the run remembers of it.
     within = [place for place in places.before | places.between if place < first]
-    return 0 if first < layers and within else first
+    asks_later = first < layers or places.decoding or places.watched
+    return 0 if asks_later and within else first
 
 
 def _copied(trace: Trace) -> Trace:

@@ -314,7 +314,7 @@ class Family(ABC):
             ConfigError: when nothing says where an answer ends.
             FloatingPointError: when the model's logits are NaN or infinite: what it says then is no answer.
         """
-        settings = copy.deepcopy(self.model.generation_config)
+        settings = copy.copy(self.model.generation_config)
         if settings.eos_token_id is None:
             settings.eos_token_id = self._ends
         if settings.stop_strings is not None:
