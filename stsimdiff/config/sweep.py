@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -33,7 +35,7 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
         )
     parser = OverridesParser.create()
     given = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
-    found = []
+    found: list[DictConfig] = []
     for line in lines:
         words = parser.parse_overrides(arm_words(line))
         for word in words:
@@ -42,8 +44,30 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
                     f"{word.key_or_group} is set by the arms of this experiment ({line}); leave it out, or leave the "
                     "experiment out and sweep with -m"
                 )
-        found += [compose([*overrides, *combination]) for combination in combinations(words)]
+        found += composed(([*overrides, *combination] for combination in combinations(words)), compose)
     return found
+
+
+def composed(jobs: Iterable[Sequence[str]], compose: Compose) -> Iterator[DictConfig]:
+    """The configuration of each list of overrides.
+
+    Hydra takes a tenth of a second for one. Those that differ in plain values alone are composed once, and the others'
+    values set as Hydra sets them.
+    """
+    alike: dict[tuple[str, ...], DictConfig] = {}
+    parser = OverridesParser.create()
+    for words in jobs:
+        values = parser.parse_overrides([word for word in words if re.match(r"(?!hydra\.)\w+\.", word)])
+        # Hydra merges a mapping into what is there.
+        values = [value for value in values if not isinstance(value.value(), dict)]
+        plain = {value.input_line: value.key_or_group for value in values}
+        key = tuple(plain.get(word, f"{word}=") for word in words)
+        if key not in alike:
+            alike[key] = compose(words)
+        cfg = copy.deepcopy(alike[key])
+        for value in values:
+            OmegaConf.update(cfg, value.key_or_group, value.value(), merge=True)
+        yield cfg
 
 
 def combinations(words: Sequence[Override]) -> Iterable[tuple[str, ...]]:

@@ -72,8 +72,8 @@ class SharedPrefix(Compression):
 
     Attributes:
         prefix: for the next prompt; ``None`` where there is none: the run reads from the first layer on, or selects
-            inside the layers below the first that it reads, or inside any and acts while decoding; the cache forgets; or
-            the attention is none of :data:`MASKED`.
+            inside the layers below the first that it reads, or inside any and acts while decoding; the cache forgets;
+            or the attention is none of :data:`MASKED`.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
     """
 

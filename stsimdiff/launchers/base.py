@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from stsimdiff import compressors
 from stsimdiff.config.checks import expanded
-from stsimdiff.config.sweep import combinations, expand, without_hydra
+from stsimdiff.config.sweep import combinations, composed, expand, without_hydra
 from stsimdiff.config.words import groups, offer_benchmarks, options, settled
 from stsimdiff.errors import ConfigError
 from stsimdiff.extras import is_installed
@@ -57,8 +57,9 @@ def configurations(words: Sequence[str]) -> list[DictConfig]:
     found = []
     parsed = OverridesParser.create().parse_overrides(settled(words, sweep=""))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder("configs"))):
-        for combination in combinations(parsed):
-            found += expand(compose(combination), list(combination), compose)
+        jobs = [list(combination) for combination in combinations(parsed)]
+        for job, cfg in zip(jobs, composed(jobs, compose), strict=True):
+            found += expand(cfg, job, compose)
     return found
 
 
@@ -73,8 +74,8 @@ class BatchLauncher(Launcher):
         setup_globals()
         batch: list[DictConfig] = []
         written: list[Sequence[str]] = []
-        for overrides in job_overrides:
-            found = expand(self.compose(overrides), list(overrides), self.compose)
+        for overrides, cfg in zip(job_overrides, composed(job_overrides, self.compose), strict=True):
+            found = expand(cfg, list(overrides), self.compose)
             batch += found
             written += [overrides] * len(found)
         self.run(batch, written, initial_job_idx)
