@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from stsimdiff.compressors.controls import NoCompression, NoVideo
 from stsimdiff.data import clips
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
-from stsimdiff.models import resolve
+from stsimdiff.models import base, resolve
 from stsimdiff.models.base import LoadOptions
 
 TEXT = "What color is the ring?\nA. red\nB. blue\nC. green\nD. cyan\nAnswer."
@@ -142,3 +144,10 @@ def test_the_stock_positions_can_be_chosen(family, clip) -> None:
     assert torch.equal(released, expected)
     with pytest.raises(ConfigError, match="allowed: released, stock"):
         resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), LoadOptions(family={"positions": "old"}))
+
+
+def test_layouts_and_messages_of_all_families_are_made_in_one_place():
+    folder = Path(base.__file__).parent
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    for made in (r"\bLayout\(", r'"type": "video"'):
+        assert [name for name, text in texts.items() if re.search(made, text)] == ["base.py"], made

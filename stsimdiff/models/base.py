@@ -282,6 +282,30 @@ class Family(ABC):
         """
         return Picture(frames=1, height=grid.height, width=grid.width, stride=grid.width)
 
+    def chat(self, text: str) -> str:
+        """The words of one user message by the processor's chat template, the question open: the video, then a text."""
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        return str(self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
+    def layout(self, video: EncodedVideo, positions: Tensor, length: int, sample: str) -> Layout:
+        """That of a prompt about an encoded video.
+
+        Args:
+            video: as encoded.
+            positions: ``(N,)`` of its tokens in the prompt.
+            length: tokens of the prompt.
+            sample: the video's name.
+        """
+        return Layout(
+            grid=video.grid,
+            video=positions,
+            length=length,
+            layers=len(self.decoder),
+            sample=sample,
+            vision=video.signals,
+            picture=self.picture(video.grid),
+        )
+
     def refuse_placeholders(self, text: str) -> None:
         """Raise ``ValueError`` for a question's text that would be taken for a video."""
         for placeholder in self.placeholders:

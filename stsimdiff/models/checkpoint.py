@@ -29,6 +29,15 @@ def read_config(file: Path) -> dict[str, Any]:
     return found
 
 
+def expect_type(path: str, given: Mapping[str, Any], kind: str, loads: str = "") -> None:
+    """Raise :class:`ConfigError` for a configuration of another ``model_type``; ``loads``: what the family loads."""
+    found = given.get("model_type")
+    if found != kind:
+        raise ConfigError(
+            f"model.path={path!r} holds a {found!r} checkpoint; this family loads {loads or repr(kind)}"
+        )
+
+
 def refuse_sliding_window(text_config: Any, path: str, file: str = "its config.json") -> None:
     """Raise :class:`ConfigError` for a language model with sliding-window attention: dropping moves the window."""
     if "sliding_attention" in getattr(text_config, "layer_types", ()):

@@ -23,11 +23,17 @@ from stsimdiff.models.base import (
     require_folder,
     worded,
 )
-from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.checkpoint import (
+    expect_type,
+    load_processor,
+    load_weights,
+    read_config,
+    refuse_sliding_window,
+)
 from stsimdiff.models.frame_shape import FrameShape, dtype_of
 from stsimdiff.models.released import QWEN2_7B
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
-from stsimdiff.tokens import Grid, Layout, Signals
+from stsimdiff.tokens import Grid, Signals
 from stsimdiff.video import Frames
 
 FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
@@ -167,24 +173,14 @@ class InternVL(Family):
         self.refuse_placeholders(text)
 
         def words_of(text: str) -> str:
-            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-            chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-            return chat.replace(self.processor.video_token, video.inputs["placeholder"])
+            return self.chat(text).replace(self.processor.video_token, video.inputs["placeholder"])
 
         ids, asked = worded(self.processor.tokenizer, words_of, text)
         return self.prompt_from_ids(video, ids, sample).asking(text, asked)
 
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``, in which the image token stands once for each video feature."""
-        layout = Layout(
-            grid=video.grid,
-            video=(ids[0] == self.model.config.image_token_id).nonzero(as_tuple=True)[0].cpu(),
-            length=ids.shape[1],
-            layers=len(self.decoder),
-            sample=sample,
-            vision=video.signals,
-            picture=self.picture(video.grid),
-        )
+        positions = (ids[0] == self.model.config.image_token_id).nonzero(as_tuple=True)[0].cpu()
         encoded: Any = BaseModelOutputWithPooling(
             pooler_output=video.features.view(video.grid.frames, video.grid.per_frame, -1)
         )
@@ -193,15 +189,13 @@ class InternVL(Family):
             "attention_mask": torch.ones_like(ids, device=self.device),
             "mm_encoder_outputs": {"image": encoded},
         }
-        return Prompt(inputs, layout)
+        return Prompt(inputs, self.layout(video, positions, ids.shape[1], sample))
 
 
 def _check(path: str, given: Mapping[str, Any]) -> None:
-    if given.get("model_type") != "internvl":
-        raise ConfigError(
-            f"model.path={path!r} holds a {given.get('model_type')!r} checkpoint; this family loads 'internvl', the "
-            "converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
-        )
+    expect_type(
+        path, given, "internvl", "'internvl', the converted form (OpenGVLab/InternVL3-8B-hf, with -hf)"
+    )
 
 
 def _shape(config: InternVLConfig, dtype: str) -> FrameShape:

@@ -24,11 +24,17 @@ from stsimdiff.models.base import (
     require_folder,
     worded,
 )
-from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.checkpoint import (
+    expect_type,
+    load_processor,
+    load_weights,
+    read_config,
+    refuse_sliding_window,
+)
 from stsimdiff.models.frame_shape import FrameShape, bilinear_flops, dtype_of, siglip_tower
 from stsimdiff.models.released import QWEN2_7B, SIGLIP_SO400M
 from stsimdiff.models.tower import TowerReader, pooled_signals, reading
-from stsimdiff.tokens import Grid, Layout, Signals
+from stsimdiff.tokens import Grid, Signals
 from stsimdiff.video import Frames
 
 FILES = ("config.json", "tokenizer_config.json", "processor_config.json")
@@ -155,32 +161,21 @@ class LlavaOnevision(Family):
         self.refuse_placeholders(text)
 
         def words_of(text: str) -> str:
-            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-            chat = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-            return chat.replace(pad, pad * (video.grid.tokens + 1))
+            return self.chat(text).replace(pad, pad * (video.grid.tokens + 1))
 
         ids, asked = worded(self.processor.tokenizer, words_of, text)
         return self.prompt_from_ids(video, ids, sample).asking(text, asked)
 
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``: the video token for each video feature, and once for the end."""
-        places = (ids[0] == self.model.config.video_token_id).nonzero(as_tuple=True)[0].cpu()
-        layout = Layout(
-            grid=video.grid,
-            video=places[:-1],
-            length=ids.shape[1],
-            layers=len(self.decoder),
-            sample=sample,
-            vision=video.signals,
-            picture=self.picture(video.grid),
-        )
+        positions = (ids[0] == self.model.config.video_token_id).nonzero(as_tuple=True)[0].cpu()
         encoded = BaseModelOutputWithPooling(pooler_output=video.inputs["features"])
         inputs = {
             "input_ids": ids.to(self.device),
             "attention_mask": torch.ones_like(ids, device=self.device),
             "mm_encoder_outputs": {"video": encoded},
         }
-        return Prompt(inputs, layout)
+        return Prompt(inputs, self.layout(video, positions[:-1], ids.shape[1], sample))
 
     def _tower_layers(self) -> Any:
         """Layers of the tower such that index ``vision_feature_layer`` made ``hidden_states[vision_feature_layer]``."""
@@ -188,12 +183,7 @@ class LlavaOnevision(Family):
 
 
 def _check(path: str, given: Mapping[str, Any]) -> None:
-    found = given.get("model_type")
-    if found != "llava_onevision":
-        raise ConfigError(
-            f"model.path={path!r} holds a {found!r} checkpoint; this family loads 'llava_onevision' "
-            "(llava-hf/llava-onevision-qwen2-7b-ov-hf)"
-        )
+    expect_type(path, given, "llava_onevision", "'llava_onevision' (llava-hf/llava-onevision-qwen2-7b-ov-hf)")
 
 
 def _shape(config: LlavaOnevisionConfig, dtype: str) -> FrameShape:

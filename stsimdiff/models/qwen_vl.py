@@ -26,11 +26,17 @@ from stsimdiff.models.base import (
     require_folder,
     worded,
 )
-from stsimdiff.models.checkpoint import load_processor, load_weights, read_config, refuse_sliding_window
+from stsimdiff.models.checkpoint import (
+    expect_type,
+    load_processor,
+    load_weights,
+    read_config,
+    refuse_sliding_window,
+)
 from stsimdiff.models.frame_shape import dtype_of
 from stsimdiff.models.qwen_shape import PROCESSORS, PixelLimits, QwenShape, TokenLimits
 from stsimdiff.models.tower import TowerReader, reading
-from stsimdiff.tokens import Grid, Layout, Picture, Signals, VisionSignals
+from stsimdiff.tokens import Grid, Picture, Signals, VisionSignals
 from stsimdiff.video import Frames
 
 VIDEO_TYPE = 2
@@ -71,7 +77,7 @@ class QwenVL(Family):
         options.check()
         token_limits = TokenLimits.of_options(options.family)
         folder = require_folder(path)
-        cls._check(path, read_config(folder / "config.json"))
+        expect_type(path, read_config(folder / "config.json"), cls.model_type)
         model = load_weights(cls.model_class, folder, options)
         refuse_sliding_window(model.config.get_text_config(), path)
         processor = None
@@ -98,18 +104,10 @@ class QwenVL(Family):
         return Decoder(language_model, language_model.layers, mrope=self.mrope)
 
     @classmethod
-    def _check(cls, path: str, given: Mapping[str, Any]) -> None:
-        found = given.get("model_type")
-        if found != cls.model_type:
-            raise ConfigError(
-                f"model.path={path!r} holds a {found!r} checkpoint; this family loads {cls.model_type!r}"
-            )
-
-    @classmethod
     @override
     def shape_from(cls, files: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> ModelShape:
         given = files["config.json"]
-        cls._check("", given)
+        expect_type("", given, cls.model_type)
         config = cls.model_class.config_class.from_dict(dict(given))
         limits = TokenLimits.of_options(options.family) or cls.limits.of_files(files)
         return cls.shape_class.from_config(config, dtype_of(given), limits)
@@ -231,13 +229,10 @@ class QwenVL(Family):
     @override
     def prompt(self, video: EncodedVideo, text: str, sample: str = "") -> Prompt:
         processor = self._processor()
-        pad = processor.video_token
         self.refuse_placeholders(text)
 
         def words_of(text: str) -> str:
-            message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-            chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-            return chat.replace(pad, self._placeholder(video))
+            return self.chat(text).replace(processor.video_token, self._placeholder(video))
 
         ids, asked = worded(processor.tokenizer, words_of, text, add_special_tokens=False)
         return self.prompt_from_ids(video, ids, sample).asking(text, asked)
@@ -245,15 +240,6 @@ class QwenVL(Family):
     def prompt_from_ids(self, video: EncodedVideo, ids: Tensor, sample: str = "") -> Prompt:
         """The prompt of given token ids ``(1, S)``, in which the video token stands once for each video feature."""
         is_video = ids == self.model.config.video_token_id
-        layout = Layout(
-            grid=video.grid,
-            video=is_video[0].nonzero(as_tuple=True)[0].cpu(),
-            length=ids.shape[1],
-            layers=len(self.decoder),
-            sample=sample,
-            vision=video.signals,
-            picture=self.picture(video.grid),
-        )
         inputs = {
             "input_ids": ids.to(self.device),
             "attention_mask": torch.ones_like(ids, device=self.device),
@@ -262,7 +248,8 @@ class QwenVL(Family):
         }
         if self.positions == "released":
             inputs["position_ids"] = released_positions(self.model.model, inputs)
-        return Prompt(inputs, layout)
+        positions = is_video[0].nonzero(as_tuple=True)[0].cpu()
+        return Prompt(inputs, self.layout(video, positions, ids.shape[1], sample))
 
     def _of_batch(self, batch: Any) -> dict[str, Any]:
         """What else of the processed batch the prompt depends on."""

@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import EncodedVideo, Family, Prompt, execution_device, worded
-from stsimdiff.tokens import Layout
 from stsimdiff.video import Frames
 
 
@@ -72,16 +71,8 @@ class SiglipQwen2(Family):
         embed = self.model.get_input_embeddings()
         text = [embed(ids.to(self.device)) for ids in (before, after)]
         embeds = torch.cat((text[0], video.features.to(text[0]), text[1]))[None]
-        start, tokens = before.shape[0], video.grid.tokens
-        layout = Layout(
-            grid=video.grid,
-            video=torch.arange(start, start + tokens),
-            length=embeds.shape[1],
-            layers=len(self.decoder),
-            sample=sample,
-            vision=video.signals,
-            picture=self.picture(video.grid),
-        )
+        positions = torch.arange(video.grid.tokens) + before.shape[0]
+        layout = self.layout(video, positions, embeds.shape[1], sample)
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device)
         return Prompt({"inputs_embeds": embeds, "attention_mask": mask}, layout)
 
