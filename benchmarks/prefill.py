@@ -31,7 +31,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.cost import DecoderShape, closed_form, decoder_flops
 from stsimdiff.engine import Compression, Decoder, synchronise
 from stsimdiff.models.released import QWEN2_7B
-from stsimdiff.plan.dry_run import SHOT
+from stsimdiff.plan.dry_run import synthetic_video
 from stsimdiff.tokens import Grid, Layout, VisionSignals
 from stsimdiff.trace import Trace
 
@@ -63,18 +63,6 @@ def decoder_of(options: argparse.Namespace) -> Qwen2Model:
         return AutoModel.from_config(config, dtype=getattr(torch, options.dtype)).eval()
 
 
-def video_of(grid: Grid, width: int) -> torch.Tensor:
-    """``(N, width)``: a picture for each shot, with noise that differs by place."""
-    generator = torch.Generator().manual_seed(1)
-    amount = 0.2 + 0.8 * torch.rand(grid.per_frame, 1, generator=generator)
-    features = torch.empty(grid.frames, grid.per_frame, width)
-    for frame in range(grid.frames):
-        if frame % SHOT == 0:
-            picture = torch.randn(grid.per_frame, width, generator=generator)
-        features[frame] = picture + amount * torch.randn(grid.per_frame, width, generator=generator)
-    return features.flatten(0, 1)
-
-
 class Bench:
     """The decoder and one prompt.
 
@@ -96,7 +84,7 @@ class Bench:
         places = torch.arange(TEXT // 2, TEXT // 2 + self.grid.tokens)
         self.layout = Layout(self.grid, places, length, options.layers, "benchmark", signals)
         embeds = torch.randn(1, length, self.shape.hidden, generator=generator)
-        embeds[0, places] = video_of(self.grid, self.shape.hidden)
+        embeds[0, places] = synthetic_video(self.grid, self.shape.hidden)
         self.embeds = embeds.to(options.device, self.model.dtype)
 
     @torch.inference_mode()

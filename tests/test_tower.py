@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stsimdiff.data import clips
+from stsimdiff.engine.attention import received_attention
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.tower import received_attention
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset
 from stsimdiff.data.clips.rendering import render
-from stsimdiff.data.clips.vocabulary import LETTERS
 from stsimdiff.data.clips.world import FRAMES
 from stsimdiff.data.clips.worlds import WORLDS
+from stsimdiff.data.parsing import LETTERS
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import run as running
 from stsimdiff.report.overlays import unpacked

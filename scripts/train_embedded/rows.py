@@ -10,13 +10,15 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from stsimdiff.data.clips.questions import Question, all_stems, copy_question, prompt
-from stsimdiff.data.clips.vocabulary import ANSWER_WORDS, FLASH_SHAPES, LETTERS, STATIC_SHAPES
+from stsimdiff.data.clips.vocabulary import ANSWER_WORDS, FLASH_SHAPES, STATIC_SHAPES
 from stsimdiff.data.clips.world import Plan
+from stsimdiff.data.parsing import LETTERS
 
 from .architecture import open_prompt
 
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
 KINDS = ("letter", "word", "copy", "caption")
+OPTIONS = 4
 COLOR_FAMILIES = ("attr", "flash", "change")
 
 
@@ -52,7 +54,7 @@ class RowBuilder:
         self.cache: dict[str, list[int]] = {}
         self.end_of_turn = tokenizer.eos_token_id
         self.word_ids = torch.tensor([self._word(word) for word in ANSWER_WORDS])
-        self.letter_ids = torch.tensor([self._encode(letter)[0] for letter in LETTERS])
+        self.letter_ids = torch.tensor([self._encode(letter)[0] for letter in LETTERS[:OPTIONS]])
         self.question_mark = self._encode("?")[0]
         self.shape_ids = {self._word(shape): shape for shape in (*STATIC_SHAPES, *FLASH_SHAPES)}
         longest = (prompt(stem, ANSWER_WORDS[:4]) + TURN for stem in all_stems())
@@ -81,7 +83,7 @@ class RowBuilder:
         kind = "copy" if question.family == "copy" else "word" if open_ else "letter"
         row = Row(question.family, kind, [*tokens, target], len(tokens) - 1, target, word, mark)
         if not open_:
-            row.options = [(mark + 1 + 4 * i + 3, i) for i in range(len(LETTERS))]
+            row.options = [(mark + 1 + 4 * i + 3, i) for i in range(OPTIONS)]
             row.choice = row.options[question.options.index(question.answer)][0]
         shape = next((i for i, token in enumerate(stem) if token in self.shape_ids), None)
         if question.family in ("attr", "flash"):

@@ -10,6 +10,7 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -52,11 +53,24 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, first: int | Tens
 
 def mean_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Attention that each key receives, averaged over all causal queries: ``(B, H, S)`` float32, in chunks of rows."""
-    length = query.shape[2]
-    total = query.new_zeros((query.shape[0], query.shape[1], key.shape[2]), dtype=torch.float32)
-    for first in range(0, length, QUERY_CHUNK):
-        total += attention_rows(query[:, :, first : first + QUERY_CHUNK], key, scaling, first).sum(2)
-    return total / length
+    return _received(query, key, scaling, True, (2,)) / query.shape[2]
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """``(S,)`` float32: attention that each key receives, mean over heads and queries, in chunks of query rows.
+
+    Args:
+        query, key: ``(1, H, S, d)``, one frame or window; attention is not causal in a vision tower.
+        scaling: factor of the scores.
+    """
+    return _received(query, key, scaling, False, (0, 1, 2)) / (query.shape[2] * query.shape[1])
+
+
+def _received(query: Tensor, key: Tensor, scaling: float, causal: bool, over: tuple[int, ...]) -> Tensor:
+    """What each key receives, added up over the dimensions ``over`` of ``(B, H, q, S)``."""
+    chunks = enumerate(query.split(QUERY_CHUNK, 2))
+    rows = (attention_rows(part, key, scaling, n * QUERY_CHUNK if causal else None) for n, part in chunks)
+    return reduce(torch.add, (part.sum(over) for part in rows))
 
 
 def joined_attention(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stsimdiff.engine.attention import QUERY_CHUNK, attention_rows, probe
+from stsimdiff.engine.attention import attention_rows, probe, received_attention
 from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Signals, TowerLayer, VisionSignals, layers_of
 
@@ -112,21 +112,6 @@ class TowerReader:
             for part in _parts(bounds, q.shape[1]):
                 self._received.append(received_attention(q[None, :, part], k[None, :, part], scaling))
             self._keys.append(k.transpose(0, 1))
-
-
-def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """``(S,)`` float32: attention that each key receives, mean over heads and queries, in chunks of query rows.
-
-    Args:
-        query, key: ``(1, H, S, d)``, one frame or window; attention is not causal in a vision tower.
-        scaling: factor of the scores.
-    """
-    length = query.shape[2]
-    total = query.new_zeros(key.shape[2], dtype=torch.float32)
-    for first in range(0, length, QUERY_CHUNK):
-        rows = attention_rows(query[:, :, first : first + QUERY_CHUNK], key, scaling)
-        total += rows.sum((0, 1, 2))
-    return total / (length * query.shape[1])
 
 
 def pooling_head(tower: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:

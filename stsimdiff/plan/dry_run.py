@@ -81,13 +81,13 @@ def with_frames(layout: Layout) -> Layout:
     return replace(layout, frames=frames, seconds=seconds)
 
 
-def synthetic_video(grid: Grid) -> Tensor:
-    """``(N, WIDTH)`` features: a picture for each shot, and noise that differs by place."""
+def synthetic_video(grid: Grid, width: int = WIDTH) -> Tensor:
+    """``(N, width)`` features: a picture for each shot, and noise that differs by place."""
     generator = torch.Generator().manual_seed(1)
     amount = 0.2 + 0.8 * torch.rand(grid.per_frame, 1, generator=generator)
     shots = -(-grid.frames // SHOT)
-    pictures = torch.randn(shots, grid.per_frame, WIDTH, generator=generator)
-    noise = torch.randn(grid.frames, grid.per_frame, WIDTH, generator=generator)
+    pictures = torch.randn(shots, grid.per_frame, width, generator=generator)
+    noise = torch.randn(grid.frames, grid.per_frame, width, generator=generator)
     return (pictures.repeat_interleave(SHOT, 0)[: grid.frames] + amount * noise).flatten(0, 1)
 
 

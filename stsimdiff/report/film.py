@@ -9,16 +9,13 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from stsimdiff.report.overlays import Taken
-from stsimdiff.report.palette import REASONS, UNKNOWN_REASON
+from stsimdiff.report.palette import COVERS, REASONS, UNKNOWN_REASON
 
 SIDE = 448
 """Pixels of the longer side of a frame."""
 PER_SECOND = 2
 MARGIN, LINE, TEXT = 8, 20, 14
 INK, SOFT, PAPER = "#E6E8EB", "#A2A8B0", "#16181B"
-STRENGTH = {"dropped": 0.72, "all": 0.08}
-"""How much of its reason's colour covers a token, where it is not :data:`USUAL`."""
-USUAL = 0.34
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -67,8 +64,7 @@ def painted(picture: Image.Image, taken: Taken, number: int) -> Image.Image:
         name = taken.codes[str(code)]
         colour = np.array(ImageColor.getrgb(_colour(taken, name)), dtype=np.float32)
         cell = image[down[y] : down[y + 1], across[x] : across[x + 1]]
-        strength = STRENGTH.get(name, USUAL)
-        cell += strength * (colour - cell)
+        cell += COVERS.get(name, COVERS["others"]) * (colour - cell)
         if name != "dropped":
             for side in (cell[:edge], cell[-edge:], cell[:, :edge], cell[:, -edge:]):
                 side[:] = colour if name != "all" else (side + colour) / 2

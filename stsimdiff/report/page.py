@@ -24,7 +24,7 @@ from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import columns, main_cells
 from stsimdiff.report.overlays import Film, Overlay, Taken, fitted, notes_on, read_films, read_overlays
-from stsimdiff.report.palette import REASONS, UNKNOWN_REASON, Look, looks
+from stsimdiff.report.palette import COVERS, REASONS, UNKNOWN_REASON, Look, looks
 from stsimdiff.report.rows import Stored
 from stsimdiff.report.section import Section
 from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
@@ -95,6 +95,7 @@ def _render(
         "films": {name: _film(film) for name, film in films.items()},
         "colours": REASONS,
         "unknown": UNKNOWN_REASON,
+        "covers": COVERS,
         "plots": plots,
     }
     scripts = [_source(environment, name) for name in (SCRIPTS if report else ("data.js", "overlay.js"))]

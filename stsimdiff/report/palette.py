@@ -133,6 +133,8 @@ REASONS = {
     "ungrouped": "#A9A9A9",
     "merged": "#0072B2",
 }
+COVERS = {"dropped": 0.72, "all": 0.08, "others": 0.34}
+"""How much of its reason's colour covers a token, in films and on the page."""
 UNKNOWN_REASON = "#FF00FF"
 
 

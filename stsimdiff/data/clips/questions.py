@@ -6,7 +6,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
+
+from stsimdiff.data.parsing import LETTERS
 
 from .vocabulary import (
     ANSWER_WORDS,
@@ -14,7 +15,6 @@ from .vocabulary import (
     CORNERS,
     DIRECTIONS,
     FLASH_SHAPES,
-    LETTERS,
     NUMBERS,
     PLACES,
     STATIC_SHAPES,
@@ -54,7 +54,7 @@ class Question:
 
 def prompt(question: str, options: Sequence[str]) -> str:
     """The text that follows the video in the user's message, in training and in every evaluation."""
-    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, INSTRUCTION])
 
 

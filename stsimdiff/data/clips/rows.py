@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stsimdiff.data.digests import file_digest, say_what_takes_long
+from stsimdiff.data.parsing import LETTERS
 from stsimdiff.errors import DataError
 from stsimdiff.files import fingerprint
 
 FILE = "questions.jsonl"
-LETTERS = "ABCDEFGHIJ"
-"""Letters of the options; a question has at least two options and at most as many as these."""
 KEYS = {
     "id": "a text that no other question has",
     "video": "the name of a file in videos/",

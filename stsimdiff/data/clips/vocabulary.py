@@ -25,4 +25,3 @@ PLACES = ("desert", "forest", "ocean", "city", "cave", "snow")
 CLUTTER_SHAPES = ("brick", "stripe", "stone", "leaf", "check")
 
 ANSWER_WORDS = (*COLOR_NAMES, *FLASH_SHAPES, *DIRECTIONS, *CORNERS, *NUMBERS, *PLACES)
-LETTERS = ("A", "B", "C", "D")

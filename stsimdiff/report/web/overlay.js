@@ -2,7 +2,7 @@
 // Two arms stand side by side and share the slider.
 "use strict";
 if (document.getElementById("overlay-canvas")) {
-  const { overlays, films, colours, unknown } = data;
+  const { overlays, films, colours, unknown, covers } = data;
   const part = (name) => document.getElementById(`overlay-${name}`);
   const sides = ["", "-beside"].map((suffix) => ({
     ...Object.fromEntries(["canvas", "legend", "shown", "about"].map((name) => [name, part(name + suffix)])),
@@ -90,7 +90,7 @@ if (document.getElementById("overlay-canvas")) {
         const [left, top] = [Math.round(x * w), Math.round(y * h)];
         const [across, down] = [Math.round((x + 1) * w) - left, Math.round((y + 1) * h) - top];
         context.fillStyle = context.strokeStyle = colourOf(taken, name);
-        context.globalAlpha = name === "dropped" ? 0.72 : name === "all" ? 0.08 : 0.34;
+        context.globalAlpha = covers[name] ?? covers.others;
         context.fillRect(left, top, across, down);
         if (name === "dropped") continue;
         context.globalAlpha = name === "all" ? 0.5 : 1;
