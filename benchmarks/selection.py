@@ -13,7 +13,9 @@ community of everything), ``newline`` (mixed, with a column of equal newline tok
 ``different`` (no edge at all); every other method on ``mixed``.
 
 Methods without own products take at most 8 copies (:data:`MOST_COPIES`), those with some at most twice the time
-of the product of frames or of their own (:data:`MOST_PRODUCTS`); a row that does not is marked ``over``. By definition
+of the product of frames or of their own (:data:`MOST_PRODUCTS`); a row that does not is marked ``over``. STTM compares
+tokens of a frame and of the next, pair by pair and not by a product (:data:`PAIRWISE`); it may take twice the time of
+the product of frames. By definition
 DivPrune compares all tokens of the video, and Scissor's bisection the means of all components at each of its steps, so
 both make many products of frames; no such matrix is ever kept whole.
 """
@@ -53,6 +55,8 @@ PRODUCTS = ("mm", "bmm", "_euclidean_dist", *ADDED)
 """Products of matrices, and the distances that are made of one."""
 MOST_COPIES, MOST_PRODUCTS = 8, 2
 """Limits of a selection's time: copies of the tokens, or the products that it is made of."""
+PAIRWISE = ("sttm",)
+"""Methods that compare a frame's tokens with each other without a product."""
 SHOT = 16
 """Frames until the picture changes."""
 
@@ -200,7 +204,7 @@ def within(row: dict) -> bool:
     """Whether a row meets the limit of its kind: copies for methods without products, else products."""
     if row["time_over_copy"] <= MOST_COPIES:
         return True
-    own = row["time_over_own_products"]
+    own = math.inf if row["method"] in PAIRWISE else row["time_over_own_products"]
     return own is not None and min(own, row["time_over_frame_product"]) <= MOST_PRODUCTS
 
 

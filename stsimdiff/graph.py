@@ -286,13 +286,18 @@ def pair_similarities(features: Tensor, first: Tensor, second: Tensor) -> Tensor
 
 def unit(features: Tensor, guarded: bool = True) -> Tensor:
     """``(n, D)`` features divided by their norms, in float32 at least; zeros stay, or are NaN unless ``guarded``."""
-    return unit_(features.to(torch.promote_types(features.dtype, torch.float32), copy=True), guarded)
+    rows = features.to(torch.promote_types(features.dtype, torch.float32))
+    return rows / _norm(rows, guarded) if rows is features else unit_(rows, guarded)
 
 
 def unit_(rows: Tensor, guarded: bool = True) -> Tensor:
     """:func:`unit` in the place of rows in float32 at least."""
+    return rows.div_(_norm(rows, guarded))
+
+
+def _norm(rows: Tensor, guarded: bool) -> Tensor:
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows.div_(norm.clamp_min(EPS if guarded else 0.0))
+    return norm.clamp_min_(EPS if guarded else 0.0)
 
 
 def products(rows: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
@@ -326,6 +331,12 @@ def group_means(features: Tensor, group: Tensor, groups: int) -> Tensor:
         add_rows(total, owner, rows.to(dtype))
     total /= torch.bincount(group, minlength=groups)[:, None]
     return total.to(features.dtype)
+
+
+def blocks(index: np.ndarray, features: Tensor) -> Iterator[np.ndarray]:
+    """Pieces of ``(n,)`` rows of ``features``, of as many as are gathered at once."""
+    size = _rows_at_once(features)
+    return (index[first : first + size] for first in range(0, len(index), size))
 
 
 def _rows_at_once(features: Tensor) -> int:

@@ -45,10 +45,18 @@ def test_every_method_has_a_row_with_its_cost() -> None:
 
 
 def test_which_selections_are_over_the_limit() -> None:
-    row = {"time_over_copy": 8.1, "time_over_own_products": None, "time_over_frame_product": 0.9}
+    row = {
+        "method": "evs",
+        "time_over_copy": 8.1,
+        "time_over_own_products": None,
+        "time_over_frame_product": 0.9,
+    }
     assert selection.within(row | {"time_over_copy": 7.9}) and not selection.within(row)
     assert selection.within(row | {"time_over_own_products": 1.9})
     assert not selection.within(row | {"time_over_own_products": 2.1, "time_over_frame_product": 2.1})
+    # Pair by pair, without a product.
+    pairs = row | {"method": "sttm"}
+    assert selection.within(pairs) and not selection.within(pairs | {"time_over_frame_product": 2.1})
 
 
 def test_products_are_timed_and_counted() -> None:

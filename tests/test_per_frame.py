@@ -86,6 +86,15 @@ def test_prumerge_adds_neighbours_and_sums_up_the_rest() -> None:
             assert torch.allclose(selection.features[row], expected, atol=1e-5)
 
 
+def test_prumerge_leaves_frames_without_a_cut_as_they_are() -> None:
+    features, _, selection = selected(PruMerge(), 190 / 192)
+    cut = [frame for frame in range(4) if int((selection.keep // 48 == frame).sum()) < 48]
+    assert cut == [0, 2] and len(selection.keep) == 190
+    for frame in (1, 3):
+        assert torch.equal(selection.features[selection.keep // 48 == frame], features[frame])
+    assert not torch.equal(selection.features[:47], features[0][selection.keep[:47]])
+
+
 def test_prumerge_plus_samples_half() -> None:
     _, vision, selection = selected(PruMerge(plus=True), 0.25)
     for frame in range(4):

@@ -195,6 +195,8 @@ def test_prunevid_groups_static_and_other_tokens():
         (2, [5], 1),
     ]
     assert found[0].features.tolist() == [[2, 0]]
+    # Groups hold no copy of the tokens.
+    assert all(one.video is features for one in found)
     assert prunevid.window_similarity(features, [1]).tolist() == [-1, -1]
 
 

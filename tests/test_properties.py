@@ -17,6 +17,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.st_simdiff import STSimDiff, select
 from stsimdiff.engine import Compression
+from stsimdiff.kit.running import Asked
 from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
 
 DROPPING = [name for name in compressors.BUILTIN if name not in ("none", "no_video")]
@@ -105,17 +106,23 @@ def test_evs_looks_at_places_one_by_one(grid: Grid, retention: float, seed: int)
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that an operation makes, in elements; views of something larger do not count."""
+    """The largest tensor that an operation makes, in elements; views of something larger do not count.
 
-    def __init__(self) -> None:
+    ``held`` adds up those of a quarter of ``matrix`` and more, for which fresh memory is touched.
+    """
+
+    def __init__(self, matrix: int = 0) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements, self.held, self.matrix = 0, 0, matrix
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self.elements = max(self.elements, tensor.numel())
+                # What is written in place or seen in another way is no new memory.
+                made = function._schema.returns and function._schema.returns[0].alias_info is None
+                self.held += tensor.numel() if made and 4 * tensor.numel() >= self.matrix else 0
         return result
 
 
@@ -131,6 +138,26 @@ def test_no_square_matrix_in_a_selection(name: str, kind: str) -> None:
         drive(run, features, layout)
     matrix = grid.tokens * width
     assert largest.elements <= 2 * matrix < grid.tokens**2 / 30
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("sttm", 0.7), ("sparsevlm", 1.8), ("prunevid", 0.5), ("prumerge", 0.7)]
+)
+def test_tokens_are_copied_no_more_than_needed(name: str, most: float) -> None:
+    """What a method gives back at each of its places, and little more."""
+    grid, width = Grid(32, 6, 7), 256
+    matrix = grid.tokens * width
+    layout = dataclasses.replace(layout_for(grid, layers=4), frames=None)
+    run = compressors.resolve(name)().start(layout, Budget("tokens", 0.3))
+    counting = Largest(matrix)
+
+    class Counted(Asked):
+        def asked(self, call):
+            with counting:
+                return call()
+
+    drive(Counted(run), video("mixed", grid, width), layout)
+    assert 0 < counting.held <= most * matrix
 
 
 @torch.no_grad()

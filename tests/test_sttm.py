@@ -122,7 +122,7 @@ def test_sums_over_one_odd_and_one_even_side():
         sttm.pyramid(features, 2, level_sizes(5, 6, 0), method)
     sums = sttm.pyramid(features, 2, level_sizes(5, 6, 0), STTM(weighted_avg=True))
     root, total = sums.levels[0], features.view(2, 30, -1).sum(1)
-    cells = sums.features[: 2 * len(root.box)].view(2, len(root.box), -1)
+    cells = sums.pooled[: 2 * len(root.box)].view(2, len(root.box), -1)
     assert torch.allclose(cells.sum(1), total, atol=1e-5)
 
 

@@ -52,15 +52,16 @@ def peaks(features: Tensor, neighbours: int, noise: Tensor | None = None) -> Pea
         noise: ``(n,)`` added to the densities, up to 1e-6 as published; equal densities stay equal then.
     """
     x = features.float()
-    distance = torch.cdist(x[None], x[None])[0] / math.sqrt(x.shape[1])
+    distance = torch.cdist(x[None], x[None])[0].div_(math.sqrt(x.shape[1]))
     nearest = distance.topk(min(neighbours, len(x)), dim=1, largest=False).values
     density = (-nearest.square().mean(1)).exp()
-    if noise is not None:
-        density = density + noise
-    denser = density[None, :] > density[:, None]
     if noise is None:
-        before = torch.ones_like(denser).tril(-1)
-        denser |= (density[None, :] == density[:, None]) & before
+        # The lower index is denser of equal ones.
+        rank = torch.sort(density, descending=True, stable=True).indices.argsort()
+        denser = rank[None, :] < rank[:, None]
+    else:
+        density = density + noise
+        denser = density[None, :] > density[:, None]
     largest = distance.max() if len(x) else distance.new_zeros(())
     delta = torch.where(denser, distance, largest).amin(1)
     return Peaks(distance, density, delta)

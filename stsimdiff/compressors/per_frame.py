@@ -8,7 +8,9 @@ evenly among its frames.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -21,6 +23,43 @@ from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens, all_finite
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Rows that are weighted sums of a frame's tokens, each of which is read for what it goes into and no more.
+
+    Attributes:
+        taken: ``(m,)`` int64 tokens, row by row.
+        weight: ``(m,)`` of each.
+        first: ``(k,)`` int64, where each row's begin.
+    """
+
+    taken: Tensor
+    weight: Tensor
+    first: Tensor
+
+    def of(self, features: Tensor) -> Tensor:
+        """``(k, D)`` sums of ``(P, D)`` features."""
+        weight = self.weight.to(features.dtype)
+        return torch.nn.functional.embedding_bag(
+            self.taken, features, self.first, mode="sum", per_sample_weights=weight
+        )
+
+    @classmethod
+    def each(cls, keep: Tensor) -> Sums:
+        """These tokens as they are."""
+        return cls(keep, torch.ones_like(keep), torch.arange(len(keep), device=keep.device))
+
+    @classmethod
+    def joined(cls, frames: Sequence[tuple[int, Sums]]) -> Sums:
+        """Those of some frames, each of whose tokens begin with this one of the video."""
+        length = [0, *accumulate(len(sums.taken) for _, sums in frames)]
+        return cls(
+            torch.cat([sums.taken + start for start, sums in frames]),
+            torch.cat([sums.weight.float() for _, sums in frames]),
+            torch.cat([sums.first + before for before, (_, sums) in zip(length, frames, strict=False)]),
+        )
+
+
+@dataclass(frozen=True)
 class Reduced:
     """The reduced tokens of one frame of ``P`` tokens.
 
@@ -28,11 +67,13 @@ class Reduced:
         keep: ``(k,)`` int64, strictly ascending.
         reason: ``(k,)`` uint8 codes.
         features: ``(k, D)`` where the method merged, else ``None``. Of :meth:`PerFrameCompressor.reduce` the ``rows``.
+        sums: instead of features, what they are sums of.
     """
 
     keep: Tensor
     reason: Tensor
     features: Tensor | None = None
+    sums: Sums | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +91,7 @@ class PerFrameCompressor(Compressor):
             features: ``(P, D)``.
             received: ``(P,)`` float32, attention received.
             keys: ``(P, heads, d)``.
-            rows: ``(count, D)``, to be filled by a method that merges; count is in ``[1, P - 1]``.
+            rows: ``(count, D)``, to be filled by a method that merges and gives no sums; count is in ``[1, P - 1]``.
         """
 
     @override
@@ -90,8 +131,7 @@ class _PerFrameRun(Run):
         features = tokens.features.view(grid.frames, grid.per_frame, -1)
         # Memory that nothing was written to costs nothing: only a method that merges fills the rows.
         rows = tokens.features.new_empty(count, tokens.features.shape[1])
-        kept: list[Tensor] = []
-        as_they_are: list[tuple[Tensor, Tensor]] = []
+        reduced: list[tuple[int, Tensor, Reduced]] = []
         reason = torch.zeros(grid.tokens, dtype=torch.uint8, device=device)
         shares = frame_shares(count, grid.frames)
         for frame, own in enumerate(rows.split(shares)):
@@ -102,13 +142,16 @@ class _PerFrameRun(Run):
                 found = Reduced(everything, torch.full_like(everything, int(Reason.ALL)))
             else:
                 found = self.method.reduce(features[frame], received[frame], keys[frame], own)
-            index = found.keep + frame * grid.per_frame
-            kept.append(index)
-            reason[index] = found.reason.to(torch.uint8)
+            first = frame * grid.per_frame
+            reason[found.keep + first] = found.reason.to(torch.uint8)
+            reduced.append((first, own, found))
+        keep = torch.cat([found.keep + first for first, _, found in reduced])
+        if any(found.sums is not None for _, _, found in reduced):
+            parts = [(first, found.sums or Sums.each(found.keep)) for first, _, found in reduced]
+            return Selection(keep, reason, Sums.joined(parts).of(tokens.features))
+        if all(found.features is None for _, _, found in reduced):
+            return Selection(keep, reason)
+        for first, own, found in reduced:
             if found.features is None:
-                as_they_are.append((own, index))
-        if len(as_they_are) == len(kept):
-            return Selection(torch.cat(kept), reason)
-        for own, index in as_they_are:
-            own.copy_(tokens.features[index])
-        return Selection(torch.cat(kept), reason, rows)
+                own.copy_(tokens.features[found.keep + first])
+        return Selection(keep, reason, rows)

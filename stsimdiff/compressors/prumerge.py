@@ -1,7 +1,7 @@
 """PruMerge and PruMerge+: patches with outlying CLS attention stay and take in their most similar patches.
 
 Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models" (2024). What a frame goes
-through, :func:`strongest`, :func:`alike` and :func:`added_up`, was checked against recorded outputs of the authors'
+through, :func:`strongest`, :func:`alike` and :func:`sums`, was checked against recorded outputs of the authors'
 ``token_prune_merge_advanced`` and ``token_prune_merge_advanced_plus`` (42Shawn/LLaVA-PruMerge 097c041) on still images;
 sums are not divided. Ours are what :class:`PruMerge` names and, on towers without a class token, the attention of a
 patch: what it receives from its frame (:class:`~stsimdiff.tokens.VisionSignals`).
@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stsimdiff import graph
-from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, frame_shares
+from stsimdiff.compressors.per_frame import PerFrameCompressor, Reduced, Sums, frame_shares
 from stsimdiff.tokens import Grid, Reason
 from stsimdiff.trace import Trace
 
@@ -52,11 +52,12 @@ class PruMerge(PerFrameCompressor):
         count = len(rows) - 1
         sampled = count // 2 if self.plus else 0
         kept = strongest(received[None], count - sampled)[0]
-        left = (
-            torch.ones_like(received, dtype=torch.bool).index_fill(0, kept, False).nonzero(as_tuple=True)[0]
-        )
-        samples = left[torch.linspace(0, len(left) - 1, sampled + 2, device=left.device)[1:-1].long()]
-        index = torch.cat((kept, samples))
+        index = kept
+        if sampled:
+            free = torch.ones_like(received, dtype=torch.bool).index_fill(0, kept, False)
+            left = free.nonzero(as_tuple=True)[0]
+            at = torch.linspace(0, len(left) - 1, sampled + 2, device=left.device)[1:-1].long()
+            index = torch.cat((kept, left[at]))
         neighbours = min(NEIGHBOURS, len(features) - 1)
         rest, cluster = alike(keys.flatten(1).to(features.dtype), index, neighbours)
         place = rest[received[rest].argmax()]
@@ -64,8 +65,7 @@ class PruMerge(PerFrameCompressor):
         reason = torch.full_like(keep, int(Reason.IMPORTANT))
         reason[(turn >= len(kept)) & (turn < count)] = int(Reason.UNIFORM)
         reason[turn == count] = int(Reason.MERGED)
-        merged = added_up(features, received, index, rest, cluster)
-        return Reduced(keep, reason, torch.index_select(merged, 0, turn, out=rows))
+        return Reduced(keep, reason, sums=sums(received, index, rest, cluster, turn))
 
     def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
         """Frame by frame: keys normalised, kept ones compared with all, and what each takes in added up by weight."""
@@ -110,20 +110,21 @@ def alike(key: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     return complement, others[similarity.topk(neighbours, dim=1).indices]
 
 
-def added_up(
-    features: Tensor, attention: Tensor, index: Tensor, complement: Tensor, cluster: Tensor
-) -> Tensor:
-    """``(n + 1, D)``: each patch of ``index`` with its ``cluster`` by attention, then the ``complement`` by attention.
+def sums(attention: Tensor, index: Tensor, complement: Tensor, cluster: Tensor, order: Tensor) -> Sums:
+    """Each patch of ``index`` with its ``cluster`` by attention, then the ``complement`` by attention, in this order.
 
-    Each row reads what it takes in and no more; a product of matrices would read all patches for each.
+    ``order`` ``(n + 1,)`` int64 holds the number of each row.
     """
-    weight = attention.to(features.dtype)
+    last = int((order == len(index)).nonzero())
+    order = torch.cat((order[:last], order[last + 1 :]))
     taken = torch.cat((index[:, None], cluster), 1)
-    scale = torch.cat((torch.ones_like(weight[index])[:, None], weight[cluster]), 1)
-    return torch.nn.functional.embedding_bag(
-        torch.cat((taken.flatten(), complement)),
-        features,
-        torch.arange(len(index) + 1, device=index.device) * taken.shape[1],
-        mode="sum",
-        per_sample_weights=torch.cat((scale.flatten(), weight[complement])),
-    )
+    weight = attention[taken]
+    weight[:, 0] = 1
+
+    def flat(of_each: Tensor, of_last: Tensor) -> Tensor:
+        rows = of_each[order]
+        return torch.cat((rows[:last].flatten(), of_last, rows[last:].flatten()))
+
+    first = torch.arange(len(index) + 1, device=index.device) * taken.shape[1]
+    first[last + 1 :] += len(complement) - taken.shape[1]
+    return Sums(flat(taken, complement), flat(weight, attention[complement]), first)

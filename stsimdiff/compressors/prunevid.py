@@ -186,18 +186,31 @@ class Group:
         window: frames of the window, ascending.
         frame: of the tokens; ``None``: static ones, averaged over the window.
         place: ``(n,)`` raster indices, those of static tokens in the window's first frame.
-        features: ``(n, D)``.
+        video: ``(T, P, D)`` features of the whole video, of which a group is read only when it is clustered.
     """
 
     window: list[int]
     frame: int | None
     place: Tensor
-    features: Tensor
+    video: Tensor
 
     @property
     def frames(self) -> int:
         """Frames that a row of it stands for."""
         return len(self.window) if self.frame is None else 1
+
+    @property
+    def features(self) -> Tensor:
+        """``(n, D)`` float32."""
+        if self.frame is not None and len(self.place) == self.video.shape[1]:
+            return self.video[self.frame].float()
+        if self.frame is not None:
+            return self.video.flatten(0, 1).index_select(0, self.place).float()
+        still = self.place - self.window[0] * self.video.shape[1]
+        mean = self.video.new_zeros(len(still), self.video.shape[2], dtype=torch.float32)
+        for frame in self.window:
+            mean += self.video[frame].index_select(0, still)
+        return mean / len(self.window)
 
 
 def refined(label: Sequence[int]) -> list[int]:
@@ -260,13 +273,10 @@ def groups(features: Tensor, part: list[int], mask: Tensor) -> Iterator[Group]:
     patches = features.shape[1]
     still, moving = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
     if len(still):
-        mean = features.new_zeros(len(still), features.shape[2], dtype=torch.float32)
-        for frame in part:
-            mean += features[frame, still].float()
-        yield Group(part, None, still + part[0] * patches, mean / len(part))
+        yield Group(part, None, still + part[0] * patches, features)
     if len(moving):
         for frame in part:
-            yield Group(part, frame, moving + frame * patches, features[frame, moving].float())
+            yield Group(part, frame, moving + frame * patches, features)
 
 
 def clusters_of(size: int, ratio: float) -> int:

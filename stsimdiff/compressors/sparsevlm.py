@@ -230,7 +230,7 @@ def choose(
     """
     order = torch.sort(score, descending=True, stable=True).indices
     keep, rows = order[:kept].sort().values, order[kept : kept + pool]
-    x = features[rows].float()
+    x = features.index_select(0, rows).float()
     if not clusters:
         return Chosen(keep, rows, rows, rows, x, None)
     peaks = density.peaks(x, clusters, noise)
@@ -308,6 +308,11 @@ class SparseRun(Run):
         reason = torch.zeros(len(tokens), dtype=torch.uint8, device=rows.device)
         reason[chosen.keep] = int(kept)
         reason[rows[len(chosen.keep) :]] = int(Reason.MERGED)
-        merged = torch.cat((tokens.features[chosen.keep], chosen.means.to(tokens.features)))
         rows, turn = rows.sort()
-        return Selection(rows, reason, merged[turn] if len(chosen.centre) else None)
+        if len(chosen.centre) == 0:
+            return Selection(rows, reason)
+        # Every row is copied once, centres included, which their cluster's means then replace.
+        features = tokens.features.index_select(0, rows)
+        place = (turn >= len(chosen.keep)).nonzero()[:, 0]
+        means = chosen.means.to(features)[turn[place] - len(chosen.keep)]
+        return Selection(rows, reason, features.index_copy_(0, place, means))

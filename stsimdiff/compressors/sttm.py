@@ -7,7 +7,7 @@ arXiv 2507.07990). Pyramid, nodes, pairs and merging were checked against record
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -138,7 +138,7 @@ class Level:
 
     Attributes:
         size: rows, columns.
-        first: row of its first cell in the pyramid's features, frame by frame.
+        first: row of its first cell in the pyramid, frame by frame.
         box: ``(P, 4)`` int64 y0, x0, y1, x1 of each cell, half open, in tokens.
         cell: ``(H * W,)`` int64 cell of each token.
         parent: ``(P,)`` int64 cell of the coarser level; empty for the root.
@@ -156,21 +156,51 @@ class Level:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """All levels of a video.
+    """All levels of a video. Its rows are those of ``pooled``, then those of ``features``.
 
     Attributes:
-        features: ``(., D)`` of all cells of all levels.
+        pooled: ``(C, D)`` of all cells of all levels but the finest, from the root on.
+        features: ``(N, D)`` of the finest.
+        norm: ``(C + N, S)`` of each row's slices, whose similarities are averaged.
         levels: from the root to the finest.
         similarity: ``(T, P, 4)`` float of each level but the finest: each cell and its parts.
         frames: T.
-        compare: similarities of two ``(n,)`` int64 lists of rows of ``features``.
     """
 
+    pooled: Tensor
     features: Tensor
+    norm: Tensor
     levels: list[Level]
     similarity: list[np.ndarray]
     frames: int
-    compare: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def gathered(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Blocks of these ``(n,)`` int64 rows: their numbers ``(b,)`` among them, and their features ``(b, D)``."""
+        fine = rows >= len(self.pooled)
+        for part, chosen, first in ((self.pooled, ~fine, 0), (self.features, fine, len(self.pooled))):
+            for at in graph.blocks(np.flatnonzero(chosen), part):
+                yield at, part.index_select(0, self.index(rows[at] - first))
+
+    def index(self, rows: np.ndarray) -> Tensor:
+        """Where the features are."""
+        return torch.from_numpy(rows).to(self.features.device)
+
+    def compare(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        """``(n,)`` similarities of two ``(n,)`` int64 lists of rows."""
+        found = np.empty(len(one), dtype=np.float32)
+        for first, x in self.gathered(one):
+            for second, y in self.gathered(two[first]):
+                at = first[second]
+                left = x if len(second) == len(x) else x.index_select(0, self.index(second))
+                norms = (self.norm.index_select(0, self.index(rows[at])) for rows in (one, two))
+                found[at] = _cosines(left, y, *norms).cpu().numpy()
+        return found
+
+
+def _cosines(x: Tensor, y: Tensor, x_norm: Tensor, y_norm: Tensor) -> Tensor:
+    """``(n,)`` mean cosines of the slices of ``(n, D)`` rows with norms ``(n, S)``; may overwrite ``x``."""
+    dots = x.to(x_norm.dtype).mul_(y).unflatten(1, (x_norm.shape[1], -1)).sum(-1)
+    return (dots / (x_norm * y_norm).clamp_min(graph.EPS)).mean(1)
 
 
 def pyramid(features: Tensor, frames: int, sizes: list[tuple[int, int]], method: STTM) -> Pyramid:
@@ -179,16 +209,55 @@ def pyramid(features: Tensor, frames: int, sizes: list[tuple[int, int]], method:
     Raises:
         ValueError: for ``head_dim`` that does not divide D; as released, for sums over one odd and one even side.
     """
-    pooled, levels, first = [features], [], 0
+    width, device = features.shape[1], features.device
+    if method.head_dim and width % method.head_dim:
+        raise ValueError(f"compressor.head_dim={method.head_dim} does not divide {width} channels")
+    uneven = [f"{h} x {w}" for h, w in sizes[:0:-1] if (h + w) % 2]
+    if method.weighted_avg and method.as_released and uneven:
+        raise ValueError(
+            f"STTM as released cannot sum {uneven[0]} tokens up: one side is odd and one is even"
+        )
+    levels = _levels(frames, sizes)
+    slices = width // method.head_dim if method.head_dim else 1
+    pooled = features.new_empty(levels[-1].first, width)
+    norm = features.new_empty(
+        len(pooled) + len(features), slices, dtype=torch.promote_types(features.dtype, torch.float32)
+    )
+    parents = [torch.from_numpy(level.parent).to(device) for level in levels]
+    parts = [torch.from_numpy(level.parts).to(device) for level in levels]
+    edges = [(part == 0).any(1).nonzero()[:, 0] for part in parts]
+    similarity = [norm.new_empty(frames, len(level.box), 4) for level in levels[:-1]]
+    # Frame by frame, each of which is worked on while it is in the cache.
+    for frame, tokens in enumerate(features.split(len(levels[-1].box))):
+        rows, norms = tokens, norm[:0]
+        for number, level in reversed(list(enumerate(levels))):
+            here = slice(level.first + frame * len(level.box), level.first + (frame + 1) * len(level.box))
+            below, below_norms = rows, norms
+            if number + 1 < len(levels):
+                up = parents[number + 1]
+                rows = graph.group_means(below, up, len(level.box))
+                if method.weighted_avg:
+                    rows = rows * torch.bincount(up)[:, None].to(rows.dtype)
+                pooled[here] = rows
+            norms = torch.linalg.vector_norm(rows.to(norm.dtype).unflatten(1, (slices, -1)), dim=-1)
+            norm[here] = norms
+            if number + 1 < len(levels):
+                part, edge = parts[number], edges[number]
+                found = _cosines(rows.index_select(0, up), below, norms[up], below_norms)[part]
+                # A part that a cell lacks is the first of the frame.
+                first = _cosines(rows.index_select(0, edge), below[:1], norms[edge], below_norms[:1])
+                found[edge] = torch.where(part[edge] == 0, first[:, None], found[edge])
+                similarity[number][frame] = found
+    return Pyramid(pooled, features, norm, levels, [one.cpu().numpy() for one in similarity], frames)
+
+
+def _levels(frames: int, sizes: list[tuple[int, int]]) -> list[Level]:
+    """The levels of these sizes, from the root to the finest."""
     height, width = sizes[-1]
     cell = np.arange(height * width)
     parent = parts = np.zeros((0, 4), dtype=np.int64)
     finer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(cell, parent, parts)]
     for (h, w), (ph, pw) in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
-        if method.weighted_avg and method.as_released and (h + w) % 2:
-            raise ValueError(
-                f"STTM as released cannot sum {h} x {w} tokens up: one side is odd and one is even"
-            )
         (rows, row_parts), (columns, column_parts) = _halves(h), _halves(w)
         up = (rows[:, None] * pw + columns).ravel()
         y, x = row_parts[:, None, :, None], column_parts[None, :, None, :]
@@ -196,11 +265,7 @@ def pyramid(features: Tensor, frames: int, sizes: list[tuple[int, int]], method:
         cell = up[cell]
         finer[-1] = (finer[-1][0], up, finer[-1][2])
         finer.append((cell, parent, parts))
-        group = torch.from_numpy((np.arange(frames)[:, None] * (ph * pw) + up).ravel()).to(features.device)
-        means = graph.group_means(pooled[-1], group, frames * ph * pw)
-        if method.weighted_avg:
-            means = means * torch.bincount(group)[:, None].to(means.dtype)
-        pooled.append(means)
+    levels, first = [], 0
     for size, (cell, up, parts) in zip(sizes, finer[::-1], strict=True):
         order = np.argsort(cell, kind="stable")
         ends = np.searchsorted(cell[order], [np.arange(size[0] * size[1]), np.arange(size[0] * size[1]) + 1])
@@ -208,29 +273,7 @@ def pyramid(features: Tensor, frames: int, sizes: list[tuple[int, int]], method:
         box = np.stack((low // width, low % width, high // width + 1, high % width + 1), 1)
         levels.append(Level(size, first, box, cell, up, parts))
         first += frames * size[0] * size[1]
-    everything = torch.cat(pooled[::-1]) if len(pooled) > 1 else features
-
-    def compare(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        rows = [torch.from_numpy(index.ravel()).to(features.device) for index in (one, two)]
-        if not method.head_dim:
-            return graph.pair_similarities(everything, *rows).cpu().numpy()
-        slices = everything.shape[1] // method.head_dim
-        inside = torch.arange(slices, device=features.device)
-        rows = [(index[:, None] * slices + inside).flatten() for index in rows]
-        found = graph.pair_similarities(everything.reshape(-1, method.head_dim), *rows)
-        return found.unflatten(0, (-1, slices)).mean(1).cpu().numpy()
-
-    if method.head_dim and features.shape[1] % method.head_dim:
-        raise ValueError(
-            f"compressor.head_dim={method.head_dim} does not divide {features.shape[1]} channels"
-        )
-    similarity = []
-    for level, below in zip(levels[:-1], levels[1:], strict=True):
-        frame = np.arange(frames)[:, None, None]
-        one = level.first + frame * len(level.box) + np.arange(len(level.box))[:, None]
-        two = below.first + frame * len(below.box) + level.parts
-        similarity.append(compare(np.broadcast_to(one, two.shape), two).reshape(two.shape))
-    return Pyramid(everything, levels, similarity, frames, compare)
+    return levels
 
 
 @dataclass(frozen=True)
@@ -239,7 +282,7 @@ class Nodes:
 
     Attributes:
         box: ``(M, 5)`` int64 frame, y0, x0, y1, x1.
-        row: ``(M,)`` int64 rows of the pyramid's features.
+        row: ``(M,)`` int64 rows of the pyramid.
         owner: ``(T, H * W)`` int64 node of each token.
         visited, stopped: of each level, ``(T, P)`` bool: cells that were looked at, that became a node.
         pairs: ``(Q, 2)`` int64 overlapping nodes of neighbouring frames.
@@ -275,7 +318,7 @@ def nodes(found: Pyramid, threshold: float) -> Nodes:
     box, row = np.concatenate(boxes), np.concatenate(rows)
     order = np.lexsort((box[:, 2], box[:, 1], box[:, 0]))
     box, row = box[order], row[order]
-    number_of = np.full(len(found.features), -1)
+    number_of = np.full(len(found.norm), -1)
     number_of[row] = np.arange(len(row))
     owner = np.full((found.frames, len(found.levels[-1].box)), -1)
     for level in found.levels:
@@ -342,14 +385,30 @@ def merged(found: Nodes, pairs: np.ndarray | None) -> Merged:
     return Merged(node, joined, rounds, patches.astype(np.int64), group)
 
 
-def merged_features(levels: Pyramid, found: Nodes, result: Merged, weighted_avg: bool) -> Tensor:
-    """``(K, D)`` mean over each row's nodes, or over its tokens."""
-    device = levels.features.device
-    group = torch.from_numpy(result.group).to(device)
-    rows = levels.features.index_select(0, torch.from_numpy(found.row).to(device))
-    means = graph.group_means(rows, group, len(result.node))
+def merged_features(
+    levels: Pyramid, found: Nodes, result: Merged, weighted_avg: bool, stay: np.ndarray | None = None
+) -> Tensor:
+    """``(K, D)`` mean over each row's nodes, or over its tokens; only of the rows in ``(K,)`` bool ``stay``."""
+    features = levels.features
+    stay = np.ones(len(result.node), dtype=bool) if stay is None else stay
+    group = np.where(stay, np.cumsum(stay) - 1, -1)[result.group]
+    # A row's first node is the one that survives: it is copied, and the others are added to it.
+    alone = np.zeros(len(group), dtype=bool)
+    alone[result.node] = True
+    total = features.new_empty(int(stay.sum()), features.shape[1], dtype=levels.norm.dtype)
+    for first in (True, False):
+        nodes = np.flatnonzero((group >= 0) & (alone == first))
+        for at, rows in levels.gathered(found.row[nodes]):
+            into = levels.index(group[nodes[at]])
+            if first:
+                total.index_copy_(0, into, rows.to(total.dtype))
+            else:
+                graph.add_rows(total, into, rows.to(total.dtype))
+    size = np.bincount(result.group)[stay]
+    total /= levels.index(size)[:, None]
+    means = total.to(features.dtype)
     if weighted_avg:
-        share = torch.bincount(group) / torch.from_numpy(result.patches).to(device)
+        share = levels.index(size / result.patches[stay]).float()
         means = (means * share[:, None]).to(means.dtype)
     return means
 
@@ -385,8 +444,8 @@ class _Run(Run):
         box = found.box[result.node[stay]]
         inside = torch.from_numpy(box[:, 0] * len(cells) + box[:, 1] * size[1] + box[:, 2]).to(device)
         mask[place[inside]] = True
-        rows = merged_features(levels, found, result, method.weighted_avg)
-        return Selection.from_mask(mask, Reason.REPRESENTATIVE, rows[torch.from_numpy(stay).to(device)])
+        rows = merged_features(levels, found, result, method.weighted_avg, stay)
+        return Selection.from_mask(mask, Reason.REPRESENTATIVE, rows)
 
     def _fixed(self, levels: Pyramid) -> tuple[Nodes, Merged]:
         method, threshold = self.method, float(self.method.temporal_threshold)

@@ -56,10 +56,12 @@ def merge_images(
         raise ValueError(
             f"PruMerge merges {neighbours} neighbours, so an image needs more patches than {patches}"
         )
+    order = torch.arange(index.shape[1] + 1, device=index.device)
     images = []
     for features, its_key, weight, kept in zip(hidden, key, attention, index, strict=True):
         rest, cluster = prumerge.alike(its_key, kept, neighbours)
-        images.append((prumerge.added_up(features, weight, kept, rest, cluster), rest, cluster))
+        sums = prumerge.sums(weight, kept, rest, cluster, order)
+        images.append((sums.of(features), rest, cluster))
     rows, rest, cluster = (torch.stack(part) for part in zip(*images, strict=True))
     return rows, rest, cluster
 

@@ -1,7 +1,7 @@
 """Replays of recorded selections in the vision tower: VisionZip, FasterVLM, PruMerge and PruMerge+.
 
 The recordings are of still images. What each frame of a video goes through (``visionzip.choose`` and ``merge``,
-``fastervlm.select``, ``prumerge.strongest``, ``alike`` and ``added_up``) is replayed here together with what no video
+``fastervlm.select``, ``prumerge.strongest``, ``alike`` and ``sums``) is replayed here together with what no video
 does (:mod:`stsimdiff.conformance.still_images`).
 """
 

@@ -71,7 +71,7 @@ def selection(features: Tensor, grid: Grid, method: sttm.STTM) -> Arrays:
         "out_features": sttm.merged_features(levels, found, result, method.weighted_avg).numpy(),
     }
     for number, (level, size) in enumerate(zip(levels.levels[:-1], sizes, strict=False)):
-        rows = levels.features[level.first : level.first + grid.frames * len(level.box)]
+        rows = levels.pooled[level.first : level.first + grid.frames * len(level.box)]
         shape = (grid.frames, *size)
         visited = found.visited[number][:, :, None]
         similarity = np.where(visited, levels.similarity[number], np.nan).astype(np.float32)
