@@ -71,11 +71,11 @@ doctor: $(STAMP) ## Prove that this machine can run EXPERIMENT (MODEL, DATA as f
 data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, egoschema ...: docs/benchmarks.md); DATA=/path: only check what is there
 	$(BIN)/python -m stsimdiff data $(if $(BENCHMARK),benchmark=$(BENCHMARK),--help) $(if $(DATA),"benchmark.data=$(DATA)") $(ARGS)
 
-test: $(STAMP) ## Run the quick tests, two files at a time (ARGS="-k name" for some of them)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+test: $(STAMP) ## Run the quick tests, in two processes (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(STAMP) ## Run all tests, as CI does (ARGS="tests/test_sweeps.py" for some of them)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 docs: $(STAMP) ## Build the documentation as a site into build/site; any broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

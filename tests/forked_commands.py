@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forks:
-    """``with Forks(cwd) as forks: pid = forks.start(words, log); code = forks.wait(pid)``."""
+    """``with Forks(cwd) as forks: pid = forks.start(words, log); code = forks.wait(pid)``.
+
+    The fixture ``forks`` is one for all tests; ``forks.at(folder)`` starts its commands in another folder.
+    """
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
@@ -39,6 +42,16 @@ class Forks:
         self.server.stdin.close()
         self.server.wait()
 
+    def at(self, cwd: Path) -> Forks:
+        """The same process for commands that are started in another folder."""
+        other = Forks(cwd)
+        other.server = self.server
+        return other
+
+    def runs(self, pid: int) -> bool:
+        """Whether a command that was started has not ended yet."""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
     def start(self, words: list[str], log: Path, most_bytes: int | None = None) -> int:
         """Start ``python -m stsimdiff WORDS``; what it prints goes to ``log``.
 
@@ -47,7 +60,7 @@ class Forks:
             log: file for standard output and error.
             most_bytes: size that no file may exceed, as on a disk that is full.
         """
-        return self._asked({"start": words, "log": str(log), "most_bytes": most_bytes})
+        return self._asked({"start": words, "cwd": str(self.cwd), "log": str(log), "most_bytes": most_bytes})
 
     def wait(self, pid: int) -> int:
         """The exit code of a command that was started; negative for the signal that ended it."""
@@ -64,9 +77,17 @@ class Forks:
 
 
 def _serve() -> None:
+    # All that a command imports late. A fork starts with it.
+    import fontTools.subset  # noqa: F401
+    import lmms_eval.api.task  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import torch
 
-    from stsimdiff.evaluate import session  # noqa: F401  all that a command imports late
+    from stsimdiff.evaluate import run, session  # noqa: F401
+    from stsimdiff.kit import rehearsal  # noqa: F401
+    from stsimdiff.launchers import base, in_process  # noqa: F401
+    from stsimdiff.models import qwen2_5_vl  # noqa: F401
+    from stsimdiff.report import figures, page, publish  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -93,6 +114,7 @@ def _run(request: dict[str, Any]) -> None:
         os.dup2(file, number)
     if request["most_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["most_bytes"],) * 2)
+    os.chdir(request["cwd"])
     sys.argv = ["stsimdiff", *request["start"]]
     code = 1
     try:

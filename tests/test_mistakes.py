@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked_commands import Forks
 from hydra import compose, initialize_config_dir
 
 from stsimdiff.config.arms import arm_from_config
@@ -251,7 +250,7 @@ LATE = {
 """Only on real questions, so that no rehearsal sees it."""
 
 
-def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path) -> None:
+def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path, forks) -> None:
     source = HEAD
     for name, (line, _) in LATE.items():
         body = f"if layout.sample.startswith('clip'):\n            {line}"
@@ -263,11 +262,10 @@ def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path) -> None:
     others = ["compressor=random,st_simdiff budget.retention=0.3"]
     wrong = [f"compressor._target_=late_module.{name} budget.retention=0.3" for name in LATE]
     said = []
-    with Forks(tmp_path) as forks:
-        for run, lines, code in (("alone", others, 0), ("beside", [*wrong, *others], 1)):
-            words = [f"benchmark.data={data}", "logger=none", "limit=2", f"run={run}", "max_failures=1000"]
-            assert forks.run([f"arms={json.dumps(lines)}", *words], tmp_path / "log") == code
-            said.append((tmp_path / "log").read_text())
+    for run, lines, code in (("alone", others, 0), ("beside", [*wrong, *others], 1)):
+        words = [f"benchmark.data={data}", "logger=none", "limit=2", f"run={run}", "max_failures=1000"]
+        assert forks.at(tmp_path).run([f"arms={json.dumps(lines)}", *words], tmp_path / "log") == code
+        said.append((tmp_path / "log").read_text())
     alone, beside = (_answers(tmp_path / "results" / run) for run in ("alone", "beside"))
     assert len(alone) == 2 and alone.items() <= beside.items()
     failed = {arm.partition("_tokens")[0]: rows for arm, rows in beside.items() if arm not in alone}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from forked_commands import ROOT, Forks
+from forked_commands import ROOT
 from hydra.core.config_store import ConfigStore
 
 from stsimdiff.config.words import options
@@ -66,19 +66,19 @@ def table(folder: Path) -> dict[str, float]:
     return rows.loc["none"].to_dict()
 
 
-def test_a_folder_is_a_benchmark(own) -> None:
+def test_a_folder_is_a_benchmark(own, forks) -> None:
     words = ["benchmark=mine", "benchmark.tasks=my_tasks", "logger=none", "run=mine", "overlays=0"]
     log = own.parent / "log"
-    with Forks(own.parent) as forks:
-        assert forks.run([*words, "compressor=none"], log) == 0, log.read_text()
-        (folder,) = (own.parent / "results" / "mine").glob("none_*")
-        lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-        record = json.loads((folder / "arm.json").read_text())
-        # A video that changes is asked again; the arm stays what it was.
-        shutil.copy(VIDEOS / "mini-2.mp4", own / "videos" / "mini-0.mp4")
-        assert forks.run([*words, "compressor=none"], log) == 0, log.read_text()
-        assert "2 stored questions have changed" in log.read_text()
-        assert [path.name for path in folder.parent.glob("none_*")] == [folder.name]
+    forks = forks.at(own.parent)
+    assert forks.run([*words, "compressor=none"], log) == 0, log.read_text()
+    (folder,) = (own.parent / "results" / "mine").glob("none_*")
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    record = json.loads((folder / "arm.json").read_text())
+    # A video that changes is asked again; the arm stays what it was.
+    shutil.copy(VIDEOS / "mini-2.mp4", own / "videos" / "mini-0.mp4")
+    assert forks.run([*words, "compressor=none"], log) == 0, log.read_text()
+    assert "2 stored questions have changed" in log.read_text()
+    assert [path.name for path in folder.parent.glob("none_*")] == [folder.name]
     truth = {row["id"]: row["answer"] for row in ROWS}
     assert {line["id"]: line["target"] for line in lines} == truth
     assert {line["video"] for line in lines} == {"videos/mini-0.mp4", "videos/mini-1.mp4"}

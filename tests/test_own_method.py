@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked_commands import ROOT, Forks
+from forked_commands import ROOT
 
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError
@@ -66,17 +66,17 @@ def test_wrong_paths_and_parameters_say_what_is_right(own, words, message) -> No
         arms(*words)
 
 
-def test_the_command_line_takes_both_a_path_and_a_folder_of_configs(own) -> None:
+def test_the_command_line_takes_both_a_path_and_a_folder_of_configs(own, forks) -> None:
     (own / "my_configs" / "compressor").mkdir(parents=True)
     (own / "my_configs" / "compressor" / "mine.yaml").write_text("_target_: my_module.Mine\npower: 3.0\n")
     more = ["logger=none", "plan=true", "limit=1"]
-    with Forks(own) as forks:
-        assert forks.run(["-m", "compressor=none,my_module.Mine", *more], own / "log") == 0
-        assert re.search(r"\bMine\b", (own / "log").read_text())
-        assert forks.run(["--config-dir", "my_configs", "compressor=mine", *more], own / "log") == 0
-        assert "Mine power=3" in (own / "log").read_text()
-        assert forks.run(["compressor=st_simdif", *more], own / "log") == 2
-        assert "compressor=st_simdif is unknown; allowed: " in (own / "log").read_text()
+    forks = forks.at(own)
+    assert forks.run(["-m", "compressor=none,my_module.Mine", *more], own / "log") == 0
+    assert re.search(r"\bMine\b", (own / "log").read_text())
+    assert forks.run(["--config-dir", "my_configs", "compressor=mine", *more], own / "log") == 0
+    assert "Mine power=3" in (own / "log").read_text()
+    assert forks.run(["compressor=st_simdif", *more], own / "log") == 2
+    assert "compressor=st_simdif is unknown; allowed: " in (own / "log").read_text()
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

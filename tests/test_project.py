@@ -146,7 +146,7 @@ def test_slow_tests_are_there_and_ci_runs_them():
     assert listed == sorted(set(listed)) and len(listed) > 50
     for name in listed:
         file, _, test = name.partition("::")
-        assert re.search(rf"^def {test}\(", (ROOT / f"tests/{file}.py").read_text(), re.MULTILINE), name
+        assert re.search(rf"^ *def {test}\(", (ROOT / f"tests/{file}.py").read_text(), re.MULTILINE), name
     targets = dict(re.findall(r"^([\w-]+): .*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert '-m "not slow"' in targets["test"] and "slow" not in targets["test-all"]
     assert "\nmake test-all 2>&1" in (ROOT / ".ci/run").read_text()

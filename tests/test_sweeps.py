@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,11 +37,10 @@ class FailsOnOne(ScoreCompressor):
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory) -> Iterator[Forks]:
+def forks(forks: Forks, tmp_path_factory) -> Forks:
     cwd = tmp_path_factory.mktemp("cwd")
     (cwd / "my_method.py").write_text(METHOD)
-    with Forks(cwd) as forks:
-        yield forks
+    return forks.at(cwd)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def killed_once(
         time.sleep(moments.uniform(0, spent / 2))
     else:
         wanted = before + moments.randint(1, 7)
-        while count(results / "run") < min(wanted, TOTAL) and os.path.exists(f"/proc/{pid}"):
+        while count(results / "run") < min(wanted, TOTAL) and forks.runs(pid):
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.03))
     os.kill(pid, signal.SIGKILL)
