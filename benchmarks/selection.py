@@ -40,7 +40,7 @@ from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Run
 from stsimdiff.compressors.st_simdiff import STSimDiff, select
-from stsimdiff.kit.running import Asked, Measured
+from stsimdiff.kit.running import InterceptedRun, MeasuredRun
 from stsimdiff.plan.dry_run import without_model
 from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens, VisionSignals
 from stsimdiff.trace import Trace
@@ -76,14 +76,14 @@ def seconds(action: Callable[[], Any], device: str) -> float:
     return now(device) - started
 
 
-class Timed(Asked):
+class Timed(InterceptedRun):
     """A run whose calls are timed; memory is measured in another one, as that takes time itself."""
 
     def __init__(self, run: Run, device: str) -> None:
         super().__init__(run)
         self.device, self.seconds = device, 0.0
 
-    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+    def intercept(self, call: Callable[[], Selection | None]) -> Selection | None:
         started = now(self.device)
         selection = call()
         self.seconds += now(self.device) - started
@@ -154,11 +154,11 @@ def measure(name: str, kind: str, grid: Grid, options: argparse.Namespace) -> di
     features = scene(kind, grid, options.dim, getattr(torch, options.dtype), options.device)
     tokens = VideoTokens.full(features, grid)
     few = Grid(min(4, grid.frames), grid.height, grid.width)
-    measured: list[Measured] = []
+    measured: list[MeasuredRun] = []
     timed: list[Timed] = []
 
     def measuring(run: Run) -> Run:
-        measured.append(Measured(run, options.device))
+        measured.append(MeasuredRun(run, options.device))
         return measured[-1]
 
     def timing(run: Run) -> Run:

@@ -27,7 +27,7 @@ import hydra
 
 from stsimdiff.commands import profile
 from stsimdiff.commands.cli import COMMANDS, SETTING
-from stsimdiff.errors import Missing
+from stsimdiff.errors import MissingParts
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.launchers.base import check_launcher, configurations, register
 from stsimdiff.resources import folder as folder_of
@@ -157,7 +157,7 @@ def _composed(words: list[str]) -> int:
 @cache
 def _checked(*words: str) -> None:
     # A benchmark whose size nobody has published cannot be planned without its files.
-    with suppress(Missing):
+    with suppress(MissingParts):
         passes_of(configurations([*words, "plan=true"]))
 
 

@@ -29,7 +29,7 @@ from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
     from benchmarks.prefill import Bench
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
 
 DTYPES = ("bfloat16", "float16")
 STATES = {"ok": "ok", "skipped": "not possible", "FAILED": "failed"}
@@ -237,9 +237,9 @@ def _clocks(bench: Bench) -> str:
     apart = abs(events - wall) / wall
     said = f"a prefill takes {1e3 * events:.2f} ms by events and {1e3 * wall:.2f} ms by the clock: {100 * apart:.2f} %"
     if not bench.embeds.is_cuda:
-        from stsimdiff.commands.doctor import Skipped
+        from stsimdiff.errors import CheckSkipped
 
-        raise Skipped(f"{NEEDS}: the CPU has no events; {said}")
+        raise CheckSkipped(f"{NEEDS}: the CPU has no events; {said}")
     if apart > CLOCKS_APART:
         raise AssertionError(said)
     return said
@@ -247,7 +247,7 @@ def _clocks(bench: Bench) -> str:
 
 def _speed(bench: Callable[[], Bench], name: str) -> str:
     from benchmarks.prefill import measure
-    from stsimdiff.commands.doctor import Skipped
+    from stsimdiff.errors import CheckSkipped
 
     given = argparse.Namespace(**{**vars(bench().options), "methods": [name]})
     (row,), full = measure(bench(), given, lambda line: None)
@@ -257,7 +257,7 @@ def _speed(bench: Callable[[], Bench], name: str) -> str:
         f"{1e3 * min(full):.0f} ms, the method itself {1e3 * row['compressor_seconds']:.1f} ms"
     )
     if given.shape == "tiny" or not bench().embeds.is_cuda:
-        raise Skipped(f"{NEEDS} and the full widths; {said}")
+        raise CheckSkipped(f"{NEEDS} and the full widths; {said}")
     if row["speedup"] <= 1:
         raise AssertionError(said)
     return said
@@ -267,7 +267,7 @@ def _copies(bench: Callable[[], Bench], name: str) -> str:
     """Bytes that one prefill copies from the device to the host, as torch's profiler sees them."""
     from torch.profiler import ProfilerActivity, profile
 
-    from stsimdiff.commands.doctor import Skipped
+    from stsimdiff.errors import CheckSkipped
 
     embeds = bench().embeds
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if embeds.is_cuda else [])]
@@ -278,9 +278,9 @@ def _copies(bench: Callable[[], Bench], name: str) -> str:
         profiler.export_chrome_trace(str(file))
         copies = host_copies(json.loads(file.read_text(encoding="utf-8")))
     if not embeds.is_cuda:
-        raise Skipped(f"{NEEDS}: on the CPU nothing is copied to the host ({len(copies)} copies seen)")
+        raise CheckSkipped(f"{NEEDS}: on the CPU nothing is copied to the host ({len(copies)} copies seen)")
     if not copies:
-        raise Skipped("torch's profiler saw no copy at all: it cannot watch this device (CUPTI)")
+        raise CheckSkipped("torch's profiler saw no copy at all: it cannot watch this device (CUPTI)")
     features = bench().grid.tokens * embeds.shape[2] * embeds.element_size()
     said = (
         f"{len(copies)} copies, the largest {max(copies):,} bytes ({100 * max(copies) / features:.3f} % of the "
@@ -322,7 +322,7 @@ def _family(report: Report, options: argparse.Namespace, name: str, folder: Path
         _free()
 
 
-def _engine(report: Report, name: str, load: Callable[[str], Case]) -> None:
+def _engine(report: Report, name: str, load: Callable[[str], FamilyCase]) -> None:
     """The engine's exactness on one family in one dtype; ``load`` gives a case with an attention backend."""
     from transformers.utils import is_flash_attn_2_available
 
@@ -336,13 +336,16 @@ def _engine(report: Report, name: str, load: Callable[[str], Case]) -> None:
 
 
 def _no_flash() -> str:
-    from stsimdiff.commands.doctor import Skipped
+    from stsimdiff.errors import CheckSkipped
 
-    raise Skipped("flash attention cannot be imported here: it is not installed, or there is no GPU")
+    raise CheckSkipped("flash attention cannot be imported here: it is not installed, or there is no GPU")
 
 
 def _exact(
-    report: Report, name: str, case: Callable[[], Case], reference: Callable[[], Case] | None = None
+    report: Report,
+    name: str,
+    case: Callable[[], FamilyCase],
+    reference: Callable[[], FamilyCase] | None = None,
 ) -> None:
     from stsimdiff.commands import doctor
 
@@ -365,31 +368,34 @@ def _made(options: argparse.Namespace, name: str, path: Path) -> str:
     return str(make(name, path, sizes=sizes))
 
 
-def _case(path: str, options: argparse.Namespace, name: str, dtype: str, attention: str) -> Case:
+def _case(path: str, options: argparse.Namespace, name: str, dtype: str, attention: str) -> FamilyCase:
     from stsimdiff import models
     from stsimdiff.models.base import LoadOptions
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
 
     family = {option: values[0] for option, values in options_of(name).items()}
     if "min_frame_tokens" in family and not options.tiny:
         # As the reference has it; the frames of a case are small and would give a handful of tokens.
         family |= {"min_frame_tokens": 128, "max_frame_tokens": 768, "max_video_tokens": 115200}
-    return Case.of(models.resolve(name).load(path, LoadOptions(options.device, dtype, attention, family)))
+    return FamilyCase.of(
+        models.resolve(name).load(path, LoadOptions(options.device, dtype, attention, family))
+    )
 
 
-def _same_prompt(case: Case, other: Case) -> Case:
+def _same_prompt(case: FamilyCase, other: FamilyCase) -> FamilyCase:
     """The case with the other one's prompt: towers of two attention backends see a video with other rounding."""
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
 
-    return Case(case.family, other.frames, other.video, other.prompt)
+    return FamilyCase(case.family, other.frames, other.video, other.prompt)
 
 
 def _memory(path: str, options: argparse.Namespace, name: str) -> str:
     """The allocator's peak for the largest prompt, and what the plan says of it."""
     import torch
 
-    from stsimdiff.commands.doctor import Skipped, made_up
+    from stsimdiff.commands.doctor import made_up
     from stsimdiff.data.published import FRAME
+    from stsimdiff.errors import CheckSkipped
     from stsimdiff.evaluate import passes
     from stsimdiff.evaluate.session import load_model
     from stsimdiff.latency.measure import PeakMemory
@@ -413,7 +419,7 @@ def _memory(path: str, options: argparse.Namespace, name: str) -> str:
         family.answer(family.prompt(encoded, "A?", sample="check"), 8)
     said = f"{frames} frames of {FRAME[0]} x {FRAME[1]}, {encoded.grid.tokens} tokens: plan {planned / 1e9:.3g} GB"
     if options.device == "cpu":
-        raise Skipped(f"{NEEDS}: the CPU has no allocator to ask; {said}")
+        raise CheckSkipped(f"{NEEDS}: the CPU has no allocator to ask; {said}")
     apart = planned / memory.peak - 1
     parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in plan.memory.items())
     said += f" ({parts}), peak {memory.peak / 1e9:.2f} GB: {100 * apart:+.0f} %"

@@ -35,7 +35,7 @@ from stsimdiff.evaluate.session import load_model
 from stsimdiff.launchers.base import configurations
 from stsimdiff.models.base import EncodedVideo, Family
 from stsimdiff.report import film, rows
-from stsimdiff.report.overlays import Taken
+from stsimdiff.report.overlays import OverlayArm
 from stsimdiff.schema import one_of
 from stsimdiff.tokens import Signals, covers
 from stsimdiff.trace import Trace
@@ -174,7 +174,7 @@ class Model:
             raise ValueError(
                 f"the trace is of a video of {trace.video} tokens, {video} has {grid.tokens}; give the answer's video"
             )
-        taken = Taken("", title, "", None, None, **reasons(trace, grid, self.family.picture(grid)))
+        taken = OverlayArm("", title, "", None, None, **reasons(trace, grid, self.family.picture(grid)))
         return film.stills(frames.pixels, taken, frames.times)
 
     def _encode(self, video: str | Path, signals: Signals) -> EncodedVideo:

@@ -29,7 +29,7 @@ class VideoError(DataError):
     limit: float | None = None
 
 
-class Missing(DataError):
+class MissingParts(DataError):
     """Several things that are not on this machine.
 
     Attributes:
@@ -59,6 +59,10 @@ class Stopped(RunFailed):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; like an interrupt it is no error of a sample, and ends the run cleanly. Exit code 143."""
+
+
+class CheckSkipped(Exception):
+    """A check that cannot be made, and why: what it is about is not there. It has not failed."""
 
 
 def first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "ST
 """States in which a Slurm job may have a process that writes."""
 
 
-class Held(DataError):
+class LockHeld(DataError):
     """A live process holds the lock."""
 
 
@@ -113,7 +113,7 @@ class Lock:
         held = None if taken is None else not taken
         if owner is None:
             if held and time.monotonic() > until + UNREADABLE_FOR:
-                raise Held(
+                raise LockHeld(
                     f"{self.path.parent} is being written by a process that does not say which; {self.advice}"
                 )
             fresh = not made and time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR
@@ -130,7 +130,7 @@ class Lock:
             time.sleep(0.05)
             return False
         else:
-            raise Held(
+            raise LockHeld(
                 f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
                 f"{owner['since']}); {self.advice}. If no such process exists, remove {self.path}"
             )

@@ -18,7 +18,7 @@ from stsimdiff.commands import check
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
 from stsimdiff.errors import ConfigError
 from stsimdiff.kit import checks
-from stsimdiff.kit.running import Case
+from stsimdiff.kit.running import CompressorCase
 from stsimdiff.tokens import Reason, Selection
 
 REPOSITORY = Path(__file__).parents[1]
@@ -139,15 +139,15 @@ BROKEN = [
 @pytest.mark.parametrize(("method", "name", "message"), BROKEN)
 def test_broken_methods_are_seen(method, name, message) -> None:
     with pytest.raises(Exception, match=message) as caught:
-        checks.CHECKS[name](Case(method))
-    assert not isinstance(caught.value, checks.NotGiven)
+        checks.CHECKS[name](CompressorCase(method))
+    assert not isinstance(caught.value, checks.CheckSkipped)
 
 
 def test_a_budget_that_every_video_refuses_by_name_is_no_fault() -> None:
     from stsimdiff.compressors.fastv import FastV
 
-    with pytest.raises(checks.NotGiven, match="refuses every budget of kind compute: "):
-        checks.CHECKS["budget of compute"](Case(replace(FastV(), layer=27)))
+    with pytest.raises(checks.CheckSkipped, match="refuses every budget of kind compute: "):
+        checks.CHECKS["budget of compute"](CompressorCase(replace(FastV(), layer=27)))
 
 
 def test_dropping_is_compared_with_masks_that_matter(monkeypatch) -> None:
@@ -162,7 +162,7 @@ def test_dropping_is_compared_with_masks_that_matter(monkeypatch) -> None:
     monkeypatch.setattr(checks.running, "generate", more)
     monkeypatch.setattr(checks.running, "masked", functools.partial(_masked, checks.running.masked, generate))
     with pytest.raises(AssertionError, match="dropping differs from masking by"):
-        checks.CHECKS["dropping equals masking: qwen2_vl"](Case(Sound()))
+        checks.CHECKS["dropping equals masking: qwen2_vl"](CompressorCase(Sound()))
 
 
 def _masked(masked, generate, model, drops, tokens):
@@ -260,4 +260,4 @@ def test_declared_class_variables_are_no_parameters() -> None:
     class Declares(Sound):
         needs_vision: ClassVar[bool] = True
 
-    checks.CHECKS["one token"](Case(Declares()))
+    checks.CHECKS["one token"](CompressorCase(Declares()))

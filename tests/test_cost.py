@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stsimdiff.compressors.evs import EVS
 from stsimdiff.compressors.fastervlm import FasterVLM
-from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, kv_bytes, prefill_flops, prefill_flops_all
+from stsimdiff.cost import DecoderShape, TowerShape, TowerWork, kv_bytes, prefill_flops, prefill_flops_all
 from stsimdiff.cost.decoder import closed_form
 from stsimdiff.cost.model import ModelShape, sample_cost, sample_flops
 from stsimdiff.engine import Compression
@@ -58,13 +58,13 @@ def test_counts_must_be_one_for_each_layer() -> None:
 
 
 def test_closed_form_by_hand() -> None:
-    shape = DecoderShape(layers=1, hidden=8, intermediate=16, heads=2, key_heads=1, head=4, vocabulary=10)
+    shape = DecoderShape(layers=1, hidden=8, intermediate=16, heads=2, key_heads=1, head_dim=4, vocabulary=10)
     # 3 tokens: q and o 2*3*8*8 each, k and v 2*3*8*4 each, 6 causal pairs, gate/up/down 2*3*8*16 each, head 2*8*10.
     by_hand = 2 * 384 + 2 * 192 + 4 * 6 * 8 + 3 * 768 + 160
     assert prefill_flops(shape, 1, [2], [2]) == by_hand
 
 
-SHAPE = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head=4, vocabulary=10)
+SHAPE = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head_dim=4, vocabulary=10)
 
 
 def test_the_form_that_papers_print_by_hand() -> None:
@@ -101,9 +101,9 @@ class Small(ModelShape):
     def grid(self, frames: int, height: int, width: int) -> Grid:
         return Grid(frames, height, width)
 
-    def load(self, grid: Grid) -> TowerLoad:
+    def tower_work(self, grid: Grid) -> TowerWork:
         patches = 2 * grid.per_frame
-        return TowerLoad({patches: grid.frames}, patches * grid.frames, grid.tokens, pooling=7)
+        return TowerWork({patches: grid.frames}, patches * grid.frames, grid.tokens, pooling=7)
 
 
 TOWER = TowerShape(patch=3, width=4, intermediate=5, heads=2, layers=1, projector=(8, 8))

@@ -12,7 +12,7 @@ from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, ScoreCompressor
 from stsimdiff.compressors.fastv import FastV
-from stsimdiff.cost import DecoderShape, TowerLoad, TowerShape, compressor_flops
+from stsimdiff.cost import DecoderShape, TowerShape, TowerWork, compressor_flops
 from stsimdiff.cost.counting import ArithmeticCounter, CountedRun
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
@@ -20,7 +20,7 @@ from stsimdiff.trace import Stage, Trace
 
 GRID, WIDTH, TEXT, HEADS, HEAD = Grid(6, 6, 7), 256, 12, 4, 64
 TOWER = TowerShape(patch=12, width=128, intermediate=8, heads=2, layers=1, projector=(128, WIDTH))
-LOAD = TowerLoad(sequences={GRID.per_frame: GRID.frames}, embedded=GRID.tokens, rows=GRID.tokens)
+LOAD = TowerWork(sequences={GRID.per_frame: GRID.frames}, embedded=GRID.tokens, rows=GRID.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_the_counter_by_hand(mode) -> None:
     assert counter.flops == 120 + 30 + 15 + 24 + 12 + 24
 
 
-NARROW = DecoderShape(layers=4, hidden=10, intermediate=1, heads=2, key_heads=1, head=4, vocabulary=1)
+NARROW = DecoderShape(layers=4, hidden=10, intermediate=1, heads=2, key_heads=1, head_dim=4, vocabulary=1)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def traced(final: int, video: int) -> Trace:
 
 def by_formula(name: str, final: int, grid: Grid, tower: TowerShape | None = None, **parameters) -> int:
     method = compressors.resolve(name)(**parameters)
-    load = TowerLoad({}, 0, 0) if tower else None
+    load = TowerWork({}, 0, 0) if tower else None
     return compressor_flops(method, traced(final, grid.tokens), grid, NARROW, tower, load)
 
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from stsimdiff.cost import head_flops, kv_bytes, prefill_flops, prefill_flops_all
+from stsimdiff.cost import kv_bytes, lm_head_flops, prefill_flops, prefill_flops_all
 from stsimdiff.cost.tower import projector_flops, signal_flops, vision_flops
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
@@ -68,7 +68,7 @@ def test_tower_and_projector_agree_with_the_counter_of_torch(folders, name: str)
     family = load(name, folders)
     measured, video = counted(lambda: family.encode(frames_of()))
     shape = family.shape
-    load_ = shape.load(video.grid)
+    load_ = shape.tower_work(video.grid)
     ours = vision_flops(shape.tower, load_) + projector_flops(shape.tower, load_)
     # The counter does not know pooling.
     assert ours - load_.pooling == pytest.approx(measured, rel=0.001)
@@ -83,7 +83,9 @@ def test_signals_agree_with_the_counter_of_torch(folders, name: str) -> None:
     plain, video = counted(lambda: family.encode(frames_of()))
     reading, _ = counted(lambda: family.encode(frames_of(), signals=True))
     shape = family.shape
-    assert signal_flops(shape.tower, shape.load(video.grid)) == pytest.approx(reading - plain, rel=0.001)
+    assert signal_flops(shape.tower, shape.tower_work(video.grid)) == pytest.approx(
+        reading - plain, rel=0.001
+    )
 
 
 @torch.no_grad()
@@ -145,7 +147,7 @@ def test_the_released_sizes_are_read_without_weights(name: str) -> None:
         "internvl": Grid(64, 16, 16),
     }
     assert grid == expected[name]
-    load = shape.load(grid)
+    load = shape.tower_work(grid)
     assert vision_flops(shape.tower, load) > 10 * projector_flops(shape.tower, load)
 
 
@@ -166,7 +168,7 @@ def test_a_7b_decoder_on_the_meta_device() -> None:
     language = model.model.language_model
     measured, _ = counted(lambda: [layer_flops(language, embeds)])
     ours = prefill_flops(shape.decoder, 6000 - 5824, [5824] * 28, [5824] * 28, causal=False)
-    assert ours - head_flops(shape.decoder) == pytest.approx(measured, rel=0.01)
+    assert ours - lm_head_flops(shape.decoder) == pytest.approx(measured, rel=0.01)
 
 
 def layer_flops(language: nn.Module, embeds: Tensor) -> Tensor:

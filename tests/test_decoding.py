@@ -19,14 +19,14 @@ DROPPED = 5
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def case(request, tmp_path_factory) -> running.Case:
+def case(request, tmp_path_factory) -> running.FamilyCase:
     folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.Case.of(
+    return running.FamilyCase.of(
         running.load(models.resolve(request.param), str(folder), "cpu", "float32", "eager")
     )
 
 
-class Hiding(running.Scripted):
+class Hiding(running.ScriptedRun):
     """Drops the first tokens before layer 1, then hides others from layer 1 on while decoding."""
 
     def __init__(self, index: dict[int, list[int]], removed: bool = False) -> None:
@@ -41,7 +41,7 @@ class Hiding(running.Scripted):
 
 
 def reference(
-    case: running.Case, tokens: Tensor, hidden: dict[int, list[int]]
+    case: running.FamilyCase, tokens: Tensor, hidden: dict[int, list[int]]
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits of a stock model with masks in its layers from 1 on, and layer 0's attention of each generated token.
 
@@ -80,7 +80,7 @@ STEPS = {0: [5, 9, 14], 2: [6]}
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["hidden", "removed"])
-def test_hiding_and_removing_equal_masking(case: running.Case, removed: bool) -> None:
+def test_hiding_and_removing_equal_masking(case: running.FamilyCase, removed: bool) -> None:
     run, layout = Hiding(STEPS, removed), case.prompt.layout
     logits, tokens, trace = running.generate(case, run)
     # Hidden for one token, removed from it on.
@@ -105,7 +105,7 @@ def test_hiding_and_removing_equal_masking(case: running.Case, removed: bool) ->
     assert trace.final == count - DROPPED and trace.decoding_seconds > 0
 
 
-def test_removing_shortens_the_caches(case: running.Case) -> None:
+def test_removing_shortens_the_caches(case: running.FamilyCase) -> None:
     held = []
     hook = case.family.decoder.module.register_forward_pre_hook(
         lambda m, a, kwargs: held.append(kwargs["past_key_values"]), with_kwargs=True
@@ -117,15 +117,15 @@ def test_removing_shortens_the_caches(case: running.Case) -> None:
     assert lengths == [length] + [length - DROPPED - 4] * (len(lengths) - 1)
 
 
-def test_acting_without_hiding_changes_no_bit(case: running.Case) -> None:
+def test_acting_without_hiding_changes_no_bit(case: running.FamilyCase) -> None:
     quiet, _, trace = running.generate(case, Hiding({}))
-    plain = running.generate(case, running.Scripted({("before", 1): set(range(DROPPED))}))
+    plain = running.generate(case, running.ScriptedRun({("before", 1): set(range(DROPPED))}))
     assert torch.equal(quiet, plain[0])
     assert plain[2].kv_kept is None and plain[2].visible == []
     assert 0 < trace.kv_kept < 1
 
 
-def test_mistakes_are_named(case: running.Case) -> None:
+def test_mistakes_are_named(case: running.FamilyCase) -> None:
     def generate(answer):
         class Wrong(Hiding):
             def at_token(self, layer, step, cached, attention):
@@ -144,7 +144,7 @@ def test_mistakes_are_named(case: running.Case) -> None:
     with pytest.raises(MethodFault, match="wrote into cached"):
         generate(lambda cached: Hidden(cached.zero_()[:0]))
 
-    class Silent(running.Scripted):
+    class Silent(running.ScriptedRun):
         places = Places(decoding=frozenset({1}))
 
         def __init__(self):

@@ -57,18 +57,18 @@ def test_with_the_hooks_of_accelerate(checkpoints, offload, check) -> None:
         device_map = {**MAP, **layers, **{f"model.language_model.{name}": "cpu" for name in rest}}
         del device_map["model.language_model"]
         dispatch_model(family.model, device_map, main_device="cpu", force_hooks=True)
-    checks.CHECKS[check](running.Case.of(family))
+    checks.CHECKS[check](running.FamilyCase.of(family))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["at four places", "inside layer 1"])
 def test_dropping_with_offloaded_weights_equals_dropping_without(checkpoints, name) -> None:
     family = load(checkpoints)
-    case = running.Case.of(family)
+    case = running.FamilyCase.of(family)
     drops = {(place, at % 4): set(range(5, 20)) for place, at in checks.DROPS[name]}
-    plain, _, _ = running.generate(case, running.Scripted(drops))
+    plain, _, _ = running.generate(case, running.ScriptedRun(drops))
     cpu_offload(family.model, "cpu")
-    assert torch.equal(running.generate(case, running.Scripted(drops))[0], plain)
+    assert torch.equal(running.generate(case, running.ScriptedRun(drops))[0], plain)
 
 
 class Aligning(ModelHook):
@@ -98,7 +98,7 @@ def spread(model: torch.nn.Module) -> None:
             add_hook_to_module(module, Aligning(device))
 
 
-def asked(checkpoints) -> running.Case:
+def asked(checkpoints) -> running.FamilyCase:
     """A prompt with the tower's signals, made on the CPU; so its positions, which stock code reads singly."""
     family, frames = load(checkpoints, device="cpu"), running.synthetic_frames(6)
     video = family.encode(frames, signals=True)
@@ -106,10 +106,10 @@ def asked(checkpoints) -> running.Case:
     names = ("input_ids", "mm_token_type_ids", "video_grid_thw")
     given = {name: prompt.inputs[name] for name in names}
     prompt.inputs["position_ids"] = family.model.model.get_rope_index(**given)[0]
-    return running.Case(family, frames, video, prompt)
+    return running.FamilyCase(family, frames, video, prompt)
 
 
-def move(case: running.Case) -> None:
+def move(case: running.FamilyCase) -> None:
     """Its model's layers, and its inputs, to the pretended devices."""
     spread(case.family.model)
     encoded = case.prompt.inputs["mm_encoder_outputs"]["video"]
@@ -177,7 +177,7 @@ def test_maps_of_a_checkpoint(checkpoints) -> None:
     assert json.loads(family.describe()["device_map"]) == {"model": "0", "lm_head": "cuda:1"}
     nvila = load(checkpoints, "nvila", device_map="auto")
     assert {p.device.type for p in nvila.tower.parameters()} == {nvila.device.type}
-    case = running.Case.of(nvila)
+    case = running.FamilyCase.of(nvila)
     checks.CHECKS["keep-all is bit-identical"](case)
 
 

@@ -36,7 +36,7 @@ def examined(capsys, *words: str) -> tuple[int, dict[str, tuple[str, str]]]:
 
 def test_a_skipped_check_is_not_passed(capsys, monkeypatch) -> None:
     def skipped() -> str:
-        raise doctor.Skipped("nothing to check")
+        raise doctor.CheckSkipped("nothing to check")
 
     def machine(doing: doctor.Doctor, settings: object) -> None:
         for probe in (lambda: "fine", skipped, lambda: "fine", lambda: 1 / 0):

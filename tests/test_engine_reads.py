@@ -20,9 +20,9 @@ NAMES = sorted(models.FAMILIES)
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def case(request, tmp_path_factory) -> running.Case:
+def case(request, tmp_path_factory) -> running.FamilyCase:
     folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.Case.of(
+    return running.FamilyCase.of(
         running.load(models.resolve(request.param), str(folder), "cpu", "float32", "eager")
     )
 
@@ -55,7 +55,7 @@ class Asking(Run):
 class Stock:
     """The stock attention of a layer: weights of the eager backend, and what entered the layer's attention."""
 
-    def __init__(self, case: running.Case, layer: int, run: Run) -> None:
+    def __init__(self, case: running.FamilyCase, layer: int, run: Run) -> None:
         decoder, weights, entering = case.family.decoder, [], []
         output = decoder.layers[layer].self_attn.register_forward_hook(
             lambda module, args, out: weights.append(out[1])
@@ -73,7 +73,7 @@ class Stock:
         self.entering, self.weights = entering[0], weights[0][0]
 
 
-def present(case: running.Case) -> tuple[Tensor, Tensor]:
+def present(case: running.FamilyCase) -> tuple[Tensor, Tensor]:
     """Places in the prompt of the tokens that the input left, and rows of the video among them."""
     layout = case.prompt.layout
     gone = layout.video[torch.arange(layout.grid.tokens) % 3 == 0]
@@ -107,7 +107,7 @@ READS = [
 
 @pytest.mark.parametrize("read", READS, ids=lambda r: f"{r.rows} heads={r.heads} rows={r.over}")
 @pytest.mark.parametrize("coming", [False, True], ids=["as it runs", "coming"])
-def test_attention_is_that_of_the_stock_layer(case: running.Case, read: Read, coming: bool) -> None:
+def test_attention_is_that_of_the_stock_layer(case: running.FamilyCase, read: Read, coming: bool) -> None:
     read = Read(read.rows, read.heads, read.over, coming)
     run = Asking(read, 1)
     stock = Stock(case, 1, run)
@@ -131,7 +131,7 @@ def test_attention_is_that_of_the_stock_layer(case: running.Case, read: Read, co
     assert stock.trace.projected == ([len(kept)] if coming else [])
 
 
-def by_hand(case: running.Case, layer: int, entering: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+def by_hand(case: running.FamilyCase, layer: int, entering: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     """Query and key heads ``(H, S, d)`` before the rotation, values, and the scaling, from the layer's weights."""
     module = case.family.decoder.layers[layer]
     attention, states = module.self_attn, module.input_layernorm(entering)[0]
@@ -144,7 +144,7 @@ def by_hand(case: running.Case, layer: int, entering: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_without_rotary_embedding_or_mask(case: running.Case, causal: bool) -> None:
+def test_attention_without_rotary_embedding_or_mask(case: running.FamilyCase, causal: bool) -> None:
     read = Read("question", rotary=False, causal=causal)
     run = Asking(read, 1)
     stock = Stock(case, 1, run)
@@ -160,7 +160,7 @@ def test_attention_without_rotary_embedding_or_mask(case: running.Case, causal: 
 
 
 @torch.no_grad()
-def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(case: running.Case) -> None:
+def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(case: running.FamilyCase) -> None:
     layout = case.prompt.layout
     chosen = layout.asked[[0, 2]]
 
@@ -194,7 +194,7 @@ def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(case: runn
     assert not torch.equal(run.asked[2]["states"], before["states"])
 
 
-def stock_keys(case: running.Case, layout) -> Tensor:
+def stock_keys(case: running.FamilyCase, layout) -> Tensor:
     """``(S, heads, d)`` keys that the cache of layer 1 holds of the prompt."""
     seen = []
 
@@ -209,7 +209,7 @@ def stock_keys(case: running.Case, layout) -> Tensor:
 
 
 @torch.no_grad()
-def test_what_was_not_named_or_is_gone_is_refused(case: running.Case) -> None:
+def test_what_was_not_named_or_is_gone_is_refused(case: running.FamilyCase) -> None:
     layout = case.prompt.layout
 
     def generate(ask):
@@ -231,7 +231,7 @@ def test_what_was_not_named_or_is_gone_is_refused(case: running.Case) -> None:
 
 
 @torch.no_grad()
-def test_nothing_is_computed_that_nobody_asks_for(case: running.Case, monkeypatch) -> None:
+def test_nothing_is_computed_that_nobody_asks_for(case: running.FamilyCase, monkeypatch) -> None:
     def never(*given, **named):
         raise AssertionError("projections were made")
 
@@ -244,7 +244,7 @@ def test_nothing_is_computed_that_nobody_asks_for(case: running.Case, monkeypatc
 
 
 @torch.no_grad()
-def test_reading_changes_no_bit_and_leaves_nothing(case: running.Case) -> None:
+def test_reading_changes_no_bit_and_leaves_nothing(case: running.FamilyCase) -> None:
     def ask(layer, tokens):
         tokens.view.attention(1, Read("question"))
         tokens.view.keys(1).zero_()
@@ -261,14 +261,14 @@ def test_reading_changes_no_bit_and_leaves_nothing(case: running.Case) -> None:
         case.family.model.generate(**case.prompt.inputs, max_new_tokens=1, do_sample=False)
     shape = DecoderShape.from_config(config)
     kept, asked = len(present(case)[0]), len(case.prompt.layout.asked)
-    widths = (shape.heads + 2 * shape.key_heads) * shape.head
+    widths = (shape.heads + 2 * shape.key_heads) * shape.head_dim
     each = 2 * kept * shape.hidden * widths
     assert counted.counter.flops == 0
-    assert read_flops(trace, shape) == 4 * each + 2 * 2 * asked * kept * shape.heads * shape.head
+    assert read_flops(trace, shape) == 4 * each + 2 * 2 * asked * kept * shape.heads * shape.head_dim
 
 
 @torch.no_grad()
-def test_the_question_apart_from_template_and_system_prompt(case: running.Case) -> None:
+def test_the_question_apart_from_template_and_system_prompt(case: running.FamilyCase) -> None:
     text = "assistant\nuser system"
     prompt = case.family.prompt(case.video, text, sample="kit")
     layout = prompt.layout

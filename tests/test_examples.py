@@ -22,7 +22,7 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.kit import checks
-from stsimdiff.kit.running import GRID, Case, layout_for
+from stsimdiff.kit.running import GRID, CompressorCase, layout_for
 from stsimdiff.launchers.base import configurations
 
 TIMED = {name for name in checks.CHECKS if "time" in name or "memory" in name}
@@ -87,13 +87,13 @@ def test_the_page_names_every_example() -> None:
 @pytest.mark.parametrize("module", METHODS)
 def test_an_example_passes_the_kit(module: str) -> None:
     torch.set_num_threads(1)
-    case = Case(compressor_from(f"{module}.{METHODS[module]}", {}))
+    case = CompressorCase(compressor_from(f"{module}.{METHODS[module]}", {}))
     for name, check in checks.CHECKS.items():
         if name in TIMED:
             continue
         try:
             check(case)
-        except checks.NotGiven as reason:
+        except checks.CheckSkipped as reason:
             assert (name, case.compressor.reads_question) == ("reads no question", True), reason
 
 
@@ -210,7 +210,7 @@ def test_a_method_gets_frames_times_and_memory_only_where_it_asks(data: Path) ->
             return tokens.features.norm(dim=1)
 
     for method in (Plain(), Asks()):
-        Case(method).drive(torch.randn(GRID.tokens, 16), layout_for(GRID), Budget("tokens", 0.5))
+        CompressorCase(method).drive(torch.randn(GRID.tokens, 16), layout_for(GRID), Budget("tokens", 0.5))
     bare = replace(layout_for(GRID), frames=None)
     with pytest.raises(ConfigError, match="Asks reads the video's frames"):
         lent.start(Asks(), bare, Budget("tokens", 0.5))

@@ -23,10 +23,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", params=sorted(models.FAMILIES))
-def case(request, tmp_path_factory) -> running.Case:
+def case(request, tmp_path_factory) -> running.FamilyCase:
     folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
     family = models.resolve(request.param)
-    return running.Case.of(running.load(family, str(folder), "cpu", "float32", "sdpa"))
+    return running.FamilyCase.of(running.load(family, str(folder), "cpu", "float32", "sdpa"))
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
@@ -136,7 +136,7 @@ def qwen3_vl(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize(("family", "check"), BROKEN)
 def test_broken_families_are_seen(qwen3_vl, monkeypatch, family, check) -> None:
-    broken = running.Case.of(running.load(family, qwen3_vl, "cpu", "float32", "sdpa"))
+    broken = running.FamilyCase.of(running.load(family, qwen3_vl, "cpu", "float32", "sdpa"))
     monkeypatch.setattr(TakesAnything, "real", qwen3_vl, raising=False)
     # The stock decoder itself may refuse what a broken family gives it.
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
@@ -145,7 +145,7 @@ def test_broken_families_are_seen(qwen3_vl, monkeypatch, family, check) -> None:
 
 def test_an_answer_that_depends_on_the_one_before_is_seen(qwen3_vl) -> None:
     family = running.load(Qwen3VL, qwen3_vl, "cpu", "float32", "sdpa")
-    case = running.Case.of(family)
+    case = running.FamilyCase.of(family)
     encode = family.encode
 
     def shifts(frames, *, signals=False):

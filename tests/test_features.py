@@ -21,7 +21,7 @@ from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.evaluate.run import run_arms
-from stsimdiff.evaluate.shared import Shared
+from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.models.base import EncodedVideo
 from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Grid, VisionSignals
@@ -63,7 +63,7 @@ def test_answers_from_disk_and_memory_are_those_without_a_cache(tmp_path, data, 
     monkeypatch.setattr(VideoProcess, "read", lambda *a: pytest.fail("a video was decoded again"))
     kept |= {"cache.max_gb": 1, "overlays": 0}
     from_disk, _ = prepared(tmp_path / "disk", data, *ARMS, **kept)
-    shared = Shared()
+    shared = SharedModel()
     run_arms(from_disk, arms, shared)
     from_memory, _ = prepared(tmp_path / "memory", data, *ARMS, **{"cache.max_gb": 1, "overlays": 0})
     run_arms(from_memory, arms, shared)
@@ -347,6 +347,8 @@ def test_every_family_answers_the_same_from_kept_features(tmp_path, family):
     kept = unpack(files(tmp_path).read(name(1), "video 1", True), CPU)
     assert torch.equal(kept.signals.received, video.signals.received)
     assert torch.equal(kept.signals.keys, video.signals.keys)
-    cases = [running.Case(loaded, frames, v, loaded.prompt(v, "What is it?", "q")) for v in (video, kept)]
+    cases = [
+        running.FamilyCase(loaded, frames, v, loaded.prompt(v, "What is it?", "q")) for v in (video, kept)
+    ]
     (logits, tokens, _), (again, same_tokens, _) = (running.generate(case) for case in cases)
     assert torch.equal(logits, again) and torch.equal(tokens, same_tokens)

@@ -17,7 +17,7 @@ from stsimdiff.commands import doctor
 from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit import checks, running
 from stsimdiff.models.kit.miniatures import Sizes, make
-from stsimdiff.models.kit.running import Case
+from stsimdiff.models.kit.running import FamilyCase
 from stsimdiff.models.released import planned_shape
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def test_released_layouts_with_random_weights(name, tmp_path) -> None:
     family = models.resolve(name).load(str(path), given)
     assert family.shape.grid(16, 360, 640) == planned_shape(name, None, given)[0].grid(16, 360, 640)
     assert family.shape.decoder.layers == 3
-    case = Case.of(family)
+    case = FamilyCase.of(family)
     assert "bit for bit" in doctor.keep_all(case)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_run import QUESTIONS, answers, failed, make, write_arm
 
-from stsimdiff.report.comparison import Group
+from stsimdiff.report.comparison import ArmGroup
 from stsimdiff.report.publish import publish
 from stsimdiff.report.render import shown_pairs
 from stsimdiff.report.rows import read
@@ -210,7 +210,7 @@ def test_all_tokens_are_those_of_the_same_settings_where_there_are_such(tmp_path
     for dtype in ("float32", "bfloat16"):
         write_arm(tmp_path, "fastv", 0.3, answers(0.7, 0.3), model=MODEL | {"dtype": dtype})
     stored = read(tmp_path)
-    group = Group(stored.arms, stored.samples, "embedded", "clips")
+    group = ArmGroup(stored.arms, stored.samples, "embedded", "clips")
     full = {
         arm.record["model"]["dtype"]: group.everything(arm) for arm in stored.arms if arm.method == "fastv"
     }

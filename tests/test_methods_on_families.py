@@ -13,7 +13,7 @@ from stsimdiff.compressors import BUILTIN
 from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.errors import BudgetError
 from stsimdiff.kit import checks
-from stsimdiff.kit.running import Case
+from stsimdiff.kit.running import CompressorCase
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.kit import miniatures
@@ -61,5 +61,5 @@ def test_a_sweep_answers_within_every_budget(family, sweep, tmp_path, monkeypatc
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_dropping_equals_masking_without_the_stage_that_hides_cached_keys(family) -> None:
     """The kit leaves DyCoke out, whose second stage acts while decoding; the first does so in the prefill."""
-    said = checks.dropping_equals_masking(Case(DyCoke(dycoke_p=0)), family)
+    said = checks.dropping_equals_masking(CompressorCase(DyCoke(dycoke_p=0)), family)
     assert said is not None and " of " in said

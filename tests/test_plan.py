@@ -261,7 +261,7 @@ def test_a_continued_prefill_is_a_whole_one_without_the_video():
         prefill_flops,
     )
 
-    shape = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head=4, vocabulary=10)
+    shape = DecoderShape(layers=2, hidden=8, intermediate=16, heads=2, key_heads=1, head_dim=4, vocabulary=10)
     counts = [20, 10], [20, 10]
     whole = prefill_flops(shape, 5, *counts)
     held = [attention_flops(shape, video) + mlp_flops(shape, video) for video in (20, 10)]

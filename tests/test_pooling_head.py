@@ -82,7 +82,7 @@ def test_a_kept_video_has_the_head(video) -> None:
 
 
 def test_what_the_head_costs_is_counted(family) -> None:
-    shape, load = family.shape, family.shape.load(family.shape.grid(6, 30, 30))
+    shape, load = family.shape, family.shape.tower_work(family.shape.grid(6, 30, 30))
     assert shape.tower.head and not checks.miniature("llava_video").family.shape.tower.head
     tower, hidden = family.model.model.vision_tower, torch.randn(6, 36, 16)
     with torch.inference_mode(), ArithmeticCounter() as counter:

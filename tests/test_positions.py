@@ -21,12 +21,14 @@ PLAIN = [name for name in sorted(models.FAMILIES) if not models.resolve(name).mr
 
 
 @pytest.fixture(scope="module", params=PLAIN)
-def case(request, tmp_path_factory) -> running.Case:
+def case(request, tmp_path_factory) -> running.FamilyCase:
     folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.Case.of(running.load(models.resolve(request.param), str(folder), "cpu", "float32", "sdpa"))
+    return running.FamilyCase.of(
+        running.load(models.resolve(request.param), str(folder), "cpu", "float32", "sdpa")
+    )
 
 
-class Renumbered(running.Scripted):
+class Renumbered(running.ScriptedRun):
     positions = "renumbered"
 
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
-from stsimdiff.errors import ConfigError, Missing
+from stsimdiff.errors import ConfigError, MissingParts
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.preflight import check_data
 from stsimdiff.launchers.base import configurations
@@ -85,7 +85,7 @@ def test_one_folder_holds_all_benchmarks(tmp_path: Path) -> None:
 
 def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(Missing) as caught:
+    with pytest.raises(MissingParts) as caught:
         words = ["model=llava_video", "benchmark=videomme,longvideobench,egoschema", "logger=none"]
         run_configurations(configurations(words))
     said = str(caught.value)
@@ -126,7 +126,7 @@ def test_what_a_checkpoint_lacks(tmp_path: Path, monkeypatch) -> None:
 def test_weights_that_are_not_there_stop_a_run_before_the_model(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(run, "run_arms", lambda *a: pytest.fail("the run began"))
     shutil.copy(embedded_checkpoint() / "config.json", tmp_path)
-    with pytest.raises(Missing, match="holds no safetensors weights"):
+    with pytest.raises(MissingParts, match="holds no safetensors weights"):
         run_configurations(configurations([f"model.path={tmp_path}", "logger=none"]))
 
 
@@ -141,7 +141,7 @@ def test_the_videos_of_all_benchmarks_are_looked_at_first(tmp_path: Path, monkey
         "compressor=none",
         "logger=none",
     ]
-    with pytest.raises(Missing) as caught:
+    with pytest.raises(MissingParts) as caught:
         run_configurations(configurations(words))
     said = str(caught.value)
     assert "mlvu: video" in said and "ego_3.mp4 does not exist" in said and "mini-2.mp4 is empty" in said

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stsimdiff.errors import DataError, Missing
+from stsimdiff.errors import DataError, MissingParts
 from stsimdiff.evaluate import run
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
@@ -135,7 +135,7 @@ def test_a_pointer_in_place_of_a_file(model: Path, name: str) -> None:
 def test_weights_that_are_cut_or_no_weights(model: Path, content, cause: str) -> None:
     file = model / "model.safetensors"
     file.write_bytes(content(file.read_bytes()))
-    with pytest.raises(Missing, match=f"model.safetensors .*{cause}"):
+    with pytest.raises(MissingParts, match=f"model.safetensors .*{cause}"):
         run_configurations(configurations([f"model.path={model}", "logger=none"]))
     (said,) = absent("my_module.MyFamily", model)
     assert "model.safetensors" in said
@@ -180,7 +180,7 @@ def test_weights_of_another_format(model: Path) -> None:
 def test_what_a_prompt_needs(model: Path, gone: list[str], cause: str) -> None:
     for name in gone:
         (model / name).unlink()
-    with pytest.raises(Missing) as caught:
+    with pytest.raises(MissingParts) as caught:
         run_configurations(configurations([f"model.path={model}", "logger=none"]))
     assert cause in str(caught.value) and "hf download" in str(caught.value)
 
@@ -223,7 +223,7 @@ def test_folders_that_cannot_be_made_are_said_with_the_rest(tmp_path: Path, monk
     (tmp_path / "link").symlink_to(tmp_path / "gone" / "x")
     (model / "chat_template.jinja").unlink()
     words = [f"results={tmp_path}/link/results", f"cache.folder={tmp_path}/file/cache", f"model.path={model}"]
-    with pytest.raises(Missing) as caught:
+    with pytest.raises(MissingParts) as caught:
         run_configurations(configurations(["logger=none", *words]))
     said = str(caught.value)
     assert (
@@ -235,7 +235,7 @@ def test_folders_that_cannot_be_made_are_said_with_the_rest(tmp_path: Path, monk
     assert made == ["file", "link", "model"], "a check made something"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(
-        Missing, match=f"cache.folder={tmp_path}/new cannot be used: {tmp_path} cannot be wri"
+        MissingParts, match=f"cache.folder={tmp_path}/new cannot be used: {tmp_path} cannot be wri"
     ):
         run_configurations(configurations(["logger=none", f"cache.folder={tmp_path}/new"]))
 
@@ -244,7 +244,7 @@ def test_a_cache_of_ones_own_that_cannot_be_made(tmp_path: Path, monkeypatch) ->
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(
-        Missing, match=f"the cache folder .* cannot be made: {tmp_path}/file is no folder; set XDG"
+        MissingParts, match=f"the cache folder .* cannot be made: {tmp_path}/file is no folder; set XDG"
     ):
         run_configurations(configurations(["logger=none", f"results={tmp_path}"]))
 

@@ -21,7 +21,7 @@ from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.passes import passes_of
-from stsimdiff.kit.running import GRID, Case, layout_for, video
+from stsimdiff.kit.running import GRID, CompressorCase, layout_for, video
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.plan import dry_run
@@ -62,7 +62,7 @@ class _Objects(Run):
 
 
 def test_a_trace_names_them() -> None:
-    trace = Case(Objects()).drive(video("mixed", GRID), layout_for(GRID), Budget("tokens", 0.5))
+    trace = CompressorCase(Objects()).drive(video("mixed", GRID), layout_for(GRID), Budget("tokens", 0.5))
     half = GRID.tokens // 4
     assert trace.reasons() == {"dropped": GRID.tokens - 2 * half, "object": half, "background": half}
     assert Objects().code("background") == OWN + 1
@@ -123,9 +123,9 @@ def test_overlays_have_their_names_and_colours(answered: Path) -> None:
 
 
 def test_a_film_is_painted_in_them() -> None:
-    from stsimdiff.report.overlays import Taken
+    from stsimdiff.report.overlays import OverlayArm
 
-    taken = Taken(
+    taken = OverlayArm(
         "a", "a", "m", "A", True, "", "", {"frames": 1, "height": 1, "width": 2},
         {"frames": 1, "height": 1, "width": 2, "stride": 2}, {"32": "object", "3": "event"},
         {"object": BLUE}, bytes([32, 3]),

@@ -12,7 +12,7 @@ from synthetic_run import answers, make, write_arm
 from stsimdiff.commands import forget, report
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.passes import passes_of
-from stsimdiff.evaluate.shown import Shown, note_shown, read_shown
+from stsimdiff.evaluate.shown import ShownRecord, note_shown, read_shown
 from stsimdiff.evaluate.store import ArmStore
 from stsimdiff.launchers.base import configurations
 from stsimdiff.report import palette, rows
@@ -168,7 +168,7 @@ def test_a_damaged_file_is_refused(run: Path) -> None:
         with pytest.raises(DataError, match=r"shown\.json"):
             rows.read(run)
     (run / "shown.json").unlink()
-    assert read_shown(run) == Shown()
+    assert read_shown(run) == ShownRecord()
 
 
 def test_the_command_line_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

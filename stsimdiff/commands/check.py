@@ -16,7 +16,7 @@ from stsimdiff.source import own_frame
 from stsimdiff.terminal import say
 
 if TYPE_CHECKING:
-    from stsimdiff.kit.running import Case
+    from stsimdiff.kit.running import CompressorCase
 
 USAGE = """\
 usage: python -m stsimdiff check METHOD [PARAMETER=VALUE ...]
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{flags[0]} is no flag of check; allowed: --help, and PARAMETER=VALUE")
 
     from stsimdiff.kit import named_compressor
-    from stsimdiff.kit.running import Case
+    from stsimdiff.kit.running import CompressorCase
 
-    return run(Case(named_compressor(words)))
+    return run(CompressorCase(named_compressor(words)))
 
 
-def run(case: Case) -> int:
+def run(case: CompressorCase) -> int:
     """Run all checks on a method and say what came of each; returns the exit code."""
     import torch
 
@@ -59,7 +59,7 @@ def run(case: Case) -> int:
         where = None
         try:
             came, said = "passes", check(case) or ""
-        except checks.NotGiven as reason:
+        except checks.CheckSkipped as reason:
             came, said = "skipped", str(reason)
         except (Exception, SystemExit) as error:
             came, said = "fails", str(error)

@@ -25,7 +25,7 @@ KEEP = "keep_archives"
 
 
 @dataclass(frozen=True)
-class Asked:
+class DataRequest:
     """A benchmark, the folder that holds it or ``None``, how its videos are opened and how many may be unusable."""
 
     benchmark: Benchmark
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a folder that holds the data already; nothing is fetched then")
     given = parser.parse_args(arguments)
     try:
-        one = Asked(by_name(given.benchmark), check("--data", given.data, Folder | None))
+        one = DataRequest(by_name(given.benchmark), check("--data", given.data, Folder | None))
     except UserError as error:
         say(error, error=True)
         return 2
@@ -62,7 +62,7 @@ def _composed(words: Sequence[str]) -> int:
     from stsimdiff.commands.cli import errors_as_messages
     from stsimdiff.launchers.base import configurations
 
-    asked = []
+    requests = []
     with errors_as_messages(list(words)):
         keep = [word.partition("=")[2] for word in words if word.partition("=")[0] == KEEP]
         for value in keep:
@@ -78,15 +78,17 @@ def _composed(words: Sequence[str]) -> int:
             every = check("data", cfg.data, Folder | None)
             data = data or (every and str(folder_in(Path(every), benchmark.name)))
             limit = failure_limit(cfg.max_failures)
-            asked.append(Asked(benchmark, data, cfg.benchmark.video_seconds, cfg.benchmark.decoder, limit))
-        return _prepared(asked, keep="false" not in keep[-1:])
+            requests.append(
+                DataRequest(benchmark, data, cfg.benchmark.video_seconds, cfg.benchmark.decoder, limit)
+            )
+        return _prepared(requests, keep="false" not in keep[-1:])
 
 
-def _prepared(asked: Sequence[Asked], keep: bool) -> int:
+def _prepared(requests: Sequence[DataRequest], keep: bool) -> int:
     """Say what room everything takes, then prepare one after the other; the exit code."""
-    needs = announce([one.benchmark for one in asked if one.data is None], keep, say)
+    needs = announce([one.benchmark for one in requests if one.data is None], keep, say)
     failed = 0
-    for one in asked:
+    for one in requests:
         need = needs.get(one.benchmark.name) if one.data is None else None
         try:
             if isinstance(need, UserError):

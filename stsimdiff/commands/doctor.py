@@ -23,7 +23,7 @@ from stsimdiff.commands import HELP
 from stsimdiff.config.checks import obstacle
 from stsimdiff.config.settings import NoLogger, Settings, WandbLogger
 from stsimdiff.config.wandb_mode import wandb_mode
-from stsimdiff.errors import ConfigError, DataError, Missing, UserError
+from stsimdiff.errors import CheckSkipped, ConfigError, DataError, MissingParts, UserError
 from stsimdiff.evaluate.passes import Pass, passes_of
 from stsimdiff.files import existing
 from stsimdiff.launchers import base
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from stsimdiff.config.arms import Arm
     from stsimdiff.evaluate.questions import Question
-    from stsimdiff.evaluate.session import Asked, Session
+    from stsimdiff.evaluate.session import PreparedQuestion, Session
     from stsimdiff.models.base import Family
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
     from stsimdiff.video import Frames
 
 USAGE = """\
@@ -59,10 +59,6 @@ NOISE = 4
 """Dropping may differ from masking by so many times what two ways of running the stock model differ by."""
 RUNS = 16
 """How often a model that gives several results is run, to see them all."""
-
-
-class Skipped(Exception):
-    """A check that cannot be made here, and why; it has not failed."""
 
 
 class Doctor:
@@ -94,11 +90,9 @@ class Doctor:
 
 def outcome(probe: Callable[[], str]) -> tuple[str, str]:
     """``ok``, ``skipped`` or ``FAILED``, and what was measured, why there is nothing, or what went wrong."""
-    from stsimdiff.models.kit.checks import NotGiven
-
     try:
         return "ok", probe()
-    except (Skipped, NotGiven) as reason:
+    except CheckSkipped as reason:
         return "skipped", str(reason)
     except (UserError, AssertionError) as error:
         return "FAILED", str(error) or type(error).__name__
@@ -123,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = Doctor(say)
     try:
         passes = passes_of(configurations)
-    except Missing as error:
+    except MissingParts as error:
         # Not even a plan can do without these: nobody has published how large the benchmark is.
         for part in error.parts:
             doctor.check("data", partial(_missing, part))
@@ -203,10 +197,10 @@ def _decoder(decoder: str) -> str:
 
 def _wandb(logger: NoLogger | WandbLogger) -> str:
     if logger.name != "wandb":
-        raise Skipped("switched off (logger=none)")
+        raise CheckSkipped("switched off (logger=none)")
     mode = wandb_mode(logger.mode)
     if mode is None:
-        raise Skipped("switched off by WANDB_MODE")
+        raise CheckSkipped("switched off by WANDB_MODE")
     return f"{mode}, project {logger.project}"
 
 
@@ -214,7 +208,7 @@ def _wandb(logger: NoLogger | WandbLogger) -> str:
 
 
 @dataclasses.dataclass
-class Sample:
+class CheckSample:
     """What of a benchmark the model's checks use.
 
     Attributes:
@@ -231,16 +225,16 @@ class Sample:
     width: int
 
 
-def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, Sample]:
+def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, CheckSample]:
     """Check every benchmark once; a sample of each that can be used, by the benchmark's name."""
-    found: dict[str, Sample] = {}
+    found: dict[str, CheckSample] = {}
     for one in {one.benchmark.name: one for one in settings}.values():
         name = one.benchmark.name
         doctor.check(f"data {name}", partial(_benchmark, one, found, name))
     return found
 
 
-def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
+def _benchmark(settings: Settings, found: dict[str, CheckSample], name: str) -> str:
     from stsimdiff.data.benchmarks import by_task
     from stsimdiff.data.videos import listing, over, too_many, unusable_videos
     from stsimdiff.evaluate.questions import all_questions, load_task
@@ -261,7 +255,7 @@ def _benchmark(settings: Settings, found: dict[str, Sample], name: str) -> str:
         height, width = max(sizes, key=lambda size: size[0] * size[1])
         question = next(question for question in questions if question.video == sound[0])
         longest = max((question.text for question in questions), key=len)
-        found[name] = Sample(
+        found[name] = CheckSample(
             dataclasses.replace(settings, benchmark=benchmark, plan=False), question, longest, height, width
         )
     said = f"{len(questions)} questions about {len(videos)} videos"
@@ -287,10 +281,10 @@ def _by_model(passes: Sequence[Pass]) -> list[list[Pass]]:
     return list(groups.values())
 
 
-def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, Sample]) -> None:
+def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, CheckSample]) -> None:
     """Check one model and the arms that answer with it."""
     from stsimdiff.models.kit import checks
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
 
     settings = dataclasses.replace(passes[0].settings, plan=False)
     if not doctor.check("checkpoint's files", lambda: _files(settings)):
@@ -299,7 +293,7 @@ def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, Sample]) -
     if not doctor.check("checkpoint", lambda: _load(settings, loaded)):
         return
     family = loaded[0]
-    case = cache(partial(Case.of, family))
+    case = cache(partial(FamilyCase.of, family))
     doctor.check("prompt", lambda: _prompt(case()))
     doctor.check("keep-all equals stock", lambda: keep_all(case()))
     doctor.check("dropping equals masking", lambda: masking(case()))
@@ -354,7 +348,7 @@ def _released(settings: Settings, family: Family) -> str:
     return f", sizes as {info(name).released}" if same else f" (not the sizes of {info(name).released})"
 
 
-def _prompt(case: Case) -> str:
+def _prompt(case: FamilyCase) -> str:
     """The prompt token by token, as text."""
     from stsimdiff.models.kit.running import TEXT
 
@@ -378,7 +372,7 @@ def _prompt(case: Case) -> str:
     return f"{layout.length} tokens: {'|'.join(words)}"
 
 
-def _ids_of(case: Case) -> list[int]:
+def _ids_of(case: FamilyCase) -> list[int]:
     """The ids of a prompt's tokens; where it is made of embeddings, those whose rows these are."""
     import torch
 
@@ -395,7 +389,7 @@ def _ids_of(case: Case) -> list[int]:
     return found
 
 
-def keep_all(case: Case) -> str:
+def keep_all(case: FamilyCase) -> str:
     """Whether a compressor that keeps every token changes no bit.
 
     A stock model may give several results itself, where a kernel adds up in the order in which its parts end: then each
@@ -435,27 +429,29 @@ def _distinct(results: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
-def masking(case: Case, reference: Case | None = None) -> str:
+def masking(case: FamilyCase, reference: FamilyCase | None = None) -> str:
     """Dropping against masking, beside what the stock model with and without an explicit mask differs by.
 
     Args:
         case: the model that drops.
         reference: the same model and prompt with an attention backend that takes masks, where this one takes none.
     """
-    from stsimdiff.models.kit.checks import NotGiven, drops_of
-    from stsimdiff.models.kit.running import Scripted, generate, masked
+    from stsimdiff.models.kit.checks import drops_of
+    from stsimdiff.models.kit.running import ScriptedRun, generate, masked
 
     attention = case.family.describe()["attention"]
     if reference is None and attention not in ("sdpa", "eager"):
-        raise Skipped(f"{attention} takes no mask of its own; model.attn_implementation=sdpa checks this")
+        raise CheckSkipped(
+            f"{attention} takes no mask of its own; model.attn_implementation=sdpa checks this"
+        )
     reference = reference or case
     largest, noise, scale, seen = 0.0, 0.0, 0.0, 0.0
     for name in MASKED:
         try:
             drops = drops_of(case, name)
-        except NotGiven:
+        except CheckSkipped:
             continue  # so many layers it has not
-        logits, tokens, _ = generate(case, Scripted(drops))
+        logits, tokens, _ = generate(case, ScriptedRun(drops))
         largest = max(largest, float((logits - masked(reference, drops, tokens)).abs().max()))
         stock = generate(case, forced=tokens)[0]
         noise = max(noise, float((stock - masked(reference, {}, tokens)).abs().max()))
@@ -477,7 +473,7 @@ def masking(case: Case, reference: Case | None = None) -> str:
     return said
 
 
-def _said(probe: Callable[[Any], None], case: Case) -> str:
+def _said(probe: Callable[[Any], None], case: FamilyCase) -> str:
     probe(case)
     return (probe.__doc__ or "").strip().splitlines()[0]
 
@@ -485,7 +481,7 @@ def _said(probe: Callable[[Any], None], case: Case) -> str:
 # The methods ---------------------------------------------------------------------------------------------------
 
 
-def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[str, Sample]) -> None:
+def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[str, CheckSample]) -> None:
     """Every arm answers one question about one video; arms that differ in their benchmark alone count once."""
     from stsimdiff.evaluate.session import Session
 
@@ -505,7 +501,7 @@ def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[
             doctor.check(arm.method, partial(_arm, session, arm, asked))
 
 
-def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, Asked]]) -> str:
+def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, PreparedQuestion]]) -> str:
     from stsimdiff.budget import TOLERANCE
     from stsimdiff.config.arms import UNBUDGETED
 
@@ -532,7 +528,9 @@ def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, Asked]]
     return f"budget {100 * wanted:g}% ({arm.budget.kind}): {said}"
 
 
-def _asked(session: Session, arms: Sequence[Arm], sample: Sample | None) -> tuple[Question, Asked]:
+def _asked(
+    session: Session, arms: Sequence[Arm], sample: CheckSample | None
+) -> tuple[Question, PreparedQuestion]:
     """A question put to the model; about a made-up video where there is no data."""
     from stsimdiff.evaluate.questions import Question
     from stsimdiff.models.kit.running import TEXT
@@ -557,7 +555,7 @@ def made_up(count: int, height: int, width: int) -> Frames:
     return Frames(noise, tuple(range(0, 30 * count, 30)), 30 * count, 30.0)
 
 
-def _largest(family: Family, passes: Sequence[Pass], samples: dict[str, Sample], frames: int) -> str:
+def _largest(family: Family, passes: Sequence[Pass], samples: dict[str, CheckSample], frames: int) -> str:
     """Memory and time of all tokens of the largest frames, with the longest question."""
     from stsimdiff.data.published import FRAME
     from stsimdiff.evaluate.questions import Question

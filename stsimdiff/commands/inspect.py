@@ -21,7 +21,7 @@ from stsimdiff.terminal import say
 if TYPE_CHECKING:
     from stsimdiff.config.arms import Arm
     from stsimdiff.evaluate.passes import Pass
-    from stsimdiff.report.overlays import Film, Taken
+    from stsimdiff.report.overlays import Film, OverlayArm
 
 QUESTION = "What happens in this video?"
 MAX_NEW_TOKENS = 64
@@ -41,20 +41,20 @@ Shows which video tokens each arm keeps, and why: a page, and an MP4 and a GIF f
 
 
 @dataclass(frozen=True)
-class Asked:
+class InspectRequest:
     """What the command line says.
 
     Attributes:
         file: the video.
         question: what the model is asked.
         output: where the files go; None for the usual place.
-        words: the settings.
+        overrides: the settings.
     """
 
     file: Path
     question: str
     output: Path | None
-    words: list[str]
+    overrides: list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not HELP.isdisjoint(words):
         say(USAGE.rstrip())
         return 0
-    asked = read_words(words)
+    request = read_words(words)
 
     from stsimdiff.report import film
     from stsimdiff.report.overlays import Overlay
     from stsimdiff.report.page import overlay_page
 
-    passes = prepare(asked)
-    output = asked.output or passes[0][0].settings.folder.parent / "inspect" / asked.file.stem
+    passes = prepare(request)
+    output = request.output or passes[0][0].settings.folder.parent / "inspect" / request.file.stem
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,22 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     taken, films = [], {}
     for number, (one, frames) in enumerate(passes):
         name = f"{number}"
-        films[name] = _film(asked, frames)
-        for arm, found in answers(asked, one, frames, name):
+        films[name] = _film(request, frames)
+        for arm, found in answers(request, one, frames, name):
             taken.append(found)
             stills = film.stills(frames.pixels, found, films[name].seconds)
             film.write_mp4(output / f"{arm.folder}.mp4", stills)
             film.write_gif(output / f"{arm.folder}.gif", stills)
             _say(found, output / arm.folder)
-    id_, name = asked.file.stem, asked.file.name
-    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, asked.question, None, taken)
+    id_, name = request.file.stem, request.file.name
+    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, request.question, None, taken)
     page = output / "inspect.html"
     write_whole(page, overlay_page(name, [overlay], films))
     say(f"\nPage: {page}")
     return 0
 
 
-def read_words(words: Sequence[str]) -> Asked:
+def read_words(words: Sequence[str]) -> InspectRequest:
     """The command line, taken apart.
 
     Raises:
@@ -120,10 +120,12 @@ def read_words(words: Sequence[str]) -> Asked:
     if not own["question"].strip():
         raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
     output = Path(expanded("output", own["output"])) if own["output"] else None
-    return Asked(video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings)
+    return InspectRequest(
+        video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings
+    )
 
 
-def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
+def prepare(request: InspectRequest) -> list[tuple[Pass, video.Frames]]:
     """The passes, and the video's frames for each; no model is loaded.
 
     Raises:
@@ -132,24 +134,26 @@ def prepare(asked: Asked) -> list[tuple[Pass, video.Frames]]:
     from stsimdiff.evaluate.passes import passes_of
     from stsimdiff.launchers.base import configurations
 
-    passes = passes_of(configurations(asked.words))
+    passes = passes_of(configurations(request.overrides))
     from stsimdiff.kit.rehearsal import rehearse  # imports torch
 
     rehearse(passes)
     return [
         (
             one,
-            video.read(asked.file, video.Sampling.of(one.settings.model), one.settings.benchmark.decoder),
+            video.read(request.file, video.Sampling.of(one.settings.model), one.settings.benchmark.decoder),
         )
         for one in passes
     ]
 
 
-def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tuple[Arm, Taken]]:
+def answers(
+    request: InspectRequest, one: Pass, frames: video.Frames, name: str
+) -> list[tuple[Arm, OverlayArm]]:
     """What each arm of a pass answers, and its tokens.
 
     Args:
-        asked: the command line.
+        request: the command line.
         one: the pass.
         frames: what its model is given.
         name: of these frames.
@@ -163,9 +167,9 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
     from stsimdiff.evaluate.questions import Question
     from stsimdiff.evaluate.session import Session
     from stsimdiff.report.arm import is_proposed
-    from stsimdiff.report.overlays import Taken, unpacked
+    from stsimdiff.report.overlays import OverlayArm, unpacked
 
-    question = Question(asked.file.stem, str(asked.file), "inspect", asked.question, MAX_NEW_TOKENS, {})
+    question = Question(request.file.stem, str(request.file), "inspect", request.question, MAX_NEW_TOKENS, {})
     session = Session(one.settings)
     session.check(one.arms.values())
     signals = session.signals(one.arms.values())
@@ -175,7 +179,7 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.
-        raise DataError(f"{one.settings.model.name} cannot process {asked.file}: {error}") from error
+        raise DataError(f"{one.settings.model.name} cannot process {request.file}: {error}") from error
     grid = put.prompt.layout.grid
     found = []
     for arm in one.arms.values():
@@ -187,19 +191,21 @@ def answers(asked: Asked, one: Pass, frames: video.Frames, name: str) -> list[tu
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
         model = one.settings.model.name
         own = is_proposed(one.settings.proposed, arm.method, arm.compressor)
-        taken = Taken(arm.id, label, model, answered.text, None, "", name, **unpacked(packed), proposed=own)
+        taken = OverlayArm(
+            arm.id, label, model, answered.text, None, "", name, **unpacked(packed), proposed=own
+        )
         found.append((arm, taken))
     return found
 
 
-def _film(asked: Asked, frames: video.Frames) -> Film:
+def _film(request: InspectRequest, frames: video.Frames) -> Film:
     from stsimdiff.evaluate.overlays import jpegs
     from stsimdiff.report.overlays import Film
 
-    return Film(asked.file.name, jpegs(frames.pixels, SIDE), list(frames.times))
+    return Film(request.file.name, jpegs(frames.pixels, SIDE), list(frames.times))
 
 
-def _say(taken: Taken, path: Path) -> None:
+def _say(taken: OverlayArm, path: Path) -> None:
     counts = taken.counts()
     kept = len(taken.reason) - counts.get("dropped", 0)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())

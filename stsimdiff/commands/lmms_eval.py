@@ -18,7 +18,7 @@ from stsimdiff.config.arms import Arm, arm_from_config
 from stsimdiff.config.model import ModelSettings
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.config.task_files import asked_generation
-from stsimdiff.errors import ConfigError, Missing, RunFailed, UserError
+from stsimdiff.errors import ConfigError, MissingParts, RunFailed, UserError
 from stsimdiff.evaluate.passes import Pass, absent_weights
 from stsimdiff.evaluate.questions import Question, question_from
 from stsimdiff.evaluate.run import answer_missing
@@ -134,7 +134,7 @@ class StSimDiff(lmms):
             budget_from_config(config)  # also where the method has no budget
             settings = settings_from_config(config)
             if lacking := absent_weights([config]):
-                raise Missing(lacking)
+                raise MissingParts(lacking)
             if generation is not None:
                 asked = _asked(generation, settings.benchmark.generation, task)
                 benchmark = dataclasses.replace(settings.benchmark, generation=asked)

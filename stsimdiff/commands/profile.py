@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_presence(configurations, passes)
 
     from stsimdiff.evaluate.session import load_model  # these import torch
-    from stsimdiff.evaluate.shared import Shared
+    from stsimdiff.evaluate.shared import SharedModel
     from stsimdiff.kit.rehearsal import rehearse
     from stsimdiff.latency.measurements import MEASUREMENTS, drop_torn_line
-    from stsimdiff.latency.protocol import Measuring, Protocol
+    from stsimdiff.latency.protocol import PassMeasurement, Protocol
 
     rehearse(passes)
     protocol = Protocol(given.questions, given.repeats, given.warmup, given.new_tokens)
@@ -61,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     try:
         drop_torn_line(folder / MEASUREMENTS)
-        shared = Shared()
+        shared = SharedModel()
         for one, questions in zip(passes, asked, strict=True):
             family = shared.family(one.settings, load_model)
-            failures += Measuring(one.settings, list(one.arms.values()), questions, protocol, family).run()
+            failures += PassMeasurement(
+                one.settings, list(one.arms.values()), questions, protocol, family
+            ).run()
             del family  # another model may need the room
     finally:
         lock.release()

@@ -61,7 +61,7 @@ class VidCom2(Compressor):
 
 
 @dataclass(frozen=True)
-class Scores:
+class TypicalityScores:
     """How typical tokens and frames are; T frames of F tokens.
 
     Attributes:
@@ -76,7 +76,7 @@ class Scores:
     frame: Tensor
 
 
-def scores(features: Tensor, share: float = 0.5) -> Scores:
+def scores(features: Tensor, share: float = 0.5) -> TypicalityScores:
     """Similarity of each token to the centres of video and frame, in float32 at least (the paper's section 3.2).
 
     Args:
@@ -102,7 +102,7 @@ def scores(features: Tensor, share: float = 0.5) -> Scores:
         unit = graph.unit_(frame.index_select(1, inside).to(dtype))
         by_frame.append(torch.stack([(unit - point).square_().sum(-1) for point in (centre, own)]))
     video, near = _similarity(torch.stack(by_frame, 1))
-    return Scores(variance, channels, video, near)
+    return TypicalityScores(variance, channels, video, near)
 
 
 def _similarity(distance: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def frame_scale(video: Tensor, base_scale: float, temperature: float = 0.01) -> 
     """Uniqueness, probability and share of its tokens of each frame, ``(T,)`` each (the paper's section 3.3).
 
     Args:
-        video: ``(T, F)`` of :class:`Scores`.
+        video: ``(T, F)`` of :class:`TypicalityScores`.
         base_scale: R, the share to keep of all frames.
         temperature: of the softmax.
     """

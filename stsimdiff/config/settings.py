@@ -19,7 +19,7 @@ from stsimdiff.config.model import ModelSettings, model_settings, with_checkpoin
 from stsimdiff.config.protocol import ProtocolSettings, check_protocol, protocol_settings
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data.digests import unwritten
-from stsimdiff.errors import ConfigError, DataError, Missing
+from stsimdiff.errors import ConfigError, DataError, MissingParts
 from stsimdiff.schema import FOUND, build, check, checked, one_of, only, settable
 from stsimdiff.terminal import clean
 
@@ -146,7 +146,7 @@ def settings_from_config(cfg: DictConfig) -> Settings:
 
     Raises:
         ConfigError: for a value out of range; the message says the range.
-        Missing: for weights or data that are not there: everything at once.
+        MissingParts: for weights or data that are not there: everything at once.
     """
     only("", [str(key) for key in cfg if key != "hydra"], (*settable(Settings), *PARTS))
     values = checked(Settings, {key: cfg[key] for key in settable(Settings) if key not in GROUPS})
@@ -207,10 +207,10 @@ def _together(*parts: Callable[[], Any]) -> list[Any]:
     for part in parts:
         try:
             found.append(part())
-        except Missing as error:
+        except MissingParts as error:
             missing += error.parts
         except DataError as error:
             missing.append(str(error))
     if missing:
-        raise Missing(missing)
+        raise MissingParts(missing)
     return found

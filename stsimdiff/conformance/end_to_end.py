@@ -20,7 +20,7 @@ from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.conformance.cases import INPUT, Fields, load
 from stsimdiff.conformance.prompts import given_prompt, load_family
 from stsimdiff.conformance.selection import Arrays, Sequence, released_method
-from stsimdiff.conformance.watching import Watched, Watching
+from stsimdiff.conformance.watching import WatchedCompression, WatchedRun
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, Prompt
 from stsimdiff.models.checkpoint import read_config
@@ -118,8 +118,8 @@ def replay_run(folder: Path, run: str, family: Family | None = None) -> Arrays:
     first = None
     if isinstance(compressor, STSimDiff) and "merge_keep_index" in recorded:
         first = place.video(recorded["merge_keep_index"])
-    watched = Watched(inner, len(family.decoder), first)
-    watching = Watching(family.decoder, watched, layout)
+    watched = WatchedRun(inner, len(family.decoder), first)
+    watching = WatchedCompression(family.decoder, watched, layout)
     with watching:
         out.update(generate(family, prompt))
     out.update(watching.arrays(place))

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from stsimdiff.compressors.base import Run
 from stsimdiff.conformance.cases import Fields
 from stsimdiff.engine import Compression, Decoder
-from stsimdiff.engine.view import Entered
+from stsimdiff.engine.view import LayerInput
 from stsimdiff.tokens import Grid, Layout
 from stsimdiff.trace import Trace
 
@@ -108,7 +108,7 @@ def answer(model: Any, embeds: Tensor, run: Run, layout: Layout) -> Answer:
 
 
 @torch.no_grad()
-def coming(data: Fields, hidden: Tensor) -> Entered:
+def coming(data: Fields, hidden: Tensor) -> LayerInput:
     """Recorded states ``(S, D)`` as they enter a layer of which norm and projections of queries and keys are known."""
     width, heads = hidden.shape[1], int(data["num_heads"])
     config = LlamaConfig(
@@ -131,7 +131,7 @@ def coming(data: Fields, hidden: Tensor) -> Entered:
         module.weight.copy_(torch.from_numpy(data[WEIGHT + name].astype(np.float32)))
     place = torch.arange(len(hidden))[None]
     embeddings = LlamaRotaryEmbedding(config)(hidden[None], place)
-    return Entered(layer, hidden[None], {"position_embeddings": embeddings}, None)
+    return LayerInput(layer, hidden[None], {"position_embeddings": embeddings}, None)
 
 
 def _first_steps(name: str, recorded: Fields, own: dict[str, np.ndarray]) -> str:

@@ -50,7 +50,7 @@ class Call:
     similarity: np.ndarray | None = None
 
 
-class Watched(Run):
+class WatchedRun(Run):
     """A run whose decisions are written down.
 
     Args:
@@ -108,7 +108,7 @@ class Watched(Run):
         self.calls.append(call)
         return call.selection
 
-    def arrays(self, place: Sequence, watching: Watching, compressor: Compressor) -> Arrays:
+    def arrays(self, place: Sequence, watching: WatchedCompression, compressor: Compressor) -> Arrays:
         """The decisions under the recorded names."""
         out: Arrays = {}
         if isinstance(compressor, STSimDiff):
@@ -121,7 +121,7 @@ class Watched(Run):
         return out
 
 
-class Watching(Compression):
+class WatchedCompression(Compression):
     """A :class:`Compression` that also writes down hidden states, full attention rows, positions and cache lengths.
 
     Attributes:
@@ -133,7 +133,7 @@ class Watching(Compression):
         last: ``(L, D)`` output of each layer at the last position of the prefill.
     """
 
-    def __init__(self, decoder: Decoder, run: Watched, layout: Layout) -> None:
+    def __init__(self, decoder: Decoder, run: WatchedRun, layout: Layout) -> None:
         super().__init__(decoder, run, layout)
         self.hidden: dict[tuple[str, int], np.ndarray] = {}
         self.row: dict[tuple[str, int], np.ndarray] = {}
@@ -208,7 +208,7 @@ class Watching(Compression):
         }
 
 
-def _thinning(watched: Watched, place: Sequence, method: STSimDiff) -> Arrays:
+def _thinning(watched: WatchedRun, place: Sequence, method: STSimDiff) -> Arrays:
     found = watched.details
     assert found is not None
     grid, start = place.grid, place.start
@@ -233,7 +233,7 @@ def _thinning(watched: Watched, place: Sequence, method: STSimDiff) -> Arrays:
     return {**out, "newline_index": column + start, "newline_kept": np.intersect1d(column, keep) + start}
 
 
-def _merges(watched: Watched, place: Sequence, watching: Watching) -> Arrays:
+def _merges(watched: WatchedRun, place: Sequence, watching: WatchedCompression) -> Arrays:
     calls = [call for call in watched.calls if call.merging]
     out: Arrays = {"num_merges": np.int64(len(calls))}
     shares = []
@@ -259,7 +259,7 @@ def _merges(watched: Watched, place: Sequence, watching: Watching) -> Arrays:
 
 
 def _prune(
-    call: Call, watched: Watched, place: Sequence, watching: Watching, compressor: Compressor
+    call: Call, watched: WatchedRun, place: Sequence, watching: WatchedCompression, compressor: Compressor
 ) -> Arrays:
     stay = call.index if call.selection is None else call.index[call.selection.keep.numpy()]
     out = {

@@ -11,26 +11,26 @@ from stsimdiff.cost.decoder import (
     closed_form,
     continued_flops,
     decoder_flops,
-    head_flops,
     kv_bytes,
+    lm_head_flops,
     mlp_flops,
     prefill_flops,
     prefill_flops_all,
 )
 from stsimdiff.cost.model import ModelShape, compressor_flops, sample_cost, sample_flops
-from stsimdiff.cost.tower import TowerLoad, TowerShape
+from stsimdiff.cost.tower import TowerShape, TowerWork
 
 __all__ = [
     "DecoderShape",
     "ModelShape",
-    "TowerLoad",
+    "TowerWork",
     "TowerShape",
     "attention_flops",
     "closed_form",
     "compressor_flops",
     "continued_flops",
     "decoder_flops",
-    "head_flops",
+    "lm_head_flops",
     "kv_bytes",
     "mlp_flops",
     "prefill_flops",

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from stsimdiff.compressors.base import Hidden, Run, WrappedRun
 from stsimdiff.cost.decoder import DecoderShape
-from stsimdiff.cost.tower import TowerLoad, TowerShape, signal_flops
+from stsimdiff.cost.tower import TowerShape, TowerWork, signal_flops
 from stsimdiff.tokens import Selection, VideoTokens, View
 from stsimdiff.trace import Trace
 
@@ -160,21 +160,21 @@ class CountedRun(WrappedRun):
         decoder: DecoderShape,
         needs_vision: bool = False,
         tower: TowerShape | None = None,
-        load: TowerLoad | None = None,
+        work: TowerWork | None = None,
     ) -> int | None:
         """What was counted, and the attention that was read for the run; ``None`` where its tower is not known."""
         signals = 0
         if needs_vision:
-            if tower is None or load is None:
+            if tower is None or work is None:
                 return None
-            signals = signal_flops(tower, load)
+            signals = signal_flops(tower, work)
         return self.counter.flops + read_flops(trace, decoder) + signals
 
 
 def read_flops(trace: Trace, decoder: DecoderShape) -> int:
     """FLOPs of the attention scores that the engine read for a run, and of projections made for that."""
-    scores = sum(2 * rows * keys for rows, keys in trace.reads) * decoder.heads * decoder.head
-    widths = (decoder.heads + 2 * decoder.key_heads) * decoder.head
+    scores = sum(2 * rows * keys for rows, keys in trace.reads) * decoder.heads * decoder.head_dim
+    widths = (decoder.heads + 2 * decoder.key_heads) * decoder.head_dim
     return scores + sum(trace.projected) * 2 * decoder.hidden * widths
 
 

@@ -21,7 +21,7 @@ class DecoderShape:
         intermediate: width of the MLP.
         heads: query heads.
         key_heads: key and value heads.
-        head: width of a head.
+        head_dim: width of a head.
         vocabulary: rows of the language head.
         tied: whether the language head shares the embedding's weights.
     """
@@ -31,7 +31,7 @@ class DecoderShape:
     intermediate: int
     heads: int
     key_heads: int
-    head: int
+    head_dim: int
     vocabulary: int
     tied: bool = False
 
@@ -49,7 +49,7 @@ class DecoderShape:
             intermediate=config.intermediate_size,
             heads=config.num_attention_heads,
             key_heads=config.num_key_value_heads,
-            head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             vocabulary=config.vocab_size,
             tied=bool(getattr(config, "tie_word_embeddings", False)) if tied is None else tied,
         )
@@ -57,16 +57,16 @@ class DecoderShape:
     @property
     def parameters(self) -> int:
         """Weights of the matrices: embedding, layers and head; biases and norms, a thousandth, are left out."""
-        attention = self.hidden * self.head * (2 * self.heads + 2 * self.key_heads)
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.key_heads)
         layer = attention + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
 
 def attention_flops(shape: DecoderShape, tokens: int, *, causal: bool = True) -> int:
     """One layer's attention over ``tokens``: the four projections, scores and weighted values."""
-    projections = 2 * tokens * shape.hidden * shape.head * (2 * shape.heads + 2 * shape.key_heads)
+    projections = 2 * tokens * shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.key_heads)
     pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return projections + 4 * pairs * shape.heads * shape.head
+    return projections + 4 * pairs * shape.heads * shape.head_dim
 
 
 def mlp_flops(shape: DecoderShape, tokens: int) -> int:
@@ -74,7 +74,7 @@ def mlp_flops(shape: DecoderShape, tokens: int) -> int:
     return 6 * tokens * shape.hidden * shape.intermediate
 
 
-def head_flops(shape: DecoderShape) -> int:
+def lm_head_flops(shape: DecoderShape) -> int:
     """The language head on one position; ``generate`` asks for the last one of the prompt alone."""
     return 2 * shape.hidden * shape.vocabulary
 
@@ -107,7 +107,7 @@ def prefill_flops(
     Raises:
         ValueError: if the counts are not one per layer.
     """
-    return head_flops(shape) + decoder_flops(shape, text, entering, mlp, causal=causal)
+    return lm_head_flops(shape) + decoder_flops(shape, text, entering, mlp, causal=causal)
 
 
 def continued_flops(
@@ -142,7 +142,7 @@ def closed_form(shape: DecoderShape, text: int, entering: Sequence[int]) -> int:
     return sum(4 * n * d * d + 2 * n * n * d + 2 * n * d * m for n in lengths)
 
 
-def kv_bytes(shape: DecoderShape, text: int, entering: Sequence[int], element: int) -> int:
+def kv_bytes(shape: DecoderShape, text: int, entering: Sequence[int], bytes_per_value: int) -> int:
     """Bytes of keys and values after the prefill: each layer holds the tokens that entered it.
 
     Args:
@@ -150,7 +150,7 @@ def kv_bytes(shape: DecoderShape, text: int, entering: Sequence[int], element: i
         text: tokens of the prompt that are not video tokens.
         entering: video tokens that entered each layer, length L. A drop between a layer's attention and its MLP
             comes too late for that layer's cache.
-        element: bytes of one number in the cache's dtype.
+        bytes_per_value: bytes of one number in the cache's dtype.
     """
-    row = 2 * shape.key_heads * shape.head * element
+    row = 2 * shape.key_heads * shape.head_dim * bytes_per_value
     return row * sum(text + video for video in entering)

@@ -8,8 +8,8 @@ from typing import Any
 
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.cost.counting import read_flops
-from stsimdiff.cost.decoder import DecoderShape, closed_form, decoder_flops, head_flops, kv_bytes
-from stsimdiff.cost.tower import TowerLoad, TowerShape, projector_flops, signal_flops, vision_flops
+from stsimdiff.cost.decoder import DecoderShape, closed_form, decoder_flops, kv_bytes, lm_head_flops
+from stsimdiff.cost.tower import TowerShape, TowerWork, projector_flops, signal_flops, vision_flops
 from stsimdiff.tokens import Grid
 from stsimdiff.trace import Trace
 
@@ -22,20 +22,20 @@ class ModelShape(ABC):
         decoder: the language model.
         tower: the vision tower and the projector.
         dtype: of the checkpoint's weights, as its configuration names it.
-        words: tokens of text, about, that the prompt has for each frame of the grid, such as its time.
+        timestamp_tokens: tokens of text, about, that the prompt has for each frame of the grid, such as its time.
     """
 
     decoder: DecoderShape
     tower: TowerShape
     dtype: str
-    words: int = 0
+    timestamp_tokens: int = 0
 
     @abstractmethod
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Grid of the video tokens of so many frames of so many pixels."""
 
     @abstractmethod
-    def load(self, grid: Grid) -> TowerLoad:
+    def tower_work(self, grid: Grid) -> TowerWork:
         """What the tower computed for a video of this grid."""
 
     @property
@@ -50,7 +50,7 @@ def compressor_flops(
     grid: Grid,
     decoder: DecoderShape,
     tower: TowerShape | None = None,
-    load: TowerLoad | None = None,
+    work: TowerWork | None = None,
 ) -> int | None:
     """FLOPs of one method on one video: its selections, and the attention that was read for it.
 
@@ -60,7 +60,7 @@ def compressor_flops(
         grid: of the video.
         decoder: sizes of the language model.
         tower: sizes of the vision tower, whose attention some methods read.
-        load: what the video asked of the tower.
+        work: what the video asked of the tower.
 
     Returns:
         ``None`` for a method without a formula, and for one of the vision place where the tower is not known.
@@ -70,9 +70,9 @@ def compressor_flops(
         return None
     signals = 0
     if compressor.needs_vision:
-        if tower is None or load is None:
+        if tower is None or work is None:
             return None
-        signals = signal_flops(tower, load)
+        signals = signal_flops(tower, work)
     keys = (tower.heads, tower.width // tower.heads) if tower else None
     own = compressor.flops(trace, grid, decoder.hidden, keys)
     if own is None:
@@ -96,15 +96,15 @@ def sample_flops(
         ``vision``, ``projector`` (with the pooling), ``compressor``, ``decoder`` and ``head``. A part that is not
         counted is ``None``, never 0.
     """
-    load = shape.load(grid) if shape else None
+    work = shape.tower_work(grid) if shape else None
     return {
-        "vision": vision_flops(shape.tower, load) if shape and load else None,
-        "projector": projector_flops(shape.tower, load) if shape and load else None,
+        "vision": vision_flops(shape.tower, work) if shape and work else None,
+        "projector": projector_flops(shape.tower, work) if shape and work else None,
         "compressor": compressor_flops(
-            compressor, trace, grid, decoder, shape.tower if shape else None, load
+            compressor, trace, grid, decoder, shape.tower if shape else None, work
         ),
         "decoder": decoder_flops(decoder, trace.text, trace.entering, trace.mlp),
-        "head": head_flops(decoder),
+        "head": lm_head_flops(decoder),
     }
 
 
@@ -114,13 +114,13 @@ def sample_cost(
     trace: Trace,
     grid: Grid,
     compressor: Compressor,
-    element: int,
+    bytes_per_value: int,
 ) -> dict[str, Any]:
     """What a stored line says of a sample's cost.
 
     Args:
         shape, decoder, trace, grid, compressor: as in :func:`sample_flops`.
-        element: bytes of one number in the cache's dtype.
+        bytes_per_value: bytes of one number in the cache's dtype.
 
     Returns:
         ``flops`` by part, ``flops_closed_form`` and ``flops_closed_form_all`` (FastV's formula for this sample and for
@@ -130,5 +130,5 @@ def sample_cost(
         "flops": sample_flops(shape, decoder, trace, grid, compressor),
         "flops_closed_form": closed_form(decoder, trace.text, trace.entering),
         "flops_closed_form_all": closed_form(decoder, trace.text, [trace.video] * decoder.layers),
-        "kv_bytes": kv_bytes(decoder, trace.text, trace.entering, element),
+        "kv_bytes": kv_bytes(decoder, trace.text, trace.entering, bytes_per_value),
     }

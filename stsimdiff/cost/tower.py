@@ -1,7 +1,7 @@
 """The vision tower, the projector and the pooling: FLOPs from their sizes and from what one video asks of them.
 
 What a family's video looks like (which patches attend to one another, how many rows the projector sees) is said by the
-family, as a :class:`TowerLoad`.
+family, as a :class:`TowerWork`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TowerShape:
 
 
 @dataclass(frozen=True)
-class TowerLoad:
+class TowerWork:
     """What one video asks of the tower.
 
     Attributes:
@@ -77,34 +77,34 @@ class TowerLoad:
         return sum(length * count for length, count in self.sequences.items())
 
 
-def vision_flops(shape: TowerShape, load: TowerLoad) -> int:
+def vision_flops(shape: TowerShape, work: TowerWork) -> int:
     """Patch embedding and transformer layers; attention is not causal there."""
     matrices = 4 * shape.width**2 + (3 if shape.gated else 2) * shape.width * shape.intermediate
     full, windowed = shape.layers - shape.windowed, shape.windowed
-    pairs = full * _pairs(load.sequences) + windowed * _pairs(load.windows)
+    pairs = full * _pairs(work.sequences) + windowed * _pairs(work.windows)
     return (
-        2 * load.embedded * shape.patch * shape.width
-        + 2 * load.patches * matrices * shape.layers
+        2 * work.embedded * shape.patch * shape.width
+        + 2 * work.patches * matrices * shape.layers
         + 4 * pairs * shape.width
     )
 
 
-def projector_flops(shape: TowerShape, load: TowerLoad) -> int:
+def projector_flops(shape: TowerShape, work: TowerWork) -> int:
     """The projector's linear layers and the pooling."""
-    return 2 * load.rows * _linear(shape.projector) * shape.projectors + load.pooling
+    return 2 * work.rows * _linear(shape.projector) * shape.projectors + work.pooling
 
 
-def signal_flops(shape: TowerShape, load: TowerLoad) -> int:
+def signal_flops(shape: TowerShape, work: TowerWork) -> int:
     """Reading the last layer's attention for methods of the vision place: its scores once more, and their sums.
 
     A pooling head has keys and values of all patches, scores and sums of one query for each frame, and its projections.
     """
-    pairs = _pairs(load.windows if shape.ends_windowed else load.sequences)
+    pairs = _pairs(work.windows if shape.ends_windowed else work.sequences)
     head = 0
     if shape.head:
         frame = 2 * shape.width**2 + 2 * shape.width * shape.intermediate
-        head = 2 * (load.patches * 2 * (shape.width**2 + shape.width) + sum(load.sequences.values()) * frame)
-    return 2 * (load.patches if shape.class_token else pairs) * shape.width + head
+        head = 2 * (work.patches * 2 * (shape.width**2 + shape.width) + sum(work.sequences.values()) * frame)
+    return 2 * (work.patches if shape.class_token else pairs) * shape.width + head
 
 
 def _pairs(sequences: Mapping[int, int]) -> int:

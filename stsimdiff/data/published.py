@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedSize:
     """The size of one benchmark.
 
     Attributes:
@@ -23,10 +23,10 @@ class Published:
 
 
 PUBLISHED = {
-    "videomme": Published(2700, 900, 254.0, "arXiv 2405.21075"),
-    "longvideobench": Published(1337, 752, 98.8, "arXiv 2407.15754, at its mean of 473 s"),
-    "egoschema": Published(500, 500, 25.0, "arXiv 2308.09126, 180 s each"),
-    "egoschema_full": Published(5031, 5031, 251.55, "arXiv 2308.09126, 180 s each"),
+    "videomme": PublishedSize(2700, 900, 254.0, "arXiv 2405.21075"),
+    "longvideobench": PublishedSize(1337, 752, 98.8, "arXiv 2407.15754, at its mean of 473 s"),
+    "egoschema": PublishedSize(500, 500, 25.0, "arXiv 2308.09126, 180 s each"),
+    "egoschema_full": PublishedSize(5031, 5031, 251.55, "arXiv 2308.09126, 180 s each"),
 }
 """By name. Of MLVU's splits no number of videos was found, so a plan for them needs the data."""
 FRAME = (720, 1280)

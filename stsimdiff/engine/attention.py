@@ -130,7 +130,7 @@ class _Received(Exception):
 
 
 @dataclass
-class Projected:
+class Projections:
     """What a stock attention makes of the tokens that enter it.
 
     Attributes:
@@ -145,7 +145,9 @@ class Projected:
     scaling: float
 
 
-def projected(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], rotary: bool = True) -> Projected:
+def projected(
+    layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], rotary: bool = True
+) -> Projections:
     """Queries, keys and values by a decoder layer's own norm, projections and rotary embedding; no cache is touched.
 
     Args:
@@ -159,10 +161,10 @@ def projected(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], rotar
     if not rotary and embeddings is not None:
         # A rotation by no angle: cosine 1 and sine 0.
         arguments["position_embeddings"] = (torch.ones_like(embeddings[0]), torch.zeros_like(embeddings[1]))
-    found: list[Projected] = []
+    found: list[Projections] = []
 
     def receive(query: Tensor, key: Tensor, value: Tensor, scaling: float, options: dict[str, Any]) -> None:
-        found.append(Projected(query, key, value, scaling))
+        found.append(Projections(query, key, value, scaling))
         raise _Received
 
     undo = probe(layer.self_attn, receive)

@@ -20,7 +20,7 @@ from stsimdiff.engine.attention import attention_rows, joined_attention, mean_at
 from stsimdiff.engine.decoding import Decoding
 from stsimdiff.engine.lent import LentRun
 from stsimdiff.engine.slicing import SLICED
-from stsimdiff.engine.view import Entered, LayerView, rows_read
+from stsimdiff.engine.view import LayerInput, LayerView, rows_read
 from stsimdiff.tokens import Layout, Read, Reason, Selection, VideoTokens
 from stsimdiff.trace import Stage, Trace
 
@@ -161,7 +161,7 @@ class Compression:
         self._attention: Tensor | None = None
         self._sliced: dict[Any, Any] = {}
         self._added: Sequence[Tensor] = ()
-        self._held: dict[int, Entered] = {}
+        self._held: dict[int, LayerInput] = {}
         if self.decoder.added is None:
             return None
         kwargs = dict(kwargs)
@@ -196,7 +196,7 @@ class Compression:
                 return args, self._following(number, args, kwargs) if self._renumbered else kwargs
             hidden = args[0] if args else kwargs["hidden_states"]
 
-            def entered() -> Entered:
+            def entered() -> LayerInput:
                 return self._entered(layer, hidden, kwargs)
 
             if number == 0 and places.input:
@@ -239,12 +239,12 @@ class Compression:
         embeddings = self.decoder.module.rotary_emb(hidden, position)
         return {**kwargs, "position_ids": position, "position_embeddings": embeddings}
 
-    def _entered(self, layer: nn.Module, hidden: Tensor, kwargs: Kwargs) -> Entered:
+    def _entered(self, layer: nn.Module, hidden: Tensor, kwargs: Kwargs) -> LayerInput:
         """What enters a layer now; ``kwargs`` are those of the full sequence."""
         left_out = ("hidden_states", "attention_mask", "past_key_values")
         arguments = {key: value for key, value in kwargs.items() if key not in left_out}
         arguments = {key: self._slice(key, value) for key, value in arguments.items()}
-        return Entered(layer, hidden, arguments, self._kept)
+        return LayerInput(layer, hidden, arguments, self._kept)
 
     def _split(self, number: int, layer: nn.Module) -> None:
         """Put a forward on this layer instance that is the stock one with a selection after the attention."""
@@ -260,7 +260,7 @@ class Compression:
                     number,
                     states,
                     lambda t: self.run.between(number, t, self._attention),
-                    lambda: Entered(layer, states, {}, self._kept),
+                    lambda: LayerInput(layer, states, {}, self._kept),
                 )
                 self.trace.mlp.append(self._raster.shape[0])
             return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
@@ -303,7 +303,7 @@ class Compression:
         number: int,
         hidden: Tensor,
         decide: Callable[[VideoTokens], Selection | None],
-        entered: Callable[[], Entered],
+        entered: Callable[[], LayerInput],
     ) -> Tensor:
         """Ask the run, apply what it says to the hidden states ``(1, S, D)``, and write the trace.
 
@@ -412,7 +412,7 @@ class Compression:
 
     # Attention -------------------------------------------------------------------------------------------------
 
-    def _read(self, read: Read, entered: Entered) -> None:
+    def _read(self, read: Read, entered: LayerInput) -> None:
         """Attention that is made of what enters a layer, not taken from the layer as it runs."""
         if self.run.finished or self._raster.shape[0] == 0:
             return

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from stsimdiff.engine.attention import Projected, joined_attention, projected
+from stsimdiff.engine.attention import Projections, joined_attention, projected
 from stsimdiff.tokens import Layout, Read, View
 from stsimdiff.trace import Trace
 
 
 @dataclass
-class Entered:
+class LayerInput:
     """What enters a decoder layer: enough to say what its attention makes of it.
 
     Attributes:
@@ -31,7 +31,7 @@ class Entered:
     arguments: dict[str, Any]
     kept: Tensor | None
 
-    def projected(self, trace: Trace, rotary: bool = True) -> Projected:
+    def projected(self, trace: Trace, rotary: bool = True) -> Projections:
         """Queries, keys and values of all tokens present; written down in the trace."""
         trace.projected.append(self.hidden.shape[1])
         return projected(self.layer, self.hidden, self.arguments, rotary)
@@ -87,27 +87,27 @@ class LayerView(View):
     def __init__(
         self,
         place: str,
-        now: Entered,
-        held: Mapping[int, Entered],
+        now: LayerInput,
+        held: Mapping[int, LayerInput],
         layout: Layout,
         video: Tensor,
         norm: Callable[[Tensor], Tensor] | None,
         trace: Trace,
     ) -> None:
         self._place, self._layout, self._video, self._norm, self._trace = place, layout, video, norm, trace
-        self._now: Entered | None = now
+        self._now: LayerInput | None = now
         self._held = held
 
     def close(self) -> None:
         """End the view: what the place showed is gone."""
         self._now, self._held = None, {}
 
-    def _open(self) -> Entered:
+    def _open(self) -> LayerInput:
         if self._now is None:
             raise RuntimeError(f"the view of {self._place} was asked after the place; ask in its callback")
         return self._now
 
-    def _of(self, layer: int) -> Entered:
+    def _of(self, layer: int) -> LayerInput:
         self._open()
         if layer not in self._held:
             raise ValueError(

@@ -32,7 +32,7 @@ from stsimdiff.models.base import EncodedVideo
 from stsimdiff.source import own_frame
 
 if TYPE_CHECKING:
-    from stsimdiff.evaluate.session import Asked, Session
+    from stsimdiff.evaluate.session import PreparedQuestion, Session
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class _Loop:
 
     def ask(
         self, question: Question, encoded: EncodedVideo | Exception | SystemExit
-    ) -> Asked | Exception | SystemExit:
+    ) -> PreparedQuestion | Exception | SystemExit:
         """The question as all arms answer it, or why it cannot be asked."""
         if not isinstance(encoded, EncodedVideo):
             return encoded
@@ -252,7 +252,7 @@ class _Loop:
         except (Exception, SystemExit) as error:
             return error
 
-    def recall(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
+    def recall(self, arm: Arm, question: Question, asked: PreparedQuestion | Exception | SystemExit) -> None:
         """Ask an arm that remembers what it has answered in an earlier run, for what it knows then."""
         try:
             if isinstance(asked, BaseException):
@@ -262,7 +262,7 @@ class _Loop:
             # What it knew cannot be had again, so its later questions of this video have no answer.
             self.lost[arm.id] = error
 
-    def sample(self, arm: Arm, question: Question, asked: Asked | Exception | SystemExit) -> None:
+    def sample(self, arm: Arm, question: Question, asked: PreparedQuestion | Exception | SystemExit) -> None:
         """Have one question answered by one arm, and store the answer or the reason why there is none."""
         self.progress.arm(arm.label, arm.budget.retention)
         asked = self.lost.get(arm.id, asked)

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stsimdiff.errors import DataError, first_line
-from stsimdiff.evaluate.packing import SIGNALS, Packed
+from stsimdiff.evaluate.packing import SIGNALS, PackedVideo
 from stsimdiff.tokens import Signals, covers
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FeatureFiles:
         """Whether there is a file of this name; what is in it only :meth:`read` says."""
         return self._path(name).is_file()
 
-    def read(self, name: str, about: str, signals: Signals) -> Packed | None:
+    def read(self, name: str, about: str, signals: Signals) -> PackedVideo | None:
         """Features; ``None`` where they, or the signals asked for, are not here.
 
         Args:
@@ -84,7 +84,7 @@ class FeatureFiles:
             return None
         return found
 
-    def write(self, name: str, about: str, packed: Packed) -> None:
+    def write(self, name: str, about: str, packed: PackedVideo) -> None:
         """Keep features, in place of those used longest ago where there is no room.
 
         A disk that refuses is said once; the run goes on without keeping more.
@@ -109,7 +109,7 @@ class FeatureFiles:
         except (OSError, SafetensorError) as error:
             self._stop(_said(error))
 
-    def _save(self, name: str, packed: Packed, described: dict[str, str]) -> None:
+    def _save(self, name: str, packed: PackedVideo, described: dict[str, str]) -> None:
         unfinished = self.folder / UNFINISHED / name
         try:
             unfinished.write_bytes(save(packed.tensors, described))
@@ -148,7 +148,7 @@ class FeatureFiles:
             path.unlink()
 
 
-def _read(file: Any, about: str, signals: Signals) -> Packed | None:
+def _read(file: Any, about: str, signals: Signals) -> PackedVideo | None:
     """What a file holds, checked; ``None`` if it lacks signals that are asked for.
 
     Raises:
@@ -157,7 +157,7 @@ def _read(file: Any, about: str, signals: Signals) -> Packed | None:
     described = file.metadata() or {}
     if described.get("about") != about:
         raise ValueError("it belongs to something else")
-    packed = Packed(tree=json.loads(described["tree"]))
+    packed = PackedVideo(tree=json.loads(described["tree"]))
     if not signals:
         packed.tree["signals"] = None
     elif not covers(packed.signals, signals):

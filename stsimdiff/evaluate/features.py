@@ -20,7 +20,7 @@ from stsimdiff import video
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.digests import file_digest
 from stsimdiff.evaluate.feature_files import FeatureFiles
-from stsimdiff.evaluate.packing import Packed, pack, unpack
+from stsimdiff.evaluate.packing import PackedVideo, pack, unpack
 from stsimdiff.evaluate.provenance import versions
 from stsimdiff.files import fingerprint
 from stsimdiff.models.base import EncodedVideo, Family, Stopwatch
@@ -57,10 +57,10 @@ class FeatureMemory:
     """Features in the host's memory, those used longest ago leaving first."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[str, Packed] = OrderedDict()
+        self._held: OrderedDict[str, PackedVideo] = OrderedDict()
         self.bytes = 0
 
-    def get(self, key: Key, signals: Signals) -> Packed | None:
+    def get(self, key: Key, signals: Signals) -> PackedVideo | None:
         """The features; ``None`` where they, or the signals asked for, are not held."""
         if not self.holds(key.name, signals):
             return None
@@ -72,7 +72,7 @@ class FeatureMemory:
         found = self._held.get(name)
         return found is not None and covers(found.signals, signals)
 
-    def put(self, key: Key, packed: Packed, limit: float) -> None:
+    def put(self, key: Key, packed: PackedVideo, limit: float) -> None:
         """Hold features within ``limit`` bytes over all; a video larger than that is not held."""
         self._drop(key.name)
         if packed.bytes > limit:

@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 
 
 @dataclass
-class Packed:
+class PackedVideo:
     """An encoded video away from the model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Packed:
         return tuple(sorted(map(int, layers))) or tree is not None
 
 
-def pack(encoded: EncodedVideo) -> Packed:
+def pack(encoded: EncodedVideo) -> PackedVideo:
     """Name all tensors of an encoded video and bring them to the CPU; what it took is left behind.
 
     A tensor that is a part of another (a family may keep its features with and without a newline) is described as that.
@@ -52,7 +52,7 @@ def pack(encoded: EncodedVideo) -> Packed:
     Raises:
         ConfigError: when the family keeps something else than tensors, plain values, and lists and dicts of these.
     """
-    packed = Packed()
+    packed = PackedVideo()
     seen: dict[Any, Any] = {}
     signals = encoded.signals
     parts = {
@@ -70,7 +70,7 @@ def pack(encoded: EncodedVideo) -> Packed:
     return packed
 
 
-def unpack(packed: Packed, device: torch.device) -> EncodedVideo:
+def unpack(packed: PackedVideo, device: torch.device) -> EncodedVideo:
     """The encoded video again, each tensor on the device (or on the CPU) where the family had put it."""
     made: dict[str, Tensor] = {}
     signals = packed.tree["signals"] and _made(packed.tree["signals"], packed.tensors, device, made)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from stsimdiff.config.checks import Folder, obstacle
 from stsimdiff.config.settings import Settings, budget_from_config, settings_from_config
 from stsimdiff.data import cache_folder
-from stsimdiff.errors import Missing
+from stsimdiff.errors import MissingParts
 from stsimdiff.models.presence import absent, unready
 from stsimdiff.schema import check
 
@@ -66,12 +66,12 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
         if key not in known:
             try:
                 known[key] = settings_from_config(cfg)
-            except Missing as error:
+            except MissingParts as error:
                 known[key] = None
                 missing += error.parts
         found.append(known[key])
     if missing:
-        raise Missing(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
+        raise MissingParts(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
     return [settings for settings in found if settings is not None]
 
 
@@ -81,10 +81,10 @@ def last_of_folders(passes: Sequence[Pass]) -> list[Pass]:
 
 
 def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
-    """Raise :class:`~stsimdiff.errors.Missing`, naming everything, if weights or the videos of a later pass lack, or a
+    """Raise :class:`MissingParts`, naming everything, if weights or the videos of a later pass lack, or a
     folder cannot be made."""
     if lacking := absent_weights(configurations) + _unwritable(one.settings for one in passes):
-        raise Missing(lacking)
+        raise MissingParts(lacking)
     if len(passes) > 1:
         from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import unusable_videos
-from stsimdiff.errors import DataError, Missing
+from stsimdiff.errors import DataError, MissingParts
 from stsimdiff.evaluate.questions import all_questions, load_task
 from stsimdiff.ranks import ranks
 
@@ -20,7 +20,7 @@ def check_data(passes: Iterable[Settings]) -> None:
     Of several processes only the first one looks; the others wait for it at their first pass.
 
     Raises:
-        Missing: naming what cannot be used, of all benchmarks of which it is more than ``max_failures``.
+        MissingParts: naming what cannot be used, of all benchmarks of which it is more than ``max_failures``.
     """
     if ranks().rank > 0:
         return
@@ -44,4 +44,4 @@ def check_data(passes: Iterable[Settings]) -> None:
         except DataError as error:
             missing.append(f"{benchmark.name}: {error}")
     if missing:
-        raise Missing(missing)
+        raise MissingParts(missing)

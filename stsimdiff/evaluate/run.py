@@ -29,7 +29,7 @@ from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
-from stsimdiff.evaluate.shared import Shared
+from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.evaluate.shown import note_shown
 from stsimdiff.evaluate.store import ArmStore, check_column, checked_answers, write_record
 
@@ -37,7 +37,7 @@ from stsimdiff.evaluate.store import ArmStore, check_column, checked_answers, wr
 def run_arms(
     settings: Settings,
     arms: Sequence[Arm],
-    shared: Shared | None = None,
+    shared: SharedModel | None = None,
     *,
     report: Callable[[Settings], list[str]] | None = None,
     processes: Processes | None = None,

@@ -25,7 +25,7 @@ from stsimdiff.evaluate.moments import entry
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.questions import Question, judge
 from stsimdiff.evaluate.reading import Reader
-from stsimdiff.evaluate.shared import Shared
+from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt, Stopwatch
 from stsimdiff.tokens import Signals
@@ -33,7 +33,7 @@ from stsimdiff.trace import Trace
 
 
 @dataclass
-class Asked:
+class PreparedQuestion:
     """A question put to the model: the encoded video and the prompt about it."""
 
     video: EncodedVideo
@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass
-class Answered:
+class TimedAnswer:
     """An answer, what the engine wrote down of it, and its times in seconds.
 
     Attributes:
@@ -70,9 +70,9 @@ class Session:
     """
 
     def __init__(
-        self, settings: Settings, family: Family | None = None, shared: Shared | None = None
+        self, settings: Settings, family: Family | None = None, shared: SharedModel | None = None
     ) -> None:
-        shared = shared or Shared()
+        shared = shared or SharedModel()
         self.settings = settings
         self.features = FeatureCache(settings, shared.memory)
         self.family = family or shared.family(settings, load_model)
@@ -140,11 +140,13 @@ class Session:
         """Let go what the next question of an arm would continue from."""
         self._prefix = None
 
-    def ask(self, question: Question, encoded: EncodedVideo) -> Asked:
+    def ask(self, question: Question, encoded: EncodedVideo) -> PreparedQuestion:
         """The prompt of a question, which all arms answer."""
-        return Asked(encoded, self.family.prompt(encoded, question.text, sample=question.video_name))
+        return PreparedQuestion(
+            encoded, self.family.prompt(encoded, question.text, sample=question.video_name)
+        )
 
-    def answer(self, arm: Arm, question: Question, asked: Asked) -> Answered:
+    def answer(self, arm: Arm, question: Question, asked: PreparedQuestion) -> TimedAnswer:
         """One arm's answer to one question.
 
         With ``reuse_prefix`` an arm that reads nothing of the question continues from what the question before it, of
@@ -179,7 +181,7 @@ class Session:
         if isinstance(engine, SharedPrefix):
             self._prefix = (arm.id, asked.video, engine.prefix) if engine.prefix else None
             if engine.continued:
-                return Answered(text, trace, dict(asked.video.seconds), "continued")
+                return TimedAnswer(text, trace, dict(asked.video.seconds), "continued")
         times = {
             "answer": seconds,
             "prefill": trace.prefill_seconds,
@@ -188,7 +190,7 @@ class Session:
         }
         if trace.decoded:
             times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
-        return Answered(text, trace, times)
+        return TimedAnswer(text, trace, times)
 
     def _prefix_of(self, arm: Arm, video: EncodedVideo) -> Prefix | None:
         """What an earlier question of this arm about this video left; that of another is let go."""
@@ -196,7 +198,7 @@ class Session:
             self.forget_prefix()
         return self._prefix[2] if self._prefix else None
 
-    def row(self, task: Any, arm: Arm, question: Question, asked: Asked) -> dict[str, Any]:
+    def row(self, task: Any, arm: Arm, question: Question, asked: PreparedQuestion) -> dict[str, Any]:
         """The stored line of one sample: answer, score, tokens, cost and times."""
         answered = self.answer(arm, question, asked)
         text, trace = answered.text, answered.trace
@@ -231,10 +233,10 @@ class Session:
             **self.overlays.entry(question, trace, grid, picture),
         }
 
-    def cost(self, arm: Arm, asked: Asked, trace: Trace) -> dict[str, Any]:
+    def cost(self, arm: Arm, asked: PreparedQuestion, trace: Trace) -> dict[str, Any]:
         """FLOPs by part and bytes of the cache; see :func:`stsimdiff.cost.sample_cost`."""
-        grid, element = asked.prompt.layout.grid, self.family.model.dtype.itemsize
-        return sample_cost(self.family.shape, self.shape, trace, grid, self.compressor(arm), element)
+        grid, bytes_per_value = asked.prompt.layout.grid, self.family.model.dtype.itemsize
+        return sample_cost(self.family.shape, self.shape, trace, grid, self.compressor(arm), bytes_per_value)
 
 
 def load_model(settings: Settings) -> Family:

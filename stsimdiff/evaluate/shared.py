@@ -20,7 +20,7 @@ def model_key(settings: Settings) -> str:
     return json.dumps([model, settings.seed], sort_keys=True)
 
 
-class Shared:
+class SharedModel:
     """Benchmarks after one another answer with one loaded model; another model takes its place.
 
     Attributes:

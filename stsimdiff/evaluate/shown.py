@@ -20,7 +20,7 @@ FILE = "shown.json"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRecord:
     """What ``shown.json`` says.
 
     Attributes:
@@ -32,7 +32,7 @@ class Shown:
     arms: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_shown(run_dir: Path) -> Shown:
+def read_shown(run_dir: Path) -> ShownRecord:
     """What is stored of a run; nothing for one of an earlier version.
 
     Raises:
@@ -43,12 +43,12 @@ def read_shown(run_dir: Path) -> Shown:
         said: Any = json.loads(path.read_text(encoding="utf-8"))
         texts = [said["proposed"], *said["arms"], *said["arms"].values()]
     except FileNotFoundError:
-        return Shown()
+        return ShownRecord()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}; remove it to go on without labels") from None
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path} holds something else than texts; remove it to go on without labels")
-    return Shown(said["proposed"], said["arms"])
+    return ShownRecord(said["proposed"], said["arms"])
 
 
 def note_shown(run_dir: Path, proposed: str | None, labels: Mapping[str, str | None]) -> None:
@@ -56,7 +56,7 @@ def note_shown(run_dir: Path, proposed: str | None, labels: Mapping[str, str | N
 
     Args:
         run_dir: ``results/<run>``, which is there.
-        proposed: as in :class:`Shown`.
+        proposed: as in :class:`ShownRecord`.
         labels: of the command's arms by id; they become those that were asked for last.
 
     Raises:

@@ -25,7 +25,7 @@ from stsimdiff import lock
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
 from stsimdiff.files import cut_torn_line, lines, write_whole
-from stsimdiff.lock import Held, Lock
+from stsimdiff.lock import Lock, LockHeld
 from stsimdiff.terminal import clean
 
 log = logging.getLogger(__name__)
@@ -323,7 +323,7 @@ class ArmStore:
     def _take(self) -> None:
         for number in chain([self._first], (n for n in count() if n != self._first)):
             self._path, self._lock = self._place(number)
-            with contextlib.suppress(Held):
+            with contextlib.suppress(LockHeld):
                 self._lock.take()
                 return
 

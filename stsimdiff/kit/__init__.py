@@ -18,7 +18,7 @@ from stsimdiff.models.kit import collect, find_own_modules
 
 if TYPE_CHECKING:
     from stsimdiff.compressors.base import Compressor
-    from stsimdiff.kit.running import Case
+    from stsimdiff.kit.running import CompressorCase
 
 TESTS = Path(__file__).with_name("test_compressor.py")
 
@@ -45,14 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def compressor_case(request: pytest.FixtureRequest) -> Case:
+def compressor_case(request: pytest.FixtureRequest) -> CompressorCase:
     """The method that ``--compressor`` names."""
-    from stsimdiff.kit.running import Case
+    from stsimdiff.kit.running import CompressorCase
 
     name = request.config.getoption("--compressor")
     if name is None:
         raise pytest.UsageError("these tests are about a method: run them with pytest --compressor NAME")
-    return Case(named_compressor(shlex.split(name)))
+    return CompressorCase(named_compressor(shlex.split(name)))
 
 
 def named_compressor(words: list[str]) -> Compressor:

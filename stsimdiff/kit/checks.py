@@ -23,15 +23,15 @@ from stsimdiff.compressors.base import Run
 from stsimdiff.config.arms import UNBUDGETED
 from stsimdiff.engine import Compression, lent, process_state
 from stsimdiff.engine.prefix import Prefix, SharedPrefix
-from stsimdiff.errors import BudgetError, ConfigError
+from stsimdiff.errors import BudgetError, CheckSkipped, ConfigError
 from stsimdiff.evaluate.guard import changed_state, state_of
 from stsimdiff.kit.running import (
     GRID,
     KINDS,
-    Case,
+    CompressorCase,
     DropsAlone,
-    Interrupted,
-    Measured,
+    InterruptedRun,
+    MeasuredRun,
     copy_seconds,
     fates,
     layout_for,
@@ -49,14 +49,10 @@ MOST_COPIES = 18
 """Memory of a selection, in copies of the token matrix; a matrix of all pairs of tokens is 24 of them."""
 
 
-class NotGiven(Exception):
-    """The method has not what a check is about: the check is skipped."""
-
-
 # Budgets -------------------------------------------------------------------------------------------------------
 
 
-def budgets_are_met(case: Case, kind: Kind) -> None:
+def budgets_are_met(case: CompressorCase, kind: Kind) -> None:
     """The budget is met on every scene: valid ascending selections, as many tokens as it says, all at 100 %."""
     _budgeted(case)
     refused: BudgetError | None = None
@@ -71,10 +67,10 @@ def budgets_are_met(case: Case, kind: Kind) -> None:
             _meets(case, trace, kind, retention, f"a {scene} video")
             met += retention < 1
     if not met:
-        raise NotGiven(f"refuses every budget of kind {kind}: {refused}")
+        raise CheckSkipped(f"refuses every budget of kind {kind}: {refused}")
 
 
-def small_videos_work(case: Case, grid: Grid) -> None:
+def small_videos_work(case: CompressorCase, grid: Grid) -> None:
     """A video of one frame, of one token, of one token a frame: the budget is met, and something stays."""
     _budgeted(case)
     for scene in KINDS:
@@ -86,22 +82,22 @@ def small_videos_work(case: Case, grid: Grid) -> None:
             _meets(case, trace, "tokens", retention, f"a {scene} video of {grid}")
 
 
-def half_precision_works(case: Case) -> None:
+def half_precision_works(case: CompressorCase) -> None:
     """Features in bfloat16 give a selection that meets the budget."""
     _budgeted(case)
     trace = case.drive(video("mixed", GRID).bfloat16(), layout_for(GRID), case.budget)
     _meets(case, trace, "tokens", case.budget.retention, "a video in bfloat16")
 
 
-def _budgeted(case: Case) -> None:
+def _budgeted(case: CompressorCase) -> None:
     if isinstance(case.compressor, UNBUDGETED):
-        raise NotGiven("ignores the budget by what it is")
+        raise CheckSkipped("ignores the budget by what it is")
     places = lent.start(case.compressor, layout_for(GRID), case.budget).places
     if places.decoding and not (places.input or places.before or places.between):
-        raise NotGiven("acts during decoding alone, which changes no prefill")
+        raise CheckSkipped("acts during decoding alone, which changes no prefill")
 
 
-def _meets(case: Case, trace: Trace, kind: str, retention: float, what: str) -> None:
+def _meets(case: CompressorCase, trace: Trace, kind: str, retention: float, what: str) -> None:
     want, found = (
         retention * trace.video,
         achieved(trace.video, trace.entering, trace.final)[kind] * trace.video,
@@ -121,7 +117,7 @@ def _meets(case: Case, trace: Trace, kind: str, retention: float, what: str) -> 
 # What a selection depends on -----------------------------------------------------------------------------------
 
 
-def selections_are_deterministic(case: Case) -> None:
+def selections_are_deterministic(case: CompressorCase) -> None:
     """The same video and question give the same selection, whatever random numbers were drawn before."""
     features, layout = video("mixed", GRID), layout_for(GRID)
     first = fates(case.drive(features, layout, case.budget))
@@ -136,10 +132,10 @@ def selections_are_deterministic(case: Case) -> None:
     )
 
 
-def question_is_not_read(case: Case) -> None:
+def question_is_not_read(case: CompressorCase) -> None:
     """What declares ``reads_question=False`` selects the same for two questions, on drawn attention and on a model."""
     if case.compressor.reads_question:
-        raise NotGiven("reads the question, or does not say that it does not")
+        raise CheckSkipped("reads the question, or does not say that it does not")
     said = "another question gives another selection, so that no prefill can be shared; write reads_question = True"
     features, layout = video("mixed", GRID), layout_for(GRID)
     other = dataclasses.replace(
@@ -161,16 +157,16 @@ def question_is_not_read(case: Case) -> None:
             logits.append(running.generate(dataclasses.replace(model, prompt=prompt), engine)[0])
             prefix = engine.prefix
             if prefix is None:
-                raise NotGiven(
+                raise CheckSkipped(
                     "reads from the first layer on, or selects below the first layer that it reads"
                 )
     except (BudgetError, ConfigError) as error:
-        raise NotGiven(f"refuses this model: {error}") from error
+        raise CheckSkipped(f"refuses this model: {error}") from error
     off = float((logits[1] - logits[2]).abs().max() / logits[2].abs().max())
     assert off < model.tolerance, f"{said} (logits differ by {off:.2g} of the largest)"
 
 
-def no_state_is_carried(case: Case) -> None:
+def no_state_is_carried(case: CompressorCase) -> None:
     """A video's selection is the same after another video, and while another one is under way."""
     layout = layout_for(GRID)
     one, other = (video("mixed", GRID, seed=seed) for seed in (0, 1))
@@ -190,7 +186,7 @@ def no_state_is_carried(case: Case) -> None:
     def then() -> None:
         second.append(fates(case.drive(other, layout, case.budget)))
 
-    first = case.drive(one, layout, case.budget, wrap=lambda run: Interrupted(run, then))
+    first = case.drive(one, layout, case.budget, wrap=lambda run: InterruptedRun(run, then))
     assert fates(first) == alone[0] and second in ([], alone[1:]), (
         f"two videos at once change each other; {hint}"
     )
@@ -198,7 +194,7 @@ def no_state_is_carried(case: Case) -> None:
     assert not changed, f"a video changed {', '.join(changed)}; {hint}"
 
 
-def nothing_is_left_behind(case: Case) -> None:
+def nothing_is_left_behind(case: CompressorCase) -> None:
     """What is lent stays as it was, and so does the process: random states, default dtype, threads, working folder."""
     threads = set(threading.enumerate())
     before = process_state.read(process_state.EVERYTHING)
@@ -213,7 +209,7 @@ def nothing_is_left_behind(case: Case) -> None:
     assert not left, f"left the threads {', '.join(left)} running; end them"
 
 
-def bad_features_are_refused(case: Case) -> None:
+def bad_features_are_refused(case: CompressorCase) -> None:
     """NaN and infinite features raise ``ValueError`` instead of giving a selection of nothing in particular."""
     layout, name = layout_for(GRID), type(case.compressor).__name__
     for value in (float("nan"), float("inf"), -float("inf")):
@@ -225,19 +221,19 @@ def bad_features_are_refused(case: Case) -> None:
             continue
         seen = [fates(case.drive(video(kind, GRID), layout, case.budget)) for kind in ("mixed", "different")]
         if seen[0] == seen[1]:
-            raise NotGiven("reads no features")
+            raise CheckSkipped("reads no features")
         raise AssertionError(
             f"a feature that is {value} raises nothing; begin with tokens.check_finite('{name}')"
         )
 
 
-def places_are_used(case: Case) -> None:
+def places_are_used(case: CompressorCase) -> None:
     """A model of few layers has the places, or the method refuses it by name; each announced place is asked."""
     run = lent.start(case.compressor, layout_for(GRID), case.budget)
     places = run.places
     if not (places.input or places.before or places.between or places.decoding):
         if isinstance(case.compressor, UNBUDGETED):
-            raise NotGiven("acts nowhere")
+            raise CheckSkipped("acts nowhere")
         raise AssertionError("the run acts nowhere; say where: places = Places(input=True)")
     trace = case.drive(video("mixed", GRID), layout_for(GRID), case.budget)
     if not run.finished:
@@ -261,10 +257,10 @@ def places_are_used(case: Case) -> None:
 
 # The engine on models ------------------------------------------------------------------------------------------
 
-_LOADED: dict[str, running.Case] = {}
+_LOADED: dict[str, running.FamilyCase] = {}
 
 
-def miniature(family: str) -> running.Case:
+def miniature(family: str) -> running.FamilyCase:
     """A miniature of a family with a video and a prompt, the tower's signals read; made once."""
     if family not in _LOADED:
         with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -272,7 +268,7 @@ def miniature(family: str) -> running.Case:
             loaded = running.load(models.resolve(family), str(path), "cpu", "float32", "sdpa")
             frames = running.synthetic_frames(6)
             seen = loaded.encode(frames, signals=True)
-            _LOADED[family] = running.Case(
+            _LOADED[family] = running.FamilyCase(
                 loaded, frames, seen, loaded.prompt(seen, running.TEXT, sample="kit")
             )
     return _LOADED[family]
@@ -291,7 +287,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def dropping_equals_masking(case: Case, family: str) -> str | None:
+def dropping_equals_masking(case: CompressorCase, family: str) -> str | None:
     """On a family's miniature, what the method drops has no influence from there on, as if stock layers masked it."""
     model = miniature(family)
     layout, layers = with_frames(model.prompt.layout), len(model.family.decoder)
@@ -301,7 +297,7 @@ def dropping_equals_masking(case: Case, family: str) -> str | None:
         with torch.no_grad():
             logits, tokens, trace = running.generate(model, run)
     except (BudgetError, ConfigError) as error:
-        raise NotGiven(f"refuses this model: {error}") from error
+        raise CheckSkipped(f"refuses this model: {error}") from error
     assert trace is not None
     present = set(range(trace.video))
     drops: dict[tuple[str, int], set[int]] = {}
@@ -310,9 +306,9 @@ def dropping_equals_masking(case: Case, family: str) -> str | None:
         drops[stage.place, stage.layer] = present - kept
         present = kept
     if run.positions != "kept":
-        raise NotGiven(f"its positions are {run.positions}, which no mask of the stock model equals")
+        raise CheckSkipped(f"its positions are {run.positions}, which no mask of the stock model equals")
     if run.places.decoding:
-        raise NotGiven("hides cached keys during decoding too")
+        raise CheckSkipped("hides cached keys during decoding too")
     off = float((logits - running.masked(model, drops, tokens)).abs().max() / logits.abs().max())
     assert off < model.tolerance, f"dropping differs from masking by {off:.2g} of the largest logit"
     # As it is, with what it merges.
@@ -324,15 +320,15 @@ def dropping_equals_masking(case: Case, family: str) -> str | None:
 # Time and memory -----------------------------------------------------------------------------------------------
 
 
-def memory_is_small(case: Case) -> str:
+def memory_is_small(case: CompressorCase) -> str:
     """Selecting among 6,272 tokens makes no matrix of all pairs; what it takes is told in copies of the tokens."""
     features, layout = video("mixed", LARGE, WIDTH), layout_for(LARGE)
     # Warm-up at full size: what libraries load on first use counts as resident too.
     case.drive(features, layout, case.budget)
-    measured: list[Measured] = []
+    measured: list[MeasuredRun] = []
 
-    def wrap(run: Run) -> Measured:
-        measured.append(Measured(run))
+    def wrap(run: Run) -> MeasuredRun:
+        measured.append(MeasuredRun(run))
         return measured[-1]
 
     copy = copy_seconds(features)
@@ -346,14 +342,14 @@ def memory_is_small(case: Case) -> str:
     return said
 
 
-def _families() -> dict[str, Callable[[Case], str | None]]:
+def _families() -> dict[str, Callable[[CompressorCase], str | None]]:
     return {
         f"dropping equals masking: {family}": partial(dropping_equals_masking, family=family)
         for family in sorted(models.FAMILIES)
     }
 
 
-CHECKS: dict[str, Callable[[Case], str | None]] = {
+CHECKS: dict[str, Callable[[CompressorCase], str | None]] = {
     "budget of tokens": partial(budgets_are_met, kind="tokens"),
     "budget of compute": partial(budgets_are_met, kind="compute"),
     "one frame": partial(small_videos_work, grid=Grid(1, 5, 4)),

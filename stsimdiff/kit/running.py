@@ -63,7 +63,7 @@ def layout_for(grid: Grid, layers: int = LAYERS, sample: str = "q1") -> Layout:
 
 
 @dataclass(frozen=True)
-class Case:
+class CompressorCase:
     """A method to check.
 
     Attributes:
@@ -115,31 +115,31 @@ def fates(trace: Trace) -> list[tuple[str, int, list[int]]]:
     return [(stage.place, stage.layer, stage.kept.tolist()) for stage in trace.stages]
 
 
-class Asked(WrappedRun):
-    """A run around whose calls a subclass does something: :meth:`asked` calls it."""
+class InterceptedRun(WrappedRun):
+    """A run around whose calls a subclass does something: :meth:`intercept` calls it."""
 
-    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+    def intercept(self, call: Callable[[], Selection | None]) -> Selection | None:
         """What the run's place returns."""
         return call()
 
     @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
-        return self.asked(lambda: self.run.at_input(tokens))
+        return self.intercept(lambda: self.run.at_input(tokens))
 
     @override
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
-        return self.asked(lambda: self.run.before_layer(layer, tokens, attention))
+        return self.intercept(lambda: self.run.before_layer(layer, tokens, attention))
 
     @override
     def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
-        return self.asked(lambda: self.run.between(layer, tokens, attention))
+        return self.intercept(lambda: self.run.between(layer, tokens, attention))
 
     @override
     def at_token(self, layer: int, step: int, cached: Tensor, attention: Tensor | None) -> Hidden | None:
         return self.run.at_token(layer, step, cached, attention)
 
 
-class Interrupted(Asked):
+class InterruptedRun(InterceptedRun):
     """A run after whose first selection something else is done."""
 
     def __init__(self, run: Run, then: Callable[[], None]) -> None:
@@ -147,18 +147,18 @@ class Interrupted(Asked):
         self.then = then
 
     @override
-    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+    def intercept(self, call: Callable[[], Selection | None]) -> Selection | None:
         selection = call()
         then, self.then = self.then, lambda: None
         then()
         return selection
 
 
-class DropsAlone(Asked):
+class DropsAlone(InterceptedRun):
     """A run whose merged features are left out: what it drops can be told from a mask, what it merges cannot."""
 
     @override
-    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+    def intercept(self, call: Callable[[], Selection | None]) -> Selection | None:
         selection = call()
         if not isinstance(selection, Selection):
             return selection  # which the engine judges
@@ -168,7 +168,7 @@ class DropsAlone(Asked):
 # Time and memory -----------------------------------------------------------------------------------------------
 
 
-class Measured(Asked):
+class MeasuredRun(InterceptedRun):
     """A run whose calls are measured: seconds of all of them, and the largest peak of one in bytes (0 where the system
     does not say)."""
 
@@ -179,7 +179,7 @@ class Measured(Asked):
         self.device = torch.device(device)
 
     @override
-    def asked(self, call: Callable[[], Selection | None]) -> Selection | None:
+    def intercept(self, call: Callable[[], Selection | None]) -> Selection | None:
         with PeakMemory(self.device) as before:
             pass
         with PeakMemory(self.device) as memory:

@@ -217,7 +217,7 @@ def counted(subject: Subject, question: Question) -> int | None:
     with Compression(family.decoder, run, prompt.layout) as trace:
         family.generate(prompt, 1)
     shape, decoder = family.shape, DecoderShape.from_config(family.text_config)
-    known = (shape.tower, shape.load(encoded.grid)) if shape else (None, None)
+    known = (shape.tower, shape.tower_work(encoded.grid)) if shape else (None, None)
     return run.flops(trace, decoder, subject.compressor.needs_vision, *known)
 
 
@@ -230,5 +230,5 @@ def _generation(new_tokens: int, tokens: _TokenClock) -> dict[str, Any]:
 def _cost(subject: Subject, trace: Trace, encoded: EncodedVideo) -> dict[str, Any]:
     family = subject.family
     decoder = DecoderShape.from_config(family.text_config)
-    element = family.model.dtype.itemsize
-    return sample_cost(family.shape, decoder, trace, encoded.grid, subject.compressor, element)
+    bytes_per_value = family.model.dtype.itemsize
+    return sample_cost(family.shape, decoder, trace, encoded.grid, subject.compressor, bytes_per_value)

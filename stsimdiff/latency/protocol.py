@@ -49,7 +49,7 @@ class Protocol:
     new_tokens: int
 
 
-class Measuring:
+class PassMeasurement:
     """The measurements of one pass: one model, one benchmark, one number of frames.
 
     Args:

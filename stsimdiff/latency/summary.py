@@ -136,7 +136,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """Our ST-SimDiff beside the paper's, at one number of frames; what the paper does not say is ``None``.
 
     Attributes:
@@ -157,7 +157,7 @@ class Beside:
         return self.line.of["family"] == "llava_video" and 7e9 < (self.line.of["parameters"] or 0) < 9e9
 
 
-def beside_the_paper(lines: Sequence[Line]) -> list[Beside]:
+def beside_the_paper(lines: Sequence[Line]) -> list[PaperComparison]:
     """ST-SimDiff with the method's defaults, at about 30 %, for every number of frames that was measured."""
     with (folder("results_paper") / PAPER).open(encoding="utf-8") as stream:
         printed = {
@@ -170,5 +170,5 @@ def beside_the_paper(lines: Sequence[Line]) -> list[Beside]:
             continue
         ratio = line.ratios.get("inference")
         saving = Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low) if ratio else None
-        found.append(Beside(line.of["frames"], line, saving, printed.get(line.of["frames"], {})))
+        found.append(PaperComparison(line.of["frames"], line, saving, printed.get(line.of["frames"], {})))
     return found

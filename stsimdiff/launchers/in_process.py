@@ -55,12 +55,12 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
         log.warning(said)
 
     from stsimdiff.evaluate.run import run_arms  # these import torch, transformers and lmms-eval
-    from stsimdiff.evaluate.shared import Shared
+    from stsimdiff.evaluate.shared import SharedModel
     from stsimdiff.kit.rehearsal import rehearse
 
     rehearse(passes)
 
-    shared, failures = Shared(), []
+    shared, failures = SharedModel(), []
     last = last_of_folders(passes)
     for number, one in enumerate(passes, start=1):
         if len(passes) > 1:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 
 from stsimdiff.errors import first_line
-from stsimdiff.launchers.jobs import Ended, Engine, JobLauncher, Place
+from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Place
 from stsimdiff.ranks import end_with
 
 
@@ -40,7 +40,7 @@ class JoblibLauncher(JobLauncher, joblib_launcher.JoblibLauncher):
 
     engine = JoblibEngine()
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[JobResult]]:
         """See :class:`~stsimdiff.launchers.jobs.JobLauncher`."""
         import torch
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -51,5 +51,5 @@ class JoblibLauncher(JobLauncher, joblib_launcher.JoblibLauncher):
             returns = joblib_launcher.JoblibLauncher.launch(self, words, first)
         except TerminatedWorkerError as error:
             # joblib stops the whole pool then, and does not say whose process it was.
-            return [[Ended(error=f"a process of the pool died: {first_line(error)}")]]
+            return [[JobResult(error=f"a process of the pool died: {first_line(error)}")]]
         return [[one.return_value] for one in returns]

@@ -83,7 +83,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobResult:
     """How a job ended.
 
     Attributes:
@@ -138,7 +138,7 @@ class Jobs:
         self.launch = uuid.uuid4().hex[:12]
         self.folder = os.getcwd()
 
-    def __call__(self, cfg: DictConfig) -> Ended:
+    def __call__(self, cfg: DictConfig) -> JobResult:
         """Run the job; an error that is no signal of the scheduler is returned, never raised.
 
         Args:
@@ -156,13 +156,13 @@ class Jobs:
         launch = f"{self.launch}.{number}.{place.task}"
         try:
             with _driving(place.device), self.engine.guard():
-                return Ended(job.answer(Processes(rank, world, launch, place.show)))
+                return JobResult(job.answer(Processes(rank, world, launch, place.show)))
         except (UserError, RunFailed) as error:
             reason = str(error)
         except Exception as error:
             reason = "".join(traceback.format_exception(error)).strip()
         log.error("job %d failed: %s", number, reason)
-        return Ended(error=reason)
+        return JobResult(error=reason)
 
 
 @contextmanager
@@ -183,7 +183,7 @@ class JobLauncher(BatchLauncher):
 
     engine = Engine()
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[JobResult]]:
         """Start a job for each list of words and wait for all; gives how each one's processes ended."""
         raise NotImplementedError
 

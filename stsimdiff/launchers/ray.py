@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hydra_plugins.hydra_ray_launcher import ray_launcher
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.launchers.jobs import Ended, JobLauncher
+from stsimdiff.launchers.jobs import JobLauncher, JobResult
 
 PATIENCE_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for many minutes."""
@@ -38,7 +38,7 @@ class RayLauncher(JobLauncher, ray_launcher.RayLauncher):  # type: ignore[misc]
                 "cluster on this machine, auto for the one that `ray start` joined it to, or HOST:PORT"
             ) from error
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[JobResult]]:
         """See :class:`~stsimdiff.launchers.jobs.JobLauncher`."""
         import ray
 
@@ -48,7 +48,7 @@ class RayLauncher(JobLauncher, ray_launcher.RayLauncher):  # type: ignore[misc]
         try:
             returns = ray_launcher.RayLauncher.launch(self, words, first)
         except ray.exceptions.RayError as error:
-            return [[Ended(error=f"Ray gave it up: {error}")]]
+            return [[JobResult(error=f"Ray gave it up: {error}")]]
         finally:
             ray.shutdown()
         return [[one.return_value] for one in returns]

@@ -21,7 +21,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.launchers.jobs import Ended, Engine, JobLauncher, Place
+from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Place
 
 if TYPE_CHECKING:
     import submitit
@@ -124,7 +124,7 @@ class SlurmLauncher(SubmititLauncher, submitit_launcher.SlurmLauncher):
                 "here; start it on a login node, or use hydra/launcher=submitit_local, joblib or ray"
             )
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[JobResult]]:
         """See :class:`~stsimdiff.launchers.jobs.JobLauncher`."""
         jobs = self.executor().map_array(self, *zip(*self.arguments(words, first), strict=True))
         log.info("submitted %s; logs: %s", jobs[0].job_id.partition("_")[0], jobs[0].paths.folder)
@@ -153,7 +153,7 @@ class LocalLauncher(SubmititLauncher, submitit_launcher.LocalLauncher):
             )
         self.slots()
 
-    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[Ended]]:
+    def start(self, words: Sequence[Sequence[str]], first: int) -> list[list[JobResult]]:
         """See :class:`~stsimdiff.launchers.jobs.JobLauncher`."""
         executor, arguments = self.executor(), self.arguments(words, first)
         free = self.slots()
@@ -215,7 +215,7 @@ def _devices() -> list[int]:
         ) from error
 
 
-def _ended(job: submitit.Job) -> list[Ended]:
+def _ended(job: submitit.Job) -> list[JobResult]:
     """How each process of a job ended, waited for; one that died without a word is said with its log."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -228,6 +228,6 @@ def _ended(job: submitit.Job) -> list[Ended]:
         except (FailedJobError, UncompletedJobError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             found.append(
-                Ended(error=f"it died: {lines[-1] if lines else error}; its log is {one.paths.stderr}")
+                JobResult(error=f"it died: {lines[-1] if lines else error}; its log is {one.paths.stderr}")
             )
     return found

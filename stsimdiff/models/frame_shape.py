@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from stsimdiff.cost import ModelShape, TowerLoad, TowerShape
+from stsimdiff.cost import ModelShape, TowerShape, TowerWork
 from stsimdiff.tokens import Grid
 
 
@@ -36,9 +36,9 @@ class FrameShape(ModelShape):
         return Grid(-(-frames // self.group), self.height, self.width)
 
     @override
-    def load(self, grid: Grid) -> TowerLoad:
+    def tower_work(self, grid: Grid) -> TowerWork:
         frames, patches = grid.frames * self.group, self.side**2
-        return TowerLoad(
+        return TowerWork(
             sequences={patches + self.tower.class_token: frames},
             embedded=patches * frames,
             rows=self.rows * frames,

@@ -215,7 +215,7 @@ def _shape(config: InternVLConfig, dtype: str) -> FrameShape:
         decoder=DecoderShape.from_config(text, config.tie_word_embeddings),
         tower=tower,
         dtype=dtype,
-        words=6,
+        timestamp_tokens=6,
         side=side,
         rows=(side // cell) ** 2,
         height=side // cell,

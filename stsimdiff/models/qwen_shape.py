@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from stsimdiff.cost import DecoderShape, ModelShape, TowerLoad, TowerShape
+from stsimdiff.cost import DecoderShape, ModelShape, TowerShape, TowerWork
 from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import Grid
 
@@ -173,7 +173,7 @@ class QwenShape(ModelShape):
         return Grid(-(-frames // self.temporal), rows // factor, columns // factor)
 
     @override
-    def load(self, grid: Grid) -> TowerLoad:
+    def tower_work(self, grid: Grid) -> TowerWork:
         unit = self.merge**2
         frame = grid.per_frame * unit
         windows: Counter[int] = Counter()
@@ -181,7 +181,7 @@ class QwenShape(ModelShape):
             for rows in _pieces(grid.height, self.window):
                 for columns in _pieces(grid.width, self.window):
                     windows[rows * columns * unit] += grid.frames
-        return TowerLoad(
+        return TowerWork(
             sequences={frame: grid.frames},
             embedded=frame * grid.frames,
             rows=grid.tokens,
@@ -193,7 +193,7 @@ class QwenShape(ModelShape):
 class Qwen3Shape(QwenShape):
     """Qwen3-VL's own limits are those of the whole video, and a time in words stands before each grid."""
 
-    words: int = 9
+    timestamp_tokens: int = 9
 
     @override
     def grid(self, frames: int, height: int, width: int) -> Grid:

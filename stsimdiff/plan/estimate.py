@@ -152,7 +152,7 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
     typical = Counter(of_question.values()).most_common(1)[0][0]
     largest = max(of_question.values(), key=lambda grid: grid.tokens)
     text = PROMPT_TOKENS + round(statistics.mean(len(q.text) for q in questions) / CHARACTERS)
-    text += shape.words * typical.frames
+    text += shape.timestamp_tokens * typical.frames
     stored, sizes, speeds, reading = _stored(settings, arms)
     plans: list[ArmPlan] = []
     open_ids: set[str] = set()
@@ -160,10 +160,10 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         open_questions = [question for question in questions if question.id not in stored[arm.id]]
         open_ids |= {question.id for question in open_questions}
         plan = ArmPlan(arm, len(questions) - len(open_questions), len(open_questions))
-        element = _element(model.dtype, shape)
+        bytes_per_value = _bytes_per_value(model.dtype, shape)
         of_video = Counter(question.video for question in open_questions)
         left = Counter((grids[path], count) for path, count in of_video.items())
-        _fill(plan, compressors[arm.id], shape, typical, largest, text, left, element)
+        _fill(plan, compressors[arm.id], shape, typical, largest, text, left, bytes_per_value)
         plans.append(plan)
     open_videos = {question.video for question in questions if question.id in open_ids}
     reads_tower = any(compressors[plan.arm.id].needs_vision for plan in plans if plan.open)
@@ -186,10 +186,10 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         reading=reading,
         notes=notes,
     )
-    element = _element(model.dtype, shape)
+    bytes_per_value = _bytes_per_value(model.dtype, shape)
     made.disk = {
         "answers": sum(plan.open for plan in plans) * round(statistics.mean(sizes or [ANSWER_BYTES])),
-        "features": sum(grid.tokens for grid in grids.values()) * shape.decoder.hidden * element,
+        "features": sum(grid.tokens for grid in grids.values()) * shape.decoder.hidden * bytes_per_value,
     }
     made.memory = _memory(made, options)
     return made
@@ -262,9 +262,9 @@ def _grid(shape: ModelShape, header: Header, sampling: Sampling) -> Grid:
 
 
 def _tower(shape: ModelShape, grid: Grid, signals: bool) -> int:
-    load = shape.load(grid)
-    read = signal_flops(shape.tower, load) if signals else 0
-    return vision_flops(shape.tower, load) + projector_flops(shape.tower, load) + read
+    work = shape.tower_work(grid)
+    read = signal_flops(shape.tower, work) if signals else 0
+    return vision_flops(shape.tower, work) + projector_flops(shape.tower, work) + read
 
 
 def _fill(
@@ -275,7 +275,7 @@ def _fill(
     largest: Grid,
     text: int,
     left: Mapping[tuple[Grid, int], int],
-    element: int,
+    bytes_per_value: int,
 ) -> None:
     """Put an arm's counts into its plan: those of a synthetic video of the typical grid, scaled to the others.
 
@@ -297,17 +297,17 @@ def _fill(
         factor = grid.tokens / typical.tokens
         return [round(n * factor) for n in trace.entering], [round(n * factor) for n in trace.mlp]
 
-    load = shape.load(typical)
-    own = compressor_flops(compressor, trace, typical, decoder, shape.tower, load)
+    work = shape.tower_work(typical)
+    own = compressor_flops(compressor, trace, typical, decoder, shape.tower, work)
     if own is not None and compressor.needs_vision:
         # The tower's attention is read once for a video and counts there, not with each question.
-        own -= signal_flops(shape.tower, load)
+        own -= signal_flops(shape.tower, work)
     plan.compressor = own
     plan.each = prefill_flops(decoder, text, trace.entering, trace.mlp)
     plan.each_all = prefill_flops_all(decoder, text, trace.video)
     everything = closed_form(decoder, text, [trace.video] * decoder.layers)
     plan.closed = closed_form(decoder, text, trace.entering) / everything
-    plan.kv = kv_bytes(decoder, text, scaled(largest)[0], element)
+    plan.kv = kv_bytes(decoder, text, scaled(largest)[0], bytes_per_value)
     for (grid, questions), videos in left.items():
         counts = scaled(grid)
         first = prefill_flops(decoder, text, *counts)
@@ -387,32 +387,34 @@ def _product_speed(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def _element(dtype: str, shape: ModelShape) -> int:
+def _bytes_per_value(dtype: str, shape: ModelShape) -> int:
     return DTYPES.get(dtype if dtype != "auto" else shape.dtype, torch.float32).itemsize
 
 
 def _memory(plan: PassPlan, options: LoadOptions) -> dict[str, int]:
     """Bytes by part at the largest video; activations are the largest set of tensors that are alive at once."""
     shape, grid = plan.shape, plan.largest
-    element = _element(plan.settings.model.dtype, shape)
-    decoder, tower, load = shape.decoder, shape.tower, shape.load(grid)
+    bytes_per_value = _bytes_per_value(plan.settings.model.dtype, shape)
+    decoder, tower, work = shape.decoder, shape.tower, shape.tower_work(grid)
     length = plan.text + grid.tokens
     # The gate, what it gates and their product are alive at once; in a plain MLP input and output of the activation.
-    in_layer = length * (3 * decoder.intermediate + 3 * decoder.hidden) * element
-    in_tower = load.patches * ((2 + tower.gated) * tower.intermediate + 4 * tower.width) * element
+    in_layer = length * (3 * decoder.intermediate + 3 * decoder.hidden) * bytes_per_value
+    in_tower = work.patches * ((2 + tower.gated) * tower.intermediate + 4 * tower.width) * bytes_per_value
     if tower.rotary:
         # While keys are rotated: the layer's input, before and after its norm, queries, keys and values; in float32
         # queries and keys, the rotated queries, and three terms of the rotated keys.
-        in_tower = max(in_tower, load.patches * tower.width * (5 * element + 6 * torch.float32.itemsize))
-    pixels = load.embedded * tower.patch * torch.float32.itemsize
+        in_tower = max(
+            in_tower, work.patches * tower.width * (5 * bytes_per_value + 6 * torch.float32.itemsize)
+        )
+    pixels = work.embedded * tower.patch * torch.float32.itemsize
     scores = 0
     if options.attn_implementation == "eager":
-        longest = max(load.sequences)
-        scores = max(decoder.heads * length**2, tower.heads * load.patches * longest) * element
+        longest = max(work.sequences)
+        scores = max(decoder.heads * length**2, tower.heads * work.patches * longest) * bytes_per_value
     kept = min(plan.settings.cache.max_gb * 1e9, plan.disk["features"])
     return {
-        "weights": shape.parameters * element,
-        "features": grid.tokens * decoder.hidden * tower.projectors * element,
+        "weights": shape.parameters * bytes_per_value,
+        "features": grid.tokens * decoder.hidden * tower.projectors * bytes_per_value,
         **({"features kept for other passes": round(kept)} if kept else {}),
         "cache of keys and values": max((arm.kv for arm in plan.arms), default=0),
         "activations": max(in_layer, in_tower + pixels) + scores,

@@ -10,7 +10,7 @@ from typing import Any
 
 from stsimdiff.budget import KINDS, Kind
 from stsimdiff.compressors import declared
-from stsimdiff.evaluate.shown import Shown
+from stsimdiff.evaluate.shown import ShownRecord
 from stsimdiff.evaluate.store import REFERENCES
 from stsimdiff.report.text import one_line
 
@@ -35,7 +35,7 @@ class StoredArm:
 
     folder: Path
     record: Mapping[str, Any]
-    shown: Shown = Shown()
+    shown: ShownRecord = ShownRecord()
 
     @property
     def id(self) -> str:

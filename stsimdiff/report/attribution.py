@@ -34,7 +34,7 @@ from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.pairs import Pair, against
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.comparison import ArmGroup
     from stsimdiff.report.section import Section
 
 METHOD = "st_simdiff"
@@ -44,7 +44,7 @@ NO_SINGLE = "no single part"
 
 
 @dataclass(frozen=True)
-class Answered:
+class ParsedAnswer:
     """An arm's answer to a question: what was read from it (None: nothing could be), and whether it is right."""
 
     parsed: str | None
@@ -66,9 +66,9 @@ class Change:
     family: str
     target: str | None
     change: str
-    all_tokens: Answered
-    compressed: Answered
-    without: Mapping[str, Answered]
+    all_tokens: ParsedAnswer
+    compressed: ParsedAnswer
+    without: Mapping[str, ParsedAnswer]
     cause: str
 
 
@@ -130,7 +130,7 @@ def undoes(change: str, right: bool) -> bool:
     return right == (change == LOST)
 
 
-def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attribution], list[str]]:
+def attributions(group: ArmGroup, sections: Sequence[Section]) -> tuple[list[Attribution], list[str]]:
     """The attributions that a group's arms allow, and what is lacking for others.
 
     Args:
@@ -167,7 +167,7 @@ def attributions(group: Group, sections: Sequence[Section]) -> tuple[list[Attrib
     return sorted(found, key=lambda one: (one.budget, -one.retention)), notes
 
 
-def _has(group: Group, arm: StoredArm) -> bool:
+def _has(group: ArmGroup, arm: StoredArm) -> bool:
     return bool(group.common) and len(group.answered[arm.id]) > 0
 
 
@@ -176,7 +176,7 @@ def _on(arm: StoredArm, part: str) -> bool:
     return bool(arm.compressor.get(part, True))
 
 
-def _without(part: str, arm: StoredArm, group: Group) -> StoredArm | None:
+def _without(part: str, arm: StoredArm, group: ArmGroup) -> StoredArm | None:
     """The arm that differs from this one in nothing but a part that is off; None where it has no answers."""
     wanted = _setting(arm) | {part: False}
     rest = [group.settings[arm.id], *map(arm.record.get, ("seed", "code"))]
@@ -193,7 +193,7 @@ def _setting(arm: StoredArm) -> dict[str, Any]:
 
 
 def _attribution(
-    group: Group, everything: StoredArm, arm: StoredArm, without: Mapping[str, StoredArm | None]
+    group: ArmGroup, everything: StoredArm, arm: StoredArm, without: Mapping[str, StoredArm | None]
 ) -> Attribution:
     before, after = _answers(group, everything), _answers(group, arm)
     off = {part: _answers(group, other) for part, other in without.items() if other is not None}
@@ -218,9 +218,9 @@ def _attribution(
     return Attribution(*place, len(group.common), changes, newly_wrong, newly_right)
 
 
-def _answers(group: Group, arm: StoredArm) -> dict[str, Answered]:
+def _answers(group: ArmGroup, arm: StoredArm) -> dict[str, ParsedAnswer]:
     rows = group.compared[arm.id]
     return {
-        id_: Answered(None if pd.isna(parsed) else str(parsed), bool(right))
+        id_: ParsedAnswer(None if pd.isna(parsed) else str(parsed), bool(right))
         for id_, parsed, right in zip(rows.index, rows["parsed"], rows["correct"], strict=True)
     }

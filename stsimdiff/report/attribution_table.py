@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from stsimdiff.report import text
-from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Answered, Attribution
+from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Attribution, ParsedAnswer
 from stsimdiff.report.render import PAIR_HEADS, pair_line
 from stsimdiff.report.text import EMPTY, Cell, Cells, csv, escaped, number
 
@@ -132,7 +132,7 @@ def _grid(heads: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     return text.markdown(Cells(heads, [("", lines)], words=len(heads)))
 
 
-def _said(answer: Answered) -> str:
+def _said(answer: ParsedAnswer) -> str:
     return f"{'unparsed' if answer.parsed is None else answer.parsed} {'✓' if answer.right else '✗'}"
 
 

@@ -22,7 +22,7 @@ from stsimdiff.report.statistics import Answers, clusters
 from stsimdiff.report.text import Cell, Cells, csv, escaped, number, printable
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.comparison import ArmGroup
     from stsimdiff.report.section import Section
 
 NAME = "breakdown"
@@ -35,7 +35,7 @@ MEANING = (
 
 
 @dataclass(frozen=True)
-class Part:
+class BreakdownRow:
     """An arm on the questions of one value; percentages and points, NaN where there is nothing to compare with.
 
     Attributes:
@@ -61,7 +61,7 @@ class Part:
     minus_high: float = NAN
 
 
-def breakdown(group: Group, section: Section, column: str) -> tuple[list[Part], list[str]]:
+def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[BreakdownRow], list[str]]:
     """The parts of a section, value by value, and what its stored lines lack.
 
     Raises:
@@ -100,7 +100,7 @@ def breakdown(group: Group, section: Section, column: str) -> tuple[list[Part], 
             gap = answers.difference(0, 1) if compare else None
             minus = [100 * x for x in (gap.value, gap.low, gap.high)] if gap else [NAN] * 3
             parts.append(
-                Part(
+                BreakdownRow(
                     *(
                         section.model,
                         section.benchmark,
@@ -149,7 +149,7 @@ def _key(value: Any, edges: Sequence[float]) -> tuple[bool, Any]:
     return False, float(sum(value > edge for edge in edges[1:-1]))
 
 
-def files(parts: Sequence[Part], run: str) -> dict[str, str | None]:
+def files(parts: Sequence[BreakdownRow], run: str) -> dict[str, str | None]:
     """``breakdown.md`` and ``breakdown.csv`` by name; None where nothing was broken down."""
     if not parts:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
@@ -165,9 +165,9 @@ def files(parts: Sequence[Part], run: str) -> dict[str, str | None]:
     }
 
 
-def tables(parts: Sequence[Part]) -> list[tuple[str, Cells]]:
+def tables(parts: Sequence[BreakdownRow]) -> list[tuple[str, Cells]]:
     """For each section its accuracies and its differences from all tokens, with their titles."""
-    sections: dict[tuple[str, str, str], list[Part]] = {}
+    sections: dict[tuple[str, str, str], list[BreakdownRow]] = {}
     for part in parts:
         sections.setdefault((part.model, part.benchmark, part.budget), []).append(part)
     found = []
@@ -182,9 +182,9 @@ def tables(parts: Sequence[Part]) -> list[tuple[str, Cells]]:
     return found
 
 
-def _cells(parts: Sequence[Part], name: str, form: str) -> Cells:
+def _cells(parts: Sequence[BreakdownRow], name: str, form: str) -> Cells:
     counts = {part.value: part.n for part in parts}
-    blocks: dict[float, dict[str, dict[str, Part]]] = {}
+    blocks: dict[float, dict[str, dict[str, BreakdownRow]]] = {}
     for part in parts:
         blocks.setdefault(part.retention, {}).setdefault(part.label, {})[part.value] = part
     heads = ["method", *(f"{value} (n {n})" for value, n in counts.items())]

@@ -58,7 +58,7 @@ class Column:
         value = self.value(row)
         return Cell(value or EMPTY) if self.words else number(self.scale * value, self.form)
 
-    def head(self, section: Section) -> str:
+    def header(self, section: Section) -> str:
         """Its heading in a section."""
         return f"{self.heading} (!)" if self.published and not section.gate_met else self.heading
 
@@ -224,7 +224,9 @@ def brief_cells(section: Section) -> Cells:
         for row in section.rows
         for place in [1 if row.best else 2 * row.second]
     ]
-    return Cells(["method", "budget %", *(column.head(section) for column in shown), "marks"], [("", lines)])
+    return Cells(
+        ["method", "budget %", *(column.header(section) for column in shown), "marks"], [("", lines)]
+    )
 
 
 def taken(rows: pd.DataFrame) -> dict[str, float]:
@@ -282,7 +284,7 @@ def main_cells(section: Section) -> Cells:
                 cells = [cell._replace(wrong=True) for cell in cells]
             lines.append(cells)
         blocks.append((block_title(retention), lines))
-    heads = ["method", *(column.head(section) for column in shown)]
+    heads = ["method", *(column.header(section) for column in shown)]
     return Cells(heads, blocks, result=1 + len(section.families))
 
 

@@ -41,7 +41,7 @@ MERGING = ("merged", "contextual")
 UNSCORED = "No accuracy, so no verdict: the answers are not public, and a server scores the predictions."
 
 
-class Group:
+class ArmGroup:
     """The arms of one model and benchmark: they share their questions, whatever the kind of their budget."""
 
     def __init__(self, arms: list[StoredArm], samples: pd.DataFrame, model: str, benchmark: str) -> None:

@@ -20,11 +20,11 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from stsimdiff.report.breakdown import Part
+from stsimdiff.report.breakdown import BreakdownRow
 from stsimdiff.report.labels import greek
-from stsimdiff.report.moments import ALL, Found
+from stsimdiff.report.moments import ALL, MomentRow
 from stsimdiff.report.palette import STYLES, Look, Style, looks
-from stsimdiff.report.rows import Stored
+from stsimdiff.report.rows import StoredRun
 from stsimdiff.report.section import Row, Section
 from stsimdiff.report.series import (
     COSTS,
@@ -56,7 +56,7 @@ Draw = Callable[[], "dict[str, bytes]"]
 Looks = Mapping[tuple[str, str], Look]
 
 
-def figures(table: Table, stored: Stored, style: Venue = VENUES["plain"]) -> Iterator[tuple[str, Draw]]:
+def figures(table: Table, stored: StoredRun, style: Venue = VENUES["plain"]) -> Iterator[tuple[str, Draw]]:
     """Name and drawing of each figure of a run; a drawing gives its files by format, none where there is nothing to
     show."""
     layers = by_layer(stored.samples)
@@ -195,7 +195,7 @@ def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: 
     return figure
 
 
-def thresholds(section: Section, stored: Stored) -> Figure | None:
+def thresholds(section: Section, stored: StoredRun) -> Figure | None:
     """Maps of the accuracy over tau_sim and tau_diff or two other swept parameters, one scale for all of them."""
     maps = threshold_maps(section, stored.arms)
     known = [cell for found in maps for cell in found.accuracy.ravel() if not math.isnan(cell)]
@@ -279,7 +279,7 @@ def _over(found: Sequence[Sweep], whole: float, styles: Looks | None = None) -> 
     return figure
 
 
-def by_value(section: Section, parts: Sequence[Part], styles: Looks) -> Figure | None:
+def by_value(section: Section, parts: Sequence[BreakdownRow], styles: Looks) -> Figure | None:
     """For each value of a column what every method loses against all tokens, with its interval; a panel a block. The
     accuracies themselves where there is nothing to compare with."""
     own = {row.arm for row in section.rows}
@@ -358,7 +358,7 @@ def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def by_moment(section: Section, found: Sequence[Found], styles: Looks) -> Figure | None:
+def by_moment(section: Section, found: Sequence[MomentRow], styles: Looks) -> Figure | None:
     """Accuracy on the questions that have a moment against how much of it is kept, a mark an arm, with intervals."""
     rows = {row.arm: row for row in section.rows}
     place = (section.model, section.benchmark, section.budget)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from stsimdiff.report.overlays import Taken
+from stsimdiff.report.overlays import OverlayArm
 from stsimdiff.report.palette import COVERS, REASONS, UNKNOWN_REASON
 
 SIDE = 448
@@ -19,7 +19,7 @@ INK, SOFT, PAPER = "#E6E8EB", "#A2A8B0", "#16181B"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def stills(pixels: np.ndarray, taken: Taken, seconds: Sequence[float]) -> list[Image.Image]:
+def stills(pixels: np.ndarray, taken: OverlayArm, seconds: Sequence[float]) -> list[Image.Image]:
     """The pictures of a film, all of one size with even sides.
 
     Args:
@@ -45,7 +45,7 @@ def stills(pixels: np.ndarray, taken: Taken, seconds: Sequence[float]) -> list[I
     return found
 
 
-def painted(picture: Image.Image, taken: Taken, number: int) -> Image.Image:
+def painted(picture: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
     """A frame with its tokens coloured.
 
     Args:
@@ -71,7 +71,7 @@ def painted(picture: Image.Image, taken: Taken, number: int) -> Image.Image:
     return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
 
 
-def frame_codes(taken: Taken, number: int) -> np.ndarray:
+def frame_codes(taken: OverlayArm, number: int) -> np.ndarray:
     """``(height, width)`` codes of the cells of one frame; tokens that lie in no frame are not among them."""
     grid, picture = taken.grid, taken.picture
     time = min(number // picture["frames"], grid["frames"] - 1)
@@ -104,7 +104,9 @@ Word = tuple[str, str]
 """A piece of text and the colour of the square before it; no square where that is empty."""
 
 
-def _words(taken: Taken, number: int, seconds: Sequence[float], font: Font, room: int) -> list[list[Word]]:
+def _words(
+    taken: OverlayArm, number: int, seconds: Sequence[float], font: Font, room: int
+) -> list[list[Word]]:
     """The lines below a frame: the arm, the frame, and how many of its tokens have which reason."""
     counts = np.bincount(frame_codes(taken, number).ravel(), minlength=256)
     reasons = sorted(taken.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
@@ -151,5 +153,5 @@ def _write(still: Image.Image, top: int, lines: Sequence[Sequence[Word]], font: 
         top += LINE
 
 
-def _colour(taken: Taken, name: str) -> str:
+def _colour(taken: OverlayArm, name: str) -> str:
     return taken.colours.get(name) or REASONS.get(name, UNKNOWN_REASON)

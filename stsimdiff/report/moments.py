@@ -23,7 +23,7 @@ from stsimdiff.report.text import Cell, Cells, csv, escaped, number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.comparison import ArmGroup
     from stsimdiff.report.section import Section
 
 NAME = "moments"
@@ -43,7 +43,7 @@ MEANING = (
 
 
 @dataclass(frozen=True)
-class Found:
+class MomentRow:
     """An arm on the questions of one family that have a moment, or on all of them; fractions.
 
     Attributes:
@@ -101,11 +101,11 @@ TRUTHS = {"question": "", "video": "event_"}
 """How the names of the measures begin, by what they are against: the question's moment, or all events of the video."""
 
 
-def moments(group: Group, section: Section) -> list[Found]:
+def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
     """For each arm, and for all methods of a budget together, what of the moments it found: all families, then each."""
     if group.server or not group.common:
         return []
-    found: list[Found] = []
+    found: list[MomentRow] = []
     for retention, rows in section.blocks().items():
         held = {}
         for row in rows:
@@ -130,14 +130,14 @@ def moments(group: Group, section: Section) -> list[Found]:
     return found
 
 
-def _families(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[Found]:
+def _families(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
     names = sorted(answered["family"].dropna().unique())
     yield _found(place, ALL, answered)
     for name in names if len(names) > 1 else ():
         yield _found(place, name, answered[answered["family"] == name])
 
 
-def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> Found:
+def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> MomentRow:
     right = answered["correct"].to_numpy(dtype=float)
     share = answered["share"].to_numpy(dtype=float)
     videos = clusters(answered["video"])
@@ -151,7 +151,7 @@ def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> Found:
         for truth, head in TRUTHS.items()
         for name, counts in MEASURES.items()
     }
-    return Found(
+    return MomentRow(
         **place,
         family=family,
         tokens=tokens,
@@ -177,12 +177,12 @@ def _mean(values: np.ndarray, videos: np.ndarray) -> Interval:
     return Answers(values[known, None], videos[known]).accuracy(0) if known.any() else UNKNOWN
 
 
-def files(found: Sequence[Found], run: str) -> dict[str, str | None]:
+def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
     """``moments.md`` and ``moments.csv`` by name; None where no stored answer knows its moment."""
     if not found:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
     said = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
-    sections: dict[str, list[Found]] = {}
+    sections: dict[str, list[MomentRow]] = {}
     for one in found:
         if one.family == ALL:
             place = f"{one.model} on {one.benchmark}, budget of kind {one.budget}"
@@ -203,7 +203,7 @@ HEADS = (
 )
 
 
-def _cells(found: Sequence[Found]) -> Cells:
+def _cells(found: Sequence[MomentRow]) -> Cells:
     blocks: dict[float, list[list[Cell]]] = {}
     for one in found:
         apart_ = one.kept_minus_lost

@@ -20,7 +20,7 @@ from PIL import Image
 from stsimdiff import schema
 from stsimdiff.errors import DataError
 from stsimdiff.report.arm import StoredArm
-from stsimdiff.report.rows import Stored
+from stsimdiff.report.rows import StoredRun
 from stsimdiff.report.section import Row, Section
 
 FRAMES = "frames"
@@ -52,7 +52,7 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Taken:
+class OverlayArm:
     """One arm's answer to the question of an overlay, and its tokens where they were stored.
 
     Attributes:
@@ -112,7 +112,7 @@ class Overlay:
     video: str
     question: str
     target: str | None
-    taken: list[Taken]
+    taken: list[OverlayArm]
 
 
 def anchors(samples: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -127,7 +127,7 @@ def anchors(samples: pd.DataFrame) -> dict[tuple[str, str], str]:
     return found
 
 
-def read_overlays(run_dir: Path, stored: Stored, sections: Sequence[Section]) -> list[Overlay]:
+def read_overlays(run_dir: Path, stored: StoredRun, sections: Sequence[Section]) -> list[Overlay]:
     """The overlays of a run in the order in which its questions were first stored.
 
     Args:
@@ -217,20 +217,20 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 
 
-def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None) -> Taken:
+def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None) -> OverlayArm:
     label = row.label if row else arm.label
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     if sample is None:
-        return Taken(arm.id, name, model, None, None, "not answered yet")
+        return OverlayArm(arm.id, name, model, None, None, "not answered yet")
     if sample["failed"]:
         why = f"failed: {sample['error_type']}: {sample['error_message']}"
-        return Taken(arm.id, name, model, None, None, why)
+        return OverlayArm(arm.id, name, model, None, None, why)
     answer = (_text(sample["answer"]), None if pd.isna(sample["correct"]) else bool(sample["correct"]))
     overlay = sample["overlay"]
     if not isinstance(overlay, Mapping):
-        return Taken(arm.id, name, model, *answer, "answered without storing its tokens")
+        return OverlayArm(arm.id, name, model, *answer, "answered without storing its tokens")
     try:
-        return Taken(arm.id, name, model, *answer, "", str(overlay["frames"]), **unpacked(overlay))
+        return OverlayArm(arm.id, name, model, *answer, "", str(overlay["frames"]), **unpacked(overlay))
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as cause:
         raise DataError(
             f"{arm.folder}: the overlay of question {sample['id']!r} is damaged: {cause!r}"
@@ -238,7 +238,7 @@ def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None
 
 
 def unpacked(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields ``grid`` to ``evidence`` of a :class:`Taken`, from what ``evaluate.overlays`` packed.
+    """The fields ``grid`` to ``evidence`` of a :class:`OverlayArm`, from what ``evaluate.overlays`` packed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, zlib.error: for anything that was not packed there.

@@ -23,9 +23,9 @@ from stsimdiff.evaluate.store import shards
 from stsimdiff.report import render
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import columns, main_cells
-from stsimdiff.report.overlays import Film, Overlay, Taken, fitted, notes_on, read_films, read_overlays
+from stsimdiff.report.overlays import Film, Overlay, OverlayArm, fitted, notes_on, read_films, read_overlays
 from stsimdiff.report.palette import COVERS, REASONS, UNKNOWN_REASON, Look, looks
-from stsimdiff.report.rows import Stored
+from stsimdiff.report.rows import StoredRun
 from stsimdiff.report.section import Section
 from stsimdiff.report.series import COSTS, by_layer, front, threshold_maps
 from stsimdiff.report.table import Table
@@ -34,7 +34,7 @@ from stsimdiff.report.text import number
 SCRIPTS = ("data.js", "table.js", "plots.js", "overlay.js")
 
 
-def report_page(run_dir: Path, table: Table, stored: Stored, figures: Sequence[str]) -> str:
+def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Sequence[str]) -> str:
     """The text of ``report.html``.
 
     Args:
@@ -142,7 +142,7 @@ def _plotly() -> str:
     return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()
 
 
-def _head(section: Section, stored: Stored) -> tuple[tuple[str, str], ...]:
+def _head(section: Section, stored: StoredRun) -> tuple[tuple[str, str], ...]:
     """What a reader must know first: what was asked of which model, when, and what it does not say."""
     arms = [arm for arm in stored.arms if arm.id in {row.arm for row in section.rows}]
     answered = [path.stat().st_mtime for arm in arms for path in shards(arm.folder)]
@@ -178,7 +178,10 @@ def _section(section: Section) -> dict[str, Any]:
 
 
 def _plot(
-    section: Section, stored: Stored, layers: dict[str, list[float]], styles: Mapping[tuple[str, str], Look]
+    section: Section,
+    stored: StoredRun,
+    layers: dict[str, list[float]],
+    styles: Mapping[tuple[str, str], Look],
 ) -> dict[str, Any]:
     return {
         "title": f"{section.model} on {section.benchmark}, budget of kind {section.budget}",
@@ -205,7 +208,7 @@ def _plot(
     }
 
 
-def _failures(stored: Stored, table: Table) -> list[dict[str, Any]]:
+def _failures(stored: StoredRun, table: Table) -> list[dict[str, Any]]:
     """Failed samples by arm, type and message, the most frequent first."""
     labels = {row.arm: row.label for section in table.sections for row in section.rows}
     failed = stored.samples[stored.samples["failed"]].fillna({"error_type": "", "error_message": ""})
@@ -254,7 +257,7 @@ def _overlay(overlay: Overlay, films: Mapping[str, Film]) -> dict[str, Any]:
     }
 
 
-def _evidence(taken: Taken, film: Film | None) -> dict[int, tuple[int, int, int, int]]:
+def _evidence(taken: OverlayArm, film: Film | None) -> dict[int, tuple[int, int, int, int]]:
     """The cells of what the question asks for: top, left, bottom, right, ends excluded, by the frame's place."""
     found = {}
     for place, index in enumerate(film.numbers if film else []):

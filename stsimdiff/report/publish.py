@@ -18,7 +18,7 @@ from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
 from stsimdiff.report import attribution_table, breakdown, latex, moments, reasons, render
 from stsimdiff.report.lock import alone
-from stsimdiff.report.rows import Stored, read
+from stsimdiff.report.rows import StoredRun, read
 from stsimdiff.report.series import FORMATS, FRAMES, NAMES
 from stsimdiff.report.table import Table, build
 from stsimdiff.report.text import csv
@@ -32,7 +32,7 @@ PAGE = "report.html"
 
 
 @dataclass
-class Published:
+class RunReport:
     """What was made of a run.
 
     Attributes:
@@ -62,7 +62,7 @@ def publish(
     column: str | None = None,
     columns: Sequence[str] = (),
     style: str = "plain",
-) -> Published:
+) -> RunReport:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
     Printing comes last: whatever becomes of the terminal, the files are there.
@@ -90,7 +90,7 @@ def publish(
             raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
-        published = Published(build(stored, column), output, undrawn())
+        published = RunReport(build(stored, column), output, undrawn())
         latex.check(published.table, columns)
         folder = _Folder(output)
         for name, content in files(published.table, columns).items():
@@ -104,7 +104,7 @@ def publish(
     return published
 
 
-def tell(published: Published, console: Console, *, full: bool = False) -> None:
+def tell(published: RunReport, console: Console, *, full: bool = False) -> None:
     """Print the table, what could not be made, and where the files are."""
     show(published.table, console, full=full)
     for problem in published.unmade:
@@ -155,7 +155,7 @@ class _Folder:
         ]
 
 
-def _draw(published: Published, stored: Stored, folder: _Folder, style: Venue) -> Iterator[str]:
+def _draw(published: RunReport, stored: StoredRun, folder: _Folder, style: Venue) -> Iterator[str]:
     """Names of the figures that were written. Every figure for itself: the reasons for which one may fail are many."""
     made = set()
     drawings: Iterable[tuple[str, Callable[[], dict[str, bytes]]]] = ()
@@ -183,7 +183,7 @@ def _draw(published: Published, stored: Stored, folder: _Folder, style: Venue) -
 
 
 def _write_page(
-    published: Published, stored: Stored, run_dir: Path, folder: _Folder, figures: list[str]
+    published: RunReport, stored: StoredRun, run_dir: Path, folder: _Folder, figures: list[str]
 ) -> None:
     from stsimdiff.report.page import report_page
 

@@ -13,7 +13,7 @@ from stsimdiff.report.columns import block_title
 from stsimdiff.report.text import Cell, Cells, csv, escaped, number
 
 if TYPE_CHECKING:
-    from stsimdiff.report.comparison import Group
+    from stsimdiff.report.comparison import ArmGroup
     from stsimdiff.report.section import Section
 
 NAME = "reasons"
@@ -24,7 +24,7 @@ MEANING = (
 )
 
 
-def reasons(group: Group, section: Section) -> list[dict[str, Any]]:
+def reasons(group: ArmGroup, section: Section) -> list[dict[str, Any]]:
     """For each row of the section the share in % of each reason, and where the row stands (:data:`PLACE`)."""
     found = []
     for row in section.rows:

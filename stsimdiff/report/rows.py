@@ -30,7 +30,7 @@ TIMES = ("prefill", "compressor", "answer", "token")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRun:
     """A run as it lies on disk.
 
     Attributes:
@@ -107,7 +107,7 @@ def older_arms(found: Sequence[StoredArm]) -> list[StoredArm]:
     return older
 
 
-def read(run_dir: Path | str, *, older: bool = False) -> Stored:
+def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
     """Arms, samples and what was dropped on the way; raises as ``load`` does.
 
     Args:
@@ -140,7 +140,7 @@ def read(run_dir: Path | str, *, older: bool = False) -> Stored:
             }
             lines += [about | _flat(row) for row in store.checked_answers(arm.folder, notes)]
         run = one_line(Path(run_dir).resolve().name)
-        return Stored(run, found, _frame(lines), notes, models, benchmarks)
+        return StoredRun(run, found, _frame(lines), notes, models, benchmarks)
 
 
 @contextmanager

@@ -15,15 +15,15 @@ import pandas as pd
 from stsimdiff.errors import DataError
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.attribution import Attribution, attributions
-from stsimdiff.report.breakdown import Part, breakdown
+from stsimdiff.report.breakdown import BreakdownRow, breakdown
 from stsimdiff.report.columns import in_files
-from stsimdiff.report.comparison import Group
+from stsimdiff.report.comparison import ArmGroup
 from stsimdiff.report.labels import questions_key
-from stsimdiff.report.moments import Found, moments
+from stsimdiff.report.moments import MomentRow, moments
 from stsimdiff.report.overlays import anchors
 from stsimdiff.report.pairs import Pair
 from stsimdiff.report.reasons import reasons
-from stsimdiff.report.rows import Stored
+from stsimdiff.report.rows import StoredRun
 from stsimdiff.report.section import Section
 
 
@@ -47,9 +47,9 @@ class Table:
     notes: list[str] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     anchors: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BreakdownRow] = field(default_factory=list)
     reasons: list[dict[str, Any]] = field(default_factory=list)
-    moments: list[Found] = field(default_factory=list)
+    moments: list[MomentRow] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
@@ -74,7 +74,7 @@ class Table:
         return pd.DataFrame(lines, columns=["model", "benchmark", *Pair.__dataclass_fields__])
 
 
-def build(stored: Stored, column: str | None = None) -> Table:
+def build(stored: StoredRun, column: str | None = None) -> Table:
     """A run's table without writing or printing anything.
 
     Args:
@@ -88,12 +88,12 @@ def build(stored: Stored, column: str | None = None) -> Table:
     for arm in stored.arms:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
     sections, found, notes = [], [], list(stored.notes)
-    parts: list[Part] = []
+    parts: list[BreakdownRow] = []
     why: list[dict[str, Any]] = []
-    times: list[Found] = []
+    times: list[MomentRow] = []
     unknown: list[DataError] = []
     for arms in groups.values():
-        group = Group(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
+        group = ArmGroup(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
         compared = group.sections()
         sections += compared
         attributed, lacking = attributions(group, compared)

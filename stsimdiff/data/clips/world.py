@@ -35,7 +35,7 @@ MAX_DRIFT = 0.75  # camera, pixels per frame and axis
 
 
 @dataclass(frozen=True)
-class Style:
+class WorldStyle:
     """What the layouts of a world have in common; as it stands, the one that the embedded model was trained on.
 
     Ranges hold both ends. Sizes are pixels, lengths grids, times frames, speeds pixels a frame.
@@ -62,7 +62,7 @@ class Style:
     fade_end: tuple[int, int] = (9, 12)
 
 
-TRAINED = Style()
+TRAINED = WorldStyle()
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def sample_world(seed: int) -> World:
     return lay_out(sample_plan(rng), rng)
 
 
-def lay_out(plan: Plan, rng: random.Random, style: Style = TRAINED) -> World:
+def lay_out(plan: Plan, rng: random.Random, style: WorldStyle = TRAINED) -> World:
     """Find room and time for a plan; layouts that run out of room are thrown away."""
     while True:
         try:
@@ -246,7 +246,7 @@ class _Layout:
 
     plan: Plan
     rng: random.Random
-    style: Style
+    style: WorldStyle
     taken: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def world(self) -> World:

@@ -18,7 +18,7 @@ from stsimdiff import models
 from stsimdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from stsimdiff.models.kit.running import Case
+    from stsimdiff.models.kit.running import FamilyCase
 
 TESTS = Path(__file__).with_name("test_family.py")
 
@@ -79,7 +79,9 @@ def collect(config: pytest.Config, tests: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def family_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def family_case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FamilyCase]:
     """The family that ``--family`` names, loaded, with a video and a prompt."""
     from stsimdiff.models.kit import running
 
@@ -95,7 +97,7 @@ def family_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         family = running.load(cls, path, *settings)
     except UserError as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    yield running.Case.of(family)
+    yield running.FamilyCase.of(family)
 
 
 def _miniature(name: str, folder: Path) -> Path:

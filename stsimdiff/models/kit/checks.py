@@ -15,9 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stsimdiff.errors import ConfigError
+from stsimdiff.errors import CheckSkipped, ConfigError
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.kit.running import NEW_TOKENS, TEXT, Case, Scripted, generate, masked, synthetic_frames
+from stsimdiff.models.kit.running import (
+    NEW_TOKENS,
+    TEXT,
+    FamilyCase,
+    ScriptedRun,
+    generate,
+    masked,
+    synthetic_frames,
+)
 from stsimdiff.tokens import Selection, VideoTokens
 from stsimdiff.trace import Trace
 from stsimdiff.video import Frames
@@ -38,14 +46,10 @@ DROPS: dict[str, dict[tuple[str, int], float]] = {
 """Where tokens are dropped, and which share of all of them; layer -1 is the last."""
 
 
-class NotGiven(Exception):
-    """The family does not give what a check is about, and says so as it should: the check is skipped."""
-
-
 # Checks of the prompt and the tower ----------------------------------------------------------------------------
 
 
-def encoding_is_deterministic(case: Case) -> None:
+def encoding_is_deterministic(case: FamilyCase) -> None:
     """The same frames give the same features and grid, and other frames give others."""
     again = case.family.encode(case.frames)
     assert again.grid == case.video.grid and torch.equal(again.features, case.video.features), (
@@ -60,7 +64,7 @@ def encoding_is_deterministic(case: Case) -> None:
     assert bool(torch.isfinite(case.video.features).all()), "features hold NaN or infinite values"
 
 
-def later_frames_are_later_tokens(case: Case) -> None:
+def later_frames_are_later_tokens(case: FamilyCase) -> None:
     """Features are in raster order: other last frames change the last tokens more than the first ones."""
     pixels = case.frames.pixels.copy()
     pixels[len(pixels) // 2 :] = 255 - pixels[len(pixels) // 2 :]
@@ -70,7 +74,7 @@ def later_frames_are_later_tokens(case: Case) -> None:
     assert last > first, "the tokens of the last frame are not the last ones: features are in raster order"
 
 
-def video_places_hold_video_features(case: Case) -> None:
+def video_places_hold_video_features(case: FamilyCase) -> None:
     """``layout`` is right: its places of the decoder's input hold the features in order, and its length is right."""
     layout, seen = case.prompt.layout, []
     decoder = case.family.decoder
@@ -99,7 +103,7 @@ def video_places_hold_video_features(case: Case) -> None:
     assert decoder.mrope == case.family.mrope, "the decoder and the family contradict each other on mrope"
 
 
-def the_picture_fits_the_grid(case: Case) -> None:
+def the_picture_fits_the_grid(case: FamilyCase) -> None:
     """The cells that overlays are drawn from are tokens of the grid, and its rows in time cover the frames."""
     grid, picture = case.video.grid, case.family.picture(case.video.grid)
     last = (picture.height - 1) * picture.stride + picture.width
@@ -110,11 +114,11 @@ def the_picture_fits_the_grid(case: Case) -> None:
     )
 
 
-def the_sizes_are_the_models(case: Case) -> None:
+def the_sizes_are_the_models(case: FamilyCase) -> None:
     """``shape``, from which FLOPs are counted, has the decoder's depth and gives the grid of the video's size."""
     shape = case.family.shape
     if shape is None:
-        raise NotGiven("the family says no sizes: the cost of its vision tower is not counted")
+        raise CheckSkipped("the family says no sizes: the cost of its vision tower is not counted")
     assert shape.decoder.layers == len(case.family.decoder), (
         "shape.decoder has another depth than the decoder"
     )
@@ -122,23 +126,25 @@ def the_sizes_are_the_models(case: Case) -> None:
     assert shape.grid(count, height, width) == case.video.grid, (
         f"shape.grid says {shape.grid(count, height, width)}, encode() gave {case.video.grid}"
     )
-    assert shape.load(case.video.grid).embedded >= case.video.grid.tokens // 2, "shape.load misses patches"
+    assert shape.tower_work(case.video.grid).embedded >= case.video.grid.tokens // 2, (
+        "shape.tower_work misses patches"
+    )
 
 
-def the_question_is_in_the_prompt(case: Case) -> None:
+def the_question_is_in_the_prompt(case: FamilyCase) -> None:
     """Another question gives another answer's logits."""
     other = case.family.prompt(case.video, TEXT.replace("cat", "horse"), sample="kit")
     asked = generate(case)[0]
-    assert not torch.equal(generate(Case(case.family, case.frames, case.video, other))[0], asked), (
+    assert not torch.equal(generate(FamilyCase(case.family, case.frames, case.video, other))[0], asked), (
         "the question's text has no influence"
     )
 
 
-def the_questions_tokens_are_known(case: Case) -> None:
+def the_questions_tokens_are_known(case: FamilyCase) -> None:
     """``layout.asked`` are the places of the tokens that hold the question's text, and of no other text."""
     layout, family = case.prompt.layout, case.family
     if layout.asked is None:
-        raise NotGiven("the family does not say where the question is: see worded and Prompt.asking")
+        raise CheckSkipped("the family does not say where the question is: see worded and Prompt.asking")
     assert layout.question == TEXT, "layout.question is not the question's text: see Prompt.asking"
     if "input_ids" in case.prompt.inputs:
         ids = case.prompt.inputs["input_ids"][0].cpu()[layout.asked]
@@ -150,7 +156,7 @@ def the_questions_tokens_are_known(case: Case) -> None:
     assert said == TEXT, f"the tokens of layout.asked hold {said!r}, the question is {TEXT!r}"
 
 
-def placeholders_in_a_question_are_refused(case: Case) -> None:
+def placeholders_in_a_question_are_refused(case: FamilyCase) -> None:
     """A question that holds the text of a video token raises ``ValueError``."""
     given = case.family.placeholders
     assert given and all(isinstance(text, str) and text for text in given), f"placeholders is {given!r}"
@@ -163,7 +169,7 @@ def placeholders_in_a_question_are_refused(case: Case) -> None:
             raise AssertionError(f"prompt() takes a question that holds {placeholder!r}")
 
 
-def signals_have_the_grid(case: Case) -> None:
+def signals_have_the_grid(case: FamilyCase) -> None:
     """The tower's signals: one score and one key a head for each token; reading them changes no feature."""
     modules = [value for value in vars(case.family).values() if isinstance(value, nn.Module)]
     before = [_state(module) for module in modules]
@@ -171,7 +177,7 @@ def signals_have_the_grid(case: Case) -> None:
         encoded = case.family.encode(case.frames, signals=True)
         layers = case.family.encode(case.frames, signals=(-1, 0))
     except ConfigError as error:
-        raise NotGiven(f"no signals of the tower: {error}") from error
+        raise CheckSkipped(f"no signals of the tower: {error}") from error
     signals, count = encoded.signals, case.video.grid.tokens
     assert case.video.signals is None, "signals were read without being asked for"
     assert signals is not None, "encode(signals=True) gave no signals; raise ConfigError where there are none"
@@ -198,7 +204,7 @@ def signals_have_the_grid(case: Case) -> None:
     assert prompt.layout.vision is signals, "prompt() does not hand the signals on as layout.vision"
 
 
-def another_checkpoint_is_refused(case: Case) -> None:
+def another_checkpoint_is_refused(case: FamilyCase) -> None:
     """A folder of another model raises ``ConfigError`` and so does one that is not there."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(
@@ -215,7 +221,7 @@ def another_checkpoint_is_refused(case: Case) -> None:
 # Checks of the engine on the family's decoder ------------------------------------------------------------------
 
 
-def keep_all_is_bit_identical(case: Case) -> None:
+def keep_all_is_bit_identical(case: FamilyCase) -> None:
     """A compression that keeps every token, and reads attention, changes no bit of any logit."""
     stock, tokens, _ = generate(case)
     logits, again, trace = keeping_all(case)
@@ -226,23 +232,23 @@ def keep_all_is_bit_identical(case: Case) -> None:
     assert trace.entering == trace.mlp == [case.video.grid.tokens] * len(case.family.decoder)
 
 
-def keeping_all(case: Case) -> tuple[Tensor, Tensor, Trace | None]:
+def keeping_all(case: FamilyCase) -> tuple[Tensor, Tensor, Trace | None]:
     """What the model generates (see :func:`generate`) while every token is kept at each kind of place."""
     layers = len(case.family.decoder)
     acted = (("input", 0), ("before", layers - 1), ("between", min(1, layers - 1)))
     places: dict[tuple[str, int], set[int]] = {place: set() for place in acted}
-    return generate(case, Scripted(places, attention=frozenset(range(min(3, layers)))))
+    return generate(case, ScriptedRun(places, attention=frozenset(range(min(3, layers)))))
 
 
-def drops_of(case: Case, name: str) -> dict[tuple[str, int], set[int]]:
+def drops_of(case: FamilyCase, name: str) -> dict[tuple[str, int], set[int]]:
     """The raster indices that one of :data:`DROPS` takes out at each of its places; the same each time.
 
     Raises:
-        NotGiven: where the decoder has too few layers.
+        CheckSkipped: where the decoder has too few layers.
     """
     layers, count = len(case.family.decoder), case.video.grid.tokens
     if any(at >= layers for _, at in DROPS[name]):
-        raise NotGiven(f"the decoder has {layers} layers")
+        raise CheckSkipped(f"the decoder has {layers} layers")
     shares = {(place, at % layers): share for (place, at), share in DROPS[name].items()}
     generator = torch.Generator().manual_seed(0)
     return {
@@ -251,10 +257,10 @@ def drops_of(case: Case, name: str) -> dict[tuple[str, int], set[int]]:
     }
 
 
-def dropping_equals_masking(case: Case, name: str) -> None:
+def dropping_equals_masking(case: FamilyCase, name: str) -> None:
     """Dropped tokens have no influence from their place on, on the prefill and on each generated token."""
     count, drops = case.video.grid.tokens, drops_of(case, name)
-    logits, tokens, trace = generate(case, Scripted(drops))
+    logits, tokens, trace = generate(case, ScriptedRun(drops))
     expected, scale = masked(case, drops, tokens), float(logits.abs().max())
     off = (logits - expected).abs().amax(1) / scale
     assert float(off.max()) < case.tolerance, (
@@ -267,43 +273,43 @@ def dropping_equals_masking(case: Case, name: str) -> None:
     assert trace.final == count - len(set().union(*drops.values()))
 
 
-def traces_count_the_tokens(case: Case) -> None:
+def traces_count_the_tokens(case: FamilyCase) -> None:
     """The trace says how many video tokens entered each layer and each MLP."""
     layers, count = len(case.family.decoder), case.video.grid.tokens
     if layers < 2:
-        raise NotGiven("the decoder has one layer")
+        raise CheckSkipped("the decoder has one layer")
     first, second = set(range(count // 4)), set(range(count // 4, count // 2))
-    _, _, trace = generate(case, Scripted({("input", 0): first, ("between", 0): second}))
+    _, _, trace = generate(case, ScriptedRun({("input", 0): first, ("between", 0): second}))
     left = count - len(first), count - len(first) - len(second)
     assert trace.entering == [left[0]] + [left[1]] * (layers - 1), trace.entering
     assert trace.mlp == [left[1]] * layers, trace.mlp
     assert (trace.video, trace.text, trace.final) == (count, case.prompt.layout.text, left[1])
 
 
-def nothing_is_left_behind(case: Case) -> None:
+def nothing_is_left_behind(case: FamilyCase) -> None:
     """After a compression, also one that failed, the model is as it was: no hook, no other function, same logits."""
     stock, _, _ = generate(case)
     before = _state(case.family.model)
 
-    class Failing(Scripted):
+    class FailingRun(ScriptedRun):
         def between(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection:
             raise RuntimeError("a method that fails")
 
     last = len(case.family.decoder) - 1
-    generate(case, Scripted({("input", 0): {1}, ("between", last): {2}}, attention=frozenset({0, last})))
+    generate(case, ScriptedRun({("input", 0): {1}, ("between", last): {2}}, attention=frozenset({0, last})))
     assert _state(case.family.model) == before, "a compression left something on the model"
     with _expected(RuntimeError, "a method that fails"):
-        generate(case, Failing({("input", 0): {1}, ("between", last): set()}, attention=frozenset({last})))
+        generate(case, FailingRun({("input", 0): {1}, ("between", last): set()}, attention=frozenset({last})))
     assert _state(case.family.model) == before, "a compression that failed left something on the model"
     assert torch.equal(generate(case)[0], stock), "the model answers otherwise after a compression"
 
 
-def answers_do_not_depend_on_earlier_ones(case: Case) -> None:
+def answers_do_not_depend_on_earlier_ones(case: FamilyCase) -> None:
     """A sample's logits are the same after another sample, of another length, was answered."""
     stock, tokens, _ = generate(case)
     frames = synthetic_frames(2, seed=2)
     video = case.family.encode(frames)
-    generate(Case(case.family, frames, video, case.family.prompt(video, "Another one?", sample="kit")))
+    generate(FamilyCase(case.family, frames, video, case.family.prompt(video, "Another one?", sample="kit")))
     again, same, _ = generate(case)
     assert torch.equal(stock, again) and torch.equal(tokens, same), "an answer depends on the one before"
     assert isinstance(case.family.answer(case.prompt, NEW_TOKENS), str), "answer() gives no text"
@@ -334,7 +340,7 @@ def _state(model: nn.Module) -> list[tuple]:
     ]
 
 
-CHECKS: dict[str, Callable[[Case], None]] = {
+CHECKS: dict[str, Callable[[FamilyCase], None]] = {
     "encoding is deterministic": encoding_is_deterministic,
     "later frames are later tokens": later_frames_are_later_tokens,
     "video places hold video features": video_places_hold_video_features,

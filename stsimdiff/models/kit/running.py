@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass
-class Case:
+class FamilyCase:
     """A loaded family with one video and one prompt about it."""
 
     family: Family
@@ -39,7 +39,7 @@ class Case:
     prompt: Prompt
 
     @classmethod
-    def of(cls, family: Family) -> Case:
+    def of(cls, family: Family) -> FamilyCase:
         """A case with synthetic frames, an even number since some families take them in pairs."""
         frames = synthetic_frames(6)
         video = family.encode(frames)
@@ -66,7 +66,7 @@ def synthetic_frames(count: int, seed: int = 0) -> Frames:
     return Frames(pixels.astype(np.uint8), tuple(range(count)), count, 2.0)
 
 
-class Scripted(Run):
+class ScriptedRun(Run):
     """Drops given raster indices at given places, and reads attention where it is told to."""
 
     def __init__(
@@ -112,7 +112,7 @@ class _Forced(LogitsProcessor):
 
 @torch.no_grad()
 def generate(
-    case: Case, run: Run | Compression | None = None, forced: Tensor | None = None
+    case: FamilyCase, run: Run | Compression | None = None, forced: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Trace | None]:
     """Logits ``(NEW_TOKENS, V)`` float32 and the tokens of greedy decoding, with a compression or without."""
     family, prompt = case.family, case.prompt
@@ -133,7 +133,7 @@ def generate(
 
 
 def masked(
-    case: Case, drops: dict[tuple[str, int], set[int]], tokens: Tensor, renumbered: bool = False
+    case: FamilyCase, drops: dict[tuple[str, int], set[int]], tokens: Tensor, renumbered: bool = False
 ) -> Tensor:
     """Logits of the stock model, led along ``tokens``, with the dropped keys masked from their layer on.
 
