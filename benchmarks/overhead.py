@@ -3,8 +3,8 @@
 python -m benchmarks.overhead [--quick] [model.path=... and other settings]
 
 Both read, encode and ask the same videos and questions with the same loaded model in one process, in turn. The bare
-loop knows no arms, no engine and no store; the pass hooks the decoder, scores, and has each answer on disk before the
-next. What a disk takes to sync is shown apart, as it is the same for a model of any size.
+loop knows no arms, no engine and no store; the pass hooks the decoder, scores, and stores each answer before the next
+is asked for. What a disk takes to sync, once a second, is shown apart, as it is the same for a model of any size.
 """
 
 from __future__ import annotations

@@ -397,18 +397,36 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         read_record(tmp_path)
 
 
-def test_every_line_is_asked_to_be_on_the_disk_before_it_counts(tmp_path, monkeypatch):
-    """What a machine that loses its power would keep: each line is synced once, whole."""
-    synced = []
+def test_answers_are_synced_once_a_second_and_at_the_end(tmp_path, monkeypatch):
+    """What a machine that loses its power would keep; a process that dies leaves every line."""
+    synced, now = [], [100.0]
 
     def sync(descriptor: int) -> None:
         synced.append((tmp_path / "answers.jsonl").read_bytes().count(b"\n"))
 
+    monkeypatch.setattr("stsimdiff.evaluate.store.sync", sync)
+    monkeypatch.setattr("stsimdiff.evaluate.store.time.monotonic", lambda: now[0])
     with open_store(tmp_path) as store:
-        monkeypatch.setattr("stsimdiff.evaluate.store.sync", sync)
+        for number, later in enumerate((0, 0.4, 0.5, 0.2, 5, 0.1)):
+            now[0] += later
+            store.append(answer(f"q{number}"))
+            assert (tmp_path / "answers.jsonl").read_bytes().count(b"\n") == number + 1
+        assert synced == [1, 4, 5]
+    assert synced == [1, 4, 5, 6]
+
+
+def test_a_disk_that_refuses_the_last_sync_is_an_error(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    said = r"cannot write .*answers\.jsonl: No space left on device; the 2 answers"
+    with pytest.raises(DataError, match=said), open_store(tmp_path) as store:
         store.append(answer("q1"))
         store.append(answer("q2"))
-    assert synced == [1, 2]
+        monkeypatch.setattr("stsimdiff.evaluate.store.sync", full)
+    monkeypatch.undo()
+    with open_store(tmp_path) as store:
+        assert store.done() == {"q1", "q2"}
 
 
 def test_what_a_line_is_of_and_whether_it_failed_stand_at_its_end(tmp_path):

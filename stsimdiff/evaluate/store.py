@@ -11,8 +11,10 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
@@ -185,6 +187,8 @@ class State(NamedTuple):
 
 
 sync = getattr(os, "fdatasync", os.fsync)
+SYNC_SECONDS = 1.0
+"""A file's answers are synced at most so often while it is open, and when it is closed."""
 """Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
 
 
@@ -212,6 +216,7 @@ class ArmStore:
         self._launch, self._first = launch, first
         self._path, self._lock = self._place(first)
         self._descriptor = -1
+        self._synced = -math.inf
         self._ends: Ends = {}
         self.states: dict[str, State] = {}
         """Of each sample that has a line that counts."""
@@ -237,13 +242,21 @@ class ArmStore:
 
     def close(self) -> None:
         """Close the file and give up the lock; safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._lock.release()
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            if descriptor >= 0:
+                with self._refused():
+                    sync(descriptor)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._lock.release()
 
     def append(self, row: Row) -> None:
-        """Put one answer on disk: written and synced when this returns.
+        """Put one answer into the file, where it survives the end of this process.
+
+        Syncing takes as long as a small model's answer, so it is done once in :data:`SYNC_SECONDS`: what a machine that
+        loses its power may lose is asked again.
 
         Args:
             row: JSON values with an ``id``; ``error`` is ``None`` for an answer and a message for a failure.
@@ -275,18 +288,26 @@ class ArmStore:
         self._asking[sample] = asking + 1
 
     def _write(self, line: bytes) -> None:
-        before = None
-        try:
+        with self._refused():
             state = os.fstat(self._descriptor)
-            before = state.st_size
             if not state.st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "it was removed while the run was going on")
-            _write_all(self._descriptor, line)
-            sync(self._descriptor)
-        except OSError as error:
-            if before is not None:
+            try:
+                _write_all(self._descriptor, line)
+                if time.monotonic() - self._synced >= SYNC_SECONDS:
+                    sync(self._descriptor)
+                    self._synced = time.monotonic()
+            except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._descriptor, before)
+                    os.ftruncate(self._descriptor, state.st_size)
+                raise
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Say what the disk refuses."""
+        try:
+            yield
+        except OSError as error:
             raise DataError(
                 f"cannot write {self._path}: {error.strerror}; the {len(self.states)} answers before it are kept, "
                 "start the same run again to go on"
