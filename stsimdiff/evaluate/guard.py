@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from itertools import chain
-from operator import is_, methodcaller
 from typing import Any
 
 import numpy as np
@@ -132,8 +131,8 @@ class Guard:
         self._held = [dict(space) for space in self._maps]
         # Most are the empty tables of hooks.
         self._empty = [space for space in self._maps if not space]
-        self._full = [space for space in self._maps if space]
-        self._flat = list(self._values())
+        self._full = [space.values() for space in self._maps if space]
+        self._flat = list(chain.from_iterable(self._full))
         self._passing = [
             (space, name, space[name]) for space in self._maps for name in OF_A_SAMPLE if name in space
         ]
@@ -141,16 +140,18 @@ class Guard:
 
     # Namespaces ------------------------------------------------------------------------------------------------
 
-    def _values(self) -> Iterator[Any]:
-        return chain.from_iterable(map(methodcaller("values"), self._full))
-
     def _as_held(self) -> bool:
         """Whether all namespaces are as they were, once what passes with a sample is put back."""
         for space, name, value in self._passing:
             space[name] = value
-        if any(self._empty) or sum(map(len, self._full)) != len(self._flat):
+        if any(self._empty):
             return False
-        return all(map(is_, self._values(), self._flat))
+        try:
+            # Lists compare by identity first, five times as fast as one by one: thousands of values after each sample.
+            return list(chain.from_iterable(self._full)) == self._flat
+        except Exception:
+            # Something was replaced by what cannot be compared, such as a tensor.
+            return False
 
     def _put_back(self) -> list[str]:
         if self._as_held():
