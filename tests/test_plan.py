@@ -279,7 +279,7 @@ def test_a_plan_counts_prompts_prefilled_whole_and_with_one_prefill_a_video(caps
     plan = planned(*words)
     questions, videos = plan.questions, plan.videos
     assert questions > videos > 1
-    assert [arm.layers_shared for arm in plan.arms] == [6, 6, 1]
+    assert [arm.layers_shared for arm in plan.arms] == [6, 6, 2]
     decoder = plan.shape.decoder
     for arm in plan.arms:
         counts = arm.trace.entering, arm.trace.mlp

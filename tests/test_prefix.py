@@ -16,13 +16,16 @@ from stsimdiff.compressors import BUILTIN, resolve
 from stsimdiff.compressors.base import Hidden, Places, Run, ScoreCompressor, top
 from stsimdiff.compressors.chain import Chain
 from stsimdiff.compressors.controls import NoCompression, NoVideo, RandomTokens, UniformFrames
+from stsimdiff.compressors.dart import DART
 from stsimdiff.compressors.dycoke import DyCoke
 from stsimdiff.compressors.fastv import FastV
+from stsimdiff.compressors.framefusion import FrameFusion
+from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.sttm import STTM
 from stsimdiff.data import clips
 from stsimdiff.engine import Compression, lent
-from stsimdiff.engine.prefix import SharedPrefix
+from stsimdiff.engine.prefix import SharedPrefix, shared_layers
 from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.kit import checks
@@ -107,7 +110,11 @@ def case(request) -> running.FamilyCase:
         RandomTokens(),
         Renumbered(),
         STTM(layer=1),
+        FastV(layer=1),
         FastV(layer=2),
+        DART(layer=1),
+        DART(layer=2),
+        PruneVid(selected_layer=1),
         Early(),
         DyCoke(dycoke_l=1, dycoke_p=0.7),
         Fading(),
@@ -129,7 +136,7 @@ def test_continued_logits_are_those_of_a_whole_prefill(case: running.FamilyCase,
         prefix = engine.prefix
         assert prefix is not None and [k.shape[-2] for k, _ in prefix.layers] == [
             entered + int(layout.video[-1]) + 1 - layout.grid.tokens
-            for entered in trace.entering[: min(engine.run.places.attention, default=len(decoder))]
+            for entered in trace.entering[: shared_layers(engine.run, layout, len(decoder))]
         ]
     assert float((logits - whole).abs().max()) < 1e-5
     assert torch.equal(logits.argmax(-1), whole.argmax(-1))
@@ -167,7 +174,7 @@ def test_what_cannot_be_shared_leaves_no_prefix() -> None:
             one.places = replace(one.places, before=one.places.before | {1})
             return one
 
-    for method in (FastV(layer=1), Within()):
+    for method in (FrameFusion(), Within()):
         engine = SharedPrefix(case.family.decoder, lent.start(method, layout, Budget("tokens", 0.5)), layout)
         running.generate(case, engine)
         assert engine.prefix is None
@@ -214,8 +221,8 @@ def test_the_kit_proves_what_is_declared() -> None:
     check = checks.CHECKS["reads no question"]
     for method in (RandomTokens(), UniformFrames(), STTM(), FastV(), Early()):
         check(checks.Case(method))
-    with pytest.raises(checks.CheckSkipped, match="reads from the first layer on"):
-        check(checks.Case(FastV(layer=1)))
+    with pytest.raises(checks.CheckSkipped, match="selects by what it reads in the first layer"):
+        check(checks.Case(FrameFusion()))
     with pytest.raises(checks.CheckSkipped, match="reads the question"):
         check(checks.Case(SparseVLM()))
     for liar in (Reader(), Peeks()):

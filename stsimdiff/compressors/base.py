@@ -180,7 +180,8 @@ class Compressor(ABC):
         reads_question: whether its runs read anything of the question besides what their places announce (attention,
             ``reads``, ``decoding``): its words or their number, hidden states of the text. A method that says it does
             not is shown no question. All questions of a video share one prefill of the layers below the first one that
-            it announces, unless it also selects inside those.
+            it reads, and of that one where it reads the text behind the video and selects before a later layer, unless
+            it also selects inside those.
         needs_frames: whether its runs read ``layout.frames`` and ``layout.seconds``.
         remembers: whether its runs keep something in ``layout.memory`` for the video's later questions. All questions
             of a video then go to one process in their order, also where a run resumes.

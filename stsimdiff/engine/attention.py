@@ -79,7 +79,7 @@ def joined_attention(
     """Attention of some rows to some columns, joined as ``read`` says, a few rows at a time.
 
     Args:
-        query, key, scaling: as in :func:`attention_rows`, batch of one, queries of all tokens.
+        query, key, scaling: as in :func:`attention_rows`, batch of one, queries of all tokens or of the last ones.
         rows: ``(q,)`` int64 ascending: the queries.
         columns: the keys that it is given for, of all that the softmax is over.
         read: what is joined, and whether the attention is causal.
@@ -88,8 +88,9 @@ def joined_attention(
         ``(H, q, n)`` float32, less the dimensions that were joined.
     """
     parts: list[Tensor] = []
+    first = key.shape[2] - query.shape[2]
     for chunk in rows.to(query.device).split(QUERY_CHUNK):
-        weights = attention_rows(query[:, :, chunk], key, scaling, chunk if read.causal else None)
+        weights = attention_rows(query[:, :, chunk - first], key, scaling, chunk if read.causal else None)
         part = weights[0][..., columns]
         if read.heads is not None:
             part = part.mean(0) if read.heads == "mean" else part.amax(0)

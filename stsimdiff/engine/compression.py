@@ -99,7 +99,7 @@ class Compression:
                 self._hook(layer.register_forward_pre_hook(self._before(number), with_kwargs=True))
                 if number in places.between:
                     self._split(number, layer)
-                if number in places.attention and not _at_entry(places.queries):
+                if number in places.attention and not at_entry(places.queries):
                     self._undo.append(probe(layer.self_attn, self._receive))
                 if number in places.watched:
                     self._undo.append(probe(layer.self_attn, self._decoding.receive(number)))
@@ -182,7 +182,7 @@ class Compression:
 
     def _before(self, number: int) -> Callable[..., Any]:
         places = self.run.places
-        read = _at_entry(places.queries) if number in places.attention else None
+        read = at_entry(places.queries) if number in places.attention else None
 
         def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
             if not self._active:
@@ -432,7 +432,7 @@ class Compression:
         self._follow(query.device)
         queries = self.run.places.queries
         if isinstance(queries, Read):
-            rows = rows_read(queries, self.layout, self._kept, query.shape[2])
+            rows = rows_read(queries, self.layout, self._kept, key.shape[2])
             self._attention = joined_attention(query, key, scaling, rows, self._video_rows(), queries)
             read = len(rows)
         elif queries == "all":
@@ -441,7 +441,7 @@ class Compression:
         else:
             # A number: the mean over so many last tokens, each of which sees what is before it.
             read = 1 if queries == "last" else int(queries)
-            last = attention_rows(query[:, :, -read:], key, scaling, query.shape[2] - read)[0].mean(1)
+            last = attention_rows(query[:, :, -read:], key, scaling, key.shape[2] - read)[0].mean(1)
             self._attention = last[:, self._video_rows()]
         self.trace.reads.append((read, key.shape[2]))
         self.trace.compressor_seconds += _now(query.device) - started
@@ -455,7 +455,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _at_entry(queries: str | int | Read) -> Read | None:
+def at_entry(queries: str | int | Read) -> Read | None:
     """A read that is made of what enters a layer; ``None`` for one of the layer's attention as it runs."""
     return queries if isinstance(queries, Read) and (queries.coming or not queries.rotary) else None
 

@@ -1,7 +1,7 @@
 """One prefill of a video for all questions about it, as far as the method reads nothing of a question.
 
 A prompt up to the end of its video is the same for every question, and so is what a causal decoder makes of it. The
-first question is prefilled whole. Of its layers below the first one whose attention, keys or values the run reads, the
+first question is prefilled whole. Of its layers up to the first one whose attention, keys or values the run reads, the
 keys and values up to the end of the video are kept, and the hidden states that leave them; the next prompt continues
 from those. Where the run reads nothing, that is the whole decoder. The cache is then as a whole prefill would have left
 it, so decoding knows no difference.
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
-from stsimdiff.compressors.base import Run
-from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs
+from stsimdiff.compressors.base import Places, Run
+from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs, at_entry
 from stsimdiff.engine.slicing import SLICED
-from stsimdiff.tokens import Layout
+from stsimdiff.engine.view import LayerInput, rows_read
+from stsimdiff.tokens import Layout, Read
 from stsimdiff.trace import Trace
 
 MASKED = ("sdpa", "eager")
@@ -38,6 +39,7 @@ class Prefix:
         positions: ``(..., P)``; ``None`` where the decoder makes them itself.
         layers: keys and values ``(1, heads, k, d)`` of each layer that is shared.
         hidden: ``(1, k, D)`` that left the last of them; ``None`` where all layers are shared.
+        entered: ``(1, k, D)`` that entered it, where it is read.
         kept: places of the tokens that were left then; ``None``: all.
         raster: ``(n,)`` raster indices of the video tokens that were left then.
         reason: ``(N,)`` reasons then.
@@ -48,6 +50,7 @@ class Prefix:
     positions: Tensor | None
     layers: list[tuple[Tensor, Tensor]]
     hidden: Tensor | None
+    entered: Tensor | None
     kept: Tensor | None
     raster: Tensor
     reason: Tensor
@@ -71,9 +74,9 @@ class SharedPrefix(Compression):
         prefix: of an earlier prompt about the same video by the same method.
 
     Attributes:
-        prefix: for the next prompt; ``None`` where there is none: the run reads from the first layer on, or selects
-            inside the layers below the first that it reads, or inside any and acts while decoding; the cache forgets;
-            or the attention is none of :data:`MASKED`.
+        prefix: for the next prompt; ``None`` where there is none: the run selects by what it reads in the first layer,
+            or inside the layers below the first that it reads, or inside any and acts while decoding; the cache
+            forgets; or the attention is none of :data:`MASKED`.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
     """
 
@@ -81,12 +84,13 @@ class SharedPrefix(Compression):
         super().__init__(decoder, run, layout)
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
-        self._shared = shared_layers(self.run, len(decoder))
+        self._shared = shared_layers(self.run, layout, len(decoder))
         # In the layers that are not shared, or while decoding.
         self._asks_later = self._shared < len(decoder) or self._decoding.acts
         self._continuing = False
         self._cache: Any = None
         self._left: Prefix | None = None
+        self._entering: Tensor | None = None
         self._mask: dict[tuple[int, torch.device], Tensor] = {}
 
     @override
@@ -118,11 +122,13 @@ class SharedPrefix(Compression):
             self.trace.prefill_seconds = self.trace.compressor_seconds = 0.0
         else:
             self.prefix = self._left
-        self._continuing, self._mask, self._cache, self._left = False, {}, None, None
+        self._continuing, self._mask, self._cache, self._left, self._entering = False, {}, None, None, None
 
     @override
     def _before(self, number: int) -> Callable[..., Any]:
         whole = super()._before(number)
+        # Of what enters layer 0, ``whole`` takes what is read.
+        reads = 0 < number == self._shared - 1 and number in self.run.places.attention | self.run.places.reads
 
         def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
             if not self._active or not self._shared or number > self._shared:
@@ -132,6 +138,8 @@ class SharedPrefix(Compression):
             if not self._continuing:
                 if number == self._shared:
                     self._leave(hidden)
+                elif reads:
+                    self._entering = hidden
                 return whole(layer, (hidden, *args[1:]), kwargs)
             assert self.prefix is not None
             if number == self._shared:
@@ -148,6 +156,10 @@ class SharedPrefix(Compression):
                     whole(layer, (hidden, *args[1:]), kwargs)
                 hidden = hidden[:, self._end_of_video :]
             else:
+                if reads:
+                    assert self.prefix.entered is not None
+                    whole_hidden = torch.cat([self.prefix.entered.to(hidden.device), hidden], dim=1)
+                    self._read_at_entry(number, self._entered(layer, whole_hidden, kwargs))
                 self._decoding.enter(self._raster, self._video_rows)
             return (hidden, *args[1:]), self._suffix(number, hidden, kwargs)
 
@@ -158,6 +170,15 @@ class SharedPrefix(Compression):
         whole = super()._after(number)
         # What comes after the video gets none of its features.
         return lambda layer, args, hidden: None if self._continuing else whole(layer, args, hidden)
+
+    def _read_at_entry(self, number: int, entered: LayerInput) -> None:
+        """Hold or read of what enters a layer what the run announced."""
+        places = self.run.places
+        if number in places.reads:
+            self._held[number] = entered
+        read = at_entry(places.queries) if number in places.attention else None
+        if read is not None:
+            self._read(read, entered)
 
     def _suffix(self, number: int, hidden: Tensor, kwargs: Kwargs) -> Kwargs:
         """A layer's keyword arguments for the tokens after the video alone."""
@@ -195,9 +216,12 @@ class SharedPrefix(Compression):
         after = self.layout.length - self._end_of_video
         layers = [(layer.keys[..., :-after, :], layer.values[..., :-after, :]) for layer in shared]
         hidden = None if hidden is None else hidden[:, :-after]
+        entered = None if self._entering is None else self._entering[:, :-after]
         kept = None if self._kept is None else self._kept[:-after]
         trace = replace(_copied(self.trace), compressor_seconds=0.0, prefill_seconds=0.0)
-        self._left = Prefix(*self._begins, layers, hidden, kept, self._raster, self._reason.clone(), trace)
+        self._left = Prefix(
+            *self._begins, layers, hidden, entered, kept, self._raster, self._reason.clone(), trace
+        )
 
     def _restore(self) -> None:
         """Go on as if the layers that are shared had run on the whole prompt."""
@@ -213,18 +237,38 @@ class SharedPrefix(Compression):
         if left.kept is not None:
             after = torch.arange(self._end_of_video, self.layout.length, device=device)
             self._kept = torch.cat([left.kept.to(device), after])
-        vars(self.trace).update(vars(replace(_copied(left.trace), text=self.layout.text)))
+        earlier = _copied(left.trace)
+        if self._asks_later:
+            # Of a layer that is read, this question's rows.
+            earlier.reads, earlier.projected = self.trace.reads, self.trace.projected
+        vars(self.trace).update(vars(replace(earlier, text=self.layout.text)))
         self._sliced = {}
 
 
-def shared_layers(run: Run, layers: int) -> int:
+def shared_layers(run: Run, layout: Layout, layers: int) -> int:
     """How many of the first layers are the same for all questions; 0 where that cannot be said, or helped."""
     places = run.places
+    selecting = places.before | places.between
     first = min(places.attention | places.reads, default=layers)
     # What such a layer of a video selected would have to be selected anew, for what the run remembers of it.
-    within = [place for place in places.before | places.between if place < first]
-    asks_later = first < layers or places.decoding or places.watched
-    return 0 if asks_later and within else first
+    if (first < layers or places.decoding or places.watched) and any(place < first for place in selecting):
+        return 0
+    # What the first layer that is read makes of the video is the same too, where only the text's attention is read of
+    # it, and nothing selected before the next.
+    if first < layers - 1 and first not in selecting and _reads_text(places, layout):
+        return first + 1
+    return first
+
+
+def _reads_text(places: Places, layout: Layout) -> bool:
+    """Whether the attention that is read, if any, is that of tokens behind the video."""
+    queries, text = places.queries, layout.length - int(layout.video[-1]) - 1
+    if not places.attention or queries == "last":
+        return text > 0
+    if isinstance(queries, Read):
+        rows = rows_read(queries, layout, None, layout.length)
+        return len(rows) > 0 and int(rows[0]) >= layout.length - text
+    return queries != "all" and int(queries) <= text
 
 
 def _copied(trace: Trace) -> Trace:

@@ -158,7 +158,7 @@ def question_is_not_read(case: CompressorCase) -> None:
             prefix = engine.prefix
             if prefix is None:
                 raise CheckSkipped(
-                    "reads from the first layer on, or selects below the first layer that it reads"
+                    "selects by what it reads in the first layer, or below the first layer that it reads"
                 )
     except (BudgetError, ConfigError) as error:
         raise CheckSkipped(f"refuses this model: {error}") from error

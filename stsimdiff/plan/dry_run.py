@@ -57,7 +57,7 @@ def layers_shared(compressor: Compressor, budget: Budget, grid: Grid, text: int,
     if compressor.reads_question or compressor.remembers:
         return 0
     layout = _layout(grid, text, layers, torch.Generator().manual_seed(0), torch.device("cpu"))
-    return shared_layers(lent.start(compressor, layout, budget), layers)
+    return shared_layers(lent.start(compressor, layout, budget), layout, layers)
 
 
 def _layout(grid: Grid, text: int, layers: int, generator: torch.Generator, device: torch.device) -> Layout:
