@@ -35,12 +35,14 @@ class FastVID(PictureCompressor):
     The number kept follows from the budget, shared out evenly among the frames; what a frame has no room for goes to
     others, so that a budget is met exactly.
 
-    Fidelity: segments, tokens, merging and signals equal recorded outputs of the authors' three codes. For Qwen the
+    Fidelity: with ``as_released`` segments, tokens, merging and signals equal recorded outputs of the authors' three
+    codes, which round each frame's tokens down, lose what a frame has no room for, and fail on videos of fewer frames
+    than ``dyseg_c``. For Qwen the
     signals are the attention of the mean query in the tower's last block, and the mean of a frame's tokens. The others
     take SigLIP's pooling head from a checkpoint of its own: the attention of its probe, and its output for each frame.
     Here the head is read where the model's checkpoint holds it, which no released one does; elsewhere a token's score
     is the attention that it receives in the tower, and a frame's vector the mean of its tokens. Noise that breaks ties
-    is the lower index here; videos of fewer frames than ``dyseg_c`` work.
+    is the lower index here.
 
     Attributes:
         variant: ``onevision``, ``video`` or ``qwen``: which of the authors' codes; ``auto``: the one for grids as the
@@ -53,6 +55,8 @@ class FastVID(PictureCompressor):
         dtm_beta: least weight of a centre's own feature in what it becomes, in [0, 1].
         signal: what scores tokens. ``head``: SigLIP's pooling head, refused for towers without one; ``received``: the
             attention received (for ``qwen`` that of the mean query); ``auto``: the head where there is one.
+        as_released: counts as the authors have them, a budget is missed and newline tokens come on top; and fail
+            where their code does.
 
     Raises:
         ConfigError: for any value that is unknown or out of range.
@@ -69,6 +73,7 @@ class FastVID(PictureCompressor):
     dtm_p: Annotated[int, Field(ge=1, examples=[4])] = 4
     dtm_beta: Annotated[float, Field(ge=0, le=1, examples=[0.6])] = 0.6
     signal: Literal["auto", "head", "received"] = "auto"
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +119,32 @@ class FastVID(PictureCompressor):
         found = segments(frame_similarities(vectors), self.dyseg_c, tau)
         ignore = self.dyseg_ignore if variant == "qwen" else None
         valid = [kept_frames(part, found, ignore) for part in found.parts]
+        own_frame = None
+        if self.as_released:
+            kept = count // frames
+            own_frame = int(kept * self.stprune_d) if variant == "onevision" else None
+            salient, context = released_counts(
+                variant, found.parts, valid, kept, self.stprune_d, self.dtm_p, frames, patches
+            )
+            self._check_released(variant, found, salient, context, patches)
+        else:
+            salient, context = self._counts(variant, found, valid, count, patches)
+        chosen = salient_tokens(video.received, salient)
+        merged = merge(
+            video.features, chosen, context, found.parts, variant, self.dtm_p, self.dtm_beta, own_frame
+        )
+        keep = torch.cat((torch.cat(chosen), *(one.place for one in merged)))
+        flat = video.features.flatten(0, 1)
+        parts = [flat[one] for one in chosen] + [one.features.to(flat) for one in merged]
+        reason = torch.full_like(keep, int(Reason.IMPORTANT))
+        reason[sum(salient) :] = int(Reason.MERGED)
+        return in_order(keep, reason, parts)
+
+    def _counts(
+        self, variant: str, found: Segments, valid: Sequence[Sequence[int]], count: int, patches: int
+    ) -> tuple[list[int], list[int]]:
+        """Salient tokens and centres of each frame that add up to ``count``."""
+        frames = sum(map(len, found.parts))
         salient, context = [0] * frames, [0] * frames
         shares = frame_shares(count, frames)
         for part, inside in zip(found.parts, valid, strict=True):
@@ -135,14 +166,28 @@ class FastVID(PictureCompressor):
                 for frame in free[:left]:
                     salient[frame] += 1
                     left -= 1
-        chosen = salient_tokens(video.received, salient)
-        merged = merge(video.features, chosen, context, found.parts, variant, self.dtm_p, self.dtm_beta)
-        keep = torch.cat((torch.cat(chosen), *(one.place for one in merged)))
-        flat = video.features.flatten(0, 1)
-        parts = [flat[one] for one in chosen] + [one.features.to(flat) for one in merged]
-        reason = torch.full_like(keep, int(Reason.IMPORTANT))
-        reason[sum(salient) :] = int(Reason.MERGED)
-        return in_order(keep, reason, parts)
+        return salient, context
+
+    def _check_released(
+        self, variant: str, found: Segments, salient: Sequence[int], context: Sequence[int], patches: int
+    ) -> None:
+        """Raise ``ValueError`` where the authors' code fails."""
+        frames = len(salient)
+        if frames < self.dyseg_c:
+            reason = f"{frames} frames, fewer than compressor.dyseg_c={self.dyseg_c}"
+        elif variant != "onevision" and self.dyseg_c == 1 and not found.below:
+            reason = "a single segment"
+        elif variant == "onevision" and not any(context):
+            reason = "so few tokens a frame that none is a centre"
+        elif variant != "onevision" and any(sum(salient[f] for f in part) == 0 for part in found.parts):
+            reason = "a segment without salient tokens"
+        elif any(a + b > patches for a, b in zip(salient, context, strict=True)):
+            reason = f"more tokens to keep of a frame than its {patches}"
+        elif any(patches - a < NEIGHBOURS for a, b in zip(salient, context, strict=True) if b):
+            reason = f"fewer than {NEIGHBOURS} tokens of a frame that are not salient"
+        else:
+            return
+        raise ValueError(f"FastVID as released fails on {reason}; use compressor.as_released=false")
 
 
 @dataclass(frozen=True)
@@ -202,6 +247,39 @@ def split(total: int, parts: int, from_last: bool = False) -> list[int]:
     """``total`` in equal parts, one more for the first ones, or for the last ones."""
     shares = [total // parts + (i < total % parts) for i in range(parts)]
     return shares[::-1] if from_last else shares
+
+
+def released_counts(
+    variant: str,
+    parts: Sequence[Sequence[int]],
+    valid: Sequence[Sequence[int]],
+    kept: int,
+    share: float,
+    every: int,
+    frames: int,
+    patches: int,
+) -> tuple[list[int], list[int]]:
+    """Salient tokens and centres of each frame as the three codes count them, what they cap or floor being lost."""
+    salient, context = [0] * frames, [0] * frames
+    for part, inside in zip(parts, valid, strict=True):
+        ends = anchors(inside, every)
+        if variant == "onevision":
+            centres = int(kept * share)
+            for frame in part:
+                salient[frame] = kept - centres
+            for frame in ends:
+                context[frame] = centres * len(part) // len(ends)
+            continue
+        centres = int(kept * len(part) * share)
+        capped = variant == "qwen" and len(part) > 1
+        if variant == "qwen":
+            centres = max(centres, 1)
+        for frame, more in zip(ends, split(centres, len(ends), from_last=True), strict=True):
+            context[frame] = min(more, patches // 2) if capped else more
+        many = split(kept * len(part) - centres, len(inside))
+        for frame, more in zip(inside, many, strict=True):
+            salient[frame] = min(more, patches - context[frame]) if capped else more
+    return salient, context
 
 
 def salient_tokens(scores: Tensor | None, counts: Sequence[int]) -> list[Tensor]:

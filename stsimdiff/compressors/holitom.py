@@ -41,8 +41,10 @@ class HoliTom(PictureCompressor):
     over ``1 - merge_ratio``. Where that is more than the video, or more than the windows leave, the inner part merges
     less and the windows are shorter, so that a budget is met exactly.
 
-    Fidelity: windows, clusters, selection and the inner merge equal recorded outputs of the authors' code. Theirs
-    puts static tokens first and renumbers positions; here tokens stand in order and keep theirs. Noise that breaks ties
+    Fidelity: with ``as_released`` windows, counts, clusters, selection and the inner merge equal recorded outputs of
+    the authors' code, which leaves at most one frame's tokens of a static video, whatever the budget, and rounds each
+    window's share, down to none of its static tokens. By default the budget is met. Theirs puts static tokens first
+    and renumbers positions; here tokens stand in order and keep theirs. Noise that breaks ties
     there is the lower index here, and the layer before the inner merge stays causal. ``layer: auto`` is the authors'
     18 of 28 in proportion.
 
@@ -53,6 +55,7 @@ class HoliTom(PictureCompressor):
         max_window: frames of the longest window.
         layer: k, the first layer that sees fewer tokens, or ``auto``.
         merge_ratio: share of the tokens that the inner part merges, in [0, 1); 0 leaves it out.
+        as_released: windows and counts as the authors have them; a budget is missed, and newline tokens come on top.
 
     Raises:
         ConfigError: for any value out of range.
@@ -69,6 +72,7 @@ class HoliTom(PictureCompressor):
         Literal["auto"] | Annotated[int, Field(ge=1)], Field(description="auto, 1, 2, ...", examples=[18])
     ] = "auto"
     merge_ratio: Annotated[float, Field(ge=0, lt=1, examples=[0.5])] = 0.5
+    as_released: bool = False
 
     def layer_of(self, layers: int) -> int:
         """The layer before which the inner part acts, in a model of so many."""
@@ -98,11 +102,15 @@ class HoliTom(PictureCompressor):
         longest = min(self.max_window, frames)
         while (
             longest > 1
+            and not self.as_released
             and frames * patches - sum(savings[a, b] for a, b in windows(savings, longest)) < count
         ):
             longest -= 1
         found = [window(similarity, self.tau, first, last) for first, last in windows(savings, longest)]
-        counts = shared_out(found, patches, count)
+        if self.as_released:
+            counts = by_ratio(found, ratio_left(found, patches, count))
+        else:
+            counts = shared_out(found, patches, count)
         kept, rows, codes = [], [], []
         for one, (clusters, dynamic) in zip(found, counts, strict=True):
             merged = merge_static(flat, one, patches, clusters, self.neighbours, self.beta)
@@ -120,7 +128,7 @@ class _Run(PictureRun):
 
     def __init__(self, method: HoliTom, layout: Layout, budget: Budget) -> None:
         tokens, layers = layout.grid.tokens, layout.layers
-        self.tokens, self.budget = tokens, budget
+        self.tokens, self.budget, self.holitom = tokens, budget, method
         self.layer = method.layer_of(layers)
         left = 1 - method.merge_ratio
         share = left if budget.kind == "tokens" else (self.layer + (layers - self.layer) * left) / layers
@@ -138,6 +146,8 @@ class _Run(PictureRun):
             raise ValueError(f"HoliTom needs the attention of layer {layer - 1}")
         entered = [len(tokens)] * layer
         count = min(len(tokens), self.budget.keep(self.tokens, self.layout.layers, entered))
+        if self.holitom.as_released:
+            count = max(1, round(len(tokens) * (1 - self.holitom.merge_ratio)))
         if count == len(tokens):
             return None
         folded = fold(tokens.features, attention.float().mean(0), count)
@@ -226,6 +236,12 @@ def by_ratio(found: Sequence[Window], ratio: float) -> list[tuple[int, list[int]
     return [
         (round(len(one.static) * ratio), [math.ceil(len(one.dynamic) * ratio)] * one.frames) for one in found
     ]
+
+
+def ratio_left(found: Sequence[Window], patches: int, count: float) -> float:
+    """The authors' share of what folding leaves, so that ``count`` tokens are kept in all; 1 where it leaves fewer."""
+    saved = sum(len(one.static) * (one.frames - 1) for one in found)
+    return min(1.0, count / (sum(one.frames for one in found) * patches - saved))
 
 
 def shared_out(found: Sequence[Window], patches: int, count: int) -> list[tuple[int, list[int]]]:

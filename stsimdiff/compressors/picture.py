@@ -47,6 +47,8 @@ class PictureCompressor(Compressor):
     """Implement :meth:`reduce`; newline tokens and the budget are done here."""
 
     reads_question: ClassVar[bool] = False
+    as_released = False
+    """Whether the authors' rounding decides what is left, which misses a budget, and newline tokens come on top."""
 
     @abstractmethod
     def reduce(self, video: Pictures, count: int) -> Reduced:
@@ -138,6 +140,8 @@ class PictureRun(Run):
         tokens = len(place)
         if not video.newline:
             return self._with_newlines(video, place, wanted)
+        if self.method.as_released:
+            return self._with_newlines(video, place, max(1, wanted * tokens // self.layout.grid.tokens))
         # Between too few picture tokens and enough, the total grows with their number.
         low, high, best = 0, min(wanted, tokens), None
         guess = round(wanted * tokens / self.layout.grid.tokens)
@@ -159,7 +163,7 @@ class PictureRun(Run):
         return found, ends[: wanted - len(found.keep)]
 
     def _with_newlines(self, video: Pictures, place: Tensor, count: int) -> tuple[Reduced, Tensor]:
-        if count < len(place):
+        if count < len(place) or self.method.as_released:
             found = self.reduce(video, count)
         else:
             everything = torch.arange(count, device=place.device)

@@ -46,7 +46,8 @@ class PruneVid(PictureCompressor):
     Fidelity: windows, clusters, their means and the cut equal recorded outputs of the authors' code, which was released
     for PLLaVA alone. There, rows stand window by window with new positions, and the caches of the layers before the cut
     are cut too; here a row stands at its centre's place with its position, and those caches keep all rows. Random noise
-    that breaks ties there is the lower index here; fewer than 7 frames work, and small groups keep their share.
+    that breaks ties there is the lower index here. Their code fails on fewer than 7 frames, and rounds what each group
+    keeps down, so that small groups vanish: with ``as_released`` as there, by default both are repaired.
 
     Attributes:
         tau: mean similarity over a window's frames above which a place is static, in [-1, 1].
@@ -54,6 +55,8 @@ class PruneVid(PictureCompressor):
         cluster_ratio: clusters of a group of more than 14 tokens, as a share of it, in (0, 1].
         alpha: share of a group that stage 2 keeps under a budget of kind ``compute``, in (0, 1].
         selected_layer: M, the layer whose attention is read, or ``auto``: the authors' 10 of 32 in proportion.
+        as_released: ``cluster_ratio`` holds whatever the budget, of which less is kept; newline tokens come on top;
+            and fail where the authors' code does.
 
     Raises:
         ConfigError: for any value out of range.
@@ -68,6 +71,7 @@ class PruneVid(PictureCompressor):
     selected_layer: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=0)], Field(description="auto, 0, 1, ...", examples=[10])
     ] = "auto"
+    as_released: bool = False
 
     def layer_of(self, layers: int) -> int:
         """The layer whose attention is read, in a model of so many."""
@@ -94,7 +98,13 @@ class PruneVid(PictureCompressor):
     def grouped(self, video: Pictures, tau: float | None = None) -> list[Group]:
         """The groups of a video that stage 1 clusters."""
         frames = len(video.features)
-        clusters = max(1, int(frames * self.temporal_segment_ratio))
+        clusters = int(frames * self.temporal_segment_ratio)
+        if self.as_released and (frames < NEIGHBOURS or clusters == 0):
+            raise ValueError(
+                f"PruneVid as released fails on {frames} frames with {clusters} clusters of frames; it needs "
+                f"{NEIGHBOURS} frames and a cluster: use compressor.as_released=false"
+            )
+        clusters = max(1, clusters)
         label = density.peaks(video.features.float().mean(1), NEIGHBOURS)
         parts = windows(refined(label.assigned(label.centres(clusters)).tolist()))
         tau = self.tau if tau is None else tau
@@ -103,12 +113,19 @@ class PruneVid(PictureCompressor):
         ]
 
     def merged(self, video: Pictures, found: Sequence[Group], count: int) -> tuple[Reduced, Tensor]:
-        """Stage 1 with exactly ``count`` rows, and the group ``(count,)`` of each."""
+        """Stage 1 with exactly ``count`` rows, as released with the published ones; and the group of each."""
         sizes = [len(one.place) for one in found]
-        if sum(sizes) < count:
+        if sum(sizes) < count and not self.as_released:
             found = self.grouped(video, 2.0)
             sizes = [len(one.place) for one in found]
         published = [clusters_of(size, self.cluster_ratio) for size in sizes]
+        if self.as_released:
+            count = sum(published)
+            if any(size > WHOLE and int(size * self.cluster_ratio) == 0 for size in sizes):
+                raise ValueError(
+                    f"PruneVid as released fails on compressor.cluster_ratio={self.cluster_ratio:g}, which leaves "
+                    "groups without a cluster: use compressor.as_released=false"
+                )
         floor = [0] * len(sizes) if sum(published) > count else published
         counts = scaled(floor, published if sum(published) > count else sizes, count)
         place, rows, reason, owner = [], [], [], []
@@ -155,7 +172,8 @@ class _Run(PictureRun):
 
     @override
     def reduce(self, video: Pictures, count: int) -> Reduced:
-        reduced, self.groups[count] = self.prunevid.merged(video, self.found, count)
+        reduced, groups = self.prunevid.merged(video, self.found, count)
+        self.groups[len(groups)] = groups
         return reduced
 
     def before_layer(self, layer: int, tokens: VideoTokens, attention: Tensor | None) -> Selection | None:
@@ -174,7 +192,11 @@ class _Run(PictureRun):
         if known is not None:
             owner[shows] = known
         owner = owner.unique(return_inverse=True)[1]
-        counts = scaled([0] * (int(owner.max()) + 1), owner.bincount().tolist(), count)
+        sizes = owner.bincount().tolist()
+        if self.prunevid.as_released:
+            counts = truncated(sizes, count / len(tokens))
+        else:
+            counts = scaled([0] * len(sizes), sizes, count)
         return Selection.from_mask(best_of_groups(attention.float(), owner, counts), Reason.ALL)
 
 
@@ -296,6 +318,11 @@ def cluster(features: Tensor, count: int, noise: Tensor | None = None) -> tuple[
     centre = peaks.centres(count)
     label = peaks.assigned(centre)
     return centre, label, graph.group_means(features, label, count)
+
+
+def truncated(sizes: Sequence[int], share: float) -> list[int]:
+    """What the authors' code keeps of groups of these sizes."""
+    return [int(size * share) for size in sizes]
 
 
 def scaled(low: Sequence[int], high: Sequence[int], total: int) -> list[int]:

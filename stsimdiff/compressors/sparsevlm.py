@@ -38,13 +38,14 @@ LEAST_WEIGHT = 0.1
 class SparseVLM(Compressor):
     """Drop at up to three layers, by the attention of the text tokens that the video is most like at the input.
 
-    The counts of a stage, recycled tokens included, are the authors' list, scaled to meet the budget; a stage that
-    would leave all tokens is left out, where theirs always drops one.
+    The counts of a stage, recycled tokens included, are the authors' list, scaled to meet the budget.
 
     Fidelity: raters, scores, choices, clusters and means equal recorded outputs of the authors' code, and with recycled
     tokens behind the others and new positions, whole answers. Here a recycled token stands at its cluster's centre, in
-    raster order; positions are theirs with ``renumbered``. Noise that breaks ties there is the lower index here; where
-    no word is above the mean, all rate; v2's correction, by distances in the prompt, is at least 0.1. Their code for
+    raster order; positions are theirs with ``renumbered``. Noise that breaks ties there is the lower index here.
+    Repaired unless ``as_released``: a stage that would leave all tokens drops one; where no word is above the mean, as
+    with a single one, all scores are NaN; v2's correction, by distances in the prompt, may be 0 or negative, so that
+    what is looked at most goes first (here it is at least 0.1); v2 fails on fewer heads than it takes. Their code for
     videos keeps as many tokens as there are raters, whatever the budget, and is left out.
 
     Attributes:
@@ -57,6 +58,7 @@ class SparseVLM(Compressor):
         tokens_per_cluster: how many of them make a cluster more.
         heads: best ones that count in ``v2``; all where a model has no more.
         positions: of the tokens that stay: ``kept``, or ``renumbered`` as published for ``v1``.
+        as_released: without these repairs.
 
     Raises:
         ConfigError: for any value that is unknown or out of range.
@@ -74,6 +76,7 @@ class SparseVLM(Compressor):
     tokens_per_cluster: Annotated[int, Field(ge=2, examples=[10])] = 10
     heads: Annotated[int, Field(ge=1, examples=[14])] = 14
     positions: Literal["kept", "renumbered"] = "kept"
+    as_released: bool = False
 
     @override
     def __post_init__(self) -> None:
@@ -123,6 +126,11 @@ class SparseVLM(Compressor):
 
     def split(self, present: int, total: int) -> tuple[int, int, int]:
         """Tokens that a stage keeps, clusters, and leaves of those, so that fewer than there are stay in all."""
+        if total == present:
+            # As released one goes all the same, and comes back alone where it is recycled.
+            none = self.version == "v2" or self.recycle == 0
+            pool, clusters = (0, 0) if none else recycled(1, self.recycle, self.tokens_per_cluster)
+            return present - 1, pool, clusters
         if self.version == "v2" or self.recycle == 0:
             return total, 0, 0
 
@@ -275,11 +283,18 @@ class SparseRun(Run):
                 "SparseVLM rates the video by the text behind it, and this prompt ends with the video"
             )
         found = raters(rater_scores(tokens.features, tokens.view.states(text)))
-        self.raters = found if len(found) else torch.arange(len(text))
+        self.raters = found if len(found) or self.method.as_released else torch.arange(len(text))
 
     def score(self, tokens: VideoTokens, attention: Tensor) -> Tensor:
         """``(n,)`` mean attention of the raters, corrected in ``v2``."""
         rows = self.raters.to(attention.device)
+        if self.method.as_released and attention.ndim == 3 and len(attention) < self.method.heads:
+            raise ValueError(
+                f"SparseVLM as released fails on {len(attention)} heads; use compressor.heads={len(attention)} or "
+                "compressor.as_released=false"
+            )
+        if len(rows) == 0:
+            return attention.new_full(attention.shape[-1:], torch.nan)
         if self.method.version == "v1":
             return attention[rows].mean(0)
         text = self.layout.places("after")
@@ -287,7 +302,9 @@ class SparseRun(Run):
             assert tokens.view is not None
             self.width = tokens.view.keys(self.first, text[:1]).shape[2]
         columns = self.layout.video[tokens.index.cpu()]
-        weight = distance_weights(text[self.raters.cpu()], columns, self.width).clamp(min=LEAST_WEIGHT)
+        weight = distance_weights(text[self.raters.cpu()], columns, self.width)
+        if not self.method.as_released:
+            weight = weight.clamp(min=LEAST_WEIGHT)
         attention = attention[:, rows] / weight.to(attention.device)
         return attention[best_heads(attention, self.method.heads)].mean((0, 1))
 
@@ -296,8 +313,8 @@ class SparseRun(Run):
         tokens.check_finite(f"SparseVLM, before layer {layer}")
         if attention is None:
             raise ValueError(f"SparseVLM needs the attention of layer {layer - 1}")
-        total = self.left[layer - 1]
-        if total >= len(tokens):
+        total = min(self.left[layer - 1], len(tokens))
+        if total == len(tokens) and (total == 1 or not self.method.as_released):
             return None
         counted = self.method.split(len(tokens), total)
         chosen = choose(tokens.features, self.score(tokens, attention), *counted)

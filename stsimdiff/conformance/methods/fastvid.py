@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -39,7 +38,9 @@ def run(data: Fields) -> Arrays:
     ignore = float(data["dyseg_ignore"]) if variant == "qwen" else None
     kept = int(patches * float(data["retention_ratio"]))
     valid = [fastvid.kept_frames(part, found, ignore) for part in found.parts]
-    salient, context = _counts(variant, found.parts, valid, kept, share, every, frames, patches)
+    salient, context = fastvid.released_counts(
+        variant, found.parts, valid, kept, share, every, frames, patches
+    )
     chosen = fastvid.salient_tokens(torch.from_numpy(data["frame_attn"]), salient)
     dense = range(frames) if variant == "onevision" else [f for f in range(frames) if context[f]]
     rest = {frame: fastvid.others(chosen[frame], frame, patches) for frame in dense}
@@ -138,39 +139,6 @@ def _head(data: Fields) -> Arrays:
         "frame_attn": pool(attention[..., None]).view(frames, -1).numpy(),
         "hidden_pooled": pool(hidden).flatten(1, 2).numpy(),
     }
-
-
-def _counts(
-    variant: str,
-    parts: Sequence[Sequence[int]],
-    valid: Sequence[Sequence[int]],
-    kept: int,
-    share: float,
-    every: int,
-    frames: int,
-    patches: int,
-) -> tuple[list[int], list[int]]:
-    """Salient tokens and centres of each frame as the three codes count them, what they cap or floor being lost."""
-    salient, context = [0] * frames, [0] * frames
-    for part, inside in zip(parts, valid, strict=True):
-        ends = fastvid.anchors(inside, every)
-        if variant == "onevision":
-            centres = int(kept * share)
-            for frame in part:
-                salient[frame] = kept - centres
-            for frame in ends:
-                context[frame] = centres * len(part) // len(ends)
-            continue
-        centres = int(kept * len(part) * share)
-        capped = variant == "qwen" and len(part) > 1
-        if variant == "qwen":
-            centres = max(centres, 1)
-        for frame, more in zip(ends, fastvid.split(centres, len(ends), from_last=True), strict=True):
-            context[frame] = min(more, patches // 2) if capped else more
-        many = fastvid.split(kept * len(part) - centres, len(inside))
-        for frame, more in zip(inside, many, strict=True):
-            salient[frame] = min(more, patches - context[frame]) if capped else more
-    return salient, context
 
 
 def _outputs(

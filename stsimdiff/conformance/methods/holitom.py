@@ -57,7 +57,7 @@ def _outer(data: Fields) -> Arrays:
     parts = holitom.windows(gain, longest)
     found = [holitom.window(similarity, tau, a, b) for a, b in parts]
     tokens, reduced = frames * patches, float(sum(gain[a, b] for a, b in parts))
-    ratio = min(1.0, float(data["retain_ratio"]) / ((tokens - reduced) / tokens))
+    ratio = holitom.ratio_left(found, patches, float(data["retain_ratio"]) * tokens)
     counts = holitom.by_ratio(found, ratio)
     bounds = np.cumsum([0, *(len(one.static) for one in found)])
     beta = None if bool(data["no_beta"]) else float(data["beta"])

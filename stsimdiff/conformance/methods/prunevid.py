@@ -174,7 +174,7 @@ def _cut(data: Fields, sizes: Arrays, attention: torch.Tensor) -> Arrays:
         *(sizes[name].tolist() for name in ("window_sizes", "static_sizes", "dynamic_sizes")), strict=True
     ):
         parts += [still, *[moving // frames] * frames]
-    counts = [int(size * alpha) for size in parts]
+    counts = prunevid.truncated(parts, alpha)
     owner = torch.arange(len(parts)).repeat_interleave(torch.tensor(parts))
     kept = prunevid.best_of_groups(score, owner, counts).nonzero()[:, 0].numpy()
     length = int(data["seq_length"])
