@@ -220,14 +220,14 @@ class Peeks(RandomTokens):
 def test_the_kit_proves_what_is_declared() -> None:
     check = checks.CHECKS["reads no question"]
     for method in (RandomTokens(), UniformFrames(), STTM(), FastV(), Early()):
-        check(checks.Case(method))
+        check(checks.CompressorCase(method))
     with pytest.raises(checks.CheckSkipped, match="selects by what it reads in the first layer"):
-        check(checks.Case(FrameFusion()))
+        check(checks.CompressorCase(FrameFusion()))
     with pytest.raises(checks.CheckSkipped, match="reads the question"):
-        check(checks.Case(SparseVLM()))
+        check(checks.CompressorCase(SparseVLM()))
     for liar in (Reader(), Peeks()):
         with pytest.raises(AssertionError, match="reads_question"):
-            check(checks.Case(liar))
+            check(checks.CompressorCase(liar))
 
 
 @pytest.fixture(scope="module")
