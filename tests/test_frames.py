@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,12 @@ def test_groups_of_pictures_that_lean_on_others(clips, backend: str, suffix: str
             assert backend != "pyav" and "benchmark.decoder=pyav" in str(error)
             continue
         assert numbers(frames.pixels) == list(video.uniform_indices(120, count)) == list(frames.indices)
+
+
+def test_a_clip_that_was_written_leaves_the_process_its_priority(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    assert write(tmp_path / "clip.mp4", "libsvtav1").stat().st_size
+    assert os.sched_getscheduler(0) == before == os.SCHED_OTHER
 
 
 EDITS = {
