@@ -17,7 +17,7 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.st_simdiff import STSimDiff, select
 from stsimdiff.engine import Compression
-from stsimdiff.kit.running import Asked
+from stsimdiff.kit.running import InterceptedRun
 from stsimdiff.tokens import Grid, Layout, VideoTokens, VisionSignals
 
 DROPPING = [name for name in compressors.BUILTIN if name not in ("none", "no_video")]
@@ -151,8 +151,8 @@ def test_tokens_are_copied_no_more_than_needed(name: str, most: float) -> None:
     run = compressors.resolve(name)().start(layout, Budget("tokens", 0.3))
     counting = Largest(matrix)
 
-    class Counted(Asked):
-        def asked(self, call):
+    class Counted(InterceptedRun):
+        def intercept(self, call):
             with counting:
                 return call()
 
