@@ -89,6 +89,19 @@ def test_queries_and_layers_of_attention_count(model: Qwen2ForCausalLM) -> None:
         assert compressor_flops(method, trace, GRID, shape) == 2 * rows * length * HEADS * HEAD
 
 
+def test_dart_s_own_arithmetic(model: Qwen2ForCausalLM) -> None:
+    """Without the projections to keys that it reads, which are a hundred times as much."""
+    method = compressors.resolve("dart")()
+    trace, run = run_counted(model, method, Budget("tokens", 0.4))
+    ours = method.flops(trace, GRID, WIDTH, None)
+    # 4 pivots of the video and 4 of the text; 4 FLOPs a value for the norm, 2 for the length.
+    assert ours == WIDTH * (2 * 8 * GRID.tokens + 6 * (GRID.tokens + 8))
+    keys = (GRID.tokens + TEXT - 5) * 2 * HEAD
+    assert ours <= run.counter.flops - keys < 1.01 * ours + GRID.tokens * WIDTH
+    whole, run = run_counted(model, method, Budget("tokens", 1.0))
+    assert method.flops(whole, GRID, WIDTH, None) == 0 and run.counter.flops == GRID.tokens * WIDTH
+
+
 def test_st_simdiff_is_bounded_where_nothing_is_alike(model: Qwen2ForCausalLM) -> None:
     """Tokens outside communities need no centrality: the formula says no less than what runs."""
     method = compressors.resolve("st_simdiff")()

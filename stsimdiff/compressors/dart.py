@@ -19,7 +19,8 @@ from typing_extensions import override
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.errors import BudgetError, ConfigError
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
+from stsimdiff.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class DART(Compressor):
         return DARTRun(
             self, layout, budget.keep(layout.grid.tokens, layout.layers, [layout.grid.tokens] * self.layer)
         )
+
+    def flops(self, trace: Trace, grid: Grid, width: int, keys: tuple[int, int] | None) -> int:
+        """All tokens and the pivots through the layer's norm, their lengths, and products with the pivots.
+
+        Of the keys, which are few values beside a token's, nothing.
+        """
+        if trace.final == grid.tokens:
+            return 0
+        pivots = min(self.pivot_image_token, trace.final) + min(self.pivot_text_token, trace.text)
+        return width * (2 * pivots * grid.tokens + 6 * (grid.tokens + pivots))
 
 
 def key_norms(keys: Tensor) -> Tensor:
