@@ -115,8 +115,8 @@ def sha256(path: Path | str) -> str:
     :class:`OSError`."""
     if os.path.isdir(path):
         inner = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
-        told = [f"{name}\0{sha256(os.path.join(path, name))}\n" for name in inner]
-        return fingerprint("".join(told).encode(errors="surrogateescape"), digits=64)
+        entries = [f"{name}\0{sha256(os.path.join(path, name))}\n" for name in inner]
+        return fingerprint("".join(entries).encode(errors="surrogateescape"), digits=64)
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as stream:
         while size := stream.readinto(block):

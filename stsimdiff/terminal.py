@@ -32,9 +32,13 @@ UNPRINTABLE = re.compile(
 
 def clean(text: object) -> str:
     """The text with every character that a terminal would act on, and half characters, as an escape: ``\\u001b``."""
-    said = str(text)
+    cleaned = str(text)
     # Nearly every text has none, and Python says so faster: what UNPRINTABLE finds is not printable to it either.
-    return said if said.isprintable() else UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", said)
+    return (
+        cleaned
+        if cleaned.isprintable()
+        else UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", cleaned)
+    )
 
 
 def say(*texts: object, error: bool = False) -> None:

@@ -58,16 +58,16 @@ def run(case: CompressorCase) -> int:
     for name, check in checks.CHECKS.items():
         where = None
         try:
-            came, said = "passes", check(case) or ""
+            came, message = "passes", check(case) or ""
         except checks.CheckSkipped as reason:
-            came, said = "skipped", str(reason)
+            came, message = "skipped", str(reason)
         except (Exception, SystemExit) as error:
-            came, said = "fails", str(error)
+            came, message = "fails", str(error)
             if not isinstance(error, AssertionError):
-                said = f"{type(error).__name__}: {error}"
+                message = f"{type(error).__name__}: {error}"
             where = own_frame(error) or case.place
         counts[came] += 1
-        say(f"{came:8} {name}" + (f": {said}" if said else ""))
+        say(f"{came:8} {name}" + (f": {message}" if message else ""))
         if where:
             say(f"         {where}")
     say(f"{counts['passes']} pass, {counts['fails']} fail, {counts['skipped']} skipped")

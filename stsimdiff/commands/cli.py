@@ -199,10 +199,10 @@ def _composing(error: Exception, overrides: list[str]) -> str | None:
         return messages.explain(error, overrides, _top_level())
     if not isinstance(error, (ValueError, OSError)) or not messages.raised_by_hydra(error):
         return None
-    said = messages.one_line(str(error))
+    message = messages.one_line(str(error))
     if isinstance(error, OSError):
-        said = f"cannot write the run's folder: {said}; free or repair the disk, or choose another results=FOLDER"
-    return said
+        message = f"cannot write the run's folder: {message}; free or repair the disk, or choose another results=FOLDER"
+    return message
 
 
 def _top_level() -> list[str]:

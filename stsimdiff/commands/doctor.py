@@ -168,12 +168,12 @@ def _disk(folder: Path) -> str:
         raise DataError(f"{why}; choose another folder: results=FOLDER")
     there = existing(folder)
     free = shutil.disk_usage(there).free
-    said = f"{free / 1e9:.1f} GB free below {there}"
+    free_space = f"{free / 1e9:.1f} GB free below {there}"
     if free < LEAST_FREE:
         raise DataError(
-            f"{said}; free at least {LEAST_FREE / 1e9:g} GB, or choose another folder: results=FOLDER"
+            f"{free_space}; free at least {LEAST_FREE / 1e9:g} GB, or choose another folder: results=FOLDER"
         )
-    return said
+    return free_space
 
 
 def _decoder(decoder: str) -> str:
@@ -258,14 +258,14 @@ def _benchmark(settings: Settings, found: dict[str, CheckSample], name: str) -> 
         found[name] = CheckSample(
             dataclasses.replace(settings, benchmark=benchmark, plan=False), question, longest, height, width
         )
-    said = f"{len(questions)} questions about {len(videos)} videos"
+    counts = f"{len(questions)} questions about {len(videos)} videos"
     if unusable:
-        said += f"; {len(unusable)} cannot be used:\n{listing(unusable.values())}"
+        counts += f"; {len(unusable)} cannot be used:\n{listing(unusable.values())}"
     if not sound or (not benchmark.allow_missing and too_many(unusable, videos, settings.max_failures)):
         again = f"fetch these again (`make data BENCHMARK={name}`)"
-        raise DataError(f"{said}\n{again}; {over(settings.max_failures, len(videos))}")
-    said += "\n" if unusable else ", "
-    return f"{said}each opened; the largest frame is {height} x {width}"
+        raise DataError(f"{counts}\n{again}; {over(settings.max_failures, len(videos))}")
+    counts += "\n" if unusable else ", "
+    return f"{counts}each opened; the largest frame is {height} x {width}"
 
 
 # The model -----------------------------------------------------------------------------------------------------
@@ -408,13 +408,15 @@ def keep_all(case: FamilyCase) -> str:
             raise
         kept = _distinct(keeping_all(case)[0] for _ in range(RUNS))
         apart = max(float((one - stock[0]).abs().max()) for one in stock)
-        said = f"{len(stock)} results of the stock model itself in {RUNS} runs, up to {apart:.2g} apart"
+        differences = (
+            f"{len(stock)} results of the stock model itself in {RUNS} runs, up to {apart:.2g} apart"
+        )
         others = [one for one in kept if not any(torch.equal(one, own) for own in stock)]
         if others:
             raise AssertionError(
-                f"keeping all tokens gives {len(others)} results that are none of {said}"
+                f"keeping all tokens gives {len(others)} results that are none of {differences}"
             ) from None
-        return f"bit for bit one of {said}"
+        return f"bit for bit one of {differences}"
     return f"bit for bit, on the prompt and {NEW_TOKENS} generated tokens"
 
 
@@ -457,20 +459,20 @@ def masking(case: FamilyCase, reference: FamilyCase | None = None) -> str:
         noise = max(noise, float((stock - masked(reference, {}, tokens)).abs().max()))
         seen = max(seen, float((logits - stock).abs().max()))
         scale = max(scale, float(logits.abs().max()))
-    said = (
+    gap = (
         f"logits differ by up to {largest:.2g}; those of the stock model with and without an explicit mask by "
         f"{noise:.2g}, the drops themselves change them by {seen:.2g} (largest logit {scale:.3g})"
     )
     if not seen > largest:
         raise DataError(
-            f"{said}: what is dropped does not show in this model's logits, so this proves nothing"
+            f"{gap}: what is dropped does not show in this model's logits, so this proves nothing"
         )
     if largest > max(NOISE * noise, case.tolerance * scale):
         raise DataError(
-            f"{said}; this is more than rounding: try model.attn_implementation=eager or model.dtype=float32, and "
+            f"{gap}; this is more than rounding: try model.attn_implementation=eager or model.dtype=float32, and "
             "report it with this line"
         )
-    return said
+    return gap
 
 
 def _said(probe: Callable[[Any], None], case: FamilyCase) -> str:
@@ -513,19 +515,19 @@ def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, Prepare
     text, trace = answered.text, answered.trace
     achieved = trace.retention()
     shares = {kind: f"{100 * share:.1f}%" for kind, share in achieved.items()}
-    said = (
+    result = (
         f"{shares['tokens']} of {trace.video} tokens kept, {shares['compute']} of the compute; {seconds:.2f} s; "
         f"answer {text!r}"
     )
     if isinstance(session.compressor(arm), UNBUDGETED):
-        return said
+        return result
     wanted, got = arm.budget.retention, achieved[arm.budget.kind]
     # One token more or less is rounding.
     if abs(got - wanted) > max(TOLERANCE * wanted, 1 / trace.video):
         raise DataError(
-            f"{said}; its budget is {100 * wanted:g}% of the {arm.budget.kind}: the table would mark it"
+            f"{result}; its budget is {100 * wanted:g}% of the {arm.budget.kind}: the table would mark it"
         )
-    return f"budget {100 * wanted:g}% ({arm.budget.kind}): {said}"
+    return f"budget {100 * wanted:g}% ({arm.budget.kind}): {result}"
 
 
 def _asked(

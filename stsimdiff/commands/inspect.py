@@ -113,9 +113,9 @@ def read_words(words: Sequence[str]) -> InspectRequest:
         else:
             files.append(word)
     if len(files) != 1:
-        said = f"{len(files)} videos ({', '.join(files)})" if files else "no video"
+        which = f"{len(files)} videos ({', '.join(files)})" if files else "no video"
         raise ConfigError(
-            f"inspect was given {said}; write: python -m stsimdiff inspect VIDEO [key=value ...]"
+            f"inspect was given {which}; write: python -m stsimdiff inspect VIDEO [key=value ...]"
         )
     if not own["question"].strip():
         raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
@@ -208,7 +208,7 @@ def _film(request: InspectRequest, frames: video.Frames) -> Film:
 def _say(taken: OverlayArm, path: Path) -> None:
     counts = taken.counts()
     kept = len(taken.reason) - counts.get("dropped", 0)
-    said = ", ".join(f"{name} {count}" for name, count in counts.items())
-    say(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({said})")
+    reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
+    say(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({reasons})")
     say(f"  answer: {taken.answer!r}")
     say(f"  {path}.mp4\n  {path}.gif")

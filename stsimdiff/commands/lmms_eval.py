@@ -245,11 +245,11 @@ def _words(arguments: str) -> list[str]:
 
 def _asked(given: Mapping[str, Any], own: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """How long answers may be, as a task says it or ``--gen_kwargs``; raises as :func:`asked_generation`."""
-    said = dict(given)
+    keys = dict(given)
     # Where a task's file says no text that ends an answer, lmms-eval fills in the one between its examples.
-    if not own["until"] and said.get("until") in (None, [task.config.fewshot_delimiter]):
-        said.pop("until", None)
-    return asked_generation(said, "--gen_kwargs")
+    if not own["until"] and keys.get("until") in (None, [task.config.fewshot_delimiter]):
+        keys.pop("until", None)
+    return asked_generation(keys, "--gen_kwargs")
 
 
 def _benchmark_of(task: str) -> str:

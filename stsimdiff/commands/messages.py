@@ -85,10 +85,14 @@ def _bad_key(
     if not re.search(r"is not in struct|^Key '.*' not in ", reason):
         if type(cause).__name__ == "MissingMandatoryValue":
             return f"{key} must be given; write {key}=VALUE"
-        said = f"{key}: {reason[0].lower()}{reason[1:]}"
+        reason_of_key = f"{key}: {reason[0].lower()}{reason[1:]}"
         # ${NAME} is another key of the configuration; whoever writes capitals means the environment.
         variable = re.match(r"Interpolation key '([A-Z_0-9]+)' not found", reason)
-        return f"{said}; an environment variable is written ${variable[1]}" if variable else said
+        return (
+            f"{reason_of_key}; an environment variable is written ${variable[1]}"
+            if variable
+            else reason_of_key
+        )
     if key in top:
         return f"{key} is missing from the configuration; leave out ~{key}"
     if not parent:

@@ -42,8 +42,8 @@ ANNOUNCED = {
 
 def check_class(cls: type[Compressor]) -> None:
     """Raise :class:`~stsimdiff.errors.ConfigError` for a class that cannot work as it is written."""
-    if said := next(_of_class(cls), None):
-        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} ({place_of(cls)}) {said}")
+    if mistake := next(_of_class(cls), None):
+        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} ({place_of(cls)}) {mistake}")
 
 
 def check_run(run: object, name: str) -> None:
@@ -55,8 +55,8 @@ def check_run(run: object, name: str) -> None:
     """
     while isinstance(run, WrappedRun):
         run = run.run
-    if said := next(_of_run(run, name), None):
-        raise TypeError(said)
+    if mistake := next(_of_run(run, name), None):
+        raise TypeError(mistake)
 
 
 def parameters_of(cls: type) -> str:
@@ -231,11 +231,11 @@ def is_compressor(found: Any) -> bool:
 
 def of_import(error: BaseException) -> str:
     """What to write where a module of the user's cannot be imported, if Python's own words do not say it."""
-    said = str(error)
-    if re.search(r"cannot inherit (non-frozen|frozen) dataclass from a (frozen|non-frozen)", said):
+    message = str(error)
+    if re.search(r"cannot inherit (non-frozen|frozen) dataclass from a (frozen|non-frozen)", message):
         return "; write @dataclass(frozen=True) above the class"
-    if "mutable default" in said:
+    if "mutable default" in message:
         return "; a parameter is a plain value: a number, a text, or a tuple of them"
-    if "non-default argument" in said:
+    if "non-default argument" in message:
         return "; give it a default, or write it above those that have one"
     return ""

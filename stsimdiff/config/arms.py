@@ -271,10 +271,10 @@ def _made(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
         raise
     except Exception as error:
         # A user's class may check what it likes.
-        said = str(error) if isinstance(error, TypeError) and "argument" in str(error) else ""
-        hint = f"{said}; a parameter without a default is given as +compressor.NAME=VALUE"
+        message = str(error) if isinstance(error, TypeError) and "argument" in str(error) else ""
+        hint = f"{message}; a parameter without a default is given as +compressor.NAME=VALUE"
         raise ConfigError(
-            f"compressor {target}: {hint if said else f'{type(error).__name__}: {error}'}"
+            f"compressor {target}: {hint if message else f'{type(error).__name__}: {error}'}"
         ) from error
 
 

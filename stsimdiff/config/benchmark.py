@@ -84,8 +84,8 @@ class BenchmarkSettings:
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
         rare = ("tasks", "server", "missing_questions", "decoder_code", "world", "moments")
-        said = {key: value for key, value in vars(self).items() if key != "source"}
-        return {key: value for key, value in said.items() if value is not None or key not in rare}
+        values = {key: value for key, value in vars(self).items() if key != "source"}
+        return {key: value for key, value in values.items() if value is not None or key not in rare}
 
     def module(self) -> ModuleType | None:
         """The module that :attr:`source` names."""

@@ -92,8 +92,8 @@ class ModelSettings:
 
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it: the family's own keys among the others."""
-        said = {key: value for key, value in vars(self).items() if key not in ("prompts", "options")}
-        return said | self.options
+        values = {key: value for key, value in vars(self).items() if key not in ("prompts", "options")}
+        return values | self.options
 
 
 def model_settings(given: dict[str, Any]) -> ModelSettings:
@@ -208,8 +208,8 @@ def _layers(checkpoint: Path) -> int | None:
     try:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        said = stand_in(checkpoint / "config.json") or f"broken: {error}"
-        raise DataError(f"{checkpoint / 'config.json'} is {said}") from error
+        reason = stand_in(checkpoint / "config.json") or f"broken: {error}"
+        raise DataError(f"{checkpoint / 'config.json'} is {reason}") from error
     if not isinstance(config, dict):
         raise DataError(
             f"{checkpoint / 'config.json'} is broken: a {type(config).__name__} where an object belongs"

@@ -123,8 +123,8 @@ def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:
 
 def task_version(config: Mapping[str, Any], sources: set[Path]) -> str:
     """12 hex digits of a task as :func:`read_task` gives it; how long answers may be is told apart from it."""
-    said = {key: value for key, value in config.items() if key not in ("generation_kwargs", "metadata")}
-    return fingerprint(json.dumps(said, sort_keys=True, default=str), version_of(*sorted(sources)))
+    counted = {key: value for key, value in config.items() if key not in ("generation_kwargs", "metadata")}
+    return fingerprint(json.dumps(counted, sort_keys=True, default=str), version_of(*sorted(sources)))
 
 
 def asked_generation(settings: Mapping[str, Any], name: str) -> dict[str, Any]:

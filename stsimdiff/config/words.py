@@ -226,8 +226,8 @@ def offer_benchmarks(place: str, names: Collection[str] | None = None) -> None:
 def _no_name(key: str, chosen: Any) -> str:
     if chosen is None:
         return f"{key}=null chooses nothing; leave {key} out, or choose one of {', '.join(options(key))}"
-    said = f"{key}={chosen} is unknown; allowed: {', '.join(options(key))}{suggestion(str(chosen), options(key))}"
-    return f"{said}; the share of tokens is budget.retention={chosen}" if key == "budget" else said
+    message = f"{key}={chosen} is unknown; allowed: {', '.join(options(key))}{suggestion(str(chosen), options(key))}"
+    return f"{message}; the share of tokens is budget.retention={chosen}" if key == "budget" else message
 
 
 def _matching(override: Override) -> list[str]:

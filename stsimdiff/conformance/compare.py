@@ -71,9 +71,9 @@ def compare(case: Case, recorded: Fields, own: Arrays) -> Comparison:
             result.skipped[name] = reason
             continue
         result.compared.append(name)
-        said = _difference(name, recorded, own, replay)
-        if said:
-            result.differences.append(f"{name}: {said}")
+        difference = _difference(name, recorded, own, replay)
+        if difference:
+            result.differences.append(f"{name}: {difference}")
     return result
 
 

@@ -80,19 +80,19 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 def foreign(root: Path) -> list[str]:
     """The archives below a folder that are not unpacked here, a sentence each: what they are, and what unpacks them."""
-    said = []
+    sentences = []
     for path in _visible(root):
         found = _FOREIGN.fullmatch(path.name)
         if found and found["seven"]:
-            said.append(f"{path} is unpacked by hand: 7z x {path.name}")
+            sentences.append(f"{path} is unpacked by hand: 7z x {path.name}")
         elif found and found["zst"]:
-            said.append(f"{path} is unpacked by hand: tar -xf {path.name}, or zstd -d {path.name}")
+            sentences.append(f"{path} is unpacked by hand: tar -xf {path.name}, or zstd -d {path.name}")
         elif found:
             whole = path.with_suffix(".zip").name
-            said.append(
+            sentences.append(
                 f"{path} is a part of {whole}, a zip of several: zip -s 0 {whole} --out whole.zip joins them"
             )
-    return said
+    return sentences
 
 
 def _visible(root: Path) -> Iterator[Path]:
@@ -208,9 +208,9 @@ def _one(root: Path, target: Path, name: str, parts: list[Path], known: bool) ->
             _move(path, target / path.relative_to(waiting), name, known)
     except BROKEN as error:
         lost = ", or its last part is missing" if len(parts) > 1 else ""
-        said = "it ends too early" if isinstance(error, EOFError) else f"{error or type(error).__name__}"
+        reason = "it ends too early" if isinstance(error, EOFError) else f"{error or type(error).__name__}"
         raise DataError(
-            f"archive {root / name} is broken{lost}: {said}; remove it and fetch it again"
+            f"archive {root / name} is broken{lost}: {reason}; remove it and fetch it again"
         ) from error
     except (NotImplementedError, RuntimeError) as error:
         # What zipfile says of passwords, and of methods that it does not know.
@@ -228,8 +228,8 @@ def _one(root: Path, target: Path, name: str, parts: list[Path], known: bool) ->
 def _check_parts(name: str, parts: list[Path]) -> None:
     """Raise :class:`DataError` for a file that is none, and for parts that are not all there."""
     for path in parts:
-        if said := stand_in(path):
-            raise DataError(f"archive {path} is {said}")
+        if pointer := stand_in(path):
+            raise DataError(f"archive {path} is {pointer}")
         if not path.stat().st_size:
             raise DataError(f"archive {path} is empty (0 bytes); fetch it again")
     found = [
@@ -375,12 +375,12 @@ def _read_notes(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
-        said = f"a {type(found).__name__} where an object was expected"
+        damage = f"a {type(found).__name__} where an object was expected"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        said = str(error)
-    say(f"{file} is damaged ({said}); what was unpacked is not known any more, and is unpacked again")
+        damage = str(error)
+    say(f"{file} is damaged ({damage}); what was unpacked is not known any more, and is unpacked again")
     return {}
 
 

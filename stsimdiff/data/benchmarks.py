@@ -206,9 +206,9 @@ class Benchmark:
         file: Path | None = self._stock_file(self.prompts_of or self.stock)
         config: dict[str, Any] = {}
         while file is not None:
-            said = yaml.load(file.read_text(encoding="utf-8"), Loader)
-            config = {**said, **config}
-            file = file.with_name(said["include"]) if "include" in said else None
+            task = yaml.load(file.read_text(encoding="utf-8"), Loader)
+            config = {**task, **config}
+            file = file.with_name(task["include"]) if "include" in task else None
         prompts = config.get("lmms_eval_specific_kwargs") or {"default": {}}
         own: dict[str, Any] = {"stock": {}} if self.prompts_of else {}
         return {**prompts, **own, **dict.fromkeys(self.ours, {})}
@@ -221,13 +221,13 @@ class Benchmark:
         """
         root = Path(data).expanduser() if data else default_root(self.name)
         if not root.is_dir():
-            said = (
+            fault = (
                 f"{self.name}: benchmark.data={data} is no folder"
                 if data
                 else f"no data of {self.name} at {root}"
             )
             raise DataError(
-                f"{said}; `make data BENCHMARK={self.name}` fetches it, benchmark.data=/path names a folder with its "
+                f"{fault}; `make data BENCHMARK={self.name}` fetches it, benchmark.data=/path names a folder with its "
                 f"parquet file and videos, data=/path one that holds a folder {self.name} for it"
             )
         return root.resolve()

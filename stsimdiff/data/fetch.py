@@ -93,12 +93,12 @@ def prepare(
             say(f"{opened} of {len(wanted)} videos checked")
 
     unusable = index.check(wanted, checksums=True, seconds=seconds, decoder=decoder, step=step)
-    said = f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be used"
+    text = f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be used"
     if too_many(unusable, wanted, limit):
         again = "" if data else f"; without {root / FETCHED} everything is fetched again"
-        raise DataError(f"{said}{again}; {over(limit, len(wanted))}")
+        raise DataError(f"{text}{again}; {over(limit, len(wanted))}")
     if unusable:
-        say(f"{said}; within max_failures={limit}, so a run goes on without them")
+        say(f"{text}; within max_failures={limit}, so a run goes on without them")
     place = f" benchmark.data={root}" if data else ""
     say(
         f"{benchmark.name}: {len(wanted) - len(unusable)} videos are sound; use: python -m stsimdiff "

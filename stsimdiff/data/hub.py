@@ -118,10 +118,10 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
         told = f"{gib(total)} to fetch, {gib(packed)} of it in {len(groups)} archives, about as much again unpacked"
         told += "" if keep else "; each archive is removed once it is unpacked"
     left = max(0, most - here)
-    said = (
+    message = (
         f"{benchmark.name}: {told}; {gib(left)} more than now on the disk at most, {gib(free)} free at {root}"
     )
-    return Need(benchmark, root, info.sha, said, left, free, files, part is not None, members)
+    return Need(benchmark, root, info.sha, message, left, free, files, part is not None, members)
 
 
 def _branch(benchmark: Benchmark) -> dict[str, Any]:
@@ -144,8 +144,8 @@ def fetch(need: Need, say: Say) -> None:
         _download(benchmark, root, need.revision, need.files, need.part, say)
         for name, infos in need.members.items():
             _tried(partial(_read, need, name, infos), say)
-        told = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
-        write_whole(root / FETCHED, json.dumps(told) + "\n")
+        record = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
+        write_whole(root / FETCHED, json.dumps(record) + "\n")
 
 
 def _download(

@@ -87,22 +87,22 @@ def read_moments(file: Path) -> list[Annotated]:
 
 
 def _annotated(row: Mapping[str, Any], place: str) -> Annotated:
-    told = {name: None if value in ("", None) else value for name, value in row.items()}
-    if told.get("video") is None:
+    columns = {name: None if value in ("", None) else value for name, value in row.items()}
+    if columns.get("video") is None:
         raise DataError(f"{place}: video={row.get('video')!r}; expected the name of a video")
-    start, end = (_number(told.get(name), name, place) for name in ("start", "end"))
+    start, end = (_number(columns.get(name), name, place) for name in ("start", "end"))
     if not 0 <= start < end:
         raise DataError(
             f"{place}: start={start:g}, end={end:g}; expected seconds, 0 or more, the start before the end"
         )
     sides, box = ("x0", "y0", "x1", "y1"), WHOLE
-    if any(told.get(side) is not None for side in sides):
-        left, top, right, bottom = box = tuple(_number(told.get(side), side, place) for side in sides)  # type: ignore[assignment]
+    if any(columns.get(side) is not None for side in sides):
+        left, top, right, bottom = box = tuple(_number(columns.get(side), side, place) for side in sides)  # type: ignore[assignment]
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise DataError(f"{place}: the box {box}; expected fractions of the frame, x0 < x1 and y0 < y1")
-    question = told.get("question")
+    question = columns.get("question")
     return Annotated(
-        place, str(told["video"]), None if question is None else str(question), Moment(start, end, box)
+        place, str(columns["video"]), None if question is None else str(question), Moment(start, end, box)
     )
 
 

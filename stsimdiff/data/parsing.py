@@ -281,13 +281,13 @@ class _Reader:
         for place in sorted(range(len(self.texts)), key=lambda place: -len(self.texts[place])):
             words = _MARKUP.sub("", _normal(self.texts[place])).strip().rstrip(".!").split()
             if len("".join(words)) > 1:
-                said = r"(?<![^\W_])" + r"\s+".join(map(re.escape, words)) + r"(?![^\W_])"
+                pattern = r"(?<![^\W_])" + r"\s+".join(map(re.escape, words)) + r"(?![^\W_])"
                 sign = chr(TEXT_OF + place)
 
                 def signs(match: re.Match[str], sign: str = sign) -> str:
                     return sign * len(match[0])
 
-                text = re.sub(said, signs, text, flags=re.IGNORECASE)
+                text = re.sub(pattern, signs, text, flags=re.IGNORECASE)
         return text
 
     def at(self, text: str, start: int, *, running: bool = False) -> set[str]:

@@ -38,8 +38,8 @@ def read_file(file: Path, columns: Sequence[str] | None = None) -> Rows:
         lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else []
         rows = [json.loads(line) for line in lines] if lines else json.loads(text or "[]")
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        said = stand_in(file) or f"no readable {file.suffix[1:]} file: {error}"
-        raise DataError(f"{file} is {said}") from error
+        reason = stand_in(file) or f"no readable {file.suffix[1:]} file: {error}"
+        raise DataError(f"{file} is {reason}") from error
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
 
 
@@ -74,8 +74,8 @@ def columns_of(file: Path) -> list[str]:
     try:
         return pyarrow.parquet.read_schema(file).names
     except (OSError, pyarrow.ArrowException) as error:
-        said = stand_in(file) or f"no readable parquet file: {error}"
-        raise DataError(f"{file} is {said}") from error
+        reason = stand_in(file) or f"no readable parquet file: {error}"
+        raise DataError(f"{file} is {reason}") from error
 
 
 def spread(rows: Rows) -> Rows:

@@ -53,19 +53,19 @@ def place_of(value: Any, options: list[str], *, counted: bool, texts: bool | Non
             letter and the text of another option, or a number, is neither.
     """
     text, bare = str(value).strip(), without_letters(options)
-    said = [place for place, option in enumerate(options) if text in (option.strip(), bare[place])]
-    by_text = said[0] if len(said) == 1 else None
+    places = [place for place, option in enumerate(options) if text in (option.strip(), bare[place])]
+    by_text = places[0] if len(places) == 1 else None
     if counted and re.fullmatch(r"\d+(\.0)?", text):
         place = int(float(text))
-        other = texts and said not in ([], [place])
+        other = texts and places not in ([], [place])
         return place if place < len(options) and not other else None
     letter = re.fullmatch(r"\(?([A-Ja-j])[).:]?", text)
     if letter is None:
         return by_text if texts or not re.fullmatch(r"\d+", text) else None
     place = LETTERS.index(letter[1].upper())
-    if texts and said:
+    if texts and places:
         return by_text
-    certain = texts is not None or said in ([], [place])
+    certain = texts is not None or places in ([], [place])
     return place if place < len(options) and certain else None
 
 

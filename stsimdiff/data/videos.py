@@ -222,10 +222,10 @@ def unusable_videos(benchmark: Any, paths: Iterable[str], limit: int | str = 0) 
                 unusable[path] = str(error)
     if not unusable:
         return unusable
-    said = f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
+    message = f"{listing(unusable.values())}\n{len(unusable)} of {len(paths)} videos cannot be used"
     if not benchmark.allow_missing and too_many(unusable, paths, limit):
-        raise DataError(f"{said}{_place(benchmark)}; {_packed(benchmark)}{over(limit, len(paths))}")
-    _say_once(f"{said}; the questions about them count as failed, the others are answered")
+        raise DataError(f"{message}{_place(benchmark)}; {_packed(benchmark)}{over(limit, len(paths))}")
+    _say_once(f"{message}; the questions about them count as failed, the others are answered")
     return unusable
 
 

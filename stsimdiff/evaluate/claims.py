@@ -175,11 +175,11 @@ class Claims:
             name: what is claimed.
             doing: what another process does that holds it, for the log.
         """
-        said = False
+        logged = False
         while (claim := self.take(name)) is None:
-            if not said:
+            if not logged:
                 log.info("another process %s; waiting for it", doing)
-            said = True
+            logged = True
             time.sleep(POLL_SECONDS)
         try:
             yield

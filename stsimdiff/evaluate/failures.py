@@ -56,8 +56,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = str(error).lower()
-    if isinstance(error, RuntimeError) and any(words in said for words in SAID_BY_ALLOCATORS):
+    message = str(error).lower()
+    if isinstance(error, RuntimeError) and any(words in message for words in SAID_BY_ALLOCATORS):
         return True
     return is_out_of_memory(error.__cause__)
 

@@ -237,8 +237,8 @@ class Guard:
                     "stored before this sample is right; leave this method out and start the same command again"
                 ) from failed
             if faults and (failed is None or not isinstance(failed, MethodFault)):
-                said = f"{name} {'; '.join(faults)}. The model and the process were put back as they were"
-                raise MethodFault(f"{said}; it had failed: {failed}" if failed else said) from failed
+                message = f"{name} {'; '.join(faults)}. The model and the process were put back as they were"
+                raise MethodFault(f"{message}; it had failed: {failed}" if failed else message) from failed
 
 
 def _of_a_sample(module: nn.Module, name: str) -> bool:

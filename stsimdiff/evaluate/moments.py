@@ -50,10 +50,10 @@ def with_moments(
             for q in questions
         ]
     known = getattr(benchmark.module(), "truth", None)
-    told = [known(question.document) if known else None for question in questions]
+    moments = [known(question.document) if known else None for question in questions]
     return [
         replace(question, moments=one[0], events=one[1]) if one else question
-        for question, one in zip(questions, told, strict=True)
+        for question, one in zip(questions, moments, strict=True)
     ]
 
 

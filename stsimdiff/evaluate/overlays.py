@@ -124,9 +124,9 @@ class Overlays:
 
 def overlay(question: str, trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
     """The question as the model read it, and :func:`reasons` with ``reason`` as base64 of zlib."""
-    told = reasons(trace, grid, picture)
-    packed = base64.b64encode(zlib.compress(told["reason"], 9)).decode()
-    return {"question": question, **told, "reason": packed}
+    stored = reasons(trace, grid, picture)
+    packed = base64.b64encode(zlib.compress(stored["reason"], 9)).decode()
+    return {"question": question, **stored, "reason": packed}
 
 
 def reasons(trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:

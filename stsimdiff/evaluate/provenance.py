@@ -23,7 +23,7 @@ def provenance(
         data: revision of the data.
         generation: what of the checkpoint and of the task decides greedy answers and their length.
     """
-    said = ", ".join(f"{name}={value}" for name, value in (generation or {}).items() if value)
+    settings = ", ".join(f"{name}={value}" for name, value in (generation or {}).items() if value)
     return {
         "versions": versions(PACKAGES) | {"python": platform.python_version()},
         "device": model["device"],
@@ -33,7 +33,7 @@ def provenance(
         "git": git_revision(),
         "seed": seed,
         "data": data,
-        "generation": said or None,
+        "generation": settings or None,
     }
 
 

@@ -64,8 +64,8 @@ class Question:
     @cached_property
     def digest(self) -> str:
         """12 hex digits of the question as it is put to a model, and of its right answer."""
-        said = [self.text, self.family, self.content]
-        text = json.dumps(said, sort_keys=True, default=str, ensure_ascii=True)
+        parts = [self.text, self.family, self.content]
+        text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=True)
         return fingerprint(text)
 
 

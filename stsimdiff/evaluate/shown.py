@@ -40,15 +40,15 @@ def read_shown(run_dir: Path) -> ShownRecord:
     """
     path = run_dir / FILE
     try:
-        said: Any = json.loads(path.read_text(encoding="utf-8"))
-        texts = [said["proposed"], *said["arms"], *said["arms"].values()]
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+        texts = [record["proposed"], *record["arms"], *record["arms"].values()]
     except FileNotFoundError:
         return ShownRecord()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}; remove it to go on without labels") from None
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path} holds something else than texts; remove it to go on without labels")
-    return ShownRecord(said["proposed"], said["arms"])
+    return ShownRecord(record["proposed"], record["arms"])
 
 
 def note_shown(run_dir: Path, proposed: str | None, labels: Mapping[str, str | None]) -> None:
@@ -69,9 +69,9 @@ def note_shown(run_dir: Path, proposed: str | None, labels: Mapping[str, str | N
             arms |= {
                 arm: known.arms.get(arm, "") if label is None else label for arm, label in labels.items()
             }
-            said = {"proposed": known.proposed if proposed is None else proposed, "arms": arms}
+            record = {"proposed": known.proposed if proposed is None else proposed, "arms": arms}
             # The order counts too.
-            if json.dumps(said) != json.dumps(vars(known)):
-                write_whole(run_dir / FILE, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+            if json.dumps(record) != json.dumps(vars(known)):
+                write_whole(run_dir / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"cannot write {run_dir / FILE}: {error.strerror or error}") from error

@@ -471,11 +471,11 @@ def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
-            said = f"holds no {name}"
+            problem = f"holds no {name}"
         else:
             given = clean(repr(first["input"]))
-            said = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
-        raise DataError(f"{place}: {said}; the file was changed or damaged") from None
+            problem = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
+        raise DataError(f"{place}: {problem}; the file was changed or damaged") from None
 
 
 def check_column(column: str, known: Iterable[str], place: str) -> None:
@@ -499,11 +499,11 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
     Raises:
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
-    said: list[str] = []
-    found, states, withdrawn = _read(folder, said, whole=True)
-    _warn(said)
+    problems: list[str] = []
+    found, states, withdrawn = _read(folder, problems, whole=True)
+    _warn(problems)
     if notes is not None:
-        notes += said
+        notes += problems
     counting = _counting(states, withdrawn)
     return {
         sample: (f"{file}:{number}", row)
@@ -662,12 +662,12 @@ def _parsed(path: Path, number: int, line: bytes) -> Row:
     except ValueError as error:
         raise DataError(f"{path}:{number}: not JSON ({error}); remove the line to go on") from None
     if not isinstance(row, dict):
-        said = f"a {type(row).__name__} where a stored answer was expected"
+        problem = f"a {type(row).__name__} where a stored answer was expected"
     elif not isinstance(row.get("id"), str):
-        said = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
+        problem = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
     else:
         return row
-    raise DataError(f"{path}:{number}: {said:.200}; remove the line to go on")
+    raise DataError(f"{path}:{number}: {problem:.200}; remove the line to go on")
 
 
 def strict_json(text: bytes | str) -> Any:

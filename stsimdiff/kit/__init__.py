@@ -69,9 +69,9 @@ def named_compressor(words: list[str]) -> Compressor:
 
     named = [word for word in words if "=" not in word]
     if len(named) != 1:
-        said = f"{len(named)} methods ({', '.join(named)})" if named else "no method"
+        which = f"{len(named)} methods ({', '.join(named)})" if named else "no method"
         raise ConfigError(
-            f"one method is checked at a time, got {said}; write my_module.Mine PARAMETER=VALUE"
+            f"one method is checked at a time, got {which}; write my_module.Mine PARAMETER=VALUE"
         )
     written = [word for word in words if "=" in word]
     try:

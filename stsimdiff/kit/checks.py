@@ -106,10 +106,10 @@ def _meets(case: CompressorCase, trace: Trace, kind: str, retention: float, what
     excused = max(1.0 if kind == "compute" else 0.5, case.tolerance * want) + 1e-6
     if abs(found - want) <= excused or (trace.final == 1 and want < 1):
         return
-    said = f"{found:.4g} of {trace.video} tokens" + (" a layer" if kind == "compute" else "")
+    kept = f"{found:.4g} of {trace.video} tokens" + (" a layer" if kind == "compute" else "")
     never = "" if trace.stages else "; no place returned a Selection"
     raise AssertionError(
-        f"{what} at budget={kind}, retention {retention:g}: {said} are left where {want:.4g} are allowed{never}; "
+        f"{what} at budget={kind}, retention {retention:g}: {kept} are left where {want:.4g} are allowed{never}; "
         "count with budget.keep(layout.grid.tokens, layout.layers, entering)"
     )
 
@@ -136,7 +136,7 @@ def question_is_not_read(case: CompressorCase) -> None:
     """What declares ``reads_question=False`` selects the same for two questions, on drawn attention and on a model."""
     if case.compressor.reads_question:
         raise CheckSkipped("reads the question, or does not say that it does not")
-    said = "another question gives another selection, so that no prefill can be shared; write reads_question = True"
+    message = "another question gives another selection, so that no prefill can be shared; write reads_question = True"
     features, layout = video("mixed", GRID), layout_for(GRID)
     other = dataclasses.replace(
         layout, length=layout.length + 9, question="and what is not shown", asked=None
@@ -144,7 +144,7 @@ def question_is_not_read(case: CompressorCase) -> None:
     places = lent.start(case.compressor, layout, case.budget).places
     if not places.attention and not places.reads:
         first, second = (fates(case.drive(features, one, case.budget)) for one in (layout, other))
-        assert first == second, said
+        assert first == second, message
     model = miniature("llava_video")
     prefix: Prefix | None = None
     logits: list[Tensor] = []
@@ -163,7 +163,7 @@ def question_is_not_read(case: CompressorCase) -> None:
     except (BudgetError, ConfigError) as error:
         raise CheckSkipped(f"refuses this model: {error}") from error
     off = float((logits[1] - logits[2]).abs().max() / logits[2].abs().max())
-    assert off < model.tolerance, f"{said} (logits differ by {off:.2g} of the largest)"
+    assert off < model.tolerance, f"{message} (logits differ by {off:.2g} of the largest)"
 
 
 def no_state_is_carried(case: CompressorCase) -> None:
@@ -335,11 +335,11 @@ def memory_is_small(case: CompressorCase) -> str:
     case.drive(features, layout, case.budget, wrap=wrap)
     size = features.numel() * features.element_size()
     copies, seconds = measured[0].peak / size, measured[0].seconds / copy
-    said = f"memory {copies:.1f} and time {seconds:.0f} copies of the token matrix ({len(features)} tokens)"
+    costs = f"memory {copies:.1f} and time {seconds:.0f} copies of the token matrix ({len(features)} tokens)"
     assert copies <= MOST_COPIES, (
-        f"{said}; at most {MOST_COPIES} in memory: make no matrix of all pairs of tokens"
+        f"{costs}; at most {MOST_COPIES} in memory: make no matrix of all pairs of tokens"
     )
-    return said
+    return costs
 
 
 def _families() -> dict[str, Callable[[CompressorCase], str | None]]:

@@ -58,13 +58,13 @@ def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
     name = type(compressor).__name__
     if raised is not None:
         where = own_frame(raised)
-        said = f"{name} fails on a synthetic video: {type(raised).__name__}: {raised}" + _line(where)
+        message = f"{name} fails on a synthetic video: {type(raised).__name__}: {raised}" + _line(where)
         # What the engine refuses breaks the contract; it was not raised in the user's code.
         if isinstance(raised, CERTAIN) or where is None:
             raise ConfigError(
-                f"{said}\npython -m stsimdiff check {arm.compressor['_target_']} says more"
+                f"{message}\npython -m stsimdiff check {arm.compressor['_target_']} says more"
             ) from raised
-        log.warning("%s; on the model's own tokens it may not", said)
+        log.warning("%s; on the model's own tokens it may not", message)
     changed = [f"changed {what}" for what in left]
     differ = changed_state(kept, state_of(compressor))
     changed += [f"changed {what}: what one video needs lies in its run" for what in differ]

@@ -51,8 +51,8 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
                 "--standalone --nproc_per_node N -m stsimdiff ..."
             )
     check_presence(configurations, passes)
-    if ranks().rank == 0 and (said := undrawn()):
-        log.warning(said)
+    if ranks().rank == 0 and (reasons := undrawn()):
+        log.warning(reasons)
 
     from stsimdiff.evaluate.run import run_arms  # these import torch, transformers and lmms-eval
     from stsimdiff.evaluate.shared import SharedModel
@@ -101,9 +101,9 @@ def make_report(settings: Settings) -> list[str]:
 
     published = publish(settings.folder, None, column=settings.breakdown)
     if published.refused:
-        said = "\n".join(published.refused)
+        text = "\n".join(published.refused)
         raise DataError(
-            f"{said}\nall answers are stored in {settings.folder}: free or repair the disk and start the same command "
+            f"{text}\nall answers are stored in {settings.folder}: free or repair the disk and start the same command "
             "again"
         )
     tell(published, Console(), full=settings.verbose)

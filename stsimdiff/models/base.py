@@ -376,8 +376,8 @@ class Family(ABC):
             ]
             # A template that takes no such talk says nothing of how a turn ends.
             with suppress(TemplateError, TypeError):
-                said = tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False)
-                ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+                chat = tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False)
+                ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
                 ends.update([id_ for id_ in ids if id_ in tokenizer.all_special_ids][-1:])
         if not ends:
             raise ConfigError(

@@ -141,10 +141,10 @@ def _check_map(model: Any, device_map: Mapping[str, Any]) -> None:
         if not any(part == "" or name == part or name.startswith(f"{part}.") for part in device_map)
     ]
     if unknown or left:
-        said = [f"there is no module {_listed(unknown)}"] if unknown else []
-        said += [f"it gives no device for {_listed(left)}"] if left else []
+        problems = [f"there is no module {_listed(unknown)}"] if unknown else []
+        problems += [f"it gives no device for {_listed(left)}"] if left else []
         raise ConfigError(
-            f"model.device_map does not fit {type(model).__name__}: {'; '.join(said)}; the modules at the top are "
+            f"model.device_map does not fit {type(model).__name__}: {'; '.join(problems)}; the modules at the top are "
             f"{', '.join(name for name in sorted(modules) if name.count('.') < 2 and name)}"
         )
 
@@ -154,12 +154,12 @@ def account(
 ) -> None:
     """Raise a :class:`ConfigError` that lists the weights which the checkpoint and the model do not share."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    said = [
+    problems = [
         f"{len(names)} {kind}: {_listed(names)}" for kind, given in kinds.items() if (names := sorted(given))
     ]
-    if said:
+    if problems:
         raise ConfigError(
-            f"the weights in {folder} are not those that its configuration asks for; {'; '.join(said)}"
+            f"the weights in {folder} are not those that its configuration asks for; {'; '.join(problems)}"
         )
 
 

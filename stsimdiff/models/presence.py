@@ -55,7 +55,7 @@ def absent(family: str, path: str | Path | None) -> list[str]:
         return []
     # NVILA's checkpoint is three checkpoints in folders of their own.
     parts = [folder, *sorted(file.parent for file in folder.glob("*/config.json"))]
-    found = [f"{file} is {said}" for part in parts for file in _texts(part) if (said := stand_in(file))]
+    found = [f"{file} is {pointer}" for part in parts for file in _texts(part) if (pointer := stand_in(file))]
     config = _read(folder / "config.json")
     if found or config is None:
         return found or [f"{folder / 'config.json'} holds no configuration: {fetching(family, str(folder))}"]
@@ -164,18 +164,18 @@ def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | Non
     alone = not original and not converted and any(name.endswith("ForCausalLM") for name in named)
     what = f"{folder} holds a {kind!r} checkpoint{f' ({named[0]})' if named else ''}"
     if alone:
-        said = f"{what}, a language model alone, without a vision tower"
+        problem = f"{what}, a language model alone, without a vision tower"
     elif converted and row.original:
-        said = f"{what} in the converted form (-hf); model.family={family} reads the original one"
+        problem = f"{what} in the converted form (-hf); model.family={family} reads the original one"
     elif original and not row.original:
-        said = f"{what} in its original form; model.family={family} reads the converted one"
+        problem = f"{what} in its original form; model.family={family} reads the converted one"
     else:
-        said = f"{what}; model.family={family} reads {' or '.join(row.types)}"
+        problem = f"{what}; model.family={family} reads {' or '.join(row.types)}"
     others = [
         name for name, one in FAMILIES.items() if kind in one.types and name != family and kind != "llava"
     ]
     hint = f"model={others[0]} reads this one, or " if others and not alone else ""
-    return f"{said}: {hint}{fetching(family)}"
+    return f"{problem}: {hint}{fetching(family)}"
 
 
 def _quantised(family: str, folder: Path, parts: list[Path]) -> list[str]:
@@ -220,15 +220,15 @@ def _damaged(folder: Path, again: str) -> list[str]:
         found.append(f"{folder} lacks {shown}, which its index names; {again}")
     whole = {"model.safetensors"} & files or files
     for name in sorted((named or whole) - set(lost)):
-        if said := _cut(folder / name):
-            found.append(f"{folder / name} {said}; {again}")
+        if damage := _cut(folder / name):
+            found.append(f"{folder / name} {damage}; {again}")
     return found
 
 
 def _cut(file: Path) -> str | None:
     """What is wrong with a safetensors file by its head and size; ``None``: nothing."""
-    if said := stand_in(file):
-        return f"is {said}"
+    if pointer := stand_in(file):
+        return f"is {pointer}"
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -76,15 +76,15 @@ class TokenLimits:
         """
         names = ("min_frame_tokens", "max_frame_tokens", "max_video_tokens")
         values: list[Any] = [options.get(name) for name in names]
-        said = ", ".join(f"model.{name}={value}" for name, value in zip(names, values, strict=True))
+        keys = ", ".join(f"model.{name}={value}" for name, value in zip(names, values, strict=True))
         if all(value is None for value in values):
             return None
         if any(value is None for value in values):
             raise ConfigError(
-                f"{said.replace('None', 'null')}: give all three, or null for all to take the checkpoint's own limits"
+                f"{keys.replace('None', 'null')}: give all three, or null for all to take the checkpoint's own limits"
             )
         if values[0] > values[1]:
-            raise ConfigError(f"{said}: a frame's minimum is above its maximum; lower model.min_frame_tokens")
+            raise ConfigError(f"{keys}: a frame's minimum is above its maximum; lower model.min_frame_tokens")
         return cls(*values)
 
     def pixels(self, frames: int, factor: int, temporal: int) -> tuple[int, int]:

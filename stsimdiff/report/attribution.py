@@ -116,13 +116,13 @@ class Attribution:
 
     def sentence(self) -> str:
         """The counts in one sentence."""
-        told = []
+        clauses = []
         for change, word in ((LOST, "wrong"), (GAINED, "right")):
             causes = self.causes(change)
             why = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
-            told.append(f"{causes.total()} turned {word}{f' ({why})' if why else ''}")
+            clauses.append(f"{causes.total()} turned {word}{f' ({why})' if why else ''}")
         place = f"{self.label} at {100 * self.retention:.4g} % ({self.budget})"
-        return f"{place}, of {self.n} questions against all tokens: {'; '.join(told)}."
+        return f"{place}, of {self.n} questions against all tokens: {'; '.join(clauses)}."
 
 
 def undoes(change: str, right: bool) -> bool:

@@ -120,9 +120,9 @@ def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[Brea
 
 def _values(about: pd.DataFrame, column: str, place: str) -> dict[str, list[int]]:
     """The places of the questions by value, sorted."""
-    told = [dict(one) if isinstance(one, dict) else {} for one in about["columns"]]
-    check_column(column, {name for one in told for name in one}, place)
-    held = about[column].tolist() if column in OWN else [one.get(column) for one in told]
+    columns = [dict(one) if isinstance(one, dict) else {} for one in about["columns"]]
+    check_column(column, {name for one in columns for name in one}, place)
+    held = about[column].tolist() if column in OWN else [one.get(column) for one in columns]
     numbers = sorted(
         value for value in held if isinstance(value, (int, float)) and not isinstance(value, bool)
     )
@@ -153,14 +153,14 @@ def files(parts: Sequence[BreakdownRow], run: str) -> dict[str, str | None]:
     """``breakdown.md`` and ``breakdown.csv`` by name; None where nothing was broken down."""
     if not parts:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
-    said = [f"# {escaped(run)}: accuracy by {escaped(parts[0].column)}", escaped(MEANING)]
+    blocks = [f"# {escaped(run)}: accuracy by {escaped(parts[0].column)}", escaped(MEANING)]
     for title, cells in tables(parts):
-        said += [f"## {escaped(title)}", text.markdown(cells)]
+        blocks += [f"## {escaped(title)}", text.markdown(cells)]
     frame = pd.DataFrame(
         [{k: v for k, v in vars(part).items() if k not in ("arm", "method")} for part in parts]
     )
     return {
-        f"{NAME}.md": "\n\n".join(said) + "\n",
+        f"{NAME}.md": "\n\n".join(blocks) + "\n",
         f"{NAME}.csv": csv(frame.rename(columns={"label": "method"})),
     }
 

@@ -137,7 +137,7 @@ def _decoding(section: Section) -> bool:
 
 def marks(row: Row) -> str:
     """What a reader must know of a row before comparing it, in a few words."""
-    said = {
+    marked = {
         "best": row.best,
         "second": row.second,
         "off budget": row.missed,
@@ -146,7 +146,7 @@ def marks(row: Row) -> str:
         f"{row.n_failed} failed": row.n_failed,
         "no answers": not row.n,
     }
-    return ", ".join(word for word, holds in said.items() if holds)
+    return ", ".join(word for word, holds in marked.items() if holds)
 
 
 OVERALL = Column("overall", "overall %")

@@ -427,8 +427,8 @@ def _macro(families: dict[str, float]) -> float:
 def _benchmark_line(arm: StoredArm, name: str) -> str:
     benchmark = arm.record["benchmark"]
     chance = benchmark.get("chance")
-    said = f"Benchmark {name}: {one_line(benchmark.get('note') or 'no note stored')}"
-    return said if chance is None else f"{said.rstrip('.')}. Chance is {chance:.1f} %."
+    line = f"Benchmark {name}: {one_line(benchmark.get('note') or 'no note stored')}"
+    return line if chance is None else f"{line.rstrip('.')}. Chance is {chance:.1f} %."
 
 
 def _protocol_line(arm: StoredArm) -> str:

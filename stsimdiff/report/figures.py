@@ -210,9 +210,9 @@ def thresholds(section: Section, stored: StoredRun) -> Figure | None:
         for y, x in np.ndindex(found.accuracy.shape):
             value = found.accuracy[y, x]
             dark = math.isnan(value) or value < (low + high) / 2
-            said = "–" if math.isnan(value) else f"{value:.1f}"
+            text = "–" if math.isnan(value) else f"{value:.1f}"
             colour = "black" if math.isnan(value) or not dark else "white"
-            axes.text(x, y, said, ha="center", va="center", color=colour)
+            axes.text(x, y, text, ha="center", va="center", color=colour)
         axes.set_xticks(range(len(found.similar)), found.similar)
         axes.set_yticks(range(len(found.different)), found.different)
         axes.set_xlabel(greek(found.names[0]))

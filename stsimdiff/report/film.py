@@ -110,10 +110,10 @@ def _words(
     """The lines below a frame: the arm, the frame, and how many of its tokens have which reason."""
     counts = np.bincount(frame_codes(taken, number).ravel(), minlength=256)
     reasons = sorted(taken.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
-    said = [(f"{name} {counts[int(code)]}", _colour(taken, name)) for code, name in reasons]
+    counted = [(f"{name} {counts[int(code)]}", _colour(taken, name)) for code, name in reasons]
     place = f"frame {number + 1} of {len(seconds)}, {seconds[number]:.1f} s"
     lines = [[(word, "")] for word in _wrapped(taken.name, font, room)]
-    return lines + [[(place, "")]] + _filled(said, font, room)
+    return lines + [[(place, "")]] + _filled(counted, font, room)
 
 
 def _wrapped(text: str, font: Font, room: int) -> list[str]:

@@ -67,13 +67,13 @@ def all_but_code(arm: StoredArm) -> tuple[Any, ...]:
 
 def _questions(arm: StoredArm) -> list[str]:
     benchmark = arm.record["benchmark"]
-    said = {"revision": "data", "code": "task's code"}
+    headings = {"revision": "data", "code": "task's code"}
     parts = []
     for name in QUESTIONS:
         value = benchmark.get(name)
         if name == "decoder" and value in EXACT:
             value = "exact"
-        parts.append(f"{said.get(name, name)} {'unknown' if value is None else one_line(str(value))}")
+        parts.append(f"{headings.get(name, name)} {'unknown' if value is None else one_line(str(value))}")
     return parts
 
 

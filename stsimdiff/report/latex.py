@@ -74,7 +74,7 @@ def _threeparttable(sections: Sequence[Section], chosen: Sequence[str]) -> str:
     counted = ", ".join(
         f"{max(row.n for row in section.rows)} of {section.benchmark}" for section in sections
     )
-    said = [
+    sentences = [
         f"{first.model}, budget of kind {first.budget}. Accuracy in %; best bold, second underlined. "
         f"Questions: {counted}.",
         *(section.about[0] for section in sections if section.about),
@@ -86,7 +86,7 @@ def _threeparttable(sections: Sequence[Section], chosen: Sequence[str]) -> str:
             r"\footnotesize\setlength{\tabcolsep}{3pt}",
             text.latex(cells),
             r"\begin{tablenotes}[flushleft]",
-            *(rf"\item {tex(note)}" for note in dict.fromkeys(said)),
+            *(rf"\item {tex(note)}" for note in dict.fromkeys(sentences)),
             *(rf"\item[{letter}] {tex(note)}" for note, letter in notes.items()),
             r"\end{tablenotes}",
             r"\end{threeparttable}",
@@ -96,12 +96,12 @@ def _threeparttable(sections: Sequence[Section], chosen: Sequence[str]) -> str:
 
 def _remarks(row: Row) -> list[str]:
     """What a reader must know of a row before comparing its numbers."""
-    said = [f"{FAULTS[row.fault].capitalize()}."] if row.fault else []
+    sentences = [f"{FAULTS[row.fault].capitalize()}."] if row.fault else []
     if row.missed:
-        said.append(
+        sentences.append(
             f"Off its budget by more than {100 * TOLERANCE:.0f} % (relative, mean over the questions)."
         )
-    return said
+    return sentences
 
 
 def _layout(sections: Sequence[Section], chosen: Sequence[str], notes: dict[str, str]) -> Cells:

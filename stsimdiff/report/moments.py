@@ -142,11 +142,11 @@ def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> Moment
     share = answered["share"].to_numpy(dtype=float)
     videos = clusters(answered["video"])
     kept = share >= HALF
-    told = answered["moment"].tolist()
-    tokens = "event" if any(one["video"]["event"]["tokens"] for one in told) else "kept"
+    moments = answered["moment"].tolist()
+    tokens = "event" if any(one["video"]["event"]["tokens"] for one in moments) else "kept"
     measures = {
         f"{head}{name}": _mean(
-            np.array([_divided(*counts(one[truth], one[truth][tokens])) for one in told]), videos
+            np.array([_divided(*counts(one[truth], one[truth][tokens])) for one in moments]), videos
         )
         for truth, head in TRUTHS.items()
         for name, counts in MEASURES.items()
@@ -181,7 +181,7 @@ def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
     """``moments.md`` and ``moments.csv`` by name; None where no stored answer knows its moment."""
     if not found:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
-    said = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
+    blocks = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
     sections: dict[str, list[MomentRow]] = {}
     for one in found:
         if one.family == ALL:
@@ -189,9 +189,9 @@ def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
             sections.setdefault(place, []).append(one)
     for title, held in sections.items():
         n = max(one.n for one in held if one.arm)
-        said += [f"## {escaped(title)}", f"{n} questions with a moment.", text.markdown(_cells(held))]
+        blocks += [f"## {escaped(title)}", f"{n} questions with a moment.", text.markdown(_cells(held))]
     return {
-        f"{NAME}.md": "\n\n".join(said) + "\n",
+        f"{NAME}.md": "\n\n".join(blocks) + "\n",
         f"{NAME}.csv": csv(pd.DataFrame([one.line() for one in found])),
     }
 

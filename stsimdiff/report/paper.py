@@ -130,15 +130,15 @@ def retained(rows: Sequence[Row], benchmark: str) -> str | None:
     if whole is None or not whole.overall or not beside:
         return None
     theirs = printed_all_tokens(benchmark)
-    said = []
+    sentences = []
     for row in beside:
         own, printed = 100 * row.overall / whole.overall, 100 * row.paper / theirs
-        said.append(
+        sentences.append(
             f"{row.label} at {100 * row.retention:.4g} % {own:.1f} and {printed:.1f} ({own - printed:+.1f})"
         )
     return (
         "Accuracy retained, in percent of the all-token row, ours and the paper's, which took its all-token row "
-        f"({theirs:.1f}) from the model's authors: {'; '.join(said)}."
+        f"({theirs:.1f}) from the model's authors: {'; '.join(sentences)}."
     )
 
 
@@ -163,14 +163,14 @@ def for_information(model: str, benchmark: str) -> str | None:
         (others["model"] == name) & (others["benchmark"].map(plain) == plain(benchmark))
     ].to_dict("records"):
         found.append((line["method"], line["value"], line["source"]))
-    said = [
+    sources = [
         f"{of} {'not published' if value is None or value != value else f'{value:.1f}'} ({source})"
         for of, value, source in found
     ]
     listed = (
-        f"For information, as their protocols are not published, accuracies of {name}: {'; '.join(said)}."
+        f"For information, as their protocols are not published, accuracies of {name}: {'; '.join(sources)}."
     )
-    return listed if said else None
+    return listed if sources else None
 
 
 def printed_all_tokens(benchmark: str) -> float:
@@ -216,25 +216,25 @@ def baseline_gate(protocol: Mapping[str, Any], model: str, benchmark: str, row: 
             protocol.get("unknown") or f"no all-token accuracy on {benchmark} is published in protocol {name}"
         )
         return Gate(False, f"Baseline gate OPEN: {why}.")
-    said = f"the all-token accuracy published in protocol {name} is {published:.1f}"
+    line = f"the all-token accuracy published in protocol {name} is {published:.1f}"
     if protocol.get("remeasured") is not None:
-        said += f" (others measured {protocol['remeasured']:.1f})"
+        line += f" (others measured {protocol['remeasured']:.1f})"
     if protocol.get("changed"):
         changed = " ".join(protocol["changed"])
-        return Gate(False, f"Baseline gate OPEN: {said}; this run changed {changed}: not the same setting.")
+        return Gate(False, f"Baseline gate OPEN: {line}; this run changed {changed}: not the same setting.")
     if row is None or not row.n:
         return Gate(
-            False, f"Baseline gate OPEN: {said}, this run has no all-token answers: no comparison yet."
+            False, f"Baseline gate OPEN: {line}, this run has no all-token answers: no comparison yet."
         )
     ours = f"ours is {row.overall:.1f} ({row.ci_low:.1f} to {row.ci_high:.1f})"
     if row.n < _WHOLE * _QUESTIONS.get(benchmark, 0):
         few = f"on only {row.n} of {_QUESTIONS[benchmark]} questions"
-        return Gate(False, f"Baseline gate OPEN: {said}, {ours} {few}: no comparison yet.")
+        return Gate(False, f"Baseline gate OPEN: {line}, {ours} {few}: no comparison yet.")
     apart = abs(row.overall - published)
     if apart > protocol["tolerance"] + 1e-9:
         return Gate(
             False,
-            f"Baseline gate MISSED: {said}, {ours}, {apart:.1f} points apart: a comparison with published numbers does "
+            f"Baseline gate MISSED: {line}, {ours}, {apart:.1f} points apart: a comparison with published numbers does "
             "not hold.",
         )
-    return Gate(True, f"Baseline gate met: {said}, {ours}.")
+    return Gate(True, f"Baseline gate met: {line}, {ours}.")

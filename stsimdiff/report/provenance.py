@@ -23,8 +23,8 @@ def provenance(records: Sequence[Mapping[str, Any]], scored: bool = True) -> str
         if len(values) > 1:
             differing.append(name)
     done = "Scored" if scored else "Asked"
-    said = f"{done} by lmms-eval's task functions. {', '.join(parts) or 'No provenance stored'}."
-    return f"{said} ROWS DIFFER in {', '.join(differing)}." if differing else said
+    sentence = f"{done} by lmms-eval's task functions. {', '.join(parts) or 'No provenance stored'}."
+    return f"{sentence} ROWS DIFFER in {', '.join(differing)}." if differing else sentence
 
 
 def _flat(stored: Mapping[str, Any]) -> dict[str, str]:

@@ -45,16 +45,16 @@ def files(lines: Sequence[dict[str, Any]], run: str) -> dict[str, str | None]:
     """``reasons.md`` and ``reasons.csv`` by name; None where no stored answer knows its reasons."""
     if not lines:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
-    said = [f"# {escaped(run)}: why video tokens stayed", escaped(MEANING)]
+    blocks = [f"# {escaped(run)}: why video tokens stayed", escaped(MEANING)]
     sections: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
         sections.setdefault(tuple(line[name] for name in PLACE[:3]), []).append(line)
     for (model, benchmark, budget), held in sections.items():
-        said += [
+        blocks += [
             f"## {escaped(f'{model} on {benchmark}, budget of kind {budget}')}",
             text.markdown(_cells(held)),
         ]
-    return {f"{NAME}.md": "\n\n".join(said) + "\n", f"{NAME}.csv": csv(pd.DataFrame(lines).fillna(0.0))}
+    return {f"{NAME}.md": "\n\n".join(blocks) + "\n", f"{NAME}.csv": csv(pd.DataFrame(lines).fillna(0.0))}
 
 
 def _cells(lines: Sequence[dict[str, Any]]) -> Cells:

@@ -113,10 +113,10 @@ def pair_line(pair: Pair) -> list[Cell]:
 
 def difference_line(pair: Pair) -> str:
     """A comparison in a sentence: ``a minus b: +1.2 points (-0.3 to 2.7), Holm p 0.120: better``."""
-    said = dict(zip(PAIR_HEADS, (cell.text for cell in pair_line(pair)), strict=True))
+    cells = dict(zip(PAIR_HEADS, (cell.text for cell in pair_line(pair)), strict=True))
     return (
-        f"{pair.method} minus {pair.against}: {said['points']} points ({said['95 % interval']}), "
-        f"Holm p {said['Holm p']}: {pair.verdict}"
+        f"{pair.method} minus {pair.against}: {cells['points']} points ({cells['95 % interval']}), "
+        f"Holm p {cells['Holm p']}: {pair.verdict}"
     )
 
 

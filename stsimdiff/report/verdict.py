@@ -161,8 +161,8 @@ def _spending(tied: Sequence[Row], median: float) -> str:
     if not any(_ratio(row, median) for row in tied):
         return ""
     spent = [_times(row, median) for row in tied]
-    said = _listed(spent) if len(tied) <= FEW else f"{spent[0].removesuffix(' times')} to {spent[-1]}"
-    return f", at {said} the block's median compute"
+    multiples = _listed(spent) if len(tied) <= FEW else f"{spent[0].removesuffix(' times')} to {spent[-1]}"
+    return f", at {multiples} the block's median compute"
 
 
 def _at_equal_compute(rows: Sequence[Row], best: Row, median: float) -> list[str]:

@@ -119,7 +119,7 @@ class _Page:
         """A hash of everything that is logged."""
         samples = None if self.samples is None else self.samples.to_csv(index=False)
         files = {name: sha256(path) for name, path in self.files.items()}
-        told = [
+        logged = [
             self.config,
             self.name,
             self.kind,
@@ -130,7 +130,7 @@ class _Page:
             samples,
             files,
         ]
-        return fingerprint(told, digits=64)
+        return fingerprint(logged, digits=64)
 
     def size(self) -> int:
         """Bytes that it may take on the disk."""
@@ -277,11 +277,11 @@ def _samples(rows: pd.DataFrame) -> pd.DataFrame:
 def _logged(page: _Page, run_dir: Path, project: str, mode: str) -> str | None:
     """The place that the arm's marker names, if this very content is there; else None."""
     try:
-        told = json.loads((page.folder / MARKER).read_text(encoding="utf-8"))
-        place = told.pop("place")
+        marker = json.loads((page.folder / MARKER).read_text(encoding="utf-8"))
+        place = marker.pop("place")
     except (OSError, ValueError, KeyError):
         return None  # never logged, or cut off while the marker was written
-    if told != {"content": page.content(), "project": project, "mode": mode}:
+    if marker != {"content": page.content(), "project": project, "mode": mode}:
         return None
     return place if mode == "online" or (run_dir / "wandb" / place).is_dir() else None
 
@@ -294,8 +294,8 @@ def _mark(page: _Page, run_dir: Path, place: str, target: Mapping[str, str]) -> 
     for folder in (run_dir / "wandb").glob(f"offline-run-*-{_run_id(page, run_dir)}*"):
         if folder.name != place:
             shutil.rmtree(folder, ignore_errors=True)
-    told = {"content": page.content(), **target, "place": place}
-    write_whole(page.folder / MARKER, json.dumps(told, indent=1) + "\n")
+    marker = {"content": page.content(), **target, "place": place}
+    write_whole(page.folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
 
 @contextmanager
@@ -359,12 +359,12 @@ def _uid(run_dir: Path) -> str:
         OSError: when it cannot be written.
     """
     file, here = run_dir / UID, str(run_dir.resolve())
-    told = _told(file)
-    if told is not None and told["folder"] == here:
-        return told["uid"]
-    origin = Path(told["folder"]) / UID if told else None
-    moved = origin is not None and _told(origin) != told
-    found = {"uid": told["uid"] if told and moved else secrets.token_hex(16), "folder": here}
+    known = _told(file)
+    if known is not None and known["folder"] == here:
+        return known["uid"]
+    origin = Path(known["folder"]) / UID if known else None
+    moved = origin is not None and _told(origin) != known
+    found = {"uid": known["uid"] if known and moved else secrets.token_hex(16), "folder": here}
     write_whole(file, json.dumps(found) + "\n")
     # Of several processes the last one decides for all.
     return (_told(file) or found)["uid"]

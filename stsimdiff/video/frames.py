@@ -222,8 +222,8 @@ def check_file(path: str | Path) -> Path:
         raise VideoError(f"video {file} is not a file")
     if file.stat().st_size == 0:
         raise VideoError(f"video {file} is empty (0 bytes)")
-    if said := stand_in(file):
-        raise VideoError(f"video {file} is {said}")
+    if pointer := stand_in(file):
+        raise VideoError(f"video {file} is {pointer}")
     return file
 
 

@@ -183,12 +183,12 @@ def lengths(file: Path) -> tuple[float, float]:
 
     reached = 0.0
     with opened(file) as (container, stream):
-        said = _expected(container, stream)
+        expected = _expected(container, stream)
         # The end of what can be read is what was asked for.
         with suppress(av.FFmpegError):
             for packet in container.demux():
                 reached = max(reached, _end(packet))
-    return reached, said
+    return reached, expected
 
 
 def check_ends(file: Path) -> None:
@@ -227,8 +227,11 @@ def _look(file: Path, back: float | None) -> tuple[bool, float, float]:
     for any_packet in (False, True):
         seen, begun, reached = False, any_packet, 0.0
         with opened(file) as (container, stream):
-            said = _expected(container, stream)
-            end = said or float((stream.start_time or 0) * stream.time_base) + (container.duration or 0) / 1e6
+            expected = _expected(container, stream)
+            end = (
+                expected
+                or float((stream.start_time or 0) * stream.time_base) + (container.duration or 0) / 1e6
+            )
             if back is not None and back < end:
                 # Where no jump can be made, it is read from its start.
                 with suppress(av.FFmpegError):
@@ -244,7 +247,7 @@ def _look(file: Path, back: float | None) -> tuple[bool, float, float]:
             seen = seen or (begun and bool(stream.codec_context.decode(None)))
         if seen:
             break
-    return seen, reached, said
+    return seen, reached, expected
 
 
 def _end(packet: Any) -> float:

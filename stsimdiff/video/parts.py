@@ -58,9 +58,9 @@ class Part:
         return cls(Path(found["file"]), start, end, fps)
 
     def __str__(self) -> str:
-        said = [f"t={self.start!r},{self.end!r}"] if self.start is not None else []
-        said += [f"fps={self.fps!r}"] if self.fps is not None else []
-        return f"{self.file}#{'&'.join(said)}" if said else str(self.file)
+        parts = [f"t={self.start!r},{self.end!r}"] if self.start is not None else []
+        parts += [f"fps={self.fps!r}"] if self.fps is not None else []
+        return f"{self.file}#{'&'.join(parts)}" if parts else str(self.file)
 
     def frames(self, total: int, rate: float) -> tuple[int, int]:
         """The first frame of the part and how many it has, of ``total`` with ``rate`` a second.

@@ -152,8 +152,8 @@ def the_questions_tokens_are_known(case: FamilyCase) -> None:
         table = family.model.get_input_embeddings().weight
         rows = case.prompt.inputs["inputs_embeds"][0].to(table)[layout.asked]
         ids = torch.stack([(table - row).abs().sum(1).argmin() for row in rows])
-    said = family.tokenizer.decode(ids).strip()
-    assert said == TEXT, f"the tokens of layout.asked hold {said!r}, the question is {TEXT!r}"
+    text = family.tokenizer.decode(ids).strip()
+    assert text == TEXT, f"the tokens of layout.asked hold {text!r}, the question is {TEXT!r}"
 
 
 def placeholders_in_a_question_are_refused(case: FamilyCase) -> None:
