@@ -190,7 +190,7 @@ def test_tokens_of_a_moment_are_counted_in_time_and_in_place() -> None:
 
 def test_moments_of_the_clips_lie_where_their_things_are_drawn() -> None:
     """Held to pixels: a cell that is half covered belongs to it, one that is hardly touched does not."""
-    picture, times = Picture(2, 8, 8, 8), [frame / 2 for frame in range(FRAMES)]
+    picture, times = Picture(2, 8, 8, 8), tuple(frame / 2 for frame in range(FRAMES))
     for video, world, asked in dataset.clips(24):
         for question in asked:
             told = truth(dataset.row(video, question))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +119,21 @@ def entry(
     found = {"kept": codes != int(Reason.DROPPED), "event": codes == int(Reason.EVENT)}
     return {
         "moment": {
-            truth: _counted(covered(moments, grid.frames, picture, times), found)
+            truth: _counted(covered(moments, grid.frames, picture, tuple(times)), found)
             for truth, moments in (("question", question.moments), ("video", question.events))
         }
     }
 
 
-def covered(moments: Moments, rows: int, picture: Picture, times: Sequence[float]) -> Mask:
-    """``(rows, height, width)``: which cells of which row in time belong to the moments."""
+@lru_cache(maxsize=256)
+def covered(moments: Moments, rows: int, picture: Picture, times: tuple[float, ...]) -> Mask:
+    """``(rows, height, width)``: which cells of which row in time belong to the moments; the same for every arm."""
     mask = np.zeros((rows, picture.height, picture.width), dtype=bool)
     for moment in moments:
         shown = [n // picture.frames for n, time in enumerate(times) if moment.start <= time <= moment.end]
         down, across = cells(moment.box, picture.height, picture.width)
         mask[sorted({*shown}), down.start : down.stop, across.start : across.stop] = True
+    mask.flags.writeable = False
     return mask
 
 
