@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ def fingerprint(*things: Any, digits: int = 12) -> str:
 def complete(path: Path) -> Iterator[Path]:
     """A temporary path beside a file, of the same suffix, that takes the file's place where the block ends without an
     error; else it is removed, and the file is as it was."""
-    # Processes of several machines may write one folder.
-    temporary = path.with_name(f".{socket.gethostname()}.{os.getpid()}.{path.name}")
+    # Threads, and processes of several machines, may write one folder.
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    temporary = path.with_name(f".{writer}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

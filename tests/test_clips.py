@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -295,11 +295,9 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_two_builds_at_once(tmp_path):
-    threads = [threading.Thread(target=clips.build, args=(tmp_path,), kwargs={"videos": 4}) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as two:
+        for built in [two.submit(clips.build, tmp_path, videos=4) for _ in range(2)]:
+            built.result()
     assert len(list((tmp_path / "videos").iterdir())) == 4
     assert len((tmp_path / "questions.jsonl").read_text(encoding="utf-8").splitlines()) == 28
 
