@@ -170,6 +170,8 @@ def short(line: str, folders: Path) -> str:
     )
     if re.match(r"make (reproduce-table|compare|sweep)\b", line):
         return f"{line} PROCESSES=1{'' if 'LIMIT=' in line else f' LIMIT={LIMIT}'}"
+    if re.match(r"make efficiency\b(?!.*ARGS=)", line):
+        return f'{line} ARGS="--questions 1 --repeats 3"'
     asked = re.search(r"-m stsimdiff (\S+)", line)
     if asked and asked[1] not in COMMANDS and "=" in line and "plan=true" not in line:
         line += " logger=none" + ("" if " limit=" in line else f" limit={LIMIT}")

@@ -94,6 +94,8 @@ def test_commands_are_shortened(tmp_path: Path) -> None:
     assert short == "make reproduce-table LIMIT=3 PROCESSES=1"
     assert documented.short("make compare LIMIT=112", tmp_path) == "make compare LIMIT=4 PROCESSES=1"
     assert documented.short("make compare", tmp_path) == "make compare PROCESSES=1 LIMIT=4"
+    short = documented.short("make efficiency", tmp_path)
+    assert short == 'make efficiency ARGS="--questions 1 --repeats 3"'
     assert documented.short("python -m lmms_eval --limit 112", tmp_path) == "python -m lmms_eval --limit 4"
     run = documented.short("python -m stsimdiff -m compressor=random run=x", tmp_path)
     assert run == "python -m stsimdiff -m compressor=random run=x logger=none limit=4"
