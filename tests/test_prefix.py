@@ -164,6 +164,30 @@ def test_another_beginning_is_prefilled_whole() -> None:
     assert torch.equal(logits, running.generate(changed, Run(), forced=tokens)[0])
 
 
+def test_a_question_that_shares_fewer_layers_is_prefilled_whole() -> None:
+    """A run that reads more tokens than stand behind the video of a short prompt: that layer's reads differ then."""
+    case = checks.miniature("llava_video")
+    longer = replace(case, prompt=case.family.prompt(case.video, OTHER, sample="kit"))
+    behind = [one.prompt.layout.length - int(one.prompt.layout.video[-1]) - 1 for one in (case, longer)]
+    assert behind[0] < behind[1]
+
+    class Many(Early):
+        def start(self, layout, budget):
+            one = _EarlyRun(layout, budget)
+            one.places = Places(True, frozenset({2}), attention=frozenset({1}), queries=behind[1])
+            return one
+
+    decoder, method, prefix = case.family.decoder, Many(), None
+    for one, layers, continued in ((longer, 2, False), (case, 1, False), (case, 1, True), (longer, 2, False)):
+        layout = one.prompt.layout
+        expected, tokens, _ = running.generate(one, lent.start(method, layout, Budget("tokens", 0.4)))
+        engine = SharedPrefix(decoder, lent.start(method, layout, Budget("tokens", 0.4)), layout, prefix)
+        logits, _, _ = running.generate(one, engine, forced=tokens)
+        prefix = engine.prefix
+        assert prefix is not None and (len(prefix.layers), engine.continued) == (layers, continued)
+        assert float((logits - expected).abs().max()) < 1e-5
+
+
 def test_what_cannot_be_shared_leaves_no_prefix() -> None:
     case = checks.miniature("llava_video")
     layout = case.prompt.layout

@@ -99,7 +99,7 @@ class Compression:
                 self._hook(layer.register_forward_pre_hook(self._before(number), with_kwargs=True))
                 if number in places.between:
                     self._split(number, layer)
-                if number in places.attention and not at_entry(places.queries):
+                if number in places.attention and not _at_entry(places.queries):
                     self._undo.append(probe(layer.self_attn, self._receive))
                 if number in places.watched:
                     self._undo.append(probe(layer.self_attn, self._decoding.receive(number)))
@@ -182,7 +182,7 @@ class Compression:
 
     def _before(self, number: int) -> Callable[..., Any]:
         places = self.run.places
-        read = at_entry(places.queries) if number in places.attention else None
+        read = _at_entry(places.queries) if number in places.attention else None
 
         def hook(layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
             if not self._active:
@@ -455,7 +455,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def at_entry(queries: str | int | Read) -> Read | None:
+def _at_entry(queries: str | int | Read) -> Read | None:
     """A read that is made of what enters a layer; ``None`` for one of the layer's attention as it runs."""
     return queries if isinstance(queries, Read) and (queries.coming or not queries.rotary) else None
 

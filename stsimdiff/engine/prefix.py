@@ -20,9 +20,9 @@ from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs, at_entry
+from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs
 from stsimdiff.engine.slicing import SLICED
-from stsimdiff.engine.view import LayerInput, rows_read
+from stsimdiff.engine.view import rows_read
 from stsimdiff.tokens import Layout, Read
 from stsimdiff.trace import Trace
 
@@ -106,7 +106,9 @@ class SharedPrefix(Compression):
         if self._cache is None or attention not in MASKED or end == self.layout.length:
             self._shared = 0
         if self._shared and self.prefix is not None:
-            self._continuing = self.continued = self.prefix.begins(embeds, positions)
+            # A text that is shorter than what the run reads of it shares one layer less.
+            fits = len(self.prefix.layers) == self._shared
+            self._continuing = self.continued = fits and self.prefix.begins(embeds, positions)
         return begun
 
     @override
@@ -155,11 +157,11 @@ class SharedPrefix(Compression):
                     # What the run knows of the video when it is asked again.
                     whole(layer, (hidden, *args[1:]), kwargs)
                 hidden = hidden[:, self._end_of_video :]
+            elif reads:
+                assert self.prefix.entered is not None
+                entered = torch.cat([self.prefix.entered.to(hidden.device), hidden], dim=1)
+                whole(layer, (entered, *args[1:]), kwargs)
             else:
-                if reads:
-                    assert self.prefix.entered is not None
-                    whole_hidden = torch.cat([self.prefix.entered.to(hidden.device), hidden], dim=1)
-                    self._read_at_entry(number, self._entered(layer, whole_hidden, kwargs))
                 self._decoding.enter(self._raster, self._video_rows)
             return (hidden, *args[1:]), self._suffix(number, hidden, kwargs)
 
@@ -170,15 +172,6 @@ class SharedPrefix(Compression):
         whole = super()._after(number)
         # What comes after the video gets none of its features.
         return lambda layer, args, hidden: None if self._continuing else whole(layer, args, hidden)
-
-    def _read_at_entry(self, number: int, entered: LayerInput) -> None:
-        """Hold or read of what enters a layer what the run announced."""
-        places = self.run.places
-        if number in places.reads:
-            self._held[number] = entered
-        read = at_entry(places.queries) if number in places.attention else None
-        if read is not None:
-            self._read(read, entered)
 
     def _suffix(self, number: int, hidden: Tensor, kwargs: Kwargs) -> Kwargs:
         """A layer's keyword arguments for the tokens after the video alone."""
