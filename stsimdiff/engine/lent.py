@@ -22,7 +22,8 @@ from stsimdiff.errors import ConfigError, MethodFault
 from stsimdiff.tokens import Layout, Selection, VideoTokens
 from stsimdiff.video import Frames
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a value: the dtype in which its bits can be compared."""
 
 
 def start(
@@ -208,7 +209,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same bits, NaN included."""
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
-    kind = _INTEGERS.get(one.element_size())
+    kind = INTEGERS.get(one.element_size())
     if kind is None or not one.is_floating_point():
         return torch.equal(one, other)
     return torch.equal(one.detach().contiguous().view(kind), other.detach().contiguous().view(kind))

@@ -262,17 +262,18 @@ def _write_folder(value: str) -> None:
         os.chdir(value)
 
 
-def _environment() -> dict[str, str]:
-    return dict(os.environ)
+def _environment() -> dict[bytes, bytes]:
+    # As it is kept: to decode each variable takes forty times as long, before and after every call of a method.
+    return dict(vars(os.environ)["_data"])
 
 
-def _write_environment(value: dict[str, str]) -> None:
-    for name in os.environ.keys() - value.keys():
-        del os.environ[name]
-    os.environ.update(value)
+def _write_environment(value: dict[bytes, bytes]) -> None:
+    for name in os.environb.keys() - value.keys():
+        del os.environb[name]
+    os.environb.update(value)
 
 
-def _only_more(before: dict[str, str], after: dict[str, str]) -> bool:
+def _only_more(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> bool:
     return before.items() <= after.items()
 
 

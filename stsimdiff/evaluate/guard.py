@@ -114,11 +114,17 @@ class Guard:
         self._counted = [weight for weight in self._weights if not weight.is_inference()]
         # Views, made once: what is written into a weight is seen in them.
         self._views: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        self._arrays: dict[torch.dtype, list[np.ndarray]] = {}
         for weight in self._weights:
             detached = weight.detach()
             flat = detached.view(-1) if weight.is_contiguous() else detached[:1].reshape(-1)
             view = flat[:: max(1, len(flat) // SAMPLED)]
-            self._views.setdefault((weight.device, weight.dtype), []).append(view)
+            kind = lent.INTEGERS.get(weight.element_size())
+            if weight.device.type == "cpu" and kind:
+                # numpy joins spaced values five times as fast, after each sample.
+                self._arrays.setdefault(kind, []).append(view.view(kind).numpy())
+            else:
+                self._views.setdefault((weight.device, weight.dtype), []).append(view)
 
     def catch_up(self) -> None:
         """Take for right what code that is no method's has changed, such as encoding; quick where that is nothing."""
@@ -179,7 +185,9 @@ class Guard:
         """Versions and addresses of the weights, and some of their values."""
         versions = [weight._version for weight in self._counted]
         addresses = [weight.data_ptr() for weight in self._weights]
-        return versions, addresses, [torch.cat(views) for views in self._views.values()]
+        values = [torch.cat(views) for views in self._views.values()]
+        values += [torch.from_numpy(np.concatenate(arrays)) for arrays in self._arrays.values()]
+        return versions, addresses, values
 
     def _weights_changed(self) -> bool:
         versions, addresses, values = self._weigh()
@@ -257,6 +265,10 @@ def _phrase(label: str, name: Any, *, added: bool) -> str:
 # What other methods are asked with too -------------------------------------------------------------------------
 
 
+_LEAVES = (int, float, str, type(None))
+"""What holds no tensor, and is most of what is there."""
+
+
 def _held(given: Mapping[str, Any]) -> list[tuple[str, Tensor, Tensor]]:
     """Name, tensor and copy of every tensor in there; of two views of the same memory one is enough."""
     found = {(tensor.data_ptr(), tensor.shape): (path, tensor) for path, tensor in _tensors("", given)}
@@ -276,7 +288,8 @@ def _tensors(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     else:
         return
     for name, part in parts:
-        yield from _tensors(f"{path}.{name}" if path else str(name), part)
+        if not isinstance(part, _LEAVES):
+            yield from _tensors(f"{path}.{name}" if path else str(name), part)
 
 
 def _given_back(held: list[tuple[str, Tensor, Tensor]]) -> list[str]:

@@ -56,7 +56,7 @@ class Counts:
     busy: float = 0.0
 
     def __add__(self, other: Counts) -> Counts:
-        mine, theirs = asdict(self), asdict(other)
+        mine, theirs = vars(self), vars(other)
         return Counts(**{name: mine[name] + theirs[name] for name in mine})
 
 
@@ -206,6 +206,8 @@ class Progress:
         self._elsewhere += samples
 
     def _update(self) -> None:
+        if self._bar.disable:
+            return
         counts = self._all()
         where, pace = _where(counts), _pace(counts, self._own.seconds)
         self._bar.update(

@@ -76,7 +76,7 @@ class Session:
         self.settings = settings
         self.features = FeatureCache(settings, shared.memory)
         self.family = family or shared.family(settings, load_model)
-        self.shape = DecoderShape.from_config(self.family.text_config)
+        self.shape, self.model_shape = DecoderShape.from_config(self.family.text_config), self.family.shape
         self.guard = Guard(self.family)
         self._built: dict[str, Compressor] = {}
         self._memory: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -236,7 +236,7 @@ class Session:
     def cost(self, arm: Arm, asked: PreparedQuestion, trace: Trace) -> dict[str, Any]:
         """FLOPs by part and bytes of the cache; see :func:`stsimdiff.cost.sample_cost`."""
         grid, bytes_per_value = asked.prompt.layout.grid, self.family.model.dtype.itemsize
-        return sample_cost(self.family.shape, self.shape, trace, grid, self.compressor(arm), bytes_per_value)
+        return sample_cost(self.model_shape, self.shape, trace, grid, self.compressor(arm), bytes_per_value)
 
 
 def load_model(settings: Settings) -> Family:
