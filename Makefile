@@ -74,7 +74,7 @@ data: $(STAMP) ## Fetch and check BENCHMARK (videomme, mlvu, egoschema ...: docs
 test: $(STAMP) ## Run the quick tests, in two processes (ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-all: $(STAMP) ## Run all tests, as CI does (ARGS="tests/test_sweeps.py" for some of them)
+test-all: $(STAMP) ## Run all tests, as CI does (ARGS="tests/evaluate/test_sweeps.py" for some of them)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 docs: $(STAMP) ## Build the documentation as a site into build/site; any broken link is an error

@@ -37,16 +37,16 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("", "bash", "sh")
 EXCEPTIONS = {
     r"/weights|hf download": "needs the weights of a released checkpoint",
-    r"make data|stsimdiff data ": "fetches a public benchmark, or needs its files; tests/test_data.py",
-    r"^ray ": "needs a cluster; tests/test_clusters.py",
+    r"make data|stsimdiff data ": "fetches a public benchmark, or needs its files; tests/data/test_data.py",
+    r"^ray ": "needs a cluster; tests/launchers/test_clusters.py",
     r"^curl ": "sends a file to a server",
     r"^git clone ": "needs the network",
-    r"gpu_check": "needs a GPU; tests/test_gpu_check.py runs its checks on a CPU",
-    r"make mutation|scripts\.mutate": "takes an hour; tests/test_mutate.py",
-    r"pre-commit install": "changes the clone; tests/test_project.py looks at the hooks",
+    r"gpu_check": "needs a GPU; tests/project/test_gpu_check.py runs its checks on a CPU",
+    r"make mutation|scripts\.mutate": "takes an hour; tests/project/test_mutate.py",
+    r"pre-commit install": "changes the clone; tests/project/test_project.py looks at the hooks",
     r"^make test(?!-all)": "CI runs make test-all, which runs these and more",
-    r"benchmark\.tasks=": "needs a folder that the text describes; tests/test_own_benchmark.py",
-    r"\bDIR\b": "DIR stands for a checkpoint; tests/test_family_kit.py runs the family on a miniature",
+    r"benchmark\.tasks=": "needs a folder that the text describes; tests/commands/test_own_benchmark.py",
+    r"\bDIR\b": "DIR stands for a checkpoint; tests/models/test_family_kit.py runs the family on a miniature",
 }
 """What CI runs nowhere: a pattern of the command, and why."""
 LIMIT = 4

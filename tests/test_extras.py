@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_run import answers, write_arm
 
+from helpers.synthetic_run import answers, write_arm
 from stsimdiff import extras
 from stsimdiff.budget import Budget
 from stsimdiff.commands.report import main

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_run import answers, write_arm
 
+from helpers.synthetic_run import answers, write_arm
 from stsimdiff import terminal
 from stsimdiff.commands import cli, messages
 from stsimdiff.evaluate import progress

@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
         "--at", nargs="+", default=[], metavar="PATH:LINE", help="every change of these lines instead"
     )
     parser.add_argument(
-        "--tests", nargs="+", default=["tests/test_*.py"], metavar="PATH", help="test files to ask"
+        "--tests", nargs="+", default=["tests/**/test_*.py"], metavar="PATH", help="test files to ask"
     )
     parser.add_argument("--without", nargs="+", default=[], metavar="PATH", help="test files to leave out")
     parser.add_argument(

@@ -6,7 +6,7 @@ Everything is a fraction in [0, 1]; who prints makes percent of it. What was cho
   standard error is what resampling whole videos tends to, without the noise of the resampling. The percentile
   bootstrap over videos, which is what one usually sees, covers too seldom with few videos or few wrong answers:
   simulated, 89 to 97 of 100 intervals hold the truth, and 75 to 88 where fewer than about ten answers are wrong.
-  This one: 94 to 96, and 93 to 99 there, where any interval is coarse (``tests/test_statistics.py`` repeats it).
+  This one: 94 to 96, and 93 to 99 there, where any interval is coarse (``tests/report/test_statistics.py`` repeats it).
 * **Difference**: the same, paired, on the plain scale, with half a question won and half a question lost added
   (Agresti and Min, Statistics in Medicine 24, 2005), without which two arms that never differ would have an
   interval of no width.
