@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 from typing_extensions import NotRequired, TypedDict
 
 from stsimdiff import lock
@@ -42,7 +43,7 @@ FILE = re.compile(r"answers(\.\d+(-of-\d+)?)?\.jsonl")
 """Files of answers; processes of version 0.1.0 named theirs ``answers.0-of-2.jsonl``."""
 BEGIN, END = b'{"id": "', b', "error": null}'
 TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})", "error": null\}$')
-"""How the line of an answer begins and ends as it is written here. Opening a store reads no more than that of it, so
+"""How the line of an answer begins and ends as it is written here. Which lines count is read from no more than that, so
 that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
 Row = dict[str, Any]
@@ -323,7 +324,7 @@ class ArmStore:
         Raises:
             DataError: for a line that is damaged, or a file that cannot be read.
         """
-        _, states, withdrawn = _read(self.folder, [], whole=False, ends=self._ends, but=self._path)
+        _, states, withdrawn = _read(self.folder, [], ends=self._ends, but=self._path)
         for sample, asking in withdrawn.items():
             self._asking[sample] = max(asking + 1, self._asking.get(sample, 0))
             if sample in self.states and self.states[sample].asking <= asking:
@@ -437,8 +438,8 @@ def checked_answers(folder: Path, notes: list[str] | None = None) -> list[Row]:
     server = checked_record(folder)["benchmark"].get("server")
     layers: int | None = None
     rows = []
-    for place, line in counted_lines(folder, notes).values():
-        row = _checked(line, _LINE, place)
+    for place, line in _counted(folder, notes).values():
+        row = _checked_row(line, place)
         if row["error"] is None and row["correct"] is None and not server:
             raise DataError(f"{place}: correct=None without an error; allowed: true or false")
         counts = row.get("tokens_per_layer")
@@ -448,6 +449,17 @@ def checked_answers(folder: Path, notes: list[str] | None = None) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def _checked_row(line: bytes, place: str) -> Row:
+    """The object of a line as :func:`_checked` gives it, parsed and checked in one go where nothing is wrong with it."""
+    row = None
+    with contextlib.suppress(ValidationError):  # which names the value less well
+        row = _LINE.validate_json(line)
+    # A key that is there twice, and what is no number of JSON, pass unseen there; the former leaves its colon.
+    if row is None or b"NaN" in line or b"Infinity" in line or line.count(b":") != to_json(row).count(b":"):
+        row = _checked(_parsed(line, place), _LINE, place)
+    return row
 
 
 def checked_record(folder: Path) -> Row:
@@ -499,16 +511,23 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
     Raises:
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
+    return {
+        sample: (place, _parsed(line, place)) for sample, (place, line) in _counted(folder, notes).items()
+    }
+
+
+def _counted(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, bytes]]:
+    """As :func:`counted_lines`, the lines as they stand in the files."""
     problems: list[str] = []
-    found, states, withdrawn = _read(folder, problems, whole=True)
+    found, states, withdrawn = _read(folder, problems)
     _warn(problems)
     if notes is not None:
         notes += problems
     counting = _counting(states, withdrawn)
     return {
-        sample: (f"{file}:{number}", row)
-        for sample, (file, number, row) in found.items()
-        if row is not None and sample in counting
+        sample: (f"{file}:{number}", line)
+        for sample, (file, number, line) in found.items()
+        if sample in counting
     }
 
 
@@ -548,7 +567,7 @@ def shards(folder: Path) -> list[Path]:
 def _read_states(folder: Path, ends: Ends) -> tuple[dict[str, State], dict[str, int]]:
     """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
     said: list[str] = []
-    _, states, withdrawn = _read(folder, said, whole=False, ends=ends)
+    _, states, withdrawn = _read(folder, said, ends=ends)
     _warn(said)
     return _counting(states, withdrawn), {sample: number + 1 for sample, number in withdrawn.items()}
 
@@ -558,24 +577,18 @@ def _counting(states: Mapping[str, State], withdrawn: Mapping[str, int]) -> dict
 
 
 def _read(
-    folder: Path,
-    said: list[str],
-    *,
-    whole: bool,
-    ends: Ends | None = None,
-    but: Path | None = None,
-) -> tuple[dict[str, tuple[str, int, Row | None]], dict[str, State], dict[str, int]]:
+    folder: Path, said: list[str], *, ends: Ends | None = None, but: Path | None = None
+) -> tuple[dict[str, tuple[str, int, bytes]], dict[str, State], dict[str, int]]:
     """By sample: its best line with its place, what that says, and the last asking that was withdrawn.
 
     Args:
         folder: of the arm.
         said: gets a sentence for each answer and torn line that does not count.
-        whole: whether lines are parsed whose ends say enough; their place has no line else.
         ends: what of each file was read before, which is not read again; moved to where this comes to.
         but: a file that is left out.
     """
     ends = {} if ends is None else ends
-    lines: dict[str, tuple[str, int, Row | None]] = {}
+    lines: dict[str, tuple[str, int, bytes]] = {}
     states: dict[str, State] = {}
     withdrawn: dict[str, int] = {}
     for path in shards(folder):
@@ -583,11 +596,10 @@ def _read(
             continue
         file = str(path)
         for number, line in _lines(path, said, ends):
-            row: Row | None = None
-            if not whole and (answered := _answered(line)):
+            if answered := _answered(line):
                 sample, state = answered
             else:
-                row = _parsed(path, number, line)
+                row = _parsed(line, f"{file}:{number}")
                 sample, asking = row["id"], _asking(row, f"{file}:{number}")
                 if "withdrawn" in row:
                     withdrawn[sample] = max(asking, withdrawn.get(sample, -1))
@@ -595,7 +607,7 @@ def _read(
                 state = State(_succeeded(row), row.get("of"), asking)
             earlier = states.get(sample)
             if earlier is None or earlier.gives_way_to(state):
-                lines[sample], states[sample] = (file, number, row), state
+                lines[sample], states[sample] = (file, number, line), state
             elif state.answered and state.asking == earlier.asking:
                 there, first, _ = lines[sample]
                 said.append(
@@ -655,19 +667,19 @@ def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes
     return enumerate(complete, start=before + 1)
 
 
-def _parsed(path: Path, number: int, line: bytes) -> Row:
+def _parsed(line: bytes, place: str) -> Row:
     """The object of a line, whose ``id`` is a text."""
     try:
         row = strict_json(line)
     except ValueError as error:
-        raise DataError(f"{path}:{number}: not JSON ({error}); remove the line to go on") from None
+        raise DataError(f"{place}: not JSON ({error}); remove the line to go on") from None
     if not isinstance(row, dict):
         problem = f"a {type(row).__name__} where a stored answer was expected"
     elif not isinstance(row.get("id"), str):
         problem = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
     else:
         return row
-    raise DataError(f"{path}:{number}: {problem:.200}; remove the line to go on")
+    raise DataError(f"{place}: {problem:.200}; remove the line to go on")
 
 
 def strict_json(text: bytes | str) -> Any:

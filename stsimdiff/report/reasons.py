@@ -28,10 +28,8 @@ def reasons(group: ArmGroup, section: Section) -> list[dict[str, Any]]:
     """For each row of the section the share in % of each reason, and where the row stands (:data:`PLACE`)."""
     found = []
     for row in section.rows:
-        answered = group.answered[row.arm]
         counts: Counter[str] = Counter()
-        # An arm without answers has none of the common questions.
-        for one in answered.loc[answered.index.isin(group.common), NAME]:
+        for one in group.compared[row.arm][NAME]:
             counts.update(one if isinstance(one, dict) else {})
         total = counts.total()
         if total:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed", "stock_error")
 TIMES = ("prefill", "compressor", "answer", "token")
+
+_ABOUT = ("arm", "method", "label", "budget", "retention", "model", "benchmark", "folder")
+"""What every row says of its arm."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +129,19 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
             f"python -m stsimdiff report {run_dir} --older shows them, python -m stsimdiff forget run={name} older "
             "removes them."
         )
-    lines: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in (*_ABOUT, *_flat([]))}
     models, benchmarks = model_names(found), benchmark_names(found)
     with _no_garbage_collection():
         for arm in found:
-            about = {
-                "arm": arm.id,
-                "method": arm.method,
-                "label": arm.label,
-                "budget": arm.kind,
-                "retention": arm.retention,
-                "model": models[arm.id],
-                "benchmark": benchmarks[arm.id],
-                "folder": arm.folder.name,
-            }
-            lines += [about | _flat(row) for row in store.checked_answers(arm.folder, notes)]
+            about = (
+                *(arm.id, arm.method, arm.label, arm.kind, arm.retention),
+                *(models[arm.id], benchmarks[arm.id], arm.folder.name),
+            )
+            rows = store.checked_answers(arm.folder, notes)
+            of_arm = dict(zip(_ABOUT, ([one] * len(rows) for one in about), strict=True))
+            _extend(columns, _flat(rows) | of_arm, len(rows))
         run = one_line(Path(run_dir).resolve().name)
-        return StoredRun(run, found, _frame(lines), notes, models, benchmarks)
+        return StoredRun(run, found, _frame(columns), notes, models, benchmarks)
 
 
 @contextmanager
@@ -155,12 +156,8 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = ["arm", "method", "label", "budget", "retention", "model", "benchmark", "folder", *_flat({})]
-    found: dict[str, Any] = {}
-    for line in lines:
-        found |= line
-    samples = pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *found])))
+def _frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    samples = pd.DataFrame(columns)
     for name in ("correct", "stock_correct"):
         samples[name] = samples[name].astype("boolean")
     samples["failed"] = samples["failed"].astype(bool)
@@ -169,23 +166,32 @@ def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     return samples
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored line with its times and its error spread over columns."""
-    found = {**_BLANK, **row}
-    error, times = found.pop("error"), found.pop("times") or {}
+def _extend(columns: dict[str, list[Any]], more: Mapping[str, list[Any]], n: int) -> None:
+    """Put ``n`` rows below those of ``columns``; where one of the two lacks a column there is no number."""
+    before = len(columns["arm"])
+    for name in [*columns, *(name for name in more if name not in columns)]:
+        column = columns.setdefault(name, [math.nan] * before)
+        column += more.get(name, [math.nan] * n)
+
+
+def _flat(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of stored lines, with their times and errors spread over several."""
+    names = dict.fromkeys(chain(_BLANK, *rows))
+    found = {name: [row.get(name, _BLANK.get(name, math.nan)) for row in rows] for name in names}
+    errors, times = found.pop("error"), [taken or {} for taken in found.pop("times")]
     for name in TEXTS:
-        if found[name] is not None:
-            found[name] = printable(found[name])
-    if error is not None:
-        found["correct"] = None
-    elif found["correct"] and row.get("parsed") is None:
-        found["correct"] = False  # what nobody could parse is never right, whatever the scorer made of it
-    for name in (*TIMES, *times):
-        found[f"{name}_s"] = times.get(name)
-    found["failed"] = error is not None
+        found[name] = [None if text is None else printable(text) for text in found[name]]
+    # What nobody could parse is never right, whatever the scorer made of it.
+    found["correct"] = [
+        None if error is not None else right and parsed is not None
+        for error, right, parsed in zip(errors, found["correct"], found["parsed"], strict=True)
+    ]
+    for name in dict.fromkeys(chain(TIMES, *times)):
+        found[f"{name}_s"] = [taken.get(name) for taken in times]
+    found["failed"] = [error is not None for error in errors]
     for name in ("type", "message"):
-        said = error.get(name) if error else None
-        found[f"error_{name}"] = None if said is None else printable(said)
+        said = [(error or {}).get(name) for error in errors]
+        found[f"error_{name}"] = [None if text is None else printable(text) for text in said]
     return found
 
 
