@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
 
     from stsimdiff.config.checks import expanded
+    from stsimdiff.report.drawing import cores
     from stsimdiff.report.publish import publish
 
     try:
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             older=given.older,
             full=given.full,
             column=given.breakdown,
+            processes=cores(),
             **settings,
         )
     except UserError as error:

@@ -452,8 +452,8 @@ def checked_answers(folder: Path, notes: list[str] | None = None) -> list[Row]:
 
 
 def _checked_row(line: bytes, place: str) -> Row:
-    """The object of a line as :func:`_checked` gives it, parsed and checked in one go where nothing is wrong with it."""
-    row = None
+    """The object of a line as :func:`_checked` gives it; where nothing is wrong, parsed and checked in one go."""
+    row: Any = None
     with contextlib.suppress(ValidationError):  # which names the value less well
         row = _LINE.validate_json(line)
     # A key that is there twice, and what is no number of JSON, pass unseen there; the former leaves its colon.

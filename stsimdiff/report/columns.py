@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +96,7 @@ def _flops(rows: pd.DataFrame) -> float:
 
 def share_kept(moment: Any) -> float:
     """Of a stored ``moment``, the share of its tokens that is left; NaN where there is none, or no frame shows it."""
-    if not isinstance(moment, Mapping) or not moment["question"]["tokens"]:
+    if not isinstance(moment, dict) or not moment["question"]["tokens"]:
         return NAN
     return moment["question"]["kept"]["in_place"] / moment["question"]["tokens"]
 

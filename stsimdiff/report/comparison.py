@@ -122,7 +122,7 @@ class ArmGroup:
 
     def _with_hard(self, rows: list[Row], arms: list[StoredArm]) -> tuple[list[Row], list[str]]:
         """The rows with their accuracies on the hard questions, of arms that have answers."""
-        kept = {arm.id: self.answered[arm.id].loc[self.common] for arm in arms}
+        kept = {arm.id: self.compared[arm.id] for arm in arms}
         right = {id_: held["correct"].to_numpy(dtype=bool) for id_, held in kept.items()}
         full = {arm.id: everything.id for arm in arms if (everything := self.everything(arm)) is not None}
         videos = clusters(kept[arms[0].id]["video"])
@@ -269,8 +269,8 @@ class ArmGroup:
             rows = self.compared[arm.id]
             if without := int(rows["stock_error"].notna().sum()):
                 lots.append(f"{self._name(arm)} {without}")
-            stock = rows["stock_correct"].dropna().astype(bool)
-            ours = rows.loc[stock.index, "correct"].astype(bool)
+            known = rows["stock_correct"].notna()
+            stock, ours = (rows.loc[known, name].astype(bool) for name in ("stock_correct", "correct"))
             if differing := int((stock != ours).sum()):
                 told.append(
                     f"{self._name(arm)} {differing} of {len(stock)} ({100 * stock.mean():.1f} % instead of "
@@ -298,7 +298,7 @@ class ArmGroup:
 
     def _of_other_data(self, members: list[StoredArm]) -> list[str]:
         """A warning where a question or its video was not the same for all arms that answered it."""
-        rows = pd.concat([self.stored[arm.id] for arm in members])
+        rows = pd.concat([self.stored[arm.id][["failed", "of"]] for arm in members])
         rows = rows[~rows["failed"] & rows["of"].notna()]
         kinds = rows.groupby("id")["of"].nunique()
         changed = list(kinds.index[kinds > 1])
@@ -346,7 +346,7 @@ def _fault(arm: StoredArm, rows: pd.DataFrame) -> str:
         return EMPTY
     if arm.reference or arm.retention == 1 or rows["retention_tokens"].isna().any():
         return ""
-    dropped = (rows[["retention_tokens", "retention_compute", "kv_kept"]] < 1).any(axis=None)
+    dropped = any((rows[name] < 1).any() for name in ("retention_tokens", "retention_compute", "kv_kept"))
     if dropped or any((counts or {}).get(name) for counts in rows["reasons"] for name in MERGING):
         return ""
     return INACTIVE

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stsimdiff.report.breakdown import BreakdownRow
+from stsimdiff.report.drawing import Draw
 from stsimdiff.report.labels import greek
 from stsimdiff.report.moments import ALL, MomentRow
 from stsimdiff.report.palette import STYLES, Look, Style, looks
@@ -52,7 +53,6 @@ WIDE = 5.0
 GREY = "#707070"
 DPI = 200
 
-Draw = Callable[[], "dict[str, bytes]"]
 Looks = Mapping[tuple[str, str], Look]
 
 

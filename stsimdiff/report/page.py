@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ from stsimdiff.report.text import number
 SCRIPTS = ("data.js", "table.js", "plots.js", "overlay.js")
 
 
-def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Sequence[str]) -> str:
+def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Iterable[str]) -> str:
     """The text of ``report.html``.
 
     Args:
         run_dir: ``results/<run>``.
         table: the run's table.
         stored: its rows.
-        figures: names of the files in ``figures/``.
+        figures: names of the files in ``figures/``; asked for last, as they may still be drawn.
 
     Raises:
         DataError: for stored overlays that are damaged.
@@ -59,7 +59,7 @@ def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Sequenc
             "heads": list(map(dict, dict.fromkeys(_head(section, stored) for section in table.sections))),
             "sections": [_section(section) for section in table.sections],
             "retentions": sorted({row.retention for s in table.sections for row in s.rows}, reverse=True),
-            "figures": sorted(name for name in figures if name.endswith(".svg")),
+            "figures": lambda: sorted(name for name in figures if name.endswith(".svg")),
             "notes": table.notes,
             "failures": _failures(stored, table),
             "arms": [_arm(arm, labels.get(arm.id, arm.label)) for arm in stored.arms],

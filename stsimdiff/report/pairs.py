@@ -87,12 +87,14 @@ def compared(
         if not arm.reference:
             blocks.setdefault(arm.retention, []).append(arm)
     found = [pair for block in blocks.values() for pair in combinations(block, 2)]
+    known = {(first.id, second.id) for first, second in found}
     for arm in members:
         everything = full[arm.id]
         if everything is arm:  # all tokens, once more with other settings
             everything = next(other for other in members if other.method == "none")
-        if everything not in (None, arm) and (everything, arm) not in found:
+        if everything is not None and everything is not arm and (everything.id, arm.id) not in known:
             found.append((arm, everything))
+            known.add((arm.id, everything.id))
     return sorted(found, key=lambda pair: -pair[0].retention)
 
 

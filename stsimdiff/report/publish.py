@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
 from stsimdiff.files import write_whole
 from stsimdiff.report import attribution_table, breakdown, latex, moments, reasons, render
+from stsimdiff.report.drawing import Draw, begun
 from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import StoredRun, read
 from stsimdiff.report.series import FORMATS, FRAMES, NAMES
@@ -62,6 +63,7 @@ def publish(
     column: str | None = None,
     columns: Sequence[str] = (),
     style: str = "plain",
+    processes: int = 1,
 ) -> RunReport:
     """Write the table of a run, ``figures/*`` and ``report.html``, from its stored rows alone; then print the table.
 
@@ -76,6 +78,7 @@ def publish(
         column: of the benchmark's rows, whose values the accuracies are broken down by.
         columns: of ``table.tex``, by their names; see ``latex.latex``.
         style: of the figures, a name in ``venue.VENUES``.
+        processes: how many draw the figures; more than one are forks of this one.
 
     Raises:
         ConfigError: for an unknown column of ``table.tex`` or style: nothing is written.
@@ -93,10 +96,12 @@ def publish(
         published = RunReport(build(stored, column), output, undrawn())
         latex.check(published.table, columns)
         folder = _Folder(output)
-        for name, content in files(published.table, columns).items():
-            folder.put(name, content)
-        figures = list(_draw(published, stored, folder, drawn_for))
-        _write_page(published, stored, run_dir, folder, figures)
+        with _begun(published, stored, drawn_for, processes) as drawings:
+            for name, content in files(published.table, columns).items():
+                folder.put(name, content)
+            figures = _draw(published, drawings, folder)
+            _write_page(published, stored, run_dir, folder, figures)
+            list(figures)  # what a page that could not be made did not ask for
         published.refused = folder.refused(run_dir)
         published.unmade += published.refused
     if console is not None:
@@ -155,15 +160,25 @@ class _Folder:
         ]
 
 
-def _draw(published: RunReport, stored: StoredRun, folder: _Folder, style: Venue) -> Iterator[str]:
+@contextlib.contextmanager
+def _begun(
+    published: RunReport, stored: StoredRun, style: Venue, processes: int
+) -> Iterator[Mapping[str, Draw]]:
+    """The drawing of each figure by its name, begun where there are processes to draw it."""
+    if published.undrawn:
+        yield {}
+        return
+    from stsimdiff.report.figures import figures
+
+    drawings = dict(figures(published.table, stored, style))
+    with begun([*drawings.values()], processes) as results:
+        yield dict(zip(drawings, results, strict=True))
+
+
+def _draw(published: RunReport, drawings: Mapping[str, Draw], folder: _Folder) -> Iterator[str]:
     """Names of the figures that were written. Every figure for itself: the reasons for which one may fail are many."""
     made = set()
-    drawings: Iterable[tuple[str, Callable[[], dict[str, bytes]]]] = ()
-    if not published.undrawn:
-        from stsimdiff.report.figures import figures
-
-        drawings = figures(published.table, stored, style)
-    for name, draw in drawings:
+    for name, draw in drawings.items():
         try:
             drawn = draw()
         except Exception as error:
@@ -183,7 +198,7 @@ def _draw(published: RunReport, stored: StoredRun, folder: _Folder, style: Venue
 
 
 def _write_page(
-    published: RunReport, stored: StoredRun, run_dir: Path, folder: _Folder, figures: list[str]
+    published: RunReport, stored: StoredRun, run_dir: Path, folder: _Folder, figures: Iterable[str]
 ) -> None:
     from stsimdiff.report.page import report_page
 

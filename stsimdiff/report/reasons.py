@@ -30,7 +30,8 @@ def reasons(group: ArmGroup, section: Section) -> list[dict[str, Any]]:
     for row in section.rows:
         counts: Counter[str] = Counter()
         for one in group.compared[row.arm][NAME]:
-            counts.update(one if isinstance(one, dict) else {})
+            for name, count in one.items() if isinstance(one, dict) else ():
+                counts[name] += count
         total = counts.total()
         if total:
             shares = {name: 100 * count / total for name, count in sorted(counts.items())}

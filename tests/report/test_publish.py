@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -110,6 +111,41 @@ def test_no_file_is_missing_while_another_report_is_made(run: Path, monkeypatch:
     assert publish.publish(run, None).unmade == []
     assert len(seen) > 7 and not any(seen)
     assert not (run / "figures" / "thresholds_old.svg").exists()
+
+
+def test_figures_are_the_same_by_one_process_and_by_several(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FORMATS", ("pdf", "svg"))
+    drawn = []
+    for processes in (1, 3):
+        assert publish.publish(run, None, run.parent / str(processes), processes=processes).unmade == []
+        made = sorted((run.parent / str(processes) / "figures").iterdir())
+        drawn.append({path.name: path.read_bytes() for path in made})
+        page = (run.parent / str(processes) / "report.html").read_text()
+        assert all(f'href="figures/{path.name}"' in page for path in made if path.suffix == ".svg")
+    assert drawn[0] == drawn[1] and {"accuracy_flops.pdf", "retention_by_layer.svg"} <= set(drawn[0])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_figure_that_fails_in_another_process_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    publish.publish(run, None)
+    here = os.getpid()
+
+    def fails(*of: object) -> None:
+        assert os.getpid() != here
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(figures, "retention_by_layer", fails)
+    published = publish.publish(run, None, processes=2)
+    why = "BrokenProcessPool: " if killed else "ValueError: no such colour"
+    assert f"NOT DRAWN: {run}/figures/retention_by_layer: {why}" in "\n".join(published.unmade)
+    assert not (run / "figures" / "retention_by_layer.svg").exists() and published.page is not None
+    assert killed or (len(published.unmade) == 1 and (run / "figures" / "accuracy_flops.svg").exists())
 
 
 def test_a_second_report_waits_for_the_first(run: Path) -> None:

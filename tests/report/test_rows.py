@@ -68,6 +68,10 @@ DEEP = 100_000
     [
         ("llm_flops", "NaN", "NaN is no number of JSON"),
         ("llm_flops", "-Infinity", "-Infinity is no number of JSON"),
+        ("features", "[NaN]", "NaN is no number of JSON"),
+        ("features", "-Infinity", "-Infinity is no number of JSON"),
+        ("features", '"a", "features": "a"', "the key 'features' is there twice"),
+        ("reasons", '{"a": 1, "a": 1}', "the key 'a' is there twice"),
         ("llm_flops", "1e999", "llm_flops=inf: should be a finite number"),
         ("llm_flops", "1" + 400 * "0", "llm_flops=1000"),
         ("llm_flops", "1" + 5000 * "0", "not JSON"),
