@@ -87,6 +87,9 @@ class Run(ABC):
     positions = "kept"
     reasons: Mapping[str, str] = {}
     """Those of the compressor hold where it was started by the engine, for both."""
+    input_state: ClassVar[tuple[str, ...] | None] = None
+    """Attributes that :meth:`at_input` sets, from the video alone, for later places. The run of the next question about
+    the video gets copies of them and is not asked at its input again; with ``None`` it is asked."""
 
     @property
     def finished(self) -> bool:

@@ -142,6 +142,8 @@ def most_seen(attention: Tensor, before: Tensor | None, method: DyCoke) -> tuple
 
 
 class _Run(Run):
+    input_state = ()
+
     def __init__(self, method: DyCoke, layout: Layout, budget: Budget) -> None:
         self.method = method
         self.attention: Tensor | None = None

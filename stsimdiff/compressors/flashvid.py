@@ -144,6 +144,8 @@ class FlashVID(PictureCompressor):
 class _Run(PictureRun):
     """The part at the input, and the cut where the budget is of kind ``compute``."""
 
+    input_state = ()
+
     def __init__(self, method: FlashVID, layout: Layout, budget: Budget) -> None:
         tokens, layers = layout.grid.tokens, layout.layers
         self.tokens, self.budget = tokens, budget

@@ -126,6 +126,8 @@ class HoliTom(PictureCompressor):
 class _Run(PictureRun):
     """Both parts; the inner one merges to what the budget leaves after the outer one."""
 
+    input_state = ()
+
     def __init__(self, method: HoliTom, layout: Layout, budget: Budget) -> None:
         tokens, layers = layout.grid.tokens, layout.layers
         self.tokens, self.budget, self.holitom = tokens, budget, method

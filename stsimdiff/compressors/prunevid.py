@@ -146,6 +146,8 @@ class PruneVid(PictureCompressor):
 class _Run(PictureRun):
     """Both stages, and the groups that the first one leaves to the second."""
 
+    input_state = ("groups",)
+
     def __init__(self, method: PruneVid, layout: Layout, budget: Budget) -> None:
         super().__init__(method, layout, budget.keep(layout.grid.tokens, layout.layers))
         self.prunevid, self.budget = method, budget

@@ -294,6 +294,8 @@ def head_scores(attention: Tensor, reduction: str = "mean") -> Tensor:
 class _Run(Run):
     """State between the stages: which tokens are events, and whether there was a graph at all."""
 
+    input_state = ("event", "had_edges")
+
     def __init__(self, method: STSimDiff, layout: Layout, budget: Budget) -> None:
         self.method, self.layout, self.budget = method, layout, budget
         shallow = frozenset({method.layer}) if method.pruning else frozenset()

@@ -110,6 +110,11 @@ class LentRun(WrappedRun):
     def reasons(self) -> Mapping[str, str]:  # type: ignore[override]
         return self._reasons
 
+    @property
+    @override
+    def input_state(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return self.run.input_state
+
     @override
     def at_input(self, tokens: VideoTokens) -> Selection | None:
         return self._ask("at its input place", self.run.at_input, tokens)

@@ -10,7 +10,7 @@ it, so decoding knows no difference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class Prefix:
         raster: ``(n,)`` raster indices of the video tokens that were left then.
         reason: ``(N,)`` reasons then.
         trace: of the prefill up to there, without its times.
+        state: what the run remembers of its input, by attribute; ``None``: it has to be asked there again.
     """
 
     embeds: Tensor
@@ -55,6 +56,7 @@ class Prefix:
     raster: Tensor
     reason: Tensor
     trace: Trace
+    state: dict[str, Any] | None
 
     def begins(self, embeds: Tensor, positions: Tensor | None) -> bool:
         """Whether a prompt with these embeddings ``(1, S, D)`` and positions begins with it, bit for bit."""
@@ -153,7 +155,7 @@ class SharedPrefix(Compression):
             if number == 0:
                 for place, (keys, values) in enumerate(self.prefix.layers):
                     self._cache.update(keys, values, place)
-                if self._asks_later:
+                if self._asks_later and not self._recall():
                     # What the run knows of the video when it is asked again.
                     whole(layer, (hidden, *args[1:]), kwargs)
                 hidden = hidden[:, self._end_of_video :]
@@ -172,6 +174,26 @@ class SharedPrefix(Compression):
         whole = super()._after(number)
         # What comes after the video gets none of its features.
         return lambda layer, args, hidden: None if self._continuing else whole(layer, args, hidden)
+
+    def _recall(self) -> bool:
+        """Let the run know of the video what it knew after its input; whether it can without being asked there."""
+        assert self.prefix is not None
+        places = self.run.places
+        if self.prefix.state is None or 0 in places.reads | places.attention:
+            return False
+        vars(self.run.run).update(deepcopy(self.prefix.state))
+        self._raster, self._kept = self.prefix.raster.to(self._video.device), self._kept_before()
+        self._decoding.enter(self._raster, self._video_rows)
+        return True
+
+    def _kept_before(self) -> Tensor | None:
+        """Places of the tokens of this prompt that were left when the prefix was; ``None``: all."""
+        assert self.prefix is not None
+        if self.prefix.kept is None:
+            return None
+        device = self._video.device
+        after = torch.arange(self._end_of_video, self.layout.length, device=device)
+        return torch.cat([self.prefix.kept.to(device), after])
 
     def _suffix(self, number: int, hidden: Tensor, kwargs: Kwargs) -> Kwargs:
         """A layer's keyword arguments for the tokens after the video alone."""
@@ -212,8 +234,10 @@ class SharedPrefix(Compression):
         entered = None if self._entering is None else self._entering[:, :-after]
         kept = None if self._kept is None else self._kept[:-after]
         trace = replace(_copied(self.trace), compressor_seconds=0.0, prefill_seconds=0.0)
+        names = self.run.input_state
+        state = None if names is None else {name: deepcopy(getattr(self.run.run, name)) for name in names}
         self._left = Prefix(
-            *self._begins, layers, hidden, entered, kept, self._raster, self._reason.clone(), trace
+            *self._begins, layers, hidden, entered, kept, self._raster, self._reason.clone(), trace, state
         )
 
     def _restore(self) -> None:
@@ -227,9 +251,7 @@ class SharedPrefix(Compression):
             )
         # Later stages write into the reasons, and the next question wants them as they are here.
         self._raster, self._reason = left.raster.to(device), left.reason.to(device).clone()
-        if left.kept is not None:
-            after = torch.arange(self._end_of_video, self.layout.length, device=device)
-            self._kept = torch.cat([left.kept.to(device), after])
+        self._kept = self._kept_before()
         earlier = _copied(left.trace)
         if self._asks_later:
             # Of a layer that is read, this question's rows.

@@ -137,6 +137,7 @@ def question_is_not_read(case: CompressorCase) -> None:
     if case.compressor.reads_question:
         raise CheckSkipped("reads the question, or does not say that it does not")
     message = "another question gives another selection, so that no prefill can be shared; write reads_question = True"
+    inside = f"{message}, or name in the run's input_state all that at_input sets for later places"
     features, layout = video("mixed", GRID), layout_for(GRID)
     other = dataclasses.replace(
         layout, length=layout.length + 9, question="and what is not shown", asked=None
@@ -163,7 +164,9 @@ def question_is_not_read(case: CompressorCase) -> None:
     except (BudgetError, ConfigError) as error:
         raise CheckSkipped(f"refuses this model: {error}") from error
     off = float((logits[1] - logits[2]).abs().max() / logits[2].abs().max())
-    assert off < model.tolerance, f"{message} (logits differ by {off:.2g} of the largest)"
+    assert off < model.tolerance, (
+        f"{message if run.input_state is None else inside} (logits differ by {off:.2g} of the largest)"
+    )
 
 
 def no_state_is_carried(case: CompressorCase) -> None:

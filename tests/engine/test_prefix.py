@@ -22,6 +22,7 @@ from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.sparsevlm import SparseVLM
+from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.sttm import STTM
 from stsimdiff.data import clips
 from stsimdiff.engine import Compression, lent
@@ -29,6 +30,7 @@ from stsimdiff.engine.prefix import SharedPrefix, shared_layers
 from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.kit import checks
+from stsimdiff.kit.running import CompressorCase
 from stsimdiff.models.kit import miniatures, running
 from stsimdiff.tokens import Reason, Selection
 
@@ -76,6 +78,18 @@ class Early(RandomTokens):
         return _EarlyRun(layout, budget)
 
 
+class _NamingRun(_EarlyRun):
+    """The same; it says what it remembers."""
+
+    input_state = ("norms",)
+
+
+@dataclass(frozen=True)
+class Naming(RandomTokens):
+    def start(self, layout, budget):
+        return _NamingRun(layout, budget)
+
+
 class _FadingRun(Run):
     """Drops at the input; before layer 1 each generated token removes the video token that its norms rank next."""
 
@@ -115,7 +129,9 @@ def case(request) -> running.FamilyCase:
         DART(layer=1),
         DART(layer=2),
         PruneVid(selected_layer=1),
+        STSimDiff(layer=1),
         Early(),
+        Naming(),
         DyCoke(dycoke_l=1, dycoke_p=0.7),
         Fading(),
     ],
@@ -147,6 +163,47 @@ def test_continued_logits_are_those_of_a_whole_prefill(case: running.FamilyCase,
     assert bool(trace.visible) == bool(engine.run.places.decoding)
     assert torch.equal(trace.reason, expected.reason) and trace.retention() == expected.retention()
     assert trace.prefill_seconds == 0.0 < expected.prefill_seconds
+
+
+@pytest.mark.parametrize(
+    ("method", "times"), [(Early(), 3), (Naming(), 1), (STSimDiff(layer=1), 1)], ids=repr
+)
+def test_a_run_that_names_what_it_remembers_is_asked_once_at_its_input(method, times, monkeypatch) -> None:
+    case = checks.miniature("llava_video")
+    layout, prefix, asked = case.prompt.layout, None, []
+    at_input = lent.LentRun.at_input
+    monkeypatch.setattr(
+        lent.LentRun, "at_input", lambda run, tokens: asked.append(run) or at_input(run, tokens)
+    )
+    for _ in range(3):
+        run = lent.start(method, layout, Budget("tokens", 0.4))
+        engine = SharedPrefix(case.family.decoder, run, layout, prefix)
+        running.generate(case, engine)
+        prefix = engine.prefix
+    assert engine.continued and len(asked) == times
+
+
+def test_the_kit_finds_a_run_that_names_too_little() -> None:
+    class ForgetsRun(_EarlyRun):
+        """It goes by what it remembers of its input, and does not say so."""
+
+        input_state = ()
+        turned = False
+
+        def at_input(self, tokens):
+            self.turned = True
+            return super().at_input(tokens)
+
+        def before_layer(self, layer, tokens, attention):
+            score = attention.mean(0) * (-1 if self.turned else 1)
+            return Selection.from_mask(top(score, len(tokens) // 2), Reason.ALL)
+
+    class Forgets(Early):
+        def start(self, layout, budget):
+            return ForgetsRun(layout, budget)
+
+    with pytest.raises(AssertionError, match="input_state"):
+        checks.question_is_not_read(CompressorCase(Forgets()))
 
 
 def test_another_beginning_is_prefilled_whole() -> None:
