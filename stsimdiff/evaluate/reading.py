@@ -33,7 +33,28 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ready: dict[str, Callable[[], Read]] = {}
+        self._started: list[VideoProcess] = []
         self.waited = 0.0
+
+    def start(self, world: int = 1) -> None:
+        """Start the processes that read ahead and do not wait for them: they are there once a model is loaded.
+
+        Where features are kept, nothing may have to be read, and nothing is started.
+
+        Args:
+            world: processes of the run.
+        """
+        if self._settings.cache.folder or self._settings.cache.max_gb:
+            return
+        wanted = min(self._workers(world), self._settings.video.ahead + 1)
+        self._started = [VideoProcess() for _ in range(wanted)]
+        for started in self._started:
+            started.start()
+
+    def close(self) -> None:
+        """End the processes that were started and have nothing to read."""
+        for started in self._started:
+            started.close()
 
     def over(
         self, videos: Iterable[tuple[str, Asked]], lacks: Callable[[str], bool], world: int = 1
@@ -45,8 +66,7 @@ class Reader:
             lacks: whether the frames of a video are needed; asked by other threads.
             world: processes of the run.
         """
-        wanted = self._settings.video
-        workers = readers(sharing(world)) if wanted.workers is None else wanted.workers
+        wanted, workers = self._settings.video, self._workers(world)
         if not workers:
             yield from videos
             return
@@ -54,7 +74,8 @@ class Reader:
         def read(reader: VideoProcess, video: tuple[str, Asked], reserve: Reserve) -> Read:
             return self._read(reader, video[0], reserve) if lacks(video[0]) else None
 
-        with ReadAhead(read, workers, wanted.ahead, wanted.ahead_gb * GB) as ahead:
+        started, self._started = self._started, []
+        with ReadAhead(read, workers, wanted.ahead, wanted.ahead_gb * GB, started) as ahead:
             for video, take in ahead.over(videos):
                 self._ready = {video[0]: take}
                 del take
@@ -72,6 +93,10 @@ class Reader:
             return self._by(process.shared(), path)
         finally:
             self.waited += time.monotonic() - started
+
+    def _workers(self, world: int) -> int:
+        workers = self._settings.video.workers
+        return readers(sharing(world)) if workers is None else workers
 
     def _read(self, reader: VideoProcess, path: str, reserve: Reserve) -> Read:
         digest = video_digest(path)

@@ -27,6 +27,7 @@ from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Board
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
+from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.shared import SharedModel
@@ -225,7 +226,11 @@ def answer_missing(
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
+        reader = Reader(settings)
+        stack.callback(reader.close)
+        reader.start(processes.world)
         session = open_session(settings)
+        session.reader = reader
         session.check(arms)
         session.overlays = overlays or Overlays(settings, questions)
         generation = {

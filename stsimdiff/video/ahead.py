@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -48,14 +48,21 @@ class ReadAhead(Generic[T, R]):
         workers: processes, at least 1.
         videos: items that are read, or have been, behind the present one.
         memory: bytes of what is read ahead. One item that needs more is read when nothing else is held.
+        started: processes that are used first, and end with this; others start with their first item.
     """
 
     def __init__(
-        self, read: Callable[[VideoProcess, T, Reserve], R], workers: int, videos: int, memory: float
+        self,
+        read: Callable[[VideoProcess, T, Reserve], R],
+        workers: int,
+        videos: int,
+        memory: float,
+        started: Sequence[VideoProcess] = (),
     ) -> None:
         self._read, self._videos, self._room = read, videos, _Room(memory)
         self._tasks: SimpleQueue[tuple[int, T, Future[R]] | None] = SimpleQueue()
-        self._processes = [VideoProcess() for _ in range(min(workers, videos + 1))]
+        more = min(workers, videos + 1) - len(started)
+        self._processes = [*started, *(VideoProcess() for _ in range(more))]
         self._threads = [
             threading.Thread(target=self._work, args=(process,), name="reads ahead", daemon=True)
             for process in self._processes

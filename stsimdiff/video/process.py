@@ -58,7 +58,7 @@ class VideoProcess:
         self._pipe: Connection[Any, Any] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._ended = False
+        self._there = self._ended = False
 
     def read(
         self,
@@ -89,6 +89,12 @@ class VideoProcess:
     def size(self, path: str | Path, sampling: Sampling, seconds: float | None = SECONDS) -> int:
         """As :func:`stsimdiff.video.frames.size`, within a time; raises as :meth:`read` does."""
         return self._ask("size", (str(path), sampling), seconds, "")
+
+    def start(self) -> None:
+        """Start the process, and do not wait until it is there; the first video does, and starts it where this was not
+        called."""
+        with self._lock:
+            self._launch()
 
     def close(self) -> None:
         """End the process; a later call starts another one."""
@@ -138,7 +144,7 @@ class VideoProcess:
             video.say_note(path, reply)
         return reply
 
-    def _start(self) -> None:
+    def _launch(self) -> None:
         if self._owner != os.getpid():
             # A fork's copy of the pipe: the other process keeps it.
             self._process, self._pipe, self._owner = None, None, os.getpid()
@@ -146,6 +152,7 @@ class VideoProcess:
             raise RuntimeError("no more videos are read")
         if self._process and self._process.poll() is None:
             return
+        self._there = False
         paths = json.dumps([os.path.abspath(part) for part in sys.path])
         self._pipe, theirs = Pipe()
         with theirs:
@@ -158,11 +165,17 @@ class VideoProcess:
             )
         if self._ended:
             self._process.kill()
+
+    def _start(self) -> None:
+        self._launch()
+        if self._there:
+            return
         try:
             self._receive(time.monotonic() + START)
         except (TimeoutError, EOFError, OSError) as error:
             # No video's fault: it must not be written down as one.
             raise RuntimeError(f"the process that reads videos does not start ({self._end()})") from error
+        self._there = True
 
     def _receive(self, until: float | None, into: memoryview | None = None) -> Any:
         """One message, or the bytes of ``into``. Raises ``TimeoutError`` at ``until``, ``EOFError`` at the end."""

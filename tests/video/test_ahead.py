@@ -22,6 +22,7 @@ from stsimdiff.data import clips
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.reading import Reader
+from stsimdiff.evaluate.session import Session
 from stsimdiff.video import Frames, Sampling, process
 from stsimdiff.video.ahead import MOST, ReadAhead, readers
 from stsimdiff.video.process import CHUNK, VideoProcess
@@ -315,3 +316,47 @@ def test_a_file_that_changed_since_it_was_read_is_read_again(tmp_path: Path, dat
             write(Path(path), shown=[9] * 4)
         seen[number] = numbers(reader.frames(path).pixels)
     assert seen == {0: [1], 1: [9]}
+
+
+def test_processes_start_before_they_have_something_to_read(tmp_path: Path, data: Path, monkeypatch) -> None:
+    settings, arms = prepared(tmp_path / "run", data, ARMS[0], **{"video.workers": 1, "limit": 10})
+    begun: list[int] = []
+    loaded: list[int] = []
+    read: list[int] = []
+    popen, original = subprocess.Popen, VideoProcess.read
+
+    def started(*given, **more):
+        process = popen(*given, **more)
+        begun.append(process.pid)
+        return process
+
+    def opened(given) -> Session:
+        loaded.extend(begun)
+        return Session(given)
+
+    def by(reader: VideoProcess, *given, **more) -> Frames:
+        frames = original(reader, *given, **more)
+        read.append(reader._process.pid)
+        return frames
+
+    monkeypatch.setattr(process.subprocess, "Popen", started)
+    monkeypatch.setattr(VideoProcess, "read", by)
+    task, questions = run.prepare(settings)[1:3]
+    assert run.answer_missing(settings, task, arms, questions, open_session=opened) == 10
+    assert len(loaded) == 1 and set(read) == set(loaded)
+
+
+def test_processes_that_read_nothing_end(tmp_path: Path, data: Path) -> None:
+    settings, _ = prepared(tmp_path / "run", data, ARMS[0], **{"video.workers": 2})
+    reader = Reader(settings)
+    reader.start()
+    pids = [one._process.pid for one in reader._started]
+    assert len(pids) == 2
+    reader.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    kept, _ = prepared(tmp_path / "kept", data, ARMS[0], **{"video.workers": 2, "cache.max_gb": 1})
+    reader = Reader(kept)
+    reader.start()
+    assert not reader._started, "features may be kept of all videos"
