@@ -30,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips of the embedded benchmark and their questions, to be read and not written."""
+    from stsimdiff.data import clips
+
+    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+@pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Starts commands without their imports, each in a process of its own."""
     with Forks(tmp_path_factory.mktemp("commands")) as forks:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import extras
 from stsimdiff.budget import Budget
@@ -18,7 +19,6 @@ from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.errors import ConfigError
 from stsimdiff.report import series
 
-ROOT = Path(__file__).parents[1]
 LEFT_OUT = (
     "figures and report.html are left out, the tables are not: matplotlib and plotly are not installed; "
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from stsimdiff import ranks
 from stsimdiff.commands import cli
 from stsimdiff.errors import ConfigError, Stopped
@@ -21,7 +22,6 @@ from stsimdiff.evaluate.processes import Processes
 from stsimdiff.ranks import Ranks
 from stsimdiff.video.process import VideoProcess
 
-ROOT = str(Path(__file__).resolve().parent.parent)
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OTHERS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -177,7 +177,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "stsimdiff", "logger=none", f"results={tmp_path}"]
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *words],
-        env=environment | {"TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": ROOT}, stdout=-1, text=True, cwd=tmp_path,
+        env=environment | {"TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": str(ROOT)}, stdout=-1, text=True, cwd=tmp_path,
     )  # fmt: skip
     rank = int(launcher.stdout.readline())
     while len(os.listdir(f"/proc/{rank}/task")) < 2:  # the thread that watches is its first one

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import terminal
 from stsimdiff.commands import cli, messages
@@ -22,7 +23,6 @@ from stsimdiff.evaluate.store import ArmStore, read_answers, read_record
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
 
-ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "\x1b[31mred \x1b]0;title\x07 a\rb \x9b2J \u202edcba\u202c \x00 \udcff [/x] [bold]b[/bold] :smile:"
 CLEAN = re.sub(r"[\x00-\x1f\x9b\u202c\u202e\udcff]", lambda found: f"\\u{ord(found[0]):04x}", HOSTILE)
 

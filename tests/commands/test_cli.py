@@ -14,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from helpers.paths import ROOT
 from stsimdiff import compressors
 from stsimdiff.commands import cli
 from stsimdiff.config.words import settled
@@ -21,7 +22,6 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.launchers.base import configurations
 from stsimdiff.resources import IN_REPOSITORY, folder
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = folder("configs")
 GROUPS = ("model", "compressor", "benchmark", "protocol", "budget", "logger", "experiment")
 

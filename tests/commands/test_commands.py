@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_commands import Forks
+from helpers.paths import ROOT
 from stsimdiff import load
 from stsimdiff.data import clips
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

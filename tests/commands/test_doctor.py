@@ -11,12 +11,12 @@ import pytest
 from hydra.errors import HydraException
 from safetensors.torch import load_file, save_file
 
+from helpers.paths import MINIATURES, ROOT
 from stsimdiff.commands import doctor
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import FAMILIES
 from stsimdiff.models.kit.miniatures import make
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 EXACT = ("prompt", "keep-all equals stock", "dropping equals masking", "nothing is left behind")
 
 
@@ -124,7 +124,7 @@ def test_a_tensor_too_few(tmp_path, capsys) -> None:
 
 
 def test_methods_of_the_user_s(capsys, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "methods"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "methods"))
     words = ["compressor=scenes.Scenes", "compressor.threshold=0.8", "budget.retention=0.3", "limit=4"]
     code, found = examined(capsys, *words)
     assert code == 0 and found["Scenes"][0] == "ok" and "30.1% of 512 tokens kept" in found["Scenes"][1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pandas as pd
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import doctor
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
@@ -16,7 +16,7 @@ from stsimdiff.models.kit import miniatures
 def test_table1_on_a_miniature_with_the_doctor_first(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     assert miniatures.main(["llava_video", "weights"]) == 0
-    data = shutil.copytree(Path(__file__).parents[1] / "benchmarks", tmp_path / "data")
+    data = shutil.copytree(MINIATURES, tmp_path / "data")
     words = ["experiment=table1", "model.path=weights", f"data={data}", "logger=none"]
     assert doctor.main(words) == 0
     said = capfd.readouterr().out

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from lmms_eval.tasks import TaskManager, get_task_dict
 
+from helpers.paths import MINIATURES, ROOT
 from stsimdiff.commands import lmms_command
 from stsimdiff.commands.lmms_eval import StSimDiff
 from stsimdiff.compressors.base import ScoreCompressor
@@ -17,9 +17,8 @@ from stsimdiff.data import clips
 from stsimdiff.models.base import Family
 from stsimdiff.resources import embedded_checkpoint, folder
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "methods"
+EXAMPLES = ROOT / "examples" / "methods"
 SLIPPED = "Slip fails on a synthetic video: AttributeError: 'Layout' object has no attribute 'frame_count'"
-MINIATURES = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from helpers.forked_commands import ROOT
+from helpers.paths import MINIATURES, ROOT
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.evaluate.questions import all_questions, judge, load_task
 from stsimdiff.launchers import base
 
-VIDEOS = ROOT / "tests" / "benchmarks" / "egoschema" / "videos"
+VIDEOS = MINIATURES / "egoschema" / "videos"
 ROWS = [
     {
         "id": f"q{n}",

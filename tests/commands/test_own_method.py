@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.forked_commands import ROOT
+from helpers.paths import ROOT
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import passes_of

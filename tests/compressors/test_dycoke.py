@@ -1,12 +1,11 @@
 """DyCoke: which frames stay whole, what cut frames keep, which budgets can be met, and what decoding sees."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from helpers.fake_engine import LAYERS, drive, layout_for, video
+from helpers.paths import GOLDEN
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.dycoke import DyCoke, most_seen, references
 from stsimdiff.conformance import replay
@@ -117,7 +116,7 @@ def test_decoding_begins_anew_with_each_video_and_ends_where_asked():
 
 
 def test_a_question_about_a_longer_video_stops_the_authors_code(tmp_path):
-    file = Path(__file__).parents[1] / "golden" / "dycoke_09_kv_p08_floor_two_questions.npz"
+    file = GOLDEN / "dycoke_09_kv_p08_floor_two_questions.npz"
     arrays = dict(load(file))
     for step in range(4, 8):
         arrays[f"step{step}_attn"] = np.delete(arrays[f"step{step}_attn"], [20, 30], axis=3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.fake_engine import drive, layout_for, video
+from helpers.paths import GOLDEN
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.sparsevlm import (
     SparseVLM,
@@ -25,8 +26,6 @@ from stsimdiff.compressors.sparsevlm import (
 from stsimdiff.conformance import replay
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Reason, VideoTokens, View
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_raters_are_the_text_tokens_above_the_mean() -> None:

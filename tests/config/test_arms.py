@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from helpers.paths import MINIATURES
 from stsimdiff import compressors, registry
 from stsimdiff.budget import Budget
 from stsimdiff.commands import cli
@@ -415,8 +416,7 @@ def test_every_line_of_every_experiment_is_a_sweep(configure, tmp_path):
     for path in sorted((folder("configs") / "experiment").glob("*.yaml")):
         overrides = [f"experiment={path.stem}"]
         if "videomme" in path.read_text():
-            miniatures = Path(__file__).parents[1] / "benchmarks"
-            overrides += [f"data={miniatures}", f"model.path={tmp_path}"]
+            overrides += [f"data={MINIATURES}", f"model.path={tmp_path}"]
         cfg = configure(*overrides)
         found = expand(cfg, overrides, lambda words: configure(*words))
         arms = {id_ for one in passes_of(found) for id_ in one.arms}

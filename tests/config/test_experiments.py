@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import MINIATURES
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.config.arms import arm_record
 from stsimdiff.evaluate.passes import passes_of
@@ -16,7 +17,6 @@ from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.paper import paper_number
 from stsimdiff.resources import folder
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(
     path.stem
     for path in (folder("configs") / "experiment").glob("*.yaml")

@@ -12,11 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import configured
 from stsimdiff.compressors.controls import RandomTokens
-from stsimdiff.config.arms import arm_from_config, arm_record
-from stsimdiff.config.settings import settings_from_config
+from stsimdiff.config.arms import arm_record
 from stsimdiff.config.task_files import asked_generation, read_task
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.provenance import provenance
@@ -27,20 +26,13 @@ from stsimdiff.resources import folder
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """Settings and the arm of a line of overrides."""
+    """Settings and the arm of a line of overrides, with a checkpoint that the environment names."""
     path = tmp_path / "checkpoint"
     path.mkdir()
     (path / "config.json").write_text("{}")
     (path / "model.safetensors").write_bytes(b"weights")
     monkeypatch.setenv("THE_MODEL", str(path))
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-
-        def make(*words: str):
-            cfg = compose("config", ["model.path=${oc.env:THE_MODEL}", "logger=none", *words])
-            settings = settings_from_config(cfg)
-            return settings, arm_from_config(cfg, settings)
-
-        yield make
+    return lambda *words: configured("model.path=${oc.env:THE_MODEL}", "logger=none", *words)
 
 
 @dataclass(frozen=True)

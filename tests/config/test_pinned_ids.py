@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import configured
+from helpers.paths import MINIATURES
 from stsimdiff import compressors
 from stsimdiff.config import arms, benchmark, model
-from stsimdiff.config.settings import settings_from_config
-from stsimdiff.resources import folder
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 PINNED = {
     "compressor=st_simdiff budget.retention=0.3": ("bec9e9443342", "3ecca60c55a3"),
     "compressor=st_simdiff compressor.tau_sim=1 compressor.tau_diff=p95 budget=compute seed=3": (
@@ -55,11 +53,7 @@ def test_ids_and_records_stay(line: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(compressors, "code_version", lambda cls: "method")
     monkeypatch.setattr(benchmark, "version", lambda name: "0")
     monkeypatch.setattr(benchmark, "task_version", lambda *task: "task")
-    words = [f"model.path={tmp_path}", *line.format(data=MINIATURES).split()]
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    settings = settings_from_config(cfg)
-    arm = arms.arm_from_config(cfg, settings)
+    settings, arm = configured(f"model.path={tmp_path}", *line.format(data=MINIATURES).split())
     told = arms.arm_record(arm, settings, {})
     record = json.dumps(
         [told[key] for key in ("model", "benchmark", "protocol", "budget", "seed")], sort_keys=True

@@ -7,18 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from stsimdiff.config.arms import arm_from_config, arm_record
+from helpers.configured import composed, configured
+from helpers.paths import MINIATURES
+from stsimdiff.config.arms import arm_record
 from stsimdiff.config.protocol import names
-from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.questions import all_questions, load_task
 from stsimdiff.launchers.base import configurations
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.resources import folder
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 CONFIGS = folder("configs")
 
 
@@ -27,19 +26,14 @@ def settings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
 
     def made(*words: str):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("config", overrides=["plan=true", f"model.path={tmp_path}", *words])
-        found = settings_from_config(cfg)
-        arm = arm_from_config(cfg, found)
-        return found, arm
+        return configured("plan=true", f"model.path={tmp_path}", *words)
 
     return made
 
 
 @pytest.mark.parametrize("name", names())
 def test_every_protocol_composes_with_its_family(settings, name) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        family = compose("config", overrides=[f"protocol={name}"]).protocol.family or "llava_video"
+    family = composed(f"protocol={name}").protocol.family or "llava_video"
     found, _ = settings(f"model={family}", f"protocol={name}", "benchmark=videomme")
     assert found.protocol.name == name and found.protocol.changed == []
     assert name == "default" or found.protocol.source

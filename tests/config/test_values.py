@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from helpers.configured import composed
+from helpers.paths import ROOT
 from stsimdiff.commands.messages import HYDRA_ERRORS
 from stsimdiff.config import model
 from stsimdiff.config.settings import budget_from_config, settings_from_config
 from stsimdiff.config.sweep import expand
 from stsimdiff.errors import ConfigError, UserError
 from stsimdiff.launchers.base import configurations
-from stsimdiff.resources import folder
 
-ROOT = Path(__file__).resolve().parents[2]
 VALUES = {
     **{"null": None, "list": [], "list of one": ["a"], "lists": [[]], "nothing": {}, "keys": {"a": 1}},
     **{"word": "x", "empty": "", "blank": " ", "escape": "\x1b[31m", "half": "\udcff", "nul": "a\0b"},
@@ -175,8 +174,7 @@ def test_the_other_commands_fill_them_in_too(monkeypatch, tmp_path, capsys):
 def test_hydras_own_folder_of_a_sweep_is_below_the_same_results(monkeypatch, tmp_path):
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     configurations(["run=a"])  # registers what the form refers to
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", overrides=["results=$SCRATCH/r", "run=a"], return_hydra_config=True)
+    cfg = composed("results=$SCRATCH/r", "run=a", return_hydra_config=True)
     assert cfg.hydra.sweep.dir == f"{tmp_path}/r/a/.hydra"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.paths import GOLDEN, GOLDEN_RUNS, ROOT
 from stsimdiff.commands.conformance import check, main
 from stsimdiff.conformance import replay
 from stsimdiff.conformance.cases import Case, Fields, find, load
@@ -20,12 +21,9 @@ from stsimdiff.conformance.replays import replay_of
 from stsimdiff.errors import ConfigError, DataError
 
 torch.set_num_threads(1)
-HERE = Path(__file__).parents[1]
-FILES = HERE / "golden"
-RUNS = HERE / "golden_e2e"
-SHARED = HERE.parent.parent / "shared" / "golden_e2e"
+SHARED = ROOT.parent / "shared" / "golden_e2e"
 """Larger cases, where the repository stands beside them."""
-FOLDERS = sorted({place.name: place for root in (SHARED, RUNS) for place in root.glob("*/")}.items())
+FOLDERS = sorted({place.name: place for root in (SHARED, GOLDEN_RUNS) for place in root.glob("*/")}.items())
 RULE_ON_TIES = ("s1_keep_idx", "s1_sparsity_list", "merge_keep_index")
 """Recorded survivors from which later stages start where they are there."""
 
@@ -59,7 +57,7 @@ def stripped(case: Case, target: Path) -> Case:
     return Case(folder, case.run)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in find(FILES)])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in find(GOLDEN)])
 def test_selections_agree_without_their_recorded_outputs(case, tmp_path) -> None:
     only_inputs = stripped(case, tmp_path)
     result = compare(case, load(case.recorded), replay(only_inputs.path))
@@ -90,7 +88,7 @@ def test_runs_agree(case, families) -> None:
     ],
 )
 def test_a_run_agrees_without_its_recorded_outputs(run, tmp_path) -> None:
-    case = Case(RUNS / "llava_video_grid9", run)
+    case = Case(GOLDEN_RUNS / "llava_video_grid9", run)
     only_inputs = stripped(case, tmp_path)
     assert compare(case, load(case.recorded), replay(only_inputs.path, run)).differences == []
     (only_inputs.path / "meta.json").unlink()
@@ -99,14 +97,14 @@ def test_a_run_agrees_without_its_recorded_outputs(run, tmp_path) -> None:
 
 
 def test_ties_are_broken_as_by_the_official_code_with_a_stable_sort(tmp_path) -> None:
-    case = Case(RUNS / "llava_video_grid9", "simdiff_c0.3_s0.8_stablesort")
+    case = Case(GOLDEN_RUNS / "llava_video_grid9", "simdiff_c0.3_s0.8_stablesort")
     only_inputs = stripped(case, tmp_path)
     only_inputs.recorded.unlink()
     assert compare(case, load(case.recorded), replay(only_inputs.path, case.run)).differences == []
 
 
 def test_qwen2_vl_needs_no_recorded_positions(tmp_path) -> None:
-    case = Case(RUNS / "qwen2vl_8x8x10", "framefusion_c0.3_s0.6_r0.1")
+    case = Case(GOLDEN_RUNS / "qwen2vl_8x8x10", "framefusion_c0.3_s0.6_r0.1")
     only_inputs = stripped(case, tmp_path)
     assert not only_inputs.recorded.exists()
     assert compare(case, load(case.recorded), replay(only_inputs.path, case.run)).differences == []
@@ -116,8 +114,8 @@ class TestTheCommand:
     @pytest.fixture
     def folder(self, tmp_path) -> Path:
         """One case of each kind, to be changed."""
-        shutil.copy(FILES / "stsimdiff_03_newline_column_ties_t8_6x7.npz", tmp_path)
-        shutil.copytree(RUNS / "qwen2vl_8x8x10", tmp_path / "qwen2vl_8x8x10")
+        shutil.copy(GOLDEN / "stsimdiff_03_newline_column_ties_t8_6x7.npz", tmp_path)
+        shutil.copytree(GOLDEN_RUNS / "qwen2vl_8x8x10", tmp_path / "qwen2vl_8x8x10")
         return tmp_path
 
     def test_all_agree(self, folder, capsys) -> None:
@@ -193,13 +191,13 @@ class TestRefusals:
             replay(tmp_path / "llavamini_01.npz")
 
     def test_settings_that_ours_has_no_choice_for(self, tmp_path) -> None:
-        arrays = dict(load(FILES / "stsimdiff_01_default_t8_7x8.npz"))
+        arrays = dict(load(GOLDEN / "stsimdiff_01_default_t8_7x8.npz"))
         np.savez(tmp_path / "stsimdiff_x.npz", **{**arrays, "strategy": np.int64(2)})
         with pytest.raises(ConfigError, match="recorded with strategy=2; only 3 is implemented"):
             replay(tmp_path / "stsimdiff_x.npz")
 
     def test_runs(self) -> None:
-        folder = RUNS / "llava_video_grid9"
+        folder = GOLDEN_RUNS / "llava_video_grid9"
         with pytest.raises(
             ConfigError, match="needs the name of a run; recorded are baseline, fastv_k3_r0.5"
         ):
@@ -209,9 +207,9 @@ class TestRefusals:
         ):
             replay(folder, "visionzip_d3")
         with pytest.raises(ConfigError, match="is a file; a run"):
-            replay(FILES / "fastv_05_stub_k1_r1.npz", "baseline")
+            replay(GOLDEN / "fastv_05_stub_k1_r1.npz", "baseline")
         with pytest.raises(DataError, match="holds no end-to-end case"):
-            replay(FILES, "baseline")
+            replay(GOLDEN, "baseline")
 
     def test_checkpoints(self, tmp_path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))

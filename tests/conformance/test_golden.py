@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.paths import GOLDEN
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import evs, fastv, framefusion, st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens
 
 torch.set_num_threads(1)
-FOLDER = Path(__file__).parents[1] / "golden"
 
 
 def cases(prefix: str) -> list:
-    found = sorted(FOLDER.glob(f"{prefix}_*.npz"))
-    assert found, f"no {prefix} case in {FOLDER}"
+    found = sorted(GOLDEN.glob(f"{prefix}_*.npz"))
+    assert found, f"no {prefix} case in {GOLDEN}"
     return [pytest.param(path, id=path.stem) for path in found]
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.paths import GOLDEN
 from stsimdiff.compressors import fastervlm
 from stsimdiff.conformance import still_images
 
 torch.set_num_threads(1)
-FOLDER = Path(__file__).parents[1] / "golden"
 
 
 def cases(prefix: str) -> list:
-    found = sorted(FOLDER.glob(f"{prefix}_*.npz"))
-    assert found, f"no {prefix} case in {FOLDER}"
+    found = sorted(GOLDEN.glob(f"{prefix}_*.npz"))
+    assert found, f"no {prefix} case in {GOLDEN}"
     return [pytest.param(path, id=path.stem) for path in found]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import data as command
 from stsimdiff.data import archives
 from stsimdiff.data.benchmarks import VIDEOMME
@@ -23,7 +24,6 @@ from stsimdiff.data.videos import Index
 from stsimdiff.errors import DataError
 from stsimdiff.lock import Lock
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 NOISE = {f"d/{number}.mp4": random.Random(number).randbytes(30_000) for number in range(3)}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 

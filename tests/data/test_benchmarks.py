@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hydra import compose, initialize_config_dir
 from pyarrow import parquet
 
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
+from helpers.configured import configured
+from helpers.paths import MINIATURES, ROOT
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
@@ -28,10 +27,7 @@ from stsimdiff.launchers.in_process import make_report
 from stsimdiff.report.publish import files
 from stsimdiff.report.rows import read
 from stsimdiff.report.table import build
-from stsimdiff.resources import folder
 
-ROOT = Path(__file__).parents[2]
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 load_model = session.load_model
 NAMES = (
     *("videomme", "mlvu", "mlvu_test", "longvideobench", "egoschema"),
@@ -93,17 +89,14 @@ def data(tmp_path: Path) -> Path:
 
 def prepared(name: str, data: Path, *words: str):
     """Settings and the arm."""
-    words = (
-        f"benchmark={name}",
-        f"benchmark.data={data / name}",
+    common = [
+        "compressor=random",
+        "budget.retention=0.3",
+        "logger=none",
         f"results={data.parent}",
         "run=test",
-        *words,
-    )
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        config = compose("config", ["compressor=random", "budget.retention=0.3", "logger=none", *words])
-    settings = settings_from_config(config)
-    return settings, arm_from_config(config, settings)
+    ]
+    return configured(*common, f"benchmark={name}", f"benchmark.data={data / name}", *words)
 
 
 def task_of(name: str, data: Path, *words: str):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.paths import ROOT
 from helpers.true_answers import shown, true_answer
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset
@@ -128,7 +129,7 @@ def test_each_text_has_each_answer_once_in_its_block(rows):
 
 
 def test_training_never_sees_an_evaluation_seed(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    monkeypatch.syspath_prepend(ROOT)
     from scripts.train_embedded import clips as language
     from scripts.train_embedded import recipe, tower
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import data as command
 from stsimdiff.data import archives, hub
 from stsimdiff.data.benchmarks import MLVU, VIDEOMME, default_root
 from stsimdiff.data.videos import Index, VideoFolder
 from stsimdiff.errors import DataError
 from stsimdiff.video.process import VideoProcess
-
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture

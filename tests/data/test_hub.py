@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import data as command
 from stsimdiff.data import hub
 from stsimdiff.data.benchmarks import EGOSCHEMA, VIDEOMME, default_root
 
-MINIATURE = Path(__file__).parents[1] / "benchmarks" / "egoschema"
+MINIATURE = MINIATURES / "egoschema"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -15,13 +15,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import data as command
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 Rows = list[dict[str, Any]]
 
 

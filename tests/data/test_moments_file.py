@@ -9,24 +9,21 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hydra import compose, initialize_config_dir
 
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
+from helpers.configured import configured
+from helpers.paths import MINIATURES
 from stsimdiff.data.moments import WHOLE, Moment, read_moments
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
 from stsimdiff.evaluate import session
-from stsimdiff.resources import folder
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 ROWS = [
     {"video": "mini0", "start": 0.0, "end": 0.5, "question": "001-1", "x0": 0, "y0": 0, "x1": 0.5, "y1": 1},
     {"video": "mini0.mp4", "start": 1, "end": 1.5},
 ]
 
 
-def configured(tmp_path: Path, file: Path | None, *words: str):
+def settings_of(tmp_path: Path, file: Path | None, *words: str):
     lines = [
         "benchmark=videomme",
         f"benchmark.data={MINIATURES / 'videomme'}",
@@ -34,12 +31,7 @@ def configured(tmp_path: Path, file: Path | None, *words: str):
         "run=own",
     ]
     lines += [f"benchmark.moments={file}"] if file else []
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        config = compose(
-            "config", ["compressor=random", "budget.retention=0.3", "logger=none", *lines, *words]
-        )
-    settings = settings_from_config(config)
-    return settings, arm_from_config(config, settings)
+    return configured("compressor=random", "budget.retention=0.3", "logger=none", *lines, *words)
 
 
 def write(file: Path, rows: list[dict]) -> Path:
@@ -61,9 +53,9 @@ def test_a_file_gives_its_questions_their_moments(tmp_path: Path, suffix: str) -
     file = write(tmp_path / f"moments.{suffix}", ROWS)
     box, whole = Moment(0.0, 0.5, (0.0, 0.0, 0.5, 1.0)), Moment(1.0, 1.5, WHOLE)
     assert [row.moment for row in read_moments(file)] == [box, whole]
-    settings, arm = configured(tmp_path, file)
+    settings, arm = settings_of(tmp_path, file)
     # No answer depends on it.
-    assert arm.id == configured(tmp_path, None)[1].id
+    assert arm.id == settings_of(tmp_path, None)[1].id
     questions = {question.id: question for question in running.prepare(settings)[2]}
     assert questions["001-1"].moments == (box, whole) and questions["001-1"].events == (box, whole)
     assert questions["001-2"].moments == (whole,) and questions["001-2"].events == (box, whole)
@@ -100,7 +92,7 @@ def test_a_file_gives_its_questions_their_moments(tmp_path: Path, suffix: str) -
 )
 def test_a_wrong_row_is_named_before_a_model_loads(tmp_path: Path, monkeypatch, row: dict, said: str) -> None:
     monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
-    settings, arm = configured(tmp_path, write(tmp_path / "moments.jsonl", [row]))
+    settings, arm = settings_of(tmp_path, write(tmp_path / "moments.jsonl", [row]))
     with pytest.raises(DataError, match=said):
         running.run_arms(settings, [arm])
 
@@ -122,7 +114,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str | None, s
 
 
 def test_a_run_counts_by_the_file(tmp_path: Path) -> None:
-    settings, arm = configured(tmp_path, write(tmp_path / "moments.csv", [ROWS[1]]), "limit=4")
+    settings, arm = settings_of(tmp_path, write(tmp_path / "moments.csv", [ROWS[1]]), "limit=4")
     running.run_arms(settings, [arm])
     (file,) = settings.folder.glob("*/answers.jsonl")
     lines = {line["id"]: line for line in map(json.loads, file.read_text().splitlines())}

@@ -12,12 +12,10 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import configured
 from helpers.true_answers import true_answer
-from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.benchmark import BenchmarkSettings
-from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset
 from stsimdiff.data.clips.rendering import render
@@ -30,15 +28,11 @@ from stsimdiff.report.overlays import unpacked
 from stsimdiff.report.publish import files
 from stsimdiff.report.rows import read
 from stsimdiff.report.table import build
-from stsimdiff.resources import folder
 
 
-def configured(tmp_path: Path, *words: str):
+def settings_of(tmp_path: Path, *words: str):
     lines = ["logger=none", f"results={tmp_path}", "run=own", *words]
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        config = compose("config", ["compressor=st_simdiff", "budget.retention=0.3", *lines])
-    settings = settings_from_config(config)
-    return settings, arm_from_config(config, settings)
+    return configured("compressor=st_simdiff", "budget.retention=0.3", *lines)
 
 
 def test_the_world_that_the_model_was_trained_on_stays_to_the_bit() -> None:
@@ -90,7 +84,7 @@ def test_what_makes_each_world() -> None:
 
 def test_a_world_is_part_of_an_arms_identity_and_of_the_benchmarks_name(tmp_path: Path) -> None:
     arms = {
-        name: configured(tmp_path, *([f"benchmark.world={name}"] if name else [])) for name in ("", *WORLDS)
+        name: settings_of(tmp_path, *([f"benchmark.world={name}"] if name else [])) for name in ("", *WORLDS)
     }
     assert len({arm.id for _, arm in arms.values()}) == 4
     assert [settings.benchmark.name for settings, _ in arms.values()] == [
@@ -115,12 +109,12 @@ def test_a_world_is_part_of_an_arms_identity_and_of_the_benchmarks_name(tmp_path
 )
 def test_other_worlds_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        configured(tmp_path, *words)
+        settings_of(tmp_path, *words)
 
 
 def test_a_run_in_another_world_counts_what_is_left_of_its_moments(tmp_path: Path) -> None:
     """The stored counts, from the stored reasons of all tokens and the things of the world."""
-    settings, arm = configured(tmp_path, "benchmark.world=static_camera", "limit=10", "overlays=10")
+    settings, arm = settings_of(tmp_path, "benchmark.world=static_camera", "limit=10", "overlays=10")
     running.run_arms(settings, [arm])
     (file,) = settings.folder.glob("*/answers.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]

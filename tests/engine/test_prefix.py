@@ -24,7 +24,6 @@ from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.sttm import STTM
-from stsimdiff.data import clips
 from stsimdiff.engine import Compression, lent
 from stsimdiff.engine.prefix import SharedPrefix, shared_layers
 from stsimdiff.evaluate import run, session
@@ -309,11 +308,6 @@ def test_the_kit_proves_what_is_declared() -> None:
     for liar in (Reader(), Peeks()):
         with pytest.raises(AssertionError, match="reads_question"):
             check(checks.CompressorCase(liar))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
 LINES = (

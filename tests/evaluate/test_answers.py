@@ -10,11 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
-from stsimdiff.data import clips
+from helpers.configured import configured
+from helpers.paths import MINIATURES
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
@@ -24,25 +22,12 @@ from stsimdiff.files import write_whole
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.models import base
 from stsimdiff.models.base import Family
-from stsimdiff.resources import folder
-
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
 def prepared(tmp_path: Path, *lines: str):
     """Settings and an arm for each line of words."""
-    arms = []
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        for line in lines:
-            config = compose("config", [f"results={tmp_path}", "run=test", "logger=none", *line.split()])
-            settings = settings_from_config(config)
-            arms.append(arm_from_config(config, settings))
-    return settings, arms
+    made = [configured(f"results={tmp_path}", "run=test", "logger=none", *line.split()) for line in lines]
+    return made[-1][0], [arm for _, arm in made]
 
 
 def says(monkeypatch, texts: Sequence[str]) -> None:

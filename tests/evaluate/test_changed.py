@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.configured import configured
 from helpers.embedded_runs import prepared, stored
+from helpers.paths import MINIATURES
 from stsimdiff.data import clips, digests
 from stsimdiff.evaluate import changed
 from stsimdiff.evaluate.changed import withdraw_changed
@@ -201,27 +203,13 @@ def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
 
 def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog, monkeypatch):
     import pyarrow.parquet
-    from hydra import compose, initialize_config_dir
-
-    from stsimdiff.config.arms import arm_from_config
-    from stsimdiff.config.settings import settings_from_config
-    from stsimdiff.resources import folder
 
     root = tmp_path / "videomme"
-    shutil.copytree(Path(__file__).parents[1] / "benchmarks" / "videomme", root)
+    shutil.copytree(MINIATURES / "videomme", root)
 
     def run(place: Path):
-        words = [
-            "benchmark=videomme",
-            f"benchmark.data={place}",
-            f"results={tmp_path}",
-            "run=test",
-            "logger=none",
-        ]
-        with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-            config = compose("config", [*words, "compressor=none", "overlays=0"])
-            settings = settings_from_config(config)
-            arm = arm_from_config(config, settings)
+        words = ["benchmark=videomme", f"benchmark.data={place}", f"results={tmp_path}", "run=test"]
+        settings, arm = configured(*words, "compressor=none", "overlays=0", "logger=none")
         return run_arms(settings, [arm]), settings, arm
 
     asked, settings, arm = run(root)

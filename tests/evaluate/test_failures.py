@@ -15,7 +15,6 @@ from helpers import tiny_models
 from helpers.embedded_runs import prepared, stored
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.config.checks import failure_limit
-from stsimdiff.data import clips
 from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import ConfigError, RunFailed, Terminated
 from stsimdiff.evaluate import answering, features, limits, progress, run
@@ -24,11 +23,6 @@ from stsimdiff.evaluate.limits import SampleTimeout, TimeLimit, sigterm_raises
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.progress import Board, Progress
 from stsimdiff.video.process import VideoProcess
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
 class Clock:

@@ -14,7 +14,6 @@ import torch
 
 from helpers.embedded_runs import prepared, stored
 from stsimdiff import models
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate import session
 from stsimdiff.evaluate.feature_files import FeatureFiles
@@ -33,11 +32,6 @@ ARMS = (
     "compressor=st_simdiff budget.retention=0.3",
     "compressor=none",
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
 def rows(settings, arms) -> list[list[dict]]:

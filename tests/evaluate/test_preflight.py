@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import composed
+from helpers.paths import CHECKPOINT, MINIATURES
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError, MissingParts
@@ -17,23 +18,15 @@ from stsimdiff.evaluate.preflight import check_data
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.presence import absent
-from stsimdiff.resources import embedded_checkpoint, folder
-
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
-GOLDEN = Path(__file__).parents[1] / "golden_e2e" / "llava_video_grid9" / "checkpoint"
-
-
-def composed(*words: str):
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        return compose("config", ["logger=none", *words])
+from stsimdiff.resources import embedded_checkpoint
 
 
 @pytest.mark.parametrize(
     ("words", "prompt"),
     [
-        ((f"model=llava_video model.path={GOLDEN}"), "llava_vid"),
-        ((f"model=llava_video model.path={GOLDEN} benchmark.prompt=default"), "default"),
-        ((f"model=llava_video model.path={GOLDEN} model.prompts={{videomme:qwen3_vl}}"), "qwen3_vl"),
+        ((f"model=llava_video model.path={CHECKPOINT}"), "llava_vid"),
+        ((f"model=llava_video model.path={CHECKPOINT} benchmark.prompt=default"), "default"),
+        ((f"model=llava_video model.path={CHECKPOINT} model.prompts={{videomme:qwen3_vl}}"), "qwen3_vl"),
         ("model=embedded", "default"),
         ("model=embedded +model.prompts.videomme=gpt4v", "gpt4v"),
     ],
@@ -100,12 +93,12 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch)
 
 def test_what_a_checkpoint_lacks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert absent("llava_video", GOLDEN) == absent("qwen2_5_vl", embedded_checkpoint()) == []
+    assert absent("llava_video", CHECKPOINT) == absent("qwen2_5_vl", embedded_checkpoint()) == []
     assert absent("llava_video", tmp_path / "nowhere") == absent("llava_video", None) == []
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"):
-        shutil.copy(GOLDEN / name, model)
+        shutil.copy(CHECKPOINT / name, model)
     shard, tower = absent("llava_video", model)
     assert f"{model} lacks model-00002-of-00002.safetensors, which its index names" in shard
     assert f"hf download lmms-lab/LLaVA-Video-7B-Qwen2 --local-dir {model}" in shard
@@ -118,7 +111,7 @@ def test_what_a_checkpoint_lacks(tmp_path: Path, monkeypatch) -> None:
     (model / "config.json").write_text('{"model_type": "llava_llama"}')
     for part in ("llm", "vision_tower", "mm_projector"):
         (model / part).mkdir()
-        shutil.copy(GOLDEN / "config.json", model / part)
+        shutil.copy(CHECKPOINT / "config.json", model / part)
         shutil.copy(embedded_checkpoint() / "model.safetensors", model / part)
     assert absent("nvila", model) == []
 

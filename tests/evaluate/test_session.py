@@ -10,16 +10,9 @@ import pytest
 
 from helpers.embedded_runs import ARMS, LIMIT, prepared, stored
 from stsimdiff.compressors.base import ScoreCompressor
-from stsimdiff.data import clips
 from stsimdiff.errors import BudgetError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
 from stsimdiff.launchers import base, in_process
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Two clips of the benchmark in a folder of their own."""
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
 
 
 def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:

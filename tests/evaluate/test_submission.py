@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyarrow import Table, parquet
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import doctor, lmms_eval
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.errors import DataError, RunFailed
@@ -25,7 +26,7 @@ from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import make_report, run_configurations
 from stsimdiff.report.publish import publish
 
-MINIATURE = Path(__file__).parents[1] / "benchmarks" / "egoschema"
+MINIATURE = MINIATURES / "egoschema"
 SERVER = "https://validation-server.onrender.com/api/upload/"
 SAID = ("A", "(B)", "C.", "D. black", "E", "I cannot tell", "B", "RAISE")
 FULL = BENCHMARKS["egoschema_full"]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
-from stsimdiff.resources import folder
+from helpers.configured import configured
+from stsimdiff.evaluate.passes import passes_of
+from stsimdiff.launchers.base import configurations
 
 LIMIT = 10
 
@@ -28,13 +26,16 @@ def prepared(tmp_path: Path, data: Path, *lines: str, **overrides):
     """Settings and arms, one arm for each line of overrides."""
     common = [f"results={tmp_path}", "run=test", "logger=none", f"benchmark.data={data}", f"limit={LIMIT}"]
     common += [f"{key}={value}" for key, value in overrides.items()]
-    settings, arms = None, []
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        for line in lines:
-            config = compose("config", [*common, *line.split()])
-            settings = settings_from_config(config)
-            arms.append(arm_from_config(config, settings))
-    return settings, arms
+    made = [configured(*common, *line.split()) for line in lines]
+    return made[-1][0], [arm for _, arm in made]
+
+
+def expanded(tmp_path: Path, data: Path, limit: int, *lines: str):
+    """Settings and arms of lines that may be sweeps and name classes by dotted paths."""
+    words = [f"results={tmp_path}", "run=test", "logger=none", f"benchmark.data={data}", f"limit={limit}"]
+    listed = ",".join(f"'{line}'" for line in lines)
+    (one,) = passes_of(configurations([*words, f"arms=[{listed}]"]))
+    return one.settings, list(one.arms.values())
 
 
 def stored(settings, arm) -> list[dict]:

@@ -15,7 +15,6 @@ from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.nvila import Projector
 from stsimdiff.video import Frames
 
-CHECKPOINT = Path(__file__).parents[1] / "golden_e2e" / "llava_video_grid9" / "checkpoint"
 OPTIONS = LoadOptions(device="cpu", dtype="float32")
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<vila/video>"]
 

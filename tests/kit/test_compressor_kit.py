@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from stsimdiff.commands import check
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
 from stsimdiff.errors import ConfigError
@@ -21,7 +22,6 @@ from stsimdiff.kit import checks
 from stsimdiff.kit.running import CompressorCase
 from stsimdiff.tokens import Reason, Selection
 
-REPOSITORY = Path(__file__).parents[2]
 SEEN: list[int] = []
 
 
@@ -189,7 +189,7 @@ class Bad(ScoreCompressor):
 @pytest.fixture
 def own(tmp_path, monkeypatch) -> Path:
     """A folder with the methods of docs/your-method.md, and a broken one."""
-    page = (REPOSITORY / "docs" / "your-method.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
         (tmp_path / block.split("\n")[0].removeprefix("# ")).write_text(block)
     (tmp_path / "bad_module.py").write_text(BAD)
@@ -250,7 +250,7 @@ def test_the_plug_in_runs_the_same_checks(own) -> None:
         [sys.executable, "-m", *words, "--compressor", "my_module.Mine power=3"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import composed
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
@@ -19,7 +19,6 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import Pass
 from stsimdiff.kit import rehearsal
 from stsimdiff.kit.rehearsal import rehearse
-from stsimdiff.resources import folder
 
 HEAD = """
 from dataclasses import dataclass
@@ -171,8 +170,7 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def settings():
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        return settings_from_config(compose("config", overrides=["logger=none"]))
+    return settings_from_config(composed("logger=none"))
 
 
 @pytest.fixture
@@ -185,8 +183,7 @@ def attempt(settings, tmp_path, monkeypatch):
         sys.modules.pop("wrong_module", None)
         importlib.invalidate_caches()
         given = ["compressor=custom", "compressor._target_=wrong_module.Mine", "budget.retention=0.5", *words]
-        with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-            arm = arm_from_config(compose("config", overrides=given), settings)
+        arm = arm_from_config(composed(*given), settings)
         rehearse([Pass(settings, {arm.id: arm}, 0)])
 
     return attempt

@@ -23,11 +23,6 @@ from stsimdiff.latency.measurements import read_measurements
 from stsimdiff.latency.summary import Spread
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
-
-
 def words(tmp_path: Path, data: Path, *more: str) -> list[str]:
     common = ["--repeats=3", "--new-tokens=3", f"results={tmp_path}", "run=t", "logger=none"]
     frames = [] if any(word.startswith("model.frames=") for word in more) else ["model.frames=4"]

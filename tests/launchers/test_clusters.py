@@ -14,17 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 
+from helpers.configured import composed
+from helpers.paths import ROOT
 from stsimdiff import launchers, lock
 from stsimdiff.commands import cli
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.launchers import base
 from stsimdiff.launchers.jobs import JobLauncher
 from stsimdiff.launchers.submitit import LocalLauncher, SlurmLauncher
-from stsimdiff.resources import folder
 
 SECRET = "SECRETMARKER" + 28 * "a"
 # Scores like any method, but the first process that comes to a video stops there for good. What it is tried on before
@@ -53,19 +52,13 @@ class Stopping(ScoreCompressor):
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
-
-
 @pytest.fixture
 def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     """The command line in this process, in a folder of its own; gives the exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    root = str(Path(__file__).resolve().parents[2])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
     def run(*words: str) -> int:
         line = [f"benchmark.data={os.path.relpath(data)}", "logger=none", "results=out", *words]
@@ -153,11 +146,10 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
     (tmp_path / "stopped" / "clip000").touch()
     words = ["compressor._target_=my_method.Stopping", "budget.retention=0.3", f"benchmark.data={data}"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "stsimdiff"]
-    root = str(Path(__file__).resolve().parents[2])
     run = subprocess.Popen(
         [sys.executable, "-m", *torchrun, *words, "logger=none", "results=out", "run=ranks"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([root, str(tmp_path)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -236,8 +228,7 @@ def test_one_model_on_all_devices_is_refused_to_several_processes(command, capfd
 
 def configured(name: str, *words: str) -> JobLauncher:
     base.register()
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", [f"hydra/launcher={name}", *words], return_hydra_config=True)
+    cfg = composed(f"hydra/launcher={name}", *words, return_hydra_config=True)
     options = {key: value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
     return {"submitit_slurm": SlurmLauncher, "submitit_local": LocalLauncher}[name](**options)
 
@@ -312,8 +303,7 @@ def test_devices_that_have_no_number_are_refused(monkeypatch) -> None:
 @pytest.mark.parametrize("name", sorted(launchers.CLUSTERS))
 def test_every_launcher_composes_and_is_found_by_hydra(name: str) -> None:
     base.register()
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
+    cfg = composed(f"hydra/launcher={name}", return_hydra_config=True)
     assert isinstance(Plugins.instance()._instantiate(cfg.hydra.launcher), JobLauncher)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from stsimdiff import models
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
@@ -18,8 +19,6 @@ from stsimdiff.models.base import EncodedVideo, LoadOptions, Prompt
 from stsimdiff.models.kit import checks, miniatures, running
 from stsimdiff.models.qwen3_vl import Qwen3VL
 from stsimdiff.tokens import Layout, VisionSignals
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=sorted(models.FAMILIES))
@@ -165,7 +164,7 @@ def test_an_answer_that_depends_on_the_one_before_is_seen(qwen3_vl) -> None:
 def own(tmp_path_factory) -> Path:
     """A folder with the family of docs/families.md, and one that breaks it."""
     folder = tmp_path_factory.mktemp("own")
-    page = (REPOSITORY / "docs" / "families.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     (folder / "my_family.py").write_text(re.search(r"```python\n(.*?)```", page, re.S).group(1))
     (folder / "broken.py").write_text(
         "from dataclasses import replace\n\nfrom my_family import MyFamily\n\n\nclass Broken(MyFamily):\n"
@@ -188,7 +187,7 @@ def kit(folder: Path, *words: str) -> subprocess.CompletedProcess:
         "no:cacheprovider",
         *words,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 

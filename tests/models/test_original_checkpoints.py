@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from helpers.original_checkpoints import CHECKPOINT, OPTIONS, frames, tokenizer, write_nvila
+from helpers.configured import composed
+from helpers.original_checkpoints import OPTIONS, frames, tokenizer, write_nvila
+from helpers.paths import CHECKPOINT
 from stsimdiff.config.model import model_settings, with_checkpoint
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import resolve
@@ -207,8 +208,7 @@ class TestNVILA:
     def test_forms_of_the_released_configuration(self, nvila, values, pool) -> None:
         edit(nvila / "config.json", **values)
         assert NVILA.load(str(nvila), OPTIONS).pool_size[0] == pool
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("config", overrides=["model=nvila", f"model.path={nvila}"])
+        cfg = composed("model=nvila", f"model.path={nvila}")
         found = with_checkpoint(model_settings(OmegaConf.to_container(cfg.model)))
         assert found.layers is None and found.checkpoint, "said by llm/config.json, and checked when loaded"
 

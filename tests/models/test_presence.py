@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import CHECKPOINT, ROOT
 from stsimdiff.errors import DataError, MissingParts
 from stsimdiff.evaluate import run
 from stsimdiff.launchers.base import configurations
@@ -19,8 +20,6 @@ from stsimdiff.models import presence
 from stsimdiff.models.presence import absent, unready
 from stsimdiff.resources import embedded_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden_e2e" / "llava_video_grid9" / "checkpoint"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
 
@@ -41,9 +40,9 @@ def config(folder: Path, **changes: object) -> None:
 def test_a_whole_checkpoint_lacks_nothing(model: Path) -> None:
     assert absent("qwen2_5_vl", model) == unready("qwen2_5_vl", model) == []
     assert absent("my_module.MyFamily", model) == unready("my_module.MyFamily", model) == []
-    assert absent("llava_video", GOLDEN) == []
-    (said,) = unready("llava_video", GOLDEN)
-    assert said.startswith(f"{GOLDEN} has no tokenizer (tokenizer.json or vocab.json): `hf download")
+    assert absent("llava_video", CHECKPOINT) == []
+    (said,) = unready("llava_video", CHECKPOINT)
+    assert said.startswith(f"{CHECKPOINT} has no tokenizer (tokenizer.json or vocab.json): `hf download")
     assert not unready("qwen2_5_vl", None) and not unready("qwen2_5_vl", model / "nowhere")
 
 
@@ -142,7 +141,7 @@ def test_weights_that_are_cut_or_no_weights(model: Path, content, cause: str) ->
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
-    model = shutil.copytree(GOLDEN, tmp_path / "model")
+    model = shutil.copytree(CHECKPOINT, tmp_path / "model")
     shard, index = model / "model-00002-of-00002.safetensors", model / "model.safetensors.index.json"
     whole = index.read_text()
     index.unlink()
@@ -154,11 +153,11 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
         index.write_text(broken)
         assert f"{index} names no weights" in absent("llava_video", model)[0]
     index.write_text(whole)
-    shard.write_bytes((GOLDEN / shard.name).read_bytes()[:-5])
+    shard.write_bytes((CHECKPOINT / shard.name).read_bytes()[:-5])
     (said,) = absent("llava_video", model)
     assert said.startswith(f"{shard} has ") and "cut off" in said
     # What loading does not read does not matter.
-    shard.write_bytes((GOLDEN / shard.name).read_bytes())
+    shard.write_bytes((CHECKPOINT / shard.name).read_bytes())
     (model / "other.safetensors").write_bytes(b"x")
     assert absent("llava_video", model) == []
 

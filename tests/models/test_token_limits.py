@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import composed
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import options_of, resolve
@@ -16,7 +16,6 @@ from stsimdiff.models.base import LoadOptions
 from stsimdiff.models.kit.miniatures import make
 from stsimdiff.models.qwen_shape import PROCESSORS
 from stsimdiff.models.released import planned_shape
-from stsimdiff.resources import folder
 from stsimdiff.video import Frames
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -44,8 +43,7 @@ DEFAULTS = {"min_frame_tokens": 128, "max_frame_tokens": 768, "max_video_tokens"
 
 def options(name: str, **values) -> LoadOptions:
     """What the configuration file of a family gives to it, with some values replaced."""
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        model = compose("config", overrides=[f"model={name}"]).model
+    model = composed(f"model={name}").model
     family = {option: model[option] for option in options_of(name)} | values
     return LoadOptions(device="cpu", dtype="float32", family=family)
 
@@ -106,8 +104,7 @@ def test_a_run_has_the_tokens_of_the_plan(name, count, tmp_path: Path) -> None:
 )
 def test_wrong_values(words, message, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", overrides=["model=qwen2_5_vl", f"model.path={tmp_path}", words])
+    cfg = composed("model=qwen2_5_vl", f"model.path={tmp_path}", words)
     with pytest.raises(ConfigError, match=message):
         settings_from_config(cfg)
 

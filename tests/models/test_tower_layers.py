@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from helpers.embedded_runs import expanded
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor, signals_for
 from stsimdiff.compressors.chain import Chain
@@ -21,9 +22,7 @@ from stsimdiff.errors import ConfigError, MethodFault
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.features import FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
-from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.kit import checks
-from stsimdiff.launchers.base import configurations
 from stsimdiff.models.kit import miniatures
 from stsimdiff.schema import Folder
 from stsimdiff.tokens import VideoTokens, covers
@@ -135,13 +134,6 @@ def test_a_write_into_a_layer_is_an_error_that_names_it() -> None:
     assert bool(layout.vision.layer(0).hidden.any())
 
 
-def prepared(root: Path, data: Path, *lines: str):
-    words = [f"results={root}", "run=r", "logger=none", f"benchmark.data={data}", "limit=2"]
-    listed = ",".join(f"'{line}'" for line in lines)
-    (one,) = passes_of(configurations([*words, f"arms=[{listed}]"]))
-    return one.settings, list(one.arms.values())
-
-
 def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(tmp_path: Path) -> None:
     data, weights = clips.build(tmp_path / "data", videos=1), tmp_path / "weights"
     weights.mkdir()
@@ -153,7 +145,7 @@ def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(
         "compressor=visionzip budget.retention=0.5",
         line,
     )
-    settings, arms = prepared(tmp_path, data, *lines)
+    settings, arms = expanded(tmp_path, data, 2, *lines)
     assert run.run_arms(settings, arms) == 6
     for arm in arms:
         rows = [
@@ -164,10 +156,10 @@ def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(
     assert arms[2].label.endswith("weights=weights")
     # The same file elsewhere is the same arm; another file in its place is another one.
     moved = weights.rename(tmp_path / "moved")
-    (same,) = prepared(tmp_path, data, line.replace(str(weights), str(moved)))[1]
+    (same,) = expanded(tmp_path, data, 2, line.replace(str(weights), str(moved)))[1]
     assert same.id == arms[2].id
     torch.save(torch.zeros(width), moved / "vector.pt")
-    (other,) = prepared(tmp_path, data, line.replace(str(weights), str(moved)))[1]
+    (other,) = expanded(tmp_path, data, 2, line.replace(str(weights), str(moved)))[1]
     assert other.id != arms[2].id
     with pytest.raises(ConfigError, match=r"compressor.weights=\S+ is no folder that is there"):
-        prepared(tmp_path, data, line)
+        expanded(tmp_path, data, 2, line)

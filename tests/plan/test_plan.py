@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.paths import MINIATURES
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
@@ -28,13 +29,7 @@ from stsimdiff.plan.show import duration, quantity, show
 from stsimdiff.tokens import Grid
 from stsimdiff.video.headers import read_header
 
-ROOT = Path(__file__).resolve().parents[1]
-FIXTURES = f"benchmark.data={ROOT / 'benchmarks'}/${{benchmark.name}}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+FIXTURES = f"benchmark.data={MINIATURES}/${{benchmark.name}}"
 
 
 @pytest.fixture(autouse=True)

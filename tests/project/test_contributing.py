@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.paths import ROOT
 from stsimdiff.report import columns
 
-ROOT = Path(__file__).parents[2]
 MOST = {"method": 3, "family": 3, "benchmark": 2, "column": 1}
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from scripts import docs_site
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

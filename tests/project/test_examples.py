@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +11,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.forked_commands import ROOT
+from helpers.embedded_runs import expanded, stored
+from helpers.paths import ROOT
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.config.arms import arm_from_config, compressor_from
-from stsimdiff.data import clips
 from stsimdiff.engine import lent
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import run, session
-from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.kit import checks
 from stsimdiff.kit.running import GRID, CompressorCase, layout_for
 from stsimdiff.launchers.base import configurations
@@ -38,33 +36,15 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips of the benchmark in a folder of their own."""
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
-
-
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-def prepared(tmp_path: Path, data: Path, limit: int, *lines: str):
-    words = [f"results={tmp_path}", "run=test", "logger=none", f"benchmark.data={data}", f"limit={limit}"]
-    listed = ",".join(f"'{line}'" for line in lines)
-    (one,) = passes_of(configurations([*words, f"arms=[{listed}]"]))
-    return one.settings, list(one.arms.values())
-
-
-def stored(settings, arm) -> list[dict]:
-    lines = (settings.folder / arm.folder / "answers.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def answered(folder: Path, data: Path, limits: Sequence[int], *lines: str, fails: bool) -> tuple:
     """Settings and arms after a command for each of the limits in turn, whose questions may fail."""
     for limit in limits:
-        settings, arms = prepared(folder, data, limit, *lines)
+        settings, arms = expanded(folder, data, limit, *lines)
         settings = replace(settings, max_failures=50)
         try:
             run.run_arms(settings, arms)
@@ -100,7 +80,7 @@ def test_an_example_passes_the_kit(module: str) -> None:
 def test_the_examples_stand_beside_built_in_methods_in_one_command(tmp_path: Path, data: Path) -> None:
     own = ",".join(f"{module}.{name}" for module, name in METHODS.items())
     budgets = "budget.retention=0.3", "budget=compute budget.retention=0.5"
-    settings, arms = prepared(
+    settings, arms = expanded(
         tmp_path, data, 2,
         f"compressor=random,{own} {budgets[0]}",
         f"compressor=random,pyramid.Pyramid {budgets[1]}",
@@ -217,7 +197,7 @@ def test_a_method_gets_frames_times_and_memory_only_where_it_asks(data: Path) ->
 
 
 def test_a_run_gives_the_frames_that_the_model_saw(tmp_path: Path, data: Path, started: list) -> None:
-    settings, arms = prepared(tmp_path, data, 1, "compressor=external_scorer.ExternalScorer")
+    settings, arms = expanded(tmp_path, data, 1, "compressor=external_scorer.ExternalScorer")
     run.run_arms(settings, arms)
     ((layout, _),) = started
     assert layout.frames.shape[0] == len(layout.seconds) == settings.model.frames

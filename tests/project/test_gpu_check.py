@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from scripts import gpu_check
 from stsimdiff import compressors, models
 from stsimdiff.commands import doctor
@@ -19,8 +19,6 @@ from stsimdiff.models.kit import checks, running
 from stsimdiff.models.kit.miniatures import Sizes, make
 from stsimdiff.models.kit.running import FamilyCase
 from stsimdiff.models.released import planned_shape
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_every_check_on_the_cpu(tmp_path, capsys) -> None:

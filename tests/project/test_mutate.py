@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from scripts.mutate.changes import changes, sample
-
-ROOT = Path(__file__).parents[2]
 
 SOURCE = '''\
 """Shapes."""

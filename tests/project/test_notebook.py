@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.forked_commands import ROOT
+from helpers.paths import ROOT
 from scripts import notebook
 
 FILE = ROOT / "examples" / "compress_and_ask.ipynb"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.paths import ROOT
 from stsimdiff import compressors
 
-ROOT = Path(__file__).parents[2]
 NOTICE = (ROOT / "NOTICE").read_text()
 APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """sha256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""

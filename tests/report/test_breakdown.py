@@ -10,20 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import configured
+from helpers.paths import MINIATURES
 from helpers.synthetic_run import FAMILIES, QUESTIONS, answer, write_arm
 from stsimdiff.commands import report
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
 from stsimdiff.evaluate import session
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.report.publish import publish
-from stsimdiff.resources import folder
 
-MINIATURES = Path(__file__).parents[1] / "benchmarks"
 CHANCES = {"none": 0.8, "uniform_frames": 0.6, "spatial_pool": 0.55, "st_simdiff": 0.7}
 
 
@@ -180,12 +177,7 @@ def settings_of(tmp_path: Path, *words: str):
         f"results={tmp_path}",
         "run=own",
     ]
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        config = compose(
-            "config", ["compressor=random", "budget.retention=0.3", "logger=none", *lines, *words]
-        )
-    settings = settings_from_config(config)
-    return settings, arm_from_config(config, settings)
+    return configured("compressor=random", "budget.retention=0.3", "logger=none", *lines, *words)
 
 
 def test_a_run_breaks_its_rows_down(tmp_path: Path) -> None:

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from helpers.original_checkpoints import CHECKPOINT, OPTIONS, frames, write_nvila
+from helpers.configured import configured
+from helpers.original_checkpoints import OPTIONS, frames, write_nvila
+from helpers.paths import CHECKPOINT
 from stsimdiff import video
 from stsimdiff.commands import cli, inspect
 from stsimdiff.commands.report import main as report
-from stsimdiff.config.arms import arm_from_config
-from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import session
@@ -35,26 +34,15 @@ from stsimdiff.report.overlays import LEAST_SIDE, Film, fitted, notes_on, read_f
 from stsimdiff.report.publish import publish
 from stsimdiff.report.rows import read
 from stsimdiff.report.table import build
-from stsimdiff.resources import folder
 
 LINES = ("compressor=none", "compressor=st_simdiff budget.retention=0.3", "compressor=no_video")
 
 
 def prepared(results: Path, data: Path, *words: str):
     """Settings and the arms of ``LINES``."""
-    settings, arms = None, []
     common = [f"results={results}", "run=r", "logger=none", f"benchmark.data={data}", *words]
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        for line in LINES:
-            cfg = compose("config", [*common, *line.split()])
-            settings = settings_from_config(cfg)
-            arms.append(arm_from_config(cfg, settings))
-    return settings, arms
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+    made = [configured(*common, *line.split()) for line in LINES]
+    return made[-1][0], [arm for _, arm in made]
 
 
 @pytest.fixture(scope="module")

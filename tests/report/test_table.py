@@ -15,6 +15,7 @@ from rich.console import Console
 
 from helpers import recomputed
 from helpers.latex import structure
+from helpers.paths import ROOT
 from helpers.synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 from stsimdiff.commands.report import main
 from stsimdiff.report import render
@@ -442,6 +443,6 @@ def test_reports_import_no_model_library() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.stdout.strip() == "[]"

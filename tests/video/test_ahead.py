@@ -17,6 +17,7 @@ import pytest
 
 from helpers.embedded_runs import ARMS, prepared, stored
 from helpers.numbered_clips import numbers, write
+from helpers.paths import ROOT
 from stsimdiff import ranks, video
 from stsimdiff.data import clips
 from stsimdiff.errors import VideoError
@@ -26,8 +27,6 @@ from stsimdiff.evaluate.session import Session
 from stsimdiff.video import Frames, Sampling, process
 from stsimdiff.video.ahead import MOST, ReadAhead, readers
 from stsimdiff.video.process import CHUNK, VideoProcess
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
+from helpers.configured import configured
 from helpers.numbered_clips import numbers, write
 from stsimdiff import registry, video
-from stsimdiff.config.arms import arm_from_config, arm_record
-from stsimdiff.config.settings import settings_from_config
+from stsimdiff.config.arms import arm_record
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
-from stsimdiff.resources import folder
 from stsimdiff.video import process
 from stsimdiff.video.process import VideoProcess
 
@@ -131,10 +129,7 @@ def test_what_a_decoder_gives_is_checked(mine, clip: Path, name: str, message: s
 
 
 def _arm(*words: str):
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        cfg = compose("config", ["logger=none", *words])
-    settings = settings_from_config(cfg)
-    return settings, arm_from_config(cfg, settings)
+    return configured("logger=none", *words)
 
 
 def test_its_code_is_part_of_the_identity_and_of_the_index(mine, clip: Path) -> None:

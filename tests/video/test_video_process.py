@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from helpers.numbered_clips import BACKENDS
+from helpers.paths import ROOT
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.video.process import CHUNK, VideoProcess
-
-ROOT = Path(__file__).parents[2]
 
 
 def write(path: Path, frames: int = 40) -> Path:

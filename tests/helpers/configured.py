@@ -1,0 +1,23 @@
+"""What the words of a command line make of the configuration, in the tests' own process."""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from stsimdiff.config.arms import Arm, arm_from_config
+from stsimdiff.config.settings import Settings, settings_from_config
+from stsimdiff.resources import folder
+
+
+def composed(*words: str, **more: bool) -> DictConfig:
+    """The configuration; ``return_hydra_config=True`` keeps Hydra's own part."""
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        return compose("config", list(words), **more)
+
+
+def configured(*words: str) -> tuple[Settings, Arm]:
+    """Settings and the arm."""
+    config = composed(*words)
+    settings = settings_from_config(config)
+    return settings, arm_from_config(config, settings)
