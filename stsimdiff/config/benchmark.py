@@ -19,7 +19,6 @@ from stsimdiff.extras import is_installed
 from stsimdiff.registry import imported
 from stsimdiff.schema import FOUND, build, one_of
 from stsimdiff.source import version_of
-from stsimdiff.video import DECODERS, decoder_of
 
 
 def _families(value: Any, info: ValidationInfo) -> Any:
@@ -110,6 +109,7 @@ def benchmark_settings(
         ConfigError: for a value out of range.
     """
     from stsimdiff.data.benchmarks import BENCHMARKS, by_task, folder_in
+    from stsimdiff.video import DECODERS, decoder_of
 
     benchmark = build(BenchmarkSettings, given, "benchmark")
     if benchmark.decoder not in DECODERS.builtin:

@@ -7,9 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import pandas as pd
 from rich import box
 from rich.align import Align
 from rich.cells import cell_len
@@ -18,6 +17,9 @@ from rich.text import Text
 
 from stsimdiff.terminal import Console
 from stsimdiff.terminal import clean as printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMPTY = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
