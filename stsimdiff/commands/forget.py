@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from stsimdiff.config.checks import expanded
     from stsimdiff.evaluate.store import writer
     from stsimdiff.launchers.base import configurations
-    from stsimdiff.report.arm import arms, older_arms
+    from stsimdiff.report.arms import arms, older_arms
 
     (cfg,) = configurations(settings)
     run = Path(expanded("results", str(cfg.results))) / str(cfg.run)

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
 
     from stsimdiff.config.checks import expanded
-    from stsimdiff.report.arm import arms
+    from stsimdiff.report.arms import arms
 
     try:
         settings = _settings(given.settings)

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from stsimdiff.evaluate import store
-from stsimdiff.report.arm import StoredArm, arms, older_arms
+from stsimdiff.report.arm import StoredArm
+from stsimdiff.report.arms import arms, older_arms
 from stsimdiff.report.labels import benchmark_names, model_names
 from stsimdiff.report.text import one_line, printable
 

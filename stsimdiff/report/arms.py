@@ -1,0 +1,55 @@
+"""The arms of a run, and which of them are of an older version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stsimdiff.errors import DataError
+from stsimdiff.evaluate import store
+from stsimdiff.evaluate.shown import read_shown
+from stsimdiff.report.arm import StoredArm
+from stsimdiff.report.labels import all_but_code
+
+
+def arms(run_dir: Path | str) -> list[StoredArm]:
+    """The arms of a run, sorted by folder name, also those that have not answered anything yet.
+
+    Raises:
+        DataError: no such folder, no arm in it, or a damaged ``arm.json``.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir}: no such folder; give the folder of a run, for example results/<run>")
+    found, shown = [], read_shown(run_dir)
+    for folder in sorted(path for path in run_dir.iterdir() if path.is_dir()):
+        if (folder / store.RECORD).is_file():
+            found.append(StoredArm(folder, store.checked_record(folder), shown))
+        elif store.shards(folder):
+            raise DataError(f"{folder}: holds answers but no arm.json, so nobody knows whose they are")
+    if not found:
+        raise DataError(f"{run_dir}: holds no arm (a folder with an arm.json); is it the folder of a run?")
+    folders: dict[str, Path] = {}
+    for arm in found:
+        if arm.id in folders:
+            raise DataError(f"arm {arm.id} is stored twice: {folders[arm.id]} and {arm.folder}; remove one")
+        folders[arm.id] = arm.folder
+    return found
+
+
+def older_arms(found: Sequence[StoredArm]) -> list[StoredArm]:
+    """The arms of which the run was asked for another version since: all the same but the code.
+
+    Which one was asked for last, the run says; of arms of which it says nothing, none is older.
+    """
+    same: dict[tuple[Any, ...], list[StoredArm]] = {}
+    for arm in found:
+        same.setdefault(all_but_code(arm), []).append(arm)
+    older: list[StoredArm] = []
+    for versions in same.values():
+        asked = list(versions[0].shown.arms)
+        latest = max(versions, key=lambda arm: asked.index(arm.id) if arm.id in asked else -1)
+        if latest.id in asked:
+            older += [arm for arm in versions if arm.version != latest.version]
+    return older
