@@ -344,6 +344,7 @@ class Needy(ScoreCompressor):
 def own_method(tmp_path, monkeypatch):
     (tmp_path / "my_method.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_method", None)  # another test's
     yield
     sys.modules.pop("my_method", None)
 
