@@ -22,7 +22,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow.txt, which take 2 seconds or more together on two cores."""
+    """Mark the tests of slow.txt, which take 1.5 seconds or more together on two cores."""
     slow = set(Path(__file__).with_name("slow.txt").read_text().split())
     for item in items:
         if f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" in slow:

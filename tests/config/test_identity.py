@@ -152,9 +152,11 @@ def test_generation_settings_that_would_be_ignored_are_refused(given, message):
         asked_generation(given, "--gen_kwargs")
 
 
-def test_what_lmms_evals_command_asks_for_is_in_the_id(made):
+def test_what_lmms_evals_command_asks_for_is_in_the_id(made, monkeypatch):
+    from stsimdiff.commands import lmms_command
     from stsimdiff.commands.lmms_eval import StSimDiff
 
+    monkeypatch.setattr(lmms_command, "_told", None)  # put back: other tests run no command of lmms-eval's
     model = StSimDiff(compressor="random", retention=0.3)
     task = SimpleNamespace(config=SimpleNamespace(fewshot_delimiter="\n\n"))
     stock = {"max_new_tokens": 1, "temperature": 0.0, "do_sample": False, "until": ["\n\n"]}
