@@ -55,6 +55,11 @@ def ranks() -> Ranks:
     return Ranks(rank, world)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def world_size() -> int:
     """How many processes WORLD_SIZE tells of. Raises :class:`ConfigError` unless it is a number from 1."""
     return _number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE", "").strip() else 1

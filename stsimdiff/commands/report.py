@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_dir = Path(expanded("the run", given.run_dir))
         arms(run_dir)  # whether it is a run, before what takes long to import
 
-        from stsimdiff.report.drawing import cores
+        from stsimdiff.report.drawing import drawers
         from stsimdiff.report.publish import publish
 
         published = publish(
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             older=given.older,
             full=given.full,
             column=given.breakdown,
-            processes=cores(),
+            processes=drawers(),
             **settings,
         )
     except UserError as error:

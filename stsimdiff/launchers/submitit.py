@@ -22,6 +22,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from stsimdiff.errors import ConfigError
 from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Place
+from stsimdiff.ranks import cores
 
 if TYPE_CHECKING:
     import submitit
@@ -187,8 +188,7 @@ class LocalLauncher(SubmititLauncher, submitit_launcher.LocalLauncher):
                 f"hydra.launcher.gpus_per_node={wanted}, but this machine shows {len(devices)} devices; ask for fewer"
             )
         if not devices or not size:
-            cores = self.tasks() * (self.params["cpus_per_task"] or 1)
-            return [[]] * max(1, len(os.sched_getaffinity(0)) // cores)
+            return [[]] * max(1, cores() // (self.tasks() * (self.params["cpus_per_task"] or 1)))
         # Fewer devices than tasks: the tasks share them.
         size = min(size, len(devices))
         return [devices[i : i + size] for i in range(0, len(devices) - size + 1, size)]

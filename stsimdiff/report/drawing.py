@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-from stsimdiff.ranks import end_with
+from stsimdiff.ranks import cores, end_with
 
 Draw = Callable[[], "dict[str, bytes]"]
 
@@ -18,9 +18,9 @@ _drawings: Sequence[Draw] = ()
 """In a process that draws: those of the report that it was forked from."""
 
 
-def cores() -> int:
+def drawers() -> int:
     """How many processes may draw: the cores of this one, and 1 where no process can be forked safely."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return cores() if hasattr(os, "sched_getaffinity") else 1
 
 
 @contextmanager

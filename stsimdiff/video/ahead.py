@@ -6,7 +6,6 @@ itself alone, as with one process. What is read for an item is up to the caller.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from stsimdiff.ranks import cores
 from stsimdiff.video.process import VideoProcess
 
 T = TypeVar("T")
@@ -35,8 +35,7 @@ def readers(here: int = 1) -> int:
     Args:
         here: processes that share the cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST, max(0, cores // here - 1))
+    return min(MOST, max(0, cores() // here - 1))
 
 
 class ReadAhead(Generic[T, R]):
