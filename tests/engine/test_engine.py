@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache, StaticLayer
 
-from helpers.scripted import DROPS, NEW_TOKENS, Scripted, some
+from helpers.scripted import DROPS, NEW_TOKENS, Scripted, generated, some
 from helpers.tiny_models import TinyCase, qwen2_5_vl
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.engine import Compression
@@ -69,16 +68,7 @@ def masked_reference(
 
 
 def generate(case: TinyCase, run: Run | None):
-    options = dict(
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    with Compression(case.decoder, run, case.layout) if run else nullcontext() as trace:
-        output = case.model.generate(**case.inputs, **options)
-    return torch.cat(output.logits), output.sequences[0, case.layout.length :], trace
+    return generated(case.model, case.inputs, case.decoder, case.layout, run)
 
 
 @torch.no_grad()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config
 from stsimdiff.config.settings import Settings, settings_from_config
 from stsimdiff.resources import folder
@@ -21,3 +25,13 @@ def configured(*words: str) -> tuple[Settings, Arm]:
     config = composed(*words)
     settings = settings_from_config(config)
     return settings, arm_from_config(config, settings)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> str | int | None:
+    """That of the command line."""
+    monkeypatch.setattr(sys, "argv", ["stsimdiff", *words])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from helpers.scripted import NEW_TOKENS, Scripted
-from stsimdiff.engine import Compression
+from helpers.scripted import NEW_TOKENS, Scripted, generated
 from stsimdiff.models.base import Family, Prompt
 
 WIDTH, LAYERS = 48, 4
@@ -80,14 +78,5 @@ def masked_reference(case: Case, drops: dict[tuple[str, int], set[int]], tokens:
 
 
 def generate(case: Case, run: Scripted | None):
-    options = dict(
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
     family, prompt = case.family, case.prompt
-    with Compression(family.decoder, run, prompt.layout) if run else nullcontext() as trace:
-        output = family.model.generate(**prompt.inputs, **options)
-    return torch.cat(output.logits), output.sequences[0, -NEW_TOKENS:], trace
+    return generated(family.model, prompt.inputs, family.decoder, prompt.layout, run)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
+from torch import nn
 
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.tokens import Reason, Selection
+from stsimdiff.engine import Compression, Decoder
+from stsimdiff.tokens import Layout, Reason, Selection
 
 NEW_TOKENS = 5
 
@@ -57,3 +62,19 @@ class Scripted(Run):
 def some(seed: int, share: float, tokens: int = 48) -> set[int]:
     generator = torch.Generator().manual_seed(seed)
     return set(torch.randperm(tokens, generator=generator)[: int(tokens * share)].tolist())
+
+
+def generated(
+    model: nn.Module, inputs: dict[str, Any], decoder: Decoder, layout: Layout, run: Run | None
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Logits ``(NEW_TOKENS, V)`` and ids of the new tokens, and the trace; the stock model's without a run."""
+    options = dict(
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    with Compression(decoder, run, layout) if run else nullcontext() as trace:
+        output = model.generate(**inputs, **options)
+    return torch.cat(output.logits), output.sequences[0, -NEW_TOKENS:], trace

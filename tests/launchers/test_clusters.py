@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from helpers.configured import composed
+from helpers.configured import composed, exit_code
 from helpers.paths import ROOT
 from stsimdiff import launchers, lock
-from stsimdiff.commands import cli
 from stsimdiff.errors import ConfigError
 from stsimdiff.launchers import base
 from stsimdiff.launchers.jobs import JobLauncher
@@ -62,12 +61,7 @@ def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(*words: str) -> int:
         line = [f"benchmark.data={os.path.relpath(data)}", "logger=none", "results=out", *words]
-        monkeypatch.setattr(sys, "argv", ["stsimdiff", *line])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
+        return exit_code(monkeypatch, *line)
 
     return run
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("wandb")
 
 
+from helpers.configured import exit_code
 from helpers.synthetic_run import make
 from helpers.wandb_files import header, history, records, summary
-from stsimdiff.commands import cli
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
@@ -253,12 +253,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "run=w",
             *words,
         ]
-        monkeypatch.setattr(sys, "argv", ["stsimdiff", *line])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
+        return exit_code(monkeypatch, *line)
 
     return run
 
