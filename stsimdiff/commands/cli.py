@@ -8,6 +8,8 @@ configuration is composed.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import re
@@ -67,6 +69,10 @@ def task(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of ``stsimdiff`` and ``python -m stsimdiff``."""
+    # torch, transformers and lmms-eval make half a million objects that stay. To look through them for garbage as often
+    # as Python does by itself, and once more at the end, takes as long as some commands run.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
     terminal.log_to_stderr()
     with _printed_or_said():
         with errors_as_messages([]):

@@ -36,8 +36,9 @@ class SharedModel:
         """The model of these settings; it is loaded unless the pass before had the same."""
         key = model_key(settings)
         if self._family is None or key != self._key:
-            # The one before is let go first: two may not fit.
-            self._family = None
-            free_memory()
+            if self._family is not None:
+                # Two may not fit.
+                self._family = None
+                free_memory()
             self._family, self._key = load(settings), key
         return self._family
