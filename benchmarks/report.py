@@ -31,7 +31,7 @@ from stsimdiff.evaluate import store
 from stsimdiff.evaluate.failures import identity
 from stsimdiff.evaluate.overlays import Overlays
 from stsimdiff.evaluate.passes import Pass, passes_of
-from stsimdiff.evaluate.questions import Question
+from stsimdiff.evaluate.questions import Question, category_of
 from stsimdiff.evaluate.shown import note_shown
 from stsimdiff.launchers.base import configurations
 from stsimdiff.tokens import Grid, Picture, Reason
@@ -113,7 +113,7 @@ def write_run(
         picture: where they lie in the frames.
     """
     questions = [
-        Question(row["id"], row["video"], row["family"], row["question"], 1, row)
+        Question(row["id"], row["video"], category_of(row), row["question"], 1, row)
         for row in list(clips.questions())[:count]
     ]
     overlays = Overlays(settings, questions)

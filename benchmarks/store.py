@@ -109,7 +109,7 @@ def questions(count: int) -> list[Question]:
         Question(
             id=f"question-{n:06d}",
             video=f"/videos/{n // PER_VIDEO:06d}.mp4",
-            family=("short", "medium", "long")[n % 3],
+            category=("short", "medium", "long")[n % 3],
             text="",
             max_new_tokens=16,
             document={"number": n, "answer": "ABCD"[n % 4]},

@@ -30,6 +30,8 @@ FOUND = {"found": True}
 """Metadata of a field that the configuration does not set: its value is found out."""
 WORDS = {bool: "true, false", int: "a whole number", float: "a number", str: "a word", NoneType: "null"}
 """How messages name types."""
+RENAMED_KEYS = {"benchmark.families": "benchmark.categories"}
+"""Former names of settings, and what they are called now."""
 CHECKED = {*WORDS, Any, list, dict, Union, UnionType}
 """What annotations are made of that YAML's values are checked by; a value of any other is taken as it is."""
 
@@ -102,6 +104,8 @@ def only(group: str, given: Iterable[str], allowed: Iterable[str]) -> None:
     prefix = f"{group}." if group else ""
     for key in given:
         if key not in allowed:
+            if now := RENAMED_KEYS.get(f"{prefix}{key}"):
+                raise ConfigError(f"{prefix}{key} is now called {now}")
             raise ConfigError(
                 f"{prefix}{key} is unknown; allowed: {', '.join(allowed)}{suggestion(key, allowed)}"
             )

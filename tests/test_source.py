@@ -117,6 +117,25 @@ def test_moving_and_renaming_modules_changes_no_arm_s_id(package, tmp_path):
     assert ids(package(move)) == before
 
 
+def test_a_word_that_was_renamed_changes_no_task_s_version(package):
+    def version(name: str) -> str:
+        files = importlib.import_module(f"{name}.config.task_files")
+        tasks = importlib.import_module(f"{name}.resources").folder("tasks")
+        return files.task_version(*files.read_task(tasks / "stock" / "videomme.yaml"))
+
+    def spelled(one: str, many: str):
+        def change(folder: Path) -> None:
+            for file in (folder / "data" / "benchmarks.py", folder / "tasks" / "stock" / "task.py"):
+                text = re.sub(r"\bcategories\b", many, file.read_text())
+                file.write_text(re.sub(r"\bcategory\b", one, text))
+
+        return change
+
+    before = version("stsimdiff")
+    assert version(package(spelled("family", "families"))) == before
+    assert version(package(spelled("kind", "kinds"))) != before
+
+
 def test_a_function_moved_to_another_module_changes_nothing(copied):
     def move(folder: Path) -> None:
         text = (folder / "engine/slicing.py").read_text()

@@ -218,7 +218,7 @@ def test_an_answer_with_lone_surrogates_is_stored_and_read_back(tmp_path):
     row = {
         "id": "q\udcff",
         "video": "v.mp4",
-        "family": "f",
+        "category": "f",
         "answer": HOSTILE,
         "correct": False,
         "error": None,
@@ -241,7 +241,7 @@ def test_the_reports_take_lone_surrogates(run):
     assert row["answer"] == HOSTILE
     failure = {"type": "ValueError", "message": "bad \udcff", "traceback": "\udcff"}
     with (run / "random_01" / "answers.jsonl").open("a", encoding="utf-8") as stream:
-        failed = {"id": "\ud800", "video": "v", "family": "attr", "correct": None, "error": failure}
+        failed = {"id": "\ud800", "video": "v", "category": "attr", "correct": None, "error": failure}
         stream.write(json.dumps(failed) + "\n")
     published = publish(run, None)
     assert not published.unmade and "bad \\udcff" in published.page.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from .architecture import WIDTH
 from .clips import Clip
 from .packing import Prefix
 from .recipe import LanguageRecipe
-from .rows import COLOR_FAMILIES, Row, RowBuilder
+from .rows import COLOR_CATEGORIES, Row, RowBuilder
 from .symbols import Codebook
 
 SYMBOLIC_NOISE = 0.04  # of the code, standard deviation
@@ -41,7 +41,7 @@ class Batch:
     options: torch.Tensor
     colors: torch.Tensor
     fades: torch.Tensor
-    families: list[str]
+    categories: list[str]
     kinds: list[str]
 
     @property
@@ -59,21 +59,21 @@ class Batcher:
     def training_rows(
         self,
         clip: Clip,
-        families: Sequence[str],
+        categories: Sequence[str],
         recipe: LanguageRecipe,
         copy_share: float,
         rng: random.Random,
     ) -> list[Row]:
-        """A row for each family, some of which are replaced by captions or copy questions."""
+        """A row for each category, some of which are replaced by captions or copy questions."""
         rows = []
-        for family in families:
+        for category in categories:
             if rng.random() < copy_share:
                 rows.append(self.rows.copy(rng))
-            elif family in COLOR_FAMILIES and rng.random() < recipe.caption_share:
-                rows.append(self.rows.caption(clip.plan, family, rng))
+            elif category in COLOR_CATEGORIES and rng.random() < recipe.caption_share:
+                rows.append(self.rows.caption(clip.plan, category, rng))
             else:
                 open_ = rng.random() < recipe.open_share
-                rows.append(self.rows.question(ask(clip.plan, family, rng), clip.plan, open_))
+                rows.append(self.rows.question(ask(clip.plan, category, rng), clip.plan, open_))
         return rows
 
     def batch(
@@ -113,6 +113,6 @@ class Batcher:
             options=columns("options", 3),
             colors=columns("colors", 3),
             fades=columns("fades", 4),
-            families=[row.family for row in rows],
+            categories=[row.category for row in rows],
             kinds=[row.kind for row in rows],
         )

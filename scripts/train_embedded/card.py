@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from stsimdiff.data.clips import FAMILIES, GENERATOR_VERSION
+from stsimdiff.data.clips import CATEGORIES, GENERATOR_VERSION
 from stsimdiff.report.text import Cell, Cells, markdown, number
 
 from .evaluate import evaluate, report
@@ -29,7 +29,7 @@ a real model in minutes, without a download and without a GPU.
 Evaluation set version {version}: {questions} questions, four options each, text alone scores exactly 25 %.
 Standard path: mp4, decord, `AutoProcessor`, chat template, `generate`; all 512 visual tokens.
 
-{families}
+{categories}
 
 ## Data
 Videos of 16 frames, 112 x 112, 2 frames a second, drawn from seeds below 10,000,000; evaluation starts at
@@ -88,15 +88,15 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
     accuracy = report(counts)
     print(json.dumps({"stage": "card", "accuracy": accuracy}), flush=True)
     drops = [
-        [Cell(f"{share:.0%}"), *(number(100 * value, ".0f") for value in by_family.values())]
-        for share, by_family in token_drops(seed, work, SHARES).items()
+        [Cell(f"{share:.0%}"), *(number(100 * value, ".0f") for value in by_category.values())]
+        for share, by_category in token_drops(seed, work, SHARES).items()
     ]
     size = (out / "model.safetensors").stat().st_size
     text = CARD.format(
         parameters=size / 4e6,  # float32
         version=GENERATOR_VERSION,
         questions=sum(asked for _, asked in counts.values()),
-        families=markdown(Cells(list(accuracy), [("", [list(map(number, accuracy.values()))])], words=0)),
+        categories=markdown(Cells(list(accuracy), [("", [list(map(number, accuracy.values()))])], words=0)),
         tower_videos=recipe.tower.steps * recipe.tower.videos,
         symbolic_videos=recipe.symbolic.steps * 8 + 56,
         pool_videos=recipe.pool_videos,
@@ -106,6 +106,6 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
         fewest_symbolic=_fewest_tokens(recipe.symbolic),
         fewest=_fewest_tokens(recipe.video),
         validation=recipe.video.validation_videos,
-        drops=markdown(Cells(["tokens kept", *FAMILIES], [("", drops)])),
+        drops=markdown(Cells(["tokens kept", *CATEGORIES], [("", drops)])),
     )
     (out / "README.md").write_text(text, encoding="utf-8")

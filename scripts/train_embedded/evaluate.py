@@ -1,6 +1,6 @@
 """Accuracy by the standard path: mp4, decord, `AutoProcessor`, chat template, `generate`, nothing of ours.
 
-`python -m scripts.train_embedded.evaluate MODEL [--videos N]` prints accuracy by family.
+`python -m scripts.train_embedded.evaluate MODEL [--videos N]` prints accuracy by category.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from stsimdiff.data.clips import FAMILIES, build
+from stsimdiff.data.clips import CATEGORIES, build
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.data.clips.world import FPS, FRAMES
 
@@ -53,7 +53,7 @@ class Answerer:
 
 
 def evaluate(model: Path, root: Path, videos: int | None = None) -> dict[str, tuple[int, int]]:
-    """(right, asked) by family, over the questions under `root`, which is built if needed."""
+    """(right, asked) by category, over the questions under `root`, which is built if needed."""
     build(root, videos=videos)
     answerer = Answerer(model)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -65,17 +65,17 @@ def evaluate(model: Path, root: Path, videos: int | None = None) -> dict[str, tu
         text = answerer.answer(frames_of[1], row["question"], row["options"])
         counts[row["family"]][0] += text.strip() == row["answer"]
         counts[row["family"]][1] += 1
-    return {family: tuple(counts[family]) for family in FAMILIES if family in counts}
+    return {category: tuple(counts[category]) for category in CATEGORIES if category in counts}
 
 
 def report(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
-    """Accuracy in percent by family and of all questions."""
+    """Accuracy in percent by category and of all questions."""
     total = [sum(column) for column in zip(*counts.values(), strict=True)]
     return {name: 100 * right / asked for name, (right, asked) in {"all": total, **counts}.items()}
 
 
 def main() -> None:
-    """Print the accuracy of a model by family."""
+    """Print the accuracy of a model by category."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--videos", type=int, help="the first N videos only")

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from stsimdiff.data.clips.questions import FAMILIES, ask
+from stsimdiff.data.clips.questions import CATEGORIES, ask
 
 from . import clips as training_clips
 from .architecture import VIDEO_TOKENS, WIDTH, build_model, build_tokenizer, save
@@ -55,8 +55,8 @@ class LanguageTrainer:
         self.optimizer = Optimizer(matrices, others)
         self.rng = random.Random(ranks * seed + rank)
         torch.manual_seed(ranks * seed + rank)
-        # Running means that choose what to ask next: hard families more often.
-        self.family_loss = dict.fromkeys(FAMILIES, 0.7)
+        # Running means that choose what to ask next: hard categories more often.
+        self.category_loss = dict.fromkeys(CATEGORIES, 0.7)
         self.copy_accuracy = 0.25
         self.next_step = 0
 
@@ -93,11 +93,11 @@ class LanguageTrainer:
         copy_share = max(recipe.copy_share, 0.6 * (1 - self.copy_accuracy))
         if step % recipe.no_video_every == recipe.no_video_every - 1:
             tokens, copy_share = 0, 1.0  # without a video only what needs none can be asked
-        weights = [min(max(self.family_loss[family], 0.2), 1.5) for family in FAMILIES]
+        weights = [min(max(self.category_loss[category], 0.2), 1.5) for category in CATEGORIES]
 
         def rows_of(clip: Clip):
-            families = rng.choices(FAMILIES, weights, k=recipe.questions)
-            return self.batcher.training_rows(clip, families, recipe, copy_share, rng)
+            categories = rng.choices(CATEGORIES, weights, k=recipe.questions)
+            return self.batcher.training_rows(clip, categories, recipe, copy_share, rng)
 
         batch = self.batcher.batch(pool.sample(videos, rng), tokens, rows_of)
         with torch.autocast("cpu", torch.bfloat16):
@@ -125,14 +125,14 @@ class LanguageTrainer:
 
     def _follow(self, batch: Batch, losses: torch.Tensor, right: torch.Tensor) -> None:
         """Update the running means with one batch."""
-        by_family, copies = defaultdict(list), []
-        for i, (family, kind) in enumerate(zip(batch.families, batch.kinds, strict=True)):
+        by_category, copies = defaultdict(list), []
+        for i, (category, kind) in enumerate(zip(batch.categories, batch.kinds, strict=True)):
             if kind == "copy":
                 copies.append(float(right[i]))
             elif kind != "caption":
-                by_family[family].append(float(losses[i]))
-        for family, values in by_family.items():
-            self.family_loss[family] += EMA * (sum(values) / len(values) - self.family_loss[family])
+                by_category[category].append(float(losses[i]))
+        for category, values in by_category.items():
+            self.category_loss[category] += EMA * (sum(values) / len(values) - self.category_loss[category])
         if copies:
             self.copy_accuracy += EMA * (sum(copies) / len(copies) - self.copy_accuracy)
 
@@ -140,14 +140,16 @@ class LanguageTrainer:
     def validate(
         self, clips: list[Clip], tokens: int = VIDEO_TOKENS, blind: bool = False
     ) -> list[dict[str, float]]:
-        """Accuracy by family of letters and of the word at the stem's end: the step before the letter."""
+        """Accuracy by category of letters and of the word at the stem's end: the step before the letter."""
         rng = random.Random(7 + self.rank)
-        right, asked = torch.zeros(2, len(FAMILIES)), torch.zeros(len(FAMILIES))
+        right, asked = torch.zeros(2, len(CATEGORIES)), torch.zeros(len(CATEGORIES))
         clips = clips[self.rank :: self.ranks]
         for start in range(0, len(clips), 8):
 
             def rows_of(clip: Clip):
-                return [self.rows.question(ask(clip.plan, family, rng), clip.plan) for family in FAMILIES]
+                return [
+                    self.rows.question(ask(clip.plan, category, rng), clip.plan) for category in CATEGORIES
+                ]
 
             batch = self.batcher.batch(clips[start : start + 8], tokens, rows_of, blind)
             with torch.autocast("cpu", torch.bfloat16):
@@ -155,14 +157,14 @@ class LanguageTrainer:
                 state = self.supervision.states[WORD][:, -batch.ids.shape[1] :].reshape(batch.rows, -1, WIDTH)
                 words = self.supervision.read(state[torch.arange(batch.rows), batch.mark], self.rows.word_ids)
             letters = self.rows.letter_ids[scores[:, self.rows.letter_ids].argmax(1)]
-            family = torch.tensor([FAMILIES.index(name) for name in batch.families])
-            right[0].index_add_(0, family, (letters == batch.target).float())
-            right[1].index_add_(0, family, (words.argmax(1) == batch.word).float())
-            asked.index_add_(0, family, torch.ones(len(family)))
+            category = torch.tensor([CATEGORIES.index(name) for name in batch.categories])
+            right[0].index_add_(0, category, (letters == batch.target).float())
+            right[1].index_add_(0, category, (words.argmax(1) == batch.word).float())
+            asked.index_add_(0, category, torch.ones(len(category)))
         if self.ranks > 1:
             distributed.all_reduce(right)
             distributed.all_reduce(asked)
-        return [dict(zip(FAMILIES, (row / asked).tolist(), strict=True)) for row in right]
+        return [dict(zip(CATEGORIES, (row / asked).tolist(), strict=True)) for row in right]
 
     def train(
         self, pool: SymbolicPool | FeaturePool, validation: list[Clip], journal: Journal, path: Path
@@ -177,7 +179,7 @@ class LanguageTrainer:
             last = step + 1 == recipe.steps
             if (step + 1) % 25 == 0 or last or (step + 1) % recipe.validate_every == 0:
                 values = {"losses": {name: sums[name] / count[name] for name in sums}}
-                values |= {"copy": self.copy_accuracy, "family_loss": dict(self.family_loss)}
+                values |= {"copy": self.copy_accuracy, "category_loss": dict(self.category_loss)}
                 if (step + 1) % recipe.validate_every == 0 or last:
                     letters, words = self.validate(validation)
                     values |= {"accuracy": letters, "word_accuracy": words}
@@ -243,7 +245,7 @@ def run_video(recipe: LanguageRecipe, seed: int, rank: int, ranks: int, work: Pa
 
 
 def token_drops(seed: int, work: Path, shares: tuple[float, ...]) -> dict[float, dict[str, float]]:
-    """Accuracy by family on the validation videos when a share of all visual tokens is kept blindly."""
+    """Accuracy by category on the validation videos when a share of all visual tokens is kept blindly."""
     trainer = LanguageTrainer(LanguageRecipe(steps=0, sizes=()), seed)
     trainer.load(work / "video.pt")
     clips = training_clips.load_features(work / "validation.pt")

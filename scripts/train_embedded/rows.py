@@ -19,7 +19,7 @@ from .architecture import open_prompt
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
 KINDS = ("letter", "word", "copy", "caption")
 OPTIONS = 4
-COLOR_FAMILIES = ("attr", "flash", "change")
+COLOR_CATEGORIES = ("attr", "flash", "change")
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Row:
     colors: (position of a shape's word, its color); fades: (position, color before, color after).
     """
 
-    family: str
+    category: str
     kind: str
     tokens: list[int]
     final: int
@@ -80,15 +80,15 @@ class RowBuilder:
             tokens = self._encode_lines(prompt(question.stem, question.options)) + self._encode(TURN)
         word = ANSWER_WORDS.index(question.answer)
         target = int(self.word_ids[word]) if open_ else int(self.letter_ids[LETTERS.index(question.letter)])
-        kind = "copy" if question.family == "copy" else "word" if open_ else "letter"
-        row = Row(question.family, kind, [*tokens, target], len(tokens) - 1, target, word, mark)
+        kind = "copy" if question.category == "copy" else "word" if open_ else "letter"
+        row = Row(question.category, kind, [*tokens, target], len(tokens) - 1, target, word, mark)
         if not open_:
             row.options = [(mark + 1 + 4 * i + 3, i) for i in range(OPTIONS)]
             row.choice = row.options[question.options.index(question.answer)][0]
         shape = next((i for i, token in enumerate(stem) if token in self.shape_ids), None)
-        if question.family in ("attr", "flash"):
+        if question.category in ("attr", "flash"):
             row.colors = [(shape, word)]
-        elif question.family == "change":
+        elif question.category == "change":
             _, before, after = plan.changing
             row.fades = [(shape, ANSWER_WORDS.index(before), ANSWER_WORDS.index(after))]
         return row
@@ -101,7 +101,7 @@ class RowBuilder:
             tokens += [*newline, *self._encode(line)]
         return tokens
 
-    def caption(self, plan: Plan, family: str, rng: random.Random) -> Row:
+    def caption(self, plan: Plan, category: str, rng: random.Random) -> Row:
         """ "circle red star blue ...": the color of every shape of the clip, each supervised at its shape."""
         shown = sorted({*plan.static, *plan.flashes})
         rng.shuffle(shown)
@@ -110,7 +110,7 @@ class RowBuilder:
             colors.append((len(tokens), ANSWER_WORDS.index(color)))
             tokens += [self._word(shape), self._word(color)]
         final = len(tokens) - 2
-        return Row(family, "caption", tokens, final, tokens[-1], colors[-1][1], final, colors=colors)
+        return Row(category, "caption", tokens, final, tokens[-1], colors[-1][1], final, colors=colors)
 
     def copy(self, rng: random.Random) -> Row:
         """A row that asks for a word of its own question, which needs no video."""

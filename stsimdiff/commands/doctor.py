@@ -244,7 +244,7 @@ def _benchmark(settings: Settings, found: dict[str, CheckSample], name: str) -> 
     public = by_task(benchmark.task)
     if public:
         benchmark = dataclasses.replace(benchmark, root=str(public.root(benchmark.data)))
-    questions = all_questions(load_task(benchmark), settings.limit, benchmark.families)
+    questions = all_questions(load_task(benchmark), settings.limit, benchmark.categories)
     videos = sorted({question.video for question in questions})
     unusable = unusable_videos(
         dataclasses.replace(benchmark, allow_missing=True), videos, settings.max_failures

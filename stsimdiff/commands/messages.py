@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stsimdiff.compressors import RENAMED
 from stsimdiff.config.words import groups
 from stsimdiff.errors import UserError
-from stsimdiff.schema import suggestion
+from stsimdiff.schema import RENAMED_KEYS, suggestion
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
 
@@ -93,6 +93,8 @@ def _bad_key(
             if variable
             else reason_of_key
         )
+    if key in RENAMED_KEYS:
+        return f"{key} is now called {RENAMED_KEYS[key]}"
     if key in top:
         return f"{key} is missing from the configuration; leave out ~{key}"
     if not parent:

@@ -123,7 +123,9 @@ def _folder(passes: Sequence[Pass]) -> Path:
 def _questions(settings: Settings, protocol: Protocol) -> list[Question]:
     """The first question about each of the first videos."""
     found: dict[str, Question] = {}
-    for question in all_questions(load_task(settings.benchmark), settings.limit, settings.benchmark.families):
+    for question in all_questions(
+        load_task(settings.benchmark), settings.limit, settings.benchmark.categories
+    ):
         found.setdefault(question.video, question)
     chosen = list(found.values())[: protocol.questions]
     if len(chosen) < protocol.questions:

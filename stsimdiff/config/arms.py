@@ -171,7 +171,7 @@ def _identity(
     config: dict[str, Any], budget: Budget, code: str, settings: Settings, remembers: bool = False
 ) -> str:
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
-    # question asked. Which questions (families, limit) and where the answers go are left out too.
+    # question asked. Which questions (categories, limit) and where the answers go are left out too.
     model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
     asked = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
     benchmark = {key: getattr(settings.benchmark, key) for key in asked}
@@ -192,7 +192,7 @@ def _identity(
     ]
     if remembers:
         # Which questions of a video came before decides an answer here.
-        everything.append(settings.benchmark.families)
+        everything.append(settings.benchmark.categories)
     return fingerprint(everything)
 
 

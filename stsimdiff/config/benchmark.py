@@ -21,19 +21,19 @@ from stsimdiff.schema import FOUND, build, one_of
 from stsimdiff.source import version_of
 
 
-def _families(value: Any, info: ValidationInfo) -> Any:
+def _categories(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         raise ConfigError(
-            f"{info.context}={value!r} is out of range; allowed: a list of families, each once, or null for all; one "
-            f"family is written {info.context}=[{value}]"
+            f"{info.context}={value!r} is out of range; allowed: a list of categories, each once, or null for all; one "
+            f"category is written {info.context}=[{value}]"
         )
-    if isinstance(value, list) and (not value or len({str(family) for family in value}) < len(value)):
-        raise ValueError("nothing, or a family twice")
+    if isinstance(value, list) and (not value or len({str(category) for category in value}) < len(value)):
+        raise ValueError("nothing, or a category twice")
     return value
 
 
-Families = Annotated[
-    list[str], BeforeValidator(_families), Field(description="a list of families, each once,")
+Categories = Annotated[
+    list[str], BeforeValidator(_categories), Field(description="a list of categories, each once,")
 ]
 
 
@@ -59,7 +59,7 @@ class BenchmarkSettings:
     name: Name
     task: Name
     tasks: Folder | None
-    families: Families | None
+    categories: Categories | None
     chance: Annotated[int | float, Field(ge=0, le=100, description="a number from 0 to 100")] | None
     macro: bool
     note: Annotated[InstanceOf[str], Field(description="text")] | None
@@ -83,16 +83,24 @@ class BenchmarkSettings:
     def stored(self) -> dict[str, Any]:
         """As ``arm.json`` holds it."""
         rare = ("tasks", "server", "missing_questions", "decoder_code", "world", "moments")
-        values = {key: value for key, value in vars(self).items() if key != "source"}
+        # Here alone the key has its former name: a resumed arm keeps the record that it was first given.
+        values = {{"categories": "families"}.get(key, key): value for key, value in vars(self).items()}
+        values.pop("source")
         return {key: value for key, value in values.items() if value is not None or key not in rare}
 
     def module(self) -> ModuleType | None:
-        """The module that :attr:`source` names."""
-        return (
-            imported(f"metadata.data={self.source} of the task {self.task}", self.source)
-            if self.source
-            else None
-        )
+        """The module that :attr:`source` names.
+
+        Raises:
+            ConfigError: for one that cannot be imported, or that has the name that its categories had before.
+        """
+        if not self.source:
+            return None
+        named = f"metadata.data={self.source} of the task {self.task}"
+        found = imported(named, self.source)
+        if hasattr(found, "FAMILIES") and not hasattr(found, "CATEGORIES"):
+            raise ConfigError(f"{named}: FAMILIES is now called CATEGORIES")
+        return found
 
 
 def benchmark_settings(
@@ -139,7 +147,7 @@ def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> Benchmar
     """The settings with what is found out about data and task, as far as a plan without data can know it.
 
     Raises:
-        ConfigError: for a family of questions that there is not.
+        ConfigError: for a category of questions that there is not.
         DataError: for data that is not there, unless a plan can do without it.
     """
     from stsimdiff.data import benchmarks
@@ -149,19 +157,19 @@ def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> Benchmar
     if not public and benchmark.data and not Path(benchmark.data).is_dir():
         raise DataError(f"benchmark.data={benchmark.data} is no folder")
     benchmark = replace(benchmark, server=public.server if public else None, **_task(benchmark, public))
-    revision, root, families = None, None, None
+    revision, root, categories = None, None, None
     if public:
-        families = public.families
+        categories = public.categories
         with nullcontext() if needs_data or public.name not in PUBLISHED else suppress(DataError):
             root = public.root(benchmark.data)
         revision = public.revision(root) if root else None
     elif module := benchmark.module():
         world = {"world": benchmark.world} if benchmark.world else {}
-        families = None if benchmark.data else module.families(**world) if world else module.FAMILIES
+        categories = None if benchmark.data else module.categories(**world) if world else module.CATEGORIES
         revision = module.revision(benchmark.data, **world)
-    for family in benchmark.families or ():
-        if families:
-            one_of("benchmark.families", family, families)
+    for category in benchmark.categories or ():
+        if categories:
+            one_of("benchmark.categories", category, categories)
     if benchmark.world:
         benchmark = replace(benchmark, name=f"{benchmark.name}_{benchmark.world}")
     return replace(benchmark, revision=revision, root=str(root) if root else None)

@@ -40,9 +40,9 @@ class Benchmark:
         split: the split with the questions; their file's name begins with it.
         columns: those that prompt, score and video need; a parquet file that has them all holds the questions. The
             last one is the answer, unless a ``server`` holds the answers.
-        families: the table's columns, in this order; the only one is no column of its own.
+        categories: the table's columns, in this order; the only one is no column of its own.
         video: a row's video, relative to some folder of the data; without a suffix any video file fits.
-        family: the column that a row counts for.
+        category: the column that a row counts for.
         options: the texts of a row's options, in their order.
         answer: what the answer's column holds for the option at a place: a letter, or the place itself.
         id: column of the row's own id; ``None`` numbers the questions of each video.
@@ -77,9 +77,9 @@ class Benchmark:
     hub: str
     split: str
     columns: tuple[str, ...]
-    families: tuple[str, ...]
+    categories: tuple[str, ...]
     video: Callable[[Row], str]
-    family: Callable[[Row], str]
+    category: Callable[[Row], str]
     options: Callable[[Row], list[str]]
     answer: Callable[[int, list[str]], str | int]
     id: str | None
@@ -248,7 +248,7 @@ class Benchmark:
         own = ([file for file in fitting if config in _folders(file, root)] for config in self.configs)
         fitting = next(filter(None, own), fitting)
         # MLVU's two splits have the same columns; below one folder, their kinds of questions tell them apart.
-        chosen = [file for file in fitting if self._kinds(file) <= set(self.families)] or fitting
+        chosen = [file for file in fitting if self._kinds(file) <= set(self.categories)] or fitting
         chosen = _once(chosen, self._kind)
         if chosen:
             _refuse_lost_shards(chosen, fitting)
@@ -276,7 +276,7 @@ class Benchmark:
         return known and (not self.configs or not inside.isdisjoint(self.configs) or not inside & CONFIGS)
 
     def _kinds(self, file: Path) -> set[str]:
-        return {self.family(row) for row in self.read(file, self.columns)} if not self.folders else set()
+        return {self.category(row) for row in self.read(file, self.columns)} if not self.folders else set()
 
     def revision(self, root: Path) -> str:
         """12 hex digits of the question files' contents: they name the data that an answer belongs to."""
@@ -401,9 +401,9 @@ VIDEOMME = Benchmark(
     columns=(
         "videoID", "duration", "domain", "sub_category", "question_id", "task_type", "question", "options", "answer",
     ),
-    families=("short", "medium", "long"),
+    categories=("short", "medium", "long"),
     video=lambda row: row["videoID"],
-    family=lambda row: row["duration"],
+    category=lambda row: row["duration"],
     options=lambda row: row["options"],
     answer=lambda place, options: LETTERS[place],
     id="question_id",
@@ -419,9 +419,9 @@ MLVU = Benchmark(
     hub="sy1998/MLVU_dev",
     split="test",
     columns=("video_name", "question", "candidates", "task_type", "answer"),
-    families=("topic_reasoning", "anomaly_reco", "needle", "ego", "plotQA", "order", "count"),
+    categories=("topic_reasoning", "anomaly_reco", "needle", "ego", "plotQA", "order", "count"),
     video=lambda row: row["video_name"],
-    family=lambda row: row["task_type"],
+    category=lambda row: row["task_type"],
     options=_mlvu_options,
     answer=lambda place, options: LETTERS[place],
     id=None,
@@ -438,7 +438,7 @@ MLVU_TEST = dataclasses.replace(
     hub="sy1998/MLVU_Test",
     # Its questions say their options themselves; a column of candidates is used where there is one.
     columns=("video_name", "question", "task_type", "answer"),
-    families=(
+    categories=(
         "topic_reasoning", "anomaly_reco", "needleQA", "ego", "plotQA", "sportsQA", "order", "count", "tutorialQA",
     ),
     # It has six options.
@@ -456,9 +456,9 @@ LONGVIDEOBENCH = Benchmark(
         "id", "video_path", "question", *(f"option{i}" for i in range(5)), "level", "question_category",
         "duration_group", "correct_choice",
     ),
-    families=("relation", "perception"),
+    categories=("relation", "perception"),
     video=lambda row: row["video_path"],
-    family=lambda row: row["level"].rpartition("-")[2].lower(),
+    category=lambda row: row["level"].rpartition("-")[2].lower(),
     options=_longvideobench_options,
     answer=lambda place, options: place,
     id="id",
@@ -475,9 +475,9 @@ EGOSCHEMA = Benchmark(
     hub="lmms-eval/egoschema",
     split="test",
     columns=("video_idx", "question", "option", "answer"),
-    families=("all",),
+    categories=("all",),
     video=lambda row: row["video_idx"],
-    family=lambda row: "all",
+    category=lambda row: "all",
     options=lambda row: row["option"],
     answer=lambda place, options: str(place),
     id=None,
@@ -507,9 +507,9 @@ LVBENCH = Benchmark(
     split="train",
     columns=("video_path", "question", "question_type", "answer"),
     # A question has one to three types, so none of them is a column of the table.
-    families=("all",),
+    categories=("all",),
     video=lambda row: row["video_path"],
-    family=lambda row: "all",
+    category=lambda row: "all",
     options=lambda row: row.get("options") or _lettered_lines(row),
     answer=lambda place, options: LETTERS[place],
     id="uid",
@@ -523,9 +523,9 @@ NEXTQA = Benchmark(
     hub="lmms-eval/NExTQA",
     split="test",
     columns=("video", "question", "qid", "type", *(f"a{i}" for i in range(5)), "answer"),
-    families=("causal", "temporal", "descriptive"),
+    categories=("causal", "temporal", "descriptive"),
     video=lambda row: str(row["video"]),
-    family=lambda row: {"C": "causal", "T": "temporal", "D": "descriptive"}.get(
+    category=lambda row: {"C": "causal", "T": "temporal", "D": "descriptive"}.get(
         row["type"][:1], str(row["type"])
     ),
     options=lambda row: [row[f"a{i}"] for i in range(5)],
@@ -544,9 +544,9 @@ TEMPCOMPASS = Benchmark(
     hub="lmms-eval/TempCompass",
     split="test",
     columns=("video_id", "question", "dim", "answer"),
-    families=("action", "direction", "speed", "order", "attribute_change"),
+    categories=("action", "direction", "speed", "order", "attribute_change"),
     video=lambda row: row["video_id"],
-    family=lambda row: row["dim"],
+    category=lambda row: row["dim"],
     options=_lettered_lines,
     answer=lambda place, options: options[place],
     id=None,
@@ -563,12 +563,12 @@ MOTIONBENCH = Benchmark(
     hub="zai-org/MotionBench",
     split="video_info",
     columns=("video_path", "question_type", "question", "options", "answer"),
-    families=(
+    categories=(
         "Motion Recognition", "Location-related Motion", "Camera Motion", "Motion-related Objects", "Action Order",
         "Repetition Count",
     ),
     video=lambda row: row["video_path"],
-    family=lambda row: row["question_type"],
+    category=lambda row: row["question_type"],
     options=_labelled,
     answer=lambda place, options: LETTERS[place],
     id="id",
@@ -589,9 +589,9 @@ VIDEOMME_V2 = Benchmark(
         "video_id", "group_type", "group_structure", "question_id", "level", "second_head", "third_head", "question",
         "options", "answer",
     ),
-    families=("relevance", "logic"),
+    categories=("relevance", "logic"),
     video=lambda row: row["video_id"],
-    family=lambda row: row["group_type"],
+    category=lambda row: row["group_type"],
     options=lambda row: [text for text in row["options"].split("\n") if text.strip()],
     answer=lambda place, options: LETTERS[place],
     id="question_id",
@@ -635,9 +635,9 @@ MVBENCH = Benchmark(
     hub="OpenGVLab/MVBench",
     split="",
     columns=("video", "question", "candidates", "answer"),
-    families=tuple(_MVBENCH),
+    categories=tuple(_MVBENCH),
     video=lambda row: f"{_MVBENCH[row['sub_task']][0]}/{row['video']}",
-    family=lambda row: row["sub_task"],
+    category=lambda row: row["sub_task"],
     options=lambda row: row["candidates"],
     answer=lambda place, options: options[place],
     id=None,

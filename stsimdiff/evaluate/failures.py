@@ -29,7 +29,7 @@ SAID_BY_ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memo
 
 def identity(question: Question) -> dict[str, Any]:
     """The first fields of a stored line: whose sample it is, and the short columns of its row."""
-    about = {"id": question.id, "video": question.video_name, "family": question.family}
+    about = {"id": question.id, "video": question.video_name, "category": question.category}
     return about | ({"columns": dict(question.columns)} if question.columns else {})
 
 

@@ -39,19 +39,19 @@ QUALITY = 75
 
 
 def chosen(questions: Sequence[Question], count: int) -> set[str]:
-    """Ids of the questions whose overlays are stored: the families in turn, each on another video where it can.
+    """Ids of the questions whose overlays are stored: the categories in turn, each on another video where it can.
 
     It depends on the questions alone, so that all processes of a run agree, and takes the earliest ones, so that a
     run whose limit is raised keeps most of them.
     """
-    families: dict[str, list[Question]] = {}
+    categories: dict[str, list[Question]] = {}
     for question in questions:
-        families.setdefault(question.family, []).append(question)
+        categories.setdefault(question.category, []).append(question)
     found: set[str] = set()
     videos: set[str] = set()
     while len(found) < min(count, len(questions)):
-        for family in families.values():
-            left = [question for question in family if question.id not in found]
+        for category in categories.values():
+            left = [question for question in category if question.id not in found]
             if left and len(found) < count:
                 taken = next((question for question in left if question.video not in videos), left[0])
                 found.add(taken.id)

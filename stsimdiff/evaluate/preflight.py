@@ -27,10 +27,10 @@ def check_data(passes: Iterable[Settings]) -> None:
     looked_at, missing = set(), []
     for settings in passes:
         benchmark = settings.benchmark
-        families = tuple(benchmark.families or ())
+        categories = tuple(benchmark.categories or ())
         key = (
             benchmark.root,
-            families,
+            categories,
             settings.limit,
             benchmark.allow_missing,
             settings.max_failures,
@@ -39,7 +39,7 @@ def check_data(passes: Iterable[Settings]) -> None:
             continue
         looked_at.add(key)
         try:
-            questions = all_questions(load_task(benchmark), settings.limit, families)
+            questions = all_questions(load_task(benchmark), settings.limit, categories)
             unusable_videos(benchmark, [question.video for question in questions], settings.max_failures)
         except DataError as error:
             missing.append(f"{benchmark.name}: {error}")

@@ -104,7 +104,7 @@ def prepare(settings: Settings) -> tuple[Settings, Any, list[Question], dict[str
 
 def asked(settings: Settings, task: Any) -> list[Question]:
     """The questions of a run, with the moments that are known of them."""
-    questions = all_questions(task, settings.limit, settings.benchmark.families)
+    questions = all_questions(task, settings.limit, settings.benchmark.categories)
     return with_moments(settings.benchmark, questions, lambda: all_questions(task, None, None))
 
 

@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 from typing_extensions import NotRequired, TypedDict
 
@@ -49,7 +49,7 @@ that a finished sweep of half a million lines starts in seconds; the rest is rea
 Row = dict[str, Any]
 Ends = dict[Path, tuple[int, int]]
 """Of each file: bytes and lines that were read of it."""
-OWN = ("family", "video")
+OWN = ("category", "video")
 """Columns of every stored line, whatever its benchmark's rows have; ``columns`` holds those."""
 
 
@@ -102,7 +102,8 @@ class _Line(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     id: str
     video: str
-    family: str | None
+    # Lines of revisions before call it family; a run goes on in the same file.
+    category: Annotated[str | None, Field(validation_alias=AliasChoices("category", "family"))]
     correct: bool | None
     error: _Error | None
     columns: NotRequired[dict[str, Any] | None]
@@ -463,12 +464,12 @@ def _checked_row(line: bytes, place: str) -> Row:
 
 
 def checked_record(folder: Path) -> Row:
-    """As :func:`read_record`, each value checked; raises as it does."""
+    """As :func:`read_record`, each value checked, ``benchmark.families`` as ``categories``; raises as it does."""
     record, path = read_record(folder), str(folder / RECORD)
     _checked(record, _RECORD, path)
     if record["method"] not in REFERENCES:
         _checked({"budget": record["budget"]}, _BUDGETED, path)
-    return record
+    return record | {"benchmark": _renamed(record["benchmark"], "families", "categories")}
 
 
 def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
@@ -494,7 +495,10 @@ def check_column(column: str, known: Iterable[str], place: str) -> None:
     """Raise :class:`DataError` for a column to break accuracies down by that the rows of a benchmark do not have."""
     found = sorted({*known, *OWN})
     if column not in found:
-        raise DataError(f"breakdown={column}: {place} has no such column; its rows have {', '.join(found)}")
+        now = "; family is now called category" if column == "family" else ""
+        raise DataError(
+            f"breakdown={column}: {place} has no such column; its rows have {', '.join(found)}{now}"
+        )
 
 
 def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:
@@ -678,8 +682,15 @@ def _parsed(line: bytes, place: str) -> Row:
     elif not isinstance(row.get("id"), str):
         problem = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
     else:
-        return row
+        return _renamed(row, "family", "category")
     raise DataError(f"{place}: {problem:.200}; remove the line to go on")
+
+
+def _renamed(values: Row, before: str, now: str) -> Row:
+    """The values, the one that revisions before stored under another name under the one that it has now."""
+    if before not in values:
+        return values
+    return {now if name == before else name: value for name, value in values.items()}
 
 
 def strict_json(text: bytes | str) -> Any:

@@ -31,7 +31,7 @@ from stsimdiff.data import published
 from stsimdiff.data.benchmarks import by_task
 from stsimdiff.data.videos import listing, over, too_many
 from stsimdiff.errors import DataError, UserError
-from stsimdiff.evaluate.questions import Question, all_questions, load_task
+from stsimdiff.evaluate.questions import Question, all_questions, category_of, load_task
 from stsimdiff.evaluate.store import arm_folders, checked_answers, checked_record, shards
 from stsimdiff.models.base import DTYPES, LoadOptions
 from stsimdiff.models.released import planned_shape
@@ -204,17 +204,17 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
         # To read the generated videos they would have to be made; what they are like is known.
         notes.append(f"the data of {benchmark.name} is not made yet: its videos are as its generator says")
         rows, size = planned
-        wanted = set(benchmark.families or module.FAMILIES)
+        wanted = set(benchmark.categories or module.CATEGORIES)
         questions = [
-            Question(row["id"], row["video"], row["family"], text, 1, row)
+            Question(row["id"], row["video"], category_of(row), text, 1, row)
             for row, text in rows
-            if row["family"] in wanted
+            if category_of(row) in wanted
         ][: settings.limit]
         return questions, {q.video: Header(*size) for q in questions}, notes
     public = by_task(benchmark.task)
     if public and not benchmark.root:
         return _published(public.name, settings.limit)
-    questions = all_questions(load_task(benchmark), settings.limit, benchmark.families)
+    questions = all_questions(load_task(benchmark), settings.limit, benchmark.categories)
     headers, broken = {}, {}
     for path in sorted({question.video for question in questions}):
         try:
@@ -248,7 +248,7 @@ def _published(name: str, limit: int | None) -> tuple[list[Question], dict[str, 
     note = (
         f"the data of {name} is not here: {size.questions} questions, {size.videos} videos and {size.hours:g} hours as "
         f"{size.source} says; frames of {width} x {height} and {published.CHARACTERS} characters a question are "
-        "assumed, and all questions count as one family"
+        "assumed, and all questions count as one category"
     )
     return questions, {question.video: header for question in questions}, [note]
 

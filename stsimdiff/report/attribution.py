@@ -63,7 +63,7 @@ class Change:
 
     id: str
     video: str
-    family: str
+    category: str
     target: str | None
     change: str
     all_tokens: ParsedAnswer
@@ -213,7 +213,7 @@ def _attribution(
         row = about.loc[id_]
         target = None if pd.isna(row["target"]) else str(row["target"])
         found = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
-        changes.append(Change(str(id_), str(row["video"]), str(row["family"]), target, change, *found))
+        changes.append(Change(str(id_), str(row["video"]), str(row["category"]), target, change, *found))
     place = (group.model, group.benchmark, arm.kind, arm.retention, group.labels[arm.id])
     return Attribution(*place, len(group.common), changes, newly_wrong, newly_right)
 

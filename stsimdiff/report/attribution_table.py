@@ -52,7 +52,7 @@ def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str],
             zip(PLACE, (one.model, one.benchmark, one.budget, one.retention, one.label), strict=True)
         )
         for change in one.changes:
-            about = {name: getattr(change, name) for name in ("id", "video", "family", "target", "change")}
+            about = {name: getattr(change, name) for name in ("id", "video", "category", "target", "change")}
             arms = {"all_tokens": change.all_tokens, "compressed": change.compressed}
             arms |= {f"without_{part}": change.without[part] for part in PARTS}
             answers = {name: answer.parsed for name, answer in arms.items()}
@@ -64,7 +64,7 @@ def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str],
         *PLACE,
         "id",
         "video",
-        "family",
+        "category",
         "target",
         "change",
         *names,
@@ -118,10 +118,10 @@ def _counts(one: Attribution) -> str:
 
 
 def _questions(one: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
-    heads = ["question", "video", "family", "right", "change", "all tokens", "method"]
+    heads = ["question", "video", "category", "right", "change", "all tokens", "method"]
     lines = []
     for change in one.changes:
-        about = [change.video, change.family, change.target or EMPTY, change.change]
+        about = [change.video, change.category, change.target or EMPTY, change.change]
         answers = [change.all_tokens, change.compressed, *(change.without[part] for part in PARTS)]
         link = _link(anchors.get((one.benchmark, change.id))) or ""
         lines.append([Cell(change.id, link=link), *map(Cell, [*about, *map(_said, answers), change.cause])])

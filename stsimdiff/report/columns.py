@@ -82,8 +82,8 @@ def _kept(kind: str, row: Row) -> Cell:
     return number(100 * getattr(row, f"retention_{kind}"), mark=mark)
 
 
-def _family(name: str, row: Row) -> float:
-    return row.families.get(name, NAN)
+def _category(name: str, row: Row) -> float:
+    return row.categories.get(name, NAN)
 
 
 def _swept(name: str, row: Row) -> Any:
@@ -194,7 +194,7 @@ COLUMNS = (
         when=_printed, later=3, published=True,
     ),
 )  # fmt: skip
-"""In the order of printing, behind the accuracies of the families."""
+"""In the order of printing, behind the accuracies of the categories."""
 
 
 BRIEF = (
@@ -244,19 +244,19 @@ def published(section: Section) -> list[Column]:
     return [column for column in columns(section) if column.published]
 
 
-def families(names: Sequence[str]) -> list[Column]:
-    """The accuracies of the families as columns."""
-    return [Column(f"acc_{name}", name, of=partial(_family, name), later=2) for name in names]
+def categories(names: Sequence[str]) -> list[Column]:
+    """The accuracies of the categories as columns."""
+    return [Column(f"acc_{name}", name, of=partial(_category, name), later=2) for name in names]
 
 
 def columns(section: Section) -> list[Column]:
     """The columns that are printed of a section, in their order."""
-    return [*families(section.families), *(column for column in COLUMNS if column.is_printed(section))]
+    return [*categories(section.categories), *(column for column in COLUMNS if column.is_printed(section))]
 
 
 def in_files(sections: Sequence[Section]) -> list[Column]:
     """The columns of the files of a run, in their order."""
-    names = dict.fromkeys(name for section in sections for name in section.families)
+    names = dict.fromkeys(name for section in sections for name in section.categories)
     held = [column for column in COLUMNS if any(map(column.is_in, sections))]
     taken_names = {"method", "model", "benchmark", *(column.name for column in COLUMNS)}
     parameters = dict.fromkeys(name for section in sections for row in section.rows for name in row.swept)
@@ -264,11 +264,11 @@ def in_files(sections: Sequence[Section]) -> list[Column]:
         Column(f"compressor.{name}" if name in taken_names else name, of=partial(_swept, name), later=4)
         for name in parameters
     ]
-    return sorted([*held, *families(list(names))], key=lambda column: column.later)
+    return sorted([*held, *categories(list(names))], key=lambda column: column.later)
 
 
 def main_cells(section: Section) -> Cells:
-    """A section's table: method, accuracy of each family, then the columns of ``COLUMNS``."""
+    """A section's table: method, accuracy of each category, then the columns of ``COLUMNS``."""
     shown = columns(section)
     blocks = []
     for retention, rows in section.blocks().items():
@@ -285,7 +285,7 @@ def main_cells(section: Section) -> Cells:
             lines.append(cells)
         blocks.append((block_title(retention), lines))
     heads = ["method", *(column.header(section) for column in shown)]
-    return Cells(heads, blocks, result=1 + len(section.families))
+    return Cells(heads, blocks, result=1 + len(section.categories))
 
 
 def block_title(retention: float) -> str:

@@ -29,8 +29,8 @@ from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import verdicts
 
 MACRO = (
-    "Column macro % is the mean over the families, each counting the same (MLVU's M-Avg); overall % is over all "
-    "questions. macro % is empty where a family has no answer."
+    "Column macro % is the mean over the categories, each counting the same (MLVU's M-Avg); overall % is over all "
+    "questions. macro % is empty where a category has no answer."
 )
 
 
@@ -79,7 +79,7 @@ class ArmGroup:
 
     def _section(self, kind: str) -> Section:
         members = self._members(kind)
-        families = self._families(members)
+        categories = self._categories(members)
         answering = [arm for arm in members if self.common and len(self.answered[arm.id])]
         answers = self._answers(answering)
         accuracies = {arm.id: answers.accuracy(i) for i, arm in enumerate(answering)} if answers else {}
@@ -91,7 +91,7 @@ class ArmGroup:
             if answers and whole is not None
         }
         found = [
-            self._row(arm, kind, families, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
+            self._row(arm, kind, categories, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
         ]
         found, hard = self._with_hard(found, answering) if answers else (found, [])
         rows = _ranked(at_equal_compute(found))
@@ -115,7 +115,7 @@ class ArmGroup:
         if macro:
             about.insert(1, MACRO)
         section = Section(
-            self.model, self.benchmark, kind, families, rows, pairs, notes, about, macro, planned=planned
+            self.model, self.benchmark, kind, categories, rows, pairs, notes, about, macro, planned=planned
         )
         judged = [UNSCORED] if self.server else verdicts(section)
         return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
@@ -136,19 +136,21 @@ class ArmGroup:
         correct = np.stack([rows["correct"].to_numpy(dtype=bool) for rows in kept], axis=1)
         return Answers(correct, clusters(kept[0]["video"]))
 
-    def _families(self, members: list[StoredArm]) -> tuple[str, ...]:
-        given = [name for arm in members for name in arm.record["benchmark"].get("families") or ()]
+    def _categories(self, members: list[StoredArm]) -> tuple[str, ...]:
+        given = [name for arm in members for name in arm.record["benchmark"].get("categories") or ()]
         declared = list(map(printable, given))
-        stored = [name for arm in members for name in sorted(self.stored[arm.id]["family"].dropna().unique())]
+        stored = [
+            name for arm in members for name in sorted(self.stored[arm.id]["category"].dropna().unique())
+        ]
         found = tuple(dict.fromkeys(declared + stored))
-        # The one family of a benchmark that has no kinds of questions is what overall says already.
+        # The one category of a benchmark that has no kinds of questions is what overall says already.
         return () if found == (WHOLE,) else found
 
     def _row(
         self,
         arm: StoredArm,
         kind: str,
-        families: tuple[str, ...],
+        categories: tuple[str, ...],
         overall: Interval | None,
         relative: Interval | None,
     ) -> Row:
@@ -156,9 +158,9 @@ class ArmGroup:
         correct = rows["correct"].dropna().astype(bool)
         interval = overall or Interval(NAN, NAN, NAN)
         whole = relative or Interval(NAN, NAN, NAN)
-        by_family = correct.groupby(rows["family"]).mean()
+        by_category = correct.groupby(rows["category"]).mean()
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
-        means = {name: 100 * float(by_family.get(name, NAN)) for name in families}
+        means = {name: 100 * float(by_category.get(name, NAN)) for name in categories}
         known = not arm.reference and not math.isnan(achieved[kind])
         return Row(
             arm=arm.id,
@@ -181,7 +183,7 @@ class ArmGroup:
             retention_compute=achieved["compute"],
             n=len(rows),
             n_failed=int(self.stored[arm.id]["failed"].sum()),
-            families=means,
+            categories=means,
             values=taken(rows),
             macro=_macro(means) if arm.record["benchmark"].get("macro") else NAN,
             n_missing=int((self.stored[arm.id]["error_type"] == VideoError.__name__).sum()),
@@ -420,8 +422,8 @@ def _computing(rows: list[Row]) -> dict[float, list[Row]]:
     return blocks
 
 
-def _macro(families: dict[str, float]) -> float:
-    return sum(families.values()) / len(families) if families else NAN
+def _macro(categories: dict[str, float]) -> float:
+    return sum(categories.values()) / len(categories) if categories else NAN
 
 
 def _benchmark_line(arm: StoredArm, name: str) -> str:

@@ -365,7 +365,7 @@ def by_moment(section: Section, found: Sequence[MomentRow], styles: Looks) -> Fi
     shown = [
         one
         for one in found
-        if one.family == ALL and one.arm in rows and (one.model, one.benchmark, one.budget) == place
+        if one.category == ALL and one.arm in rows and (one.model, one.benchmark, one.budget) == place
     ]
     if not shown:
         return None

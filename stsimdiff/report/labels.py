@@ -26,7 +26,7 @@ UNTOLD = {
         "layers", "attention",
     ),
     "benchmark": (
-        *QUESTIONS, "name", "data", "root", "families", "limit", "chance", "note", "macro", "allow_missing",
+        *QUESTIONS, "name", "data", "root", "categories", "limit", "chance", "note", "macro", "allow_missing",
         "video_seconds", "missing_questions", "split", "server", "world", "moments",
     ),
 }  # fmt: skip

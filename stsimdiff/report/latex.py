@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from stsimdiff.budget import TOLERANCE
 from stsimdiff.errors import ConfigError
 from stsimdiff.report import columns, text
-from stsimdiff.report.columns import OVERALL, Column, block_title, families, published
+from stsimdiff.report.columns import OVERALL, Column, block_title, categories, published
 from stsimdiff.report.labels import greek
 from stsimdiff.report.section import FAULTS
 from stsimdiff.report.text import EMPTY, Cell, Cells, tex
@@ -125,12 +125,12 @@ def _layout(sections: Sequence[Section], chosen: Sequence[str], notes: dict[str,
 
 def _offered(section: Section) -> list[Column]:
     known = [column for column in columns.COLUMNS if column.heading and column.is_in(section)]
-    return [*families(section.families), *known]
+    return [*categories(section.categories), *known]
 
 
 def _columns(section: Section, chosen: Sequence[str]) -> list[Column]:
     """The columns of a section, those that were chosen in the order in which they were."""
-    own = families(section.families) if len(section.families) > 1 else []
+    own = categories(section.categories) if len(section.categories) > 1 else []
     overall = replace(OVERALL, heading="overall")
     if not chosen:
         return [*own, overall, *published(section)]

@@ -44,7 +44,7 @@ MEANING = (
 
 @dataclass(frozen=True)
 class MomentRow:
-    """An arm on the questions of one family that have a moment, or on all of them; fractions.
+    """An arm on the questions of one category that have a moment, or on all of them; fractions.
 
     Attributes:
         arm: its id; empty for all methods of a budget together.
@@ -65,7 +65,7 @@ class MomentRow:
     arm: str
     method: str
     label: str
-    family: str
+    category: str
     tokens: str
     n: int
     videos: int
@@ -102,7 +102,8 @@ TRUTHS = {"question": "", "video": "event_"}
 
 
 def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
-    """For each arm, and for all methods of a budget together, what of the moments it found: all families, then each."""
+    """For each arm, and for all methods of a budget together, what of the moments it found: of all questions, then of
+    each category."""
     if group.server or not group.common:
         return []
     found: list[MomentRow] = []
@@ -122,22 +123,22 @@ def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
         for row in rows:
             if row.arm in held:
                 about = place | {"arm": row.arm, "method": row.method, "label": row.label}
-                found += _families(about, held[row.arm])
+                found += _categories(about, held[row.arm])
         methods = [held[row.arm] for row in rows if row.arm in held and not row.reference]
         if len(methods) > 1:
             about = place | {"arm": "", "method": ALL, "label": "all methods"}
-            found += _families(about, pd.concat(methods))
+            found += _categories(about, pd.concat(methods))
     return found
 
 
-def _families(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
-    names = sorted(answered["family"].dropna().unique())
+def _categories(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
+    names = sorted(answered["category"].dropna().unique())
     yield _found(place, ALL, answered)
     for name in names if len(names) > 1 else ():
-        yield _found(place, name, answered[answered["family"] == name])
+        yield _found(place, name, answered[answered["category"] == name])
 
 
-def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> MomentRow:
+def _found(place: dict[str, Any], category: str, answered: pd.DataFrame) -> MomentRow:
     right = answered["correct"].to_numpy(dtype=float)
     share = answered["share"].to_numpy(dtype=float)
     videos = clusters(answered["video"])
@@ -153,7 +154,7 @@ def _found(place: dict[str, Any], family: str, answered: pd.DataFrame) -> Moment
     }
     return MomentRow(
         **place,
-        family=family,
+        category=category,
         tokens=tokens,
         n=len(share),
         videos=len({*videos}),
@@ -184,7 +185,7 @@ def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
     blocks = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
     sections: dict[str, list[MomentRow]] = {}
     for one in found:
-        if one.family == ALL:
+        if one.category == ALL:
             place = f"{one.model} on {one.benchmark}, budget of kind {one.budget}"
             sections.setdefault(place, []).append(one)
     for title, held in sections.items():

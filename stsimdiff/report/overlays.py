@@ -108,7 +108,7 @@ class Overlay:
     anchor: str
     id: str
     benchmark: str
-    family: str
+    category: str
     video: str
     question: str
     target: str | None
@@ -155,7 +155,7 @@ def read_overlays(run_dir: Path, stored: StoredRun, sections: Sequence[Section])
         taken = [replace(one, proposed=arms[one.arm].proposed) for one in taken]
         first = kept.iloc[0]
         question = str(first["overlay"].get("question", ""))
-        about = (str(first["family"]), str(first["video"]), question, _text(first["target"]))
+        about = (str(first["category"]), str(first["video"]), question, _text(first["target"]))
         found.append(Overlay(places[str(benchmark), str(id_)], str(id_), str(benchmark), *about, taken))
     return found
 

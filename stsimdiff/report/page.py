@@ -237,7 +237,7 @@ def _arm(arm: StoredArm, label: str) -> dict[str, str]:
 
 def _overlay(overlay: Overlay, films: Mapping[str, Film]) -> dict[str, Any]:
     return {
-        **{name: getattr(overlay, name) for name in ("anchor", "id", "benchmark", "family", "video")},
+        **{name: getattr(overlay, name) for name in ("anchor", "id", "benchmark", "category", "video")},
         "question": overlay.question,
         "target": overlay.target,
         "taken": [

@@ -118,7 +118,7 @@ def tell(published: RunReport, console: Console, *, full: bool = False) -> None:
         console.print(published.undrawn, style="yellow", highlight=False, soft_wrap=True)
     whole = published.folder / "table.md"
     if whole.is_file():
-        more = "" if full else " (families, pairs, all notes; also on the screen with --verbose)"
+        more = "" if full else " (categories, pairs, all notes; also on the screen with --verbose)"
         console.print(f"Table: {whole}{more}", highlight=False, soft_wrap=True)
     if published.page:
         console.print(f"Page: {published.page}", highlight=False, soft_wrap=True)

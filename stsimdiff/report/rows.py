@@ -26,7 +26,7 @@ NUMBERS = (
     "video_tokens", "text_tokens", "retention_tokens", "retention_compute", "llm_flops", "llm_flops_all",
     "kv_kept",
 )  # fmt: skip
-TEXTS = ("id", "video", "family", "answer", "parsed", "target", "stock_parsed", "stock_error")
+TEXTS = ("id", "video", "category", "answer", "parsed", "target", "stock_parsed", "stock_error")
 TIMES = ("prefill", "compressor", "answer", "token")
 
 _ABOUT = ("arm", "method", "label", "budget", "retention", "model", "benchmark", "folder")

@@ -18,7 +18,7 @@ CONTROLS = ("random", "uniform", "spatial", "temporal")
 
 
 WHOLE = "all"
-"""The family of every question of a benchmark that knows no kinds of questions."""
+"""The category of every question of a benchmark that knows no kinds of questions."""
 
 
 INACTIVE, EMPTY = "inactive", "empty"
@@ -35,7 +35,7 @@ class Row:
 
     Accuracies are percentages, retentions fractions; NaN where there is nothing to average. ``n_failed`` counts all
     failed samples of the arm, ``n_missing`` those of them whose video is missing or cannot be read. ``macro`` is the
-    mean over the families, NaN where one of them has no answer and for benchmarks that do not report it. ``values``
+    mean over the categories, NaN where one of them has no answer and for benchmarks that do not report it. ``values``
     are the numbers that ``columns.COLUMNS`` takes from the answers, by name.
     """
 
@@ -51,7 +51,7 @@ class Row:
     retention_compute: float
     n: int
     n_failed: int
-    families: Mapping[str, float]
+    categories: Mapping[str, float]
     values: Mapping[str, float]
     missed: bool = False
     best: bool = False
@@ -117,14 +117,14 @@ class Section:
     model: str
     benchmark: str
     budget: str
-    families: tuple[str, ...]
+    categories: tuple[str, ...]
     rows: list[Row]
     pairs: list[Pair]
     notes: list[str]
     about: list[str]
     """What the benchmark is and is not, the provenance."""
     macro: bool = False
-    """Whether the benchmark's mean over the families is shown beside the mean over the questions."""
+    """Whether the benchmark's mean over the categories is shown beside the mean over the questions."""
     verdicts: list[str] = field(default_factory=list)
     """A sentence for each block: who leads, who is not significantly different from it, who is worse."""
     planned: str = ""

@@ -53,7 +53,7 @@ MOST_CHARACTERS = 128
 SAMPLES = (
     "id",
     "video",
-    "family",
+    "category",
     "answer",
     "parsed",
     "target",
@@ -240,7 +240,7 @@ def _numbers(row: Row, samples: pd.DataFrame) -> dict[str, float]:
         key(column.name): (100 if column.name in FRACTIONS else column.scale) * column.value(row)
         for column in held
     }
-    for name, accuracy in row.families.items():
+    for name, accuracy in row.categories.items():
         found[_category(one_line(name), found)] = accuracy
     answered = samples[~samples["failed"]]
     found[key("llm_tflops")] = float(answered["llm_flops"].mean()) / 1e12

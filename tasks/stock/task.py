@@ -66,14 +66,14 @@ class StockTask(ConfigurableMessagesTask):
     def _read(self, data: str | None) -> None:
         root = self.benchmark.root(data)
         rows, videos, asked = read_rows(self.benchmark, root), VideoFolder(root), Counter()
-        other = {self.benchmark.family(row) for row in rows} - set(self.benchmark.families)
+        other = {self.benchmark.category(row) for row in rows} - set(self.benchmark.categories)
         if other:
             raise DataError(
                 f"{root} has questions of the kinds {', '.join(sorted(map(str, other)))}, which are not in "
-                f"{self.benchmark.name}'s split: {', '.join(self.benchmark.families)}"
+                f"{self.benchmark.name}'s split: {', '.join(self.benchmark.categories)}"
             )
         for row in rows:
-            name, family = self.benchmark.video(row), self.benchmark.family(row)
+            name, category = self.benchmark.video(row), self.benchmark.category(row)
             asked[name] += 1
             id_ = row[self.benchmark.id] if self.benchmark.id else f"{name}-{asked[name]}"
             path = self.benchmark.place(row, videos.path)
@@ -83,7 +83,8 @@ class StockTask(ConfigurableMessagesTask):
                 if PurePosixPath(name).suffix.lower() in SUFFIXES
                 else f"{name}{PurePosixPath(file).suffix}"
             )
-            row |= {"id": str(id_), "family": family, "path": path}
+            # A data set may have a column `category` of its own.
+            row |= {"id": str(id_), "family": category, "path": path}
             row["named"] = PurePosixPath(named).as_posix() + path.removeprefix(file)
         # The files are small: read as they are, they need no copy in a cache.
         self.dataset = datasets.DatasetDict({self.config.test_split: datasets.Dataset.from_list(rows)})

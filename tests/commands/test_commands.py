@@ -117,9 +117,9 @@ def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path, forks
         assert float(found["retention_tokens"]) == pytest.approx(tokens)
         layers = sum(sum(row["tokens_per_layer"]) / 6 / row["video_tokens"] for row in rows) / len(rows)
         assert float(found["retention_compute"]) == pytest.approx(layers)
-        for family in {row["family"] for row in rows}:
-            mine = [good for good, row in zip(right, rows, strict=True) if row["family"] == family]
-            assert float(found[f"acc_{family}"]) == pytest.approx(100 * sum(mine) / len(mine))
+        for category in {row["category"] for row in rows}:
+            mine = [good for good, row in zip(right, rows, strict=True) if row["category"] == category]
+            assert float(found[f"acc_{category}"]) == pytest.approx(100 * sum(mine) / len(mine))
 
 
 def test_lmms_evals_own_command(tmp_path: Path, forks: Forks) -> None:

@@ -25,7 +25,7 @@ ROWS = [
     {
         "id": f"q{n}",
         "video": f"mini-{n % 2}",
-        "family": ("who", "when")[n % 2],
+        "category": ("who", "when")[n % 2],
         "question": f"What is it, {n}?",
     }
     | {"options": ["a ring", "a disc"], "answer": "AB"[n // 2]}
@@ -93,13 +93,13 @@ def test_a_folder_is_a_benchmark(own, forks) -> None:
     assert record["benchmark"]["tasks"].endswith("my_tasks") and record["benchmark"]["revision"] is None
     found = table(folder.parent)
     assert found["overall"] == 25 * right
-    assert found["acc_when"] == 50 * sum(line["correct"] for line in lines if line["family"] == "when")
+    assert found["acc_when"] == 50 * sum(line["correct"] for line in lines if line["category"] == "when")
 
 
 def test_scores_and_places(own, tmp_path) -> None:
     settings, arm = arms("benchmark=mine", "benchmark.tasks=my_tasks")
     task = load_task(settings.benchmark)
-    questions = all_questions(task, None, settings.benchmark.families)
+    questions = all_questions(task, None, settings.benchmark.categories)
     assert [question.id for question in questions] == ["q0", "q1", "q2", "q3"]
     assert questions[0].video == str(own / "videos" / "mini-0.mp4") and questions[0].max_new_tokens == 16
     found = [judge(task, questions[2], text) for text in ("B. a disc", "A", " ")]
@@ -147,6 +147,26 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(own) -> None:
     (own / "utils.py").write_text("raise ValueError('half done')\n")
     with pytest.raises(ConfigError, match="lmms-eval cannot build the task mine: ValueError: half done"):
         load_task(arms("benchmark=mine", "benchmark.tasks=my_tasks")[0].benchmark)
+
+
+def test_former_names_are_told(own, monkeypatch) -> None:
+    settings, task = own / "benchmark" / "mine.yaml", own / "mine.yaml"
+    text = settings.read_text()
+    settings.write_text(text.replace("categories:", "families:"))
+    with pytest.raises(ConfigError, match=r"^benchmark\.families is now called benchmark\.categories$"):
+        arms("benchmark=mine", "benchmark.tasks=my_tasks")
+    settings.write_text(text)
+    task.write_text(task.read_text() + "metadata: {data: my_data}\n")
+    monkeypatch.syspath_prepend(str(own))
+    (own / "my_data.py").write_text("FAMILIES = ('who', 'when')\n")
+    with pytest.raises(ConfigError, match="data=my_data of the task mine: FAMILIES is now called CATEGORIES"):
+        arms("benchmark=mine", "benchmark.tasks=my_tasks")
+    monkeypatch.delitem(sys.modules, "my_data")
+    (own / "my_data.py").write_text(
+        "CATEGORIES = ('who', 'when')\n\ndef revision(data):\n    return '0' * 12\n"
+    )
+    assert arms("benchmark=mine", "benchmark.tasks=my_tasks")[0].benchmark.revision == "0" * 12
+    monkeypatch.delitem(sys.modules, "my_data")
 
 
 def test_a_package_s_benchmark_needs_its_name_alone(own, monkeypatch) -> None:

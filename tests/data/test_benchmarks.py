@@ -102,7 +102,7 @@ def prepared(name: str, data: Path, *words: str):
 def task_of(name: str, data: Path, *words: str):
     settings, _ = prepared(name, data, *words)
     task = load_task(settings.benchmark)
-    return task, all_questions(task, None, settings.benchmark.families)
+    return task, all_questions(task, None, settings.benchmark.categories)
 
 
 def rows_of(settings, arm) -> list[dict]:
@@ -184,8 +184,8 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     rows, source = rows_of(settings, arm), written(name)
     assert ID[name] in {row["id"] for row in rows} and len(rows) == len(source) >= 8
     assert len({row["id"] for row in rows}) == len(rows)
-    families = BENCHMARKS[name].families
-    assert {row["family"] for row in rows} == set(families)
+    categories = BENCHMARKS[name].categories
+    assert {row["category"] for row in rows} == set(categories)
     by_id = {question.id: question for question in task_of(name, data)[1]}
     process, aggregate = stock(name)
     records = []
@@ -205,15 +205,15 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     also = {"videomme_v2": 11, "motionbench": 2, "tempcompass": 5}
     assert len(scores) == also.get(name, 0)
     if name == "tempcompass":
-        for aspect in families:
-            right = [row["correct"] for row in rows if row["family"] == aspect]
+        for aspect in categories:
+            right = [row["correct"] for row in rows if row["category"] == aspect]
             assert scores[f"{aspect}_accuracy"] == pytest.approx(100 * mean(right))
     if name == "videomme_v2":
         assert scores["videomme_v2_overall_acc"] == pytest.approx(metrics["accuracy"])
     assert metrics["accuracy"] == pytest.approx(100 * sum(row["correct"] for row in rows) / len(rows))
     (cells,) = csv.DictReader(io.StringIO(files(build(read(settings.folder)))["table.csv"]))
     assert [head for head in cells if head.startswith("acc_")] == [
-        f"acc_{family}" for family in families if family != "all"
+        f"acc_{category}" for category in categories if category != "all"
     ]
     assert not (data / "~").exists() and not list(data.glob("*/*.lock"))
 
@@ -304,7 +304,7 @@ def test_another_prompt_is_another_arm(name: str, prompt: str, ending: str, data
         ("videomme", "benchmark.prompt=llava_video", r"llava_video is unknown; allowed: default, gpt4v"),
         ("longvideobench", "benchmark.prompt=llava_vid", r"allowed: default$"),
         ("clips", "benchmark.prompt=llava_vid benchmark.data=null", r"allowed: default$"),
-        ("mlvu", "benchmark.families=[needel]", r"benchmark.families=needel is unknown; .*did you mean needle\?"),
+        ("mlvu", "benchmark.categories=[needel]", r"benchmark.categories=needel is unknown; .*did you mean needle\?"),
         ("mlvu", "benchmark.decoder=ffmpeg", r"benchmark.decoder=ffmpeg is unknown; allowed: pyav, torchcodec, decord"),
         ("mlvu", "benchmark.allow_missing=yes_please", r"benchmark.allow_missing='yes_please' is out of range"),
     ],

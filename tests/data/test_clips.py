@@ -88,11 +88,11 @@ def test_size_and_balance(rows):
     assert len(rows) >= 800
     assert len({row["video"] for row in rows}) >= 120
     assert len({row["id"] for row in rows}) == len(rows)
-    per_family = collections.Counter(row["family"] for row in rows)
-    assert set(per_family) == set(clips.FAMILIES)
-    assert len(set(per_family.values())) == 1
+    per_category = collections.Counter(row["family"] for row in rows)
+    assert set(per_category) == set(clips.CATEGORIES)
+    assert len(set(per_category.values())) == 1
     per_letter = collections.Counter((row["family"], row["answer"]) for row in rows)
-    assert len(per_letter) == 4 * len(clips.FAMILIES)
+    assert len(per_letter) == 4 * len(clips.CATEGORIES)
     assert len(set(per_letter.values())) == 1
 
 
@@ -113,8 +113,8 @@ def test_options_are_four_different_words(rows):
     ids=["constant", "alphabet", "longest", "hash"],
 )
 def test_text_alone_scores_exactly_chance(rows, answerer):
-    for family in clips.FAMILIES:
-        asked = [row for row in rows if row["family"] == family]
+    for category in clips.CATEGORIES:
+        asked = [row for row in rows if row["family"] == category]
         right = sum(answerer(row["question"], row["options"]) == row["answer"] for row in asked)
         assert right * 4 == len(asked)
 
@@ -186,17 +186,17 @@ def test_token_labels_point_at_the_flash():
     assert set(labels.nth[labels.shape == SHAPE_CLASSES.index(world.plan.counted)]) >= {1}
 
 
-@pytest.mark.parametrize("family", clips.FAMILIES)
-def test_training_questions_offer_the_true_answer(family):
+@pytest.mark.parametrize("category", clips.CATEGORIES)
+def test_training_questions_offer_the_true_answer(category):
     rng = random.Random(0)
     for seed in range(40):
-        question = ask(sample_world(seed).plan, family, rng)
+        question = ask(sample_world(seed).plan, category, rng)
         assert question.answer in question.options
         assert len(set(question.options)) == 4
 
 
-def test_unknown_family_is_an_error():
-    with pytest.raises(ValueError, match="families are"):
+def test_unknown_category_is_an_error():
+    with pytest.raises(ValueError, match="categories are"):
         ask(sample_world(0).plan, "smell", random.Random(0))
 
 

@@ -19,7 +19,7 @@ from stsimdiff.commands import report
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset, truth
 from stsimdiff.data.clips.moments import evidence, moment
-from stsimdiff.data.clips.questions import FAMILIES, Question
+from stsimdiff.data.clips.questions import CATEGORIES, Question
 from stsimdiff.data.clips.rendering import render
 from stsimdiff.data.clips.vocabulary import COLORS
 from stsimdiff.data.clips.world import FRAMES, SIZE, World
@@ -33,9 +33,9 @@ from stsimdiff.tokens import Grid, Picture, Reason
 from stsimdiff.trace import Trace
 
 ASKED = {
-    family: [(world, question) for _, world, asked in dataset.clips(16) for question in asked
-             if question.family == family]
-    for family in FAMILIES
+    category: [(world, question) for _, world, asked in dataset.clips(16) for question in asked
+             if question.category == category]
+    for category in CATEGORIES
 }  # fmt: skip
 
 
@@ -52,15 +52,15 @@ def differing(world: World, without: World) -> dict[int, tuple[int, int, int, in
 def asked_for(world: World, question: Question) -> list:
     """The things that a question asks for, by the words in it."""
     kinds = {"attr": "static", "motion": "ball", "mark": "mark", "flash": "flash", "count": "flash"}
-    things = [thing for thing in world.things if thing.kind == kinds[question.family]]
-    if question.family in ("motion", "mark"):
+    things = [thing for thing in world.things if thing.kind == kinds[question.category]]
+    if question.category in ("motion", "mark"):
         return things
     return [thing for thing in things if thing.shape in question.stem.rstrip("?").split()]
 
 
-@pytest.mark.parametrize("family", ["attr", "flash", "count", "motion", "mark"])
-def test_it_is_where_pixels_change_when_the_thing_is_left_out(family: str) -> None:
-    for world, question in ASKED[family][:6]:
+@pytest.mark.parametrize("category", ["attr", "flash", "count", "motion", "mark"])
+def test_it_is_where_pixels_change_when_the_thing_is_left_out(category: str) -> None:
+    for world, question in ASKED[category][:6]:
         gone = asked_for(world, question)
         assert gone
         drawn = differing(world, replace(world, things=tuple(t for t in world.things if t not in gone)))
@@ -111,7 +111,7 @@ def test_every_question_of_the_generator_has_one_and_no_other_row() -> None:
     row = next(row for row in rows if row["id"] == "clip003-flash")
     assert moment(row) == evidence(*next(
         (world, question) for video, world, asked in dataset.clips(4) for question in asked
-        if (video, question.family) == ("clip003", "flash")
+        if (video, question.category) == ("clip003", "flash")
     ))  # fmt: skip
     assert moment({**row, "path": "/somewhere/clip003.mp4"}) == moment(row)
     for other in ({"question": "What?"}, {"id": "mine"}, {"video": "my.mp4"}, {"options": ["a", "b"]}):
@@ -195,10 +195,10 @@ def test_moments_of_the_clips_lie_where_their_things_are_drawn() -> None:
         for question in asked:
             told = truth(dataset.row(video, question))
             assert told
-            lasting = question.family in ("attr", "mark") or "place is shown at first" in question.stem
+            lasting = question.category in ("attr", "mark") or "place is shown at first" in question.stem
             assert bool(told[0]) is not lasting
             mask = covered(told[0], 8, picture, times)
-            if question.family in ("flash", "count", "motion"):
+            if question.category in ("flash", "count", "motion"):
                 share = np.zeros((16, 8, 8))
                 for thing in asked_for(world, question):
                     for frame in range(thing.first, thing.last):
@@ -209,7 +209,7 @@ def test_moments_of_the_clips_lie_where_their_things_are_drawn() -> None:
                         share[frame] += pixels.reshape(8, 14, 8, 14).mean(axis=(1, 3))
                 most = share.reshape(8, 2, 8, 8).max(axis=1)
                 assert mask[most >= 0.5].all() and not mask[most < 1 / 16].any()
-            if told[0] and question.family != "change":
+            if told[0] and question.category != "change":
                 assert covered(told[1], 8, picture, times)[mask].all()
 
 
@@ -259,11 +259,11 @@ def stored(run: Path, method: str) -> list[dict]:
 
 def test_moments_csv_holds_what_the_lines_say(run: Path) -> None:
     publish(run, None)
-    lines = {(row["method"], row["family"]): row for row in table(run, "moments.csv")}
+    lines = {(row["method"], row["category"]): row for row in table(run, "moments.csv")}
     for method in ("none", "random", "st_simdiff"):
-        for family in ("all", "attr"):
-            told = [one for one in stored(run, method) if family in ("all", one["family"])]
-            row = lines[method, family]
+        for category in ("all", "attr"):
+            told = [one for one in stored(run, method) if category in ("all", one["category"])]
+            row = lines[method, category]
             kind = "event" if method == "st_simdiff" else "kept"
             assert row["tokens"] == kind and int(row["n"]) == len(told)
             shares = [one["moment"]["question"]["kept"]["in_place"] / 8 for one in told]

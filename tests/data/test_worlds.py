@@ -53,7 +53,7 @@ def test_the_world_that_the_model_was_trained_on_stays_to_the_bit() -> None:
 def test_a_world_has_two_hundred_true_answers_that_its_text_does_not_tell(name: str, digest: str) -> None:
     rows, listed = clips.questions(world=name), dataset.clips(world=name)
     assert len(rows) == len({row["id"] for row in rows}) == 200 and len(listed) == 40
-    assert collections.Counter(row["family"] for row in rows) == dict.fromkeys(WORLDS[name].families, 40)
+    assert collections.Counter(row["family"] for row in rows) == dict.fromkeys(WORLDS[name].categories, 40)
     laid_out = {f"{video}.mp4": world for video, world, _ in listed}
     asked = collections.defaultdict(list)
     for row in rows:
@@ -102,8 +102,8 @@ def test_a_world_is_part_of_an_arms_identity_and_of_the_benchmarks_name(tmp_path
         (["benchmark.world=street"], "benchmark.world=street is unknown; allowed: static_camera, fast_cuts"),
         (["benchmark=long_clips", "benchmark.world=fast_cuts"], "it goes with benchmark=clips"),
         (
-            ["benchmark.world=fast_cuts", "benchmark.families=[mark]"],
-            "families=mark is unknown; allowed: flash, order",
+            ["benchmark.world=fast_cuts", "benchmark.categories=[mark]"],
+            "categories=mark is unknown; allowed: flash, order",
         ),
     ],
 )
@@ -121,9 +121,9 @@ def test_a_run_in_another_world_counts_what_is_left_of_its_moments(tmp_path: Pat
     worlds = {video: world for video, world, _ in dataset.clips(2, "static_camera")}
     shares = []
     for line in lines:
-        video, _, family = line["id"].rpartition("-")
-        assert ("moment" in line) == (family != "mark")
-        if family not in ("flash", "order"):
+        video, _, category = line["id"].rpartition("-")
+        assert ("moment" in line) == (category != "mark")
+        if category not in ("flash", "order"):
             continue
         overlay = unpacked(line["overlay"])
         left = np.frombuffer(overlay["reason"], np.uint8).reshape(8, 8, 8)

@@ -275,25 +275,36 @@ def rows_task(rows: list[dict], generation: dict | None = None):
     return SimpleNamespace(config=config, eval_docs=rows, doc_to_messages=message)
 
 
-def test_ids_families_and_length_of_a_users_task() -> None:
+def test_ids_categories_and_length_of_a_users_task() -> None:
     rows = [
         {"id": "a"},
-        {"id": None, "question_id": 7, "family": None},
-        {"id": None, "family": "x"},
+        {"id": None, "question_id": 7, "category": None},
+        {"id": None, "category": "x"},
         {"id": 0},
     ]
     found = all_questions(rows_task(rows), None, None)
     assert [question.id for question in found] == ["a", "7", "2", "0"]
-    assert [question.family for question in found] == ["all", "all", "x", "all"]
+    assert [question.category for question in found] == ["all", "all", "x", "all"]
     assert {question.max_new_tokens for question in found} == {16}
     assert [one.id for one in all_questions(rows_task(rows), 2, None)] == ["a", "7"]
     assert [one.id for one in all_questions(rows_task(rows), 2, ["x"])] == ["2"]
 
 
+def test_rows_under_the_former_name_of_a_category_are_read() -> None:
+    rows = [
+        {"family": "x"},
+        {"family": "x", "category": "a column of its own"},
+        {"family": None, "category": "y"},
+    ]
+    found = all_questions(rows_task([row | {"kind": "z"} for row in rows]), None, None)
+    assert [question.category for question in found] == ["x", "x", "y"]
+    assert [question.columns for question in found] == [{"kind": "z"}] * 3
+
+
 def test_two_questions_with_one_id_are_refused() -> None:
     with pytest.raises(DataError, match="mine: two questions have the id '1'"):
         all_questions(rows_task([{"id": 1}, {"id": "2"}, {"id": "1"}]), None, None)
-    with pytest.raises(DataError, match=r"mine: no question is left; families: \['nothing'\]"):
+    with pytest.raises(DataError, match=r"mine: no question is left; categories: \['nothing'\]"):
         all_questions(rows_task([{"id": 1}]), None, ["nothing"])
 
 

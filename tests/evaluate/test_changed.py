@@ -33,7 +33,7 @@ def question(folder: Path, id_: str = "q1", text: str = "What?", video: str = "a
 
 
 def line(of: Question, answer: str = "A", **more) -> dict:
-    row = {"id": of.id, "video": of.video_name, "family": "all", "answer": answer, "error": None}
+    row = {"id": of.id, "video": of.video_name, "category": "all", "answer": answer, "error": None}
     return {**row, "of": f"{of.digest}-{changed.video_digest(of.video)}", **more}
 
 

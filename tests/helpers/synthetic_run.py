@@ -10,9 +10,9 @@ from stsimdiff.report.rows import read
 from stsimdiff.report.table import Table, build
 from stsimdiff.terminal import Console
 
-FAMILIES = ["attr", "order", "event_count"]
+CATEGORIES = ["attr", "order", "event_count"]
 QUESTIONS = [
-    (f"v{video:02d}", f"v{video:02d}-{i}", FAMILIES[(video + i) % 3])
+    (f"v{video:02d}", f"v{video:02d}-{i}", CATEGORIES[(video + i) % 3])
     for video in range(40)
     for i in range(1 + video % 5)
 ]
@@ -21,12 +21,12 @@ QUESTIONS = [
 def answer(
     question: tuple[str, str, str], chance: float, kept: float, compute: float, dice: random.Random
 ) -> dict:
-    video, id_, family = question
+    video, id_, category = question
     right, tokens = dice.random() < chance, dice.choice([400, 512])
     return {
         "id": id_,
         "video": video,
-        "family": family,
+        "category": category,
         "answer": "B" if right else "A",
         "parsed": "B" if right else "A",
         "target": "B",
@@ -45,9 +45,9 @@ def answer(
 
 
 def failed(question: tuple[str, str, str]) -> dict:
-    video, id_, family = question
+    video, id_, category = question
     error = {"type": "ValueError", "message": "no frames", "traceback": "Traceback ..."}
-    identity = {"id": id_, "video": video, "family": family}
+    identity = {"id": id_, "video": video, "category": category}
     return identity | {"answer": None, "parsed": None, "correct": None, "error": error}
 
 
@@ -78,7 +78,7 @@ def write_arm(
         "benchmark": {
             "name": "clips",
             "task": "clips",
-            "families": FAMILIES,
+            "families": CATEGORIES,
             "chance": 25.0,
             "note": "toy clips only",
         },

@@ -17,31 +17,31 @@ def named(world: World, question: str, kind: str):
 
 
 def true_answer(world: World, row: dict) -> str:
-    question, family = row["question"].rstrip("?"), row["family"]
+    question, category = row["question"].rstrip("?"), row["family"]
     flashes = sorted(shown(world, "flash"), key=lambda thing: thing.first)
-    if family == "attr":
+    if category == "attr":
         return named(world, question, "static")[1]
-    if family == "flash":
+    if category == "flash":
         return named(world, question, "flash")[1]
-    if family == "order":
+    if category == "order":
         return flashes[0 if question.endswith("first") else -1].shape
-    if family == "count":
+    if category == "count":
         return str(sum(thing.shape in question.split() for thing in flashes))
-    if family == "change":
+    if category == "change":
         return named(world, question, "changing")[2 if question.endswith("become") else 1]
-    if family == "motion":
+    if category == "motion":
         (ball,) = shown(world, "ball")
         (x0, y0), (x1, y1) = world.position(ball, ball.first), world.position(ball, ball.last - 1)
         horizontal = abs(x1 - x0) > abs(y1 - y0)
         return ("left", "right")[x1 > x0] if horizontal else ("up", "down")[y1 > y0]
-    if family == "mark":
+    if category == "mark":
         (mark,) = shown(world, "mark")
         places = {world.position(mark, frame) for frame in range(FRAMES)}
         middle = SIZE // 2
         (north,) = {y + mark.size <= middle for _, y in places}
         (west,) = {x + mark.size <= middle for x, _ in places}
         return ("south", "north")[north] + ("east", "west")[west]
-    assert family == "scene"
+    assert category == "scene"
     brief = [frame for frame in range(FRAMES) if world.in_insert(frame)]
     assert 0 < len(brief) < FRAMES / 2 and 0 not in brief and FRAMES - 1 not in brief
     return world.plan.insert_place if "briefly" in question else world.plan.place

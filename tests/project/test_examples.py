@@ -167,7 +167,7 @@ def test_which_questions_are_asked_is_part_of_an_arm_that_remembers(tmp_path: Pa
     words = [f"benchmark.data={data}", "logger=none", f"results={tmp_path}"]
     for method, same in (("test_examples.Counting", False), ("random", True)):
         cfgs = configurations([*words, f"compressor={method}"])
-        cfgs += configurations([*words, f"compressor={method}", "benchmark.families=[order]"])
+        cfgs += configurations([*words, f"compressor={method}", "benchmark.categories=[order]"])
         one, other = (arm_from_config(cfg).id for cfg in cfgs)
         assert (one == other) == same
 

@@ -100,9 +100,9 @@ def test_every_line_of_the_csv_by_other_code(run: Path, arms) -> None:
         for name, rows in arms.items():
             row = rows[line["id"]]
             assert (line[name], line[f"{name}_right"]) == (row["parsed"], str(right[name]))
-            assert (line["video"], line["family"], line["target"]) == (
+            assert (line["video"], line["category"], line["target"]) == (
                 row["video"],
-                row["family"],
+                row["category"],
                 row["target"],
             )
         linked = line["id"] in {QUESTIONS[i][1] for i in STORED}

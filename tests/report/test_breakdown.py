@@ -13,7 +13,7 @@ import pytest
 
 from helpers.configured import configured
 from helpers.paths import MINIATURES
-from helpers.synthetic_run import FAMILIES, QUESTIONS, answer, write_arm
+from helpers.synthetic_run import CATEGORIES, QUESTIONS, answer, write_arm
 from stsimdiff.commands import report
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
@@ -61,7 +61,7 @@ def table(run: Path, name: str) -> list[dict]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("column", ["domain", "kinds", "duration", "family"])
+@pytest.mark.parametrize("column", ["domain", "kinds", "duration", "category"])
 def test_every_number_is_that_of_its_questions(run: Path, column: str) -> None:
     publish(run, None, column=column)
     stored, rows = lines_of(run), table(run, "breakdown.csv")
@@ -136,7 +136,7 @@ def test_an_unknown_column_is_an_error_that_names_those_there_are(run: Path, cap
     assert report.main([str(run), "--breakdown", "domian"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "breakdown=domian: embedded on clips has no such column; its rows have domain, duration, family"
+        "breakdown=domian: embedded on clips has no such column; its rows have category, domain, duration"
         in said
     )
     assert not (run / "table.csv").exists()
@@ -147,11 +147,11 @@ def test_a_benchmark_without_the_column_is_named_beside_one_that_has_it(run: Pat
         answer(question, 0.5, 0.3, 0.3, random.Random(5)) | {"columns": {"kind": "x"}}
         for question in QUESTIONS
     ]
-    own = {"name": "other", "task": "other", "families": FAMILIES, "chance": None, "note": "other"}
+    own = {"name": "other", "task": "other", "families": CATEGORIES, "chance": None, "note": "other"}
     write_arm(run, "st_simdiff", 0.3, other, benchmark=own)
     assert report.main([str(run), "--breakdown", "domain"]) == 0
     said = " ".join((run / "table.md").read_text().split())
-    assert "embedded on other has no such column; its rows have family, kind, video" in said
+    assert "embedded on other has no such column; its rows have category, kind, video" in said
     assert {row["benchmark"] for row in table(run, "breakdown.csv")} == {"clips"}
 
 
@@ -166,7 +166,7 @@ def test_an_earlier_run_says_that_its_lines_hold_no_columns(run: Path, capsys) -
     said = "No breakdown by domain of embedded on clips: its answers were stored before lines kept their columns."
     assert said in (run / "table.md").read_text()
     assert table(run, "table.csv") and not (run / "breakdown.csv").exists()
-    assert report.main([str(run), "--breakdown", "family"]) == 0
+    assert report.main([str(run), "--breakdown", "category"]) == 0
     assert len(table(run, "breakdown.csv")) == 12
 
 
@@ -204,6 +204,6 @@ def test_a_run_is_told_of_an_unknown_column_before_a_model_loads(tmp_path: Path,
     monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
     settings, arm = settings_of(tmp_path, "breakdown=topic")
     with pytest.raises(
-        DataError, match=r"breakdown=topic: videomme has no such column; its rows have domain, dur"
+        DataError, match=r"breakdown=topic: videomme has no such column; its rows have category, dom"
     ):
         running.run_arms(settings, [arm])

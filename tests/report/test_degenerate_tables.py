@@ -60,7 +60,7 @@ ARMS = {
     "no numbers": [
         (name, kept, without_numbers(answers(0.6, 0.3))) for name, kept in (("fastv", 0.3), ("none", 1.0))
     ],
-    "no families": [("fastv", 0.3, [row | {"family": None} for row in answers(0.6, 0.3)])],
+    "no categories": [("fastv", 0.3, [row | {"category": None} for row in answers(0.6, 0.3)])],
     "nothing computed": [("fastv", 0.3, [row | dict.fromkeys(EMPTY, 0) for row in answers(0.6, 0.3)])],
     "a proposed method over budget": [
         ("st_simdiff", 0.1, answers(0.6, 0.3)),
@@ -170,7 +170,7 @@ def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pyte
     every = " ".join(WORDS)
     about = {"name": f"clips {every}", "families": list(WORDS), "note": every}
     for word in WORDS:
-        rows = [row | {"family": word, "id": f"{word}{i}"} for i, row in enumerate(answers(0.6, 0.3)[:4])]
+        rows = [row | {"category": word, "id": f"{word}{i}"} for i, row in enumerate(answers(0.6, 0.3)[:4])]
         rows[0] = failed((word, rows[0]["id"], word))
         rows[0]["error"]["message"] = word
         model = {"name": f"m {every}", "frames": 8}
@@ -218,7 +218,7 @@ def test_any_text_is_shown_as_it_is_in_wandb(tmp_path: Path, monkeypatch: pytest
     named = [*WORDS, empty, "overall", "a b"]
     about = {"name": f"clips {every}", "families": named, "note": every}
     stored = itertools.cycle(answers(0.6, 0.3))
-    rows = [next(stored) | {"family": word, "id": f"{word}#{i}"} for i, word in enumerate(named)]
+    rows = [next(stored) | {"category": word, "id": f"{word}#{i}"} for i, word in enumerate(named)]
     rows = [row | {"video": word, "answer": word} for word, row in zip(named, rows, strict=True)]
     right = [100.0 * row["correct"] for row in rows]
     for label in (every, "   ", "\x1b[31m\ud800"):
@@ -268,7 +268,7 @@ def test_any_text_is_shown_as_it_is_in_the_attribution(tmp_path: Path) -> None:
     packed |= {"reason": base64.b64encode(zlib.compress(b"\1")).decode()}
 
     def write(method: str, label: str, right: bool, **more) -> None:
-        rows = all_are(right, [next(stored) | {"family": word, "target": word} for word in WORDS])
+        rows = all_are(right, [next(stored) | {"category": word, "target": word} for word in WORDS])
         rows = [
             row | {"id": word, "video": word, "parsed": word} for word, row in zip(WORDS, rows, strict=True)
         ]
@@ -306,7 +306,7 @@ def test_ids_are_no_formulas_and_no_lines_in_the_attribution(tmp_path: Path) -> 
 
     def rows(right: bool) -> list[dict]:
         stored = all_are(right, answers(0.6, 0.3)[:8])
-        return [row | {"id": rename[i], "video": rename[i], "family": "f"} for i, row in enumerate(stored)]
+        return [row | {"id": rename[i], "video": rename[i], "category": "f"} for i, row in enumerate(stored)]
 
     write_arm(tmp_path, "none", 1.0, rows(True))
     write_arm(tmp_path, "st_simdiff", 0.3, rows(False), compressor=settings)

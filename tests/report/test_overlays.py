@@ -66,20 +66,20 @@ def without_its_end(packed: str) -> str:
     return base64.b64encode(base64.b64decode(packed)[:-4]).decode()
 
 
-def questions(*families: str, videos: int = 3) -> list[Question]:
+def questions(*categories: str, videos: int = 3) -> list[Question]:
     return [
-        Question(f"{video}-{family}-{i}", f"/v/{video}.mp4", family, "?", 4, {})
+        Question(f"{video}-{category}-{i}", f"/v/{video}.mp4", category, "?", 4, {})
         for video in range(videos)
-        for i, family in enumerate(families)
+        for i, category in enumerate(categories)
     ]
 
 
 class TestChoice:
-    def test_families_in_turn_and_other_videos_where_there_are(self) -> None:
+    def test_categories_in_turn_and_other_videos_where_there_are(self) -> None:
         asked = questions("a", "b", "c")
         assert chosen(asked, 3) == {"0-a-0", "1-b-1", "2-c-2"}
         taken = [q for q in asked if q.id in chosen(asked, 7)]
-        assert sorted(sum(q.family == name for q in taken) for name in "abc") == [2, 2, 3]
+        assert sorted(sum(q.category == name for q in taken) for name in "abc") == [2, 2, 3]
         assert chosen(asked, 0) == set() and len(chosen(asked, 99)) == 9
 
     def test_a_raised_limit_keeps_them(self) -> None:
@@ -96,7 +96,7 @@ class TestStored:
     def test_the_chosen_questions_alone_have_their_tokens(self, run: Path) -> None:
         stored = rows(run, "st_simdiff")
         having = [row for row in stored if "overlay" in row]
-        assert len(stored) == 10 and len({row["family"] for row in having}) == len(having) == 3
+        assert len(stored) == 10 and len({row["category"] for row in having}) == len(having) == 3
         assert {row["video"] for row in having} == {"clip000.mp4", "clip001.mp4"}
         assert not any("overlay" in row for row in rows(run, "none"))
         for row in having:

@@ -88,7 +88,7 @@ DEEP = 100_000
         ("id", '["a"]', "id=['a']; allowed: a text"),
         ("id", '"a", "id": "b"', "the key 'id' is there twice"),
         ("video", "3", "video=3: should be a valid string"),
-        ("family", '["a"]', "family=['a']: should be a valid string"),
+        ("category", '["a"]', "category=['a']: should be a valid string"),
         ("error", '"late"', "error='late'"),
         ("error", "false", "error=False"),
         ("overlay", "[]", "overlay=[]: should be a valid dictionary"),
@@ -179,12 +179,12 @@ def test_a_whole_line_without_its_end_is_torn_here_as_in_the_store(tmp_path: Pat
 
 
 def test_what_a_terminal_would_act_on_is_read_as_an_escape(tmp_path: Path) -> None:
-    row = answers(0.9, 1.0)[0] | {"family": "a\x1b[31m", "answer": "B\u202e", "video": "\ud800.mp4"}
+    row = answers(0.9, 1.0)[0] | {"category": "a\x1b[31m", "answer": "B\u202e", "video": "\ud800.mp4"}
     write_arm(tmp_path, "none", 1.0, [row], label="none\n\x1b]0;x\x07 a")
     stored = rows.read(tmp_path)
     assert stored.arms[0].label == "none \\u001b]0;x\\u0007 a"
     (read,) = stored.samples.to_dict("records")
-    assert (read["family"], read["answer"], read["video"]) == ("a\\u001b[31m", "B\\u202e", "\\ud800.mp4")
+    assert (read["category"], read["answer"], read["video"]) == ("a\\u001b[31m", "B\\u202e", "\\ud800.mp4")
     assert main([str(tmp_path)]) == 0
 
 
@@ -229,7 +229,7 @@ def test_what_does_not_count_is_said_once_by_whoever_reads_it_first(
 def test_a_damaged_line_is_the_same_message_to_score_and_table(tmp_path: Path) -> None:
     folder = write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0))
     with (folder / "answers.jsonl").open("a") as stream:
-        stream.write('{"id": "new", "video": "v", "family": "f", "correct": true}\n')
+        stream.write('{"id": "new", "video": "v", "category": "f", "correct": true}\n')
     said = rf"answers.jsonl:{len(QUESTIONS) + 1}: holds no error"
     for read in (
         lambda: rows.load(tmp_path),

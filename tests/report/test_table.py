@@ -16,7 +16,7 @@ from rich.console import Console
 from helpers import recomputed
 from helpers.latex import structure
 from helpers.paths import ROOT
-from helpers.synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, unparsed, write_arm
+from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 from stsimdiff.commands.report import main
 from stsimdiff.report import render
 from stsimdiff.report.paper import paper_table
@@ -137,9 +137,9 @@ def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None
             / sum(r["llm_flops_all"] for r in counted),
             "prefill_ms": median(1000 * row["times"]["prefill"] for row in counted),
         }
-        for family in FAMILIES:
-            expected[f"acc_{family}"] = 100 * mean(
-                row["correct"] for row in counted if row["family"] == family
+        for category in CATEGORIES:
+            expected[f"acc_{category}"] = 100 * mean(
+                row["correct"] for row in counted if row["category"] == category
             )
         for name, value in expected.items():
             assert float(line[name]) == pytest.approx(value), (line["method"], name)
@@ -341,7 +341,7 @@ def test_no_heading_of_a_block_goes_over_two_lines(run: Path, width: int) -> Non
     assert set(titles) == {"retention 100 %", "retention 30 %", "retention 10 %"}
 
 
-def test_families_stand_beside_the_result_where_there_is_room(run: Path) -> None:
+def test_categories_stand_beside_the_result_where_there_is_room(run: Path) -> None:
     together = [line for line in shown(run, 160).splitlines() if "event_count" in line]
     apart = [line for line in shown(run, 100).splitlines() if "event_count" in line]
     assert ["unparsed" in line for line in together] == [True]
@@ -360,7 +360,7 @@ def test_provenance_benchmark_and_paper_stand_below_the_table(run: Path, table) 
 
 def test_the_papers_table_stands_below_a_run_of_its_model_and_benchmark(tmp_path: Path) -> None:
     model = {"name": "llava_video", "path": "/models/llava", "frames": 64}
-    benchmark = {"name": "videomme", "task": "videomme", "families": FAMILIES, "chance": 25.0, "note": ""}
+    benchmark = {"name": "videomme", "task": "videomme", "families": CATEGORIES, "chance": 25.0, "note": ""}
     write_arm(tmp_path, "none", 1.0, answers(0.6, 1.0), model=model, benchmark=benchmark)
     assert "The PAPER'S Table 1" in shown(tmp_path, 100)
     own, paper = (tmp_path / "table.md").read_text().split("## The paper's numbers")

@@ -1,4 +1,4 @@
-"""What the table says beside accuracy and cost: the mean over the families, missing videos, the prompt."""
+"""What the table says beside accuracy and cost: the mean over the categories, missing videos, the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import mean
 import pytest
 from rich.console import Console
 
-from helpers.synthetic_run import FAMILIES, QUESTIONS, answers, failed, make, write_arm
+from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, write_arm
 from stsimdiff.report import columns, wandb_log
 from stsimdiff.report.columns import Column
 from stsimdiff.report.comparison import MACRO
@@ -19,7 +19,7 @@ from stsimdiff.report.publish import publish
 from stsimdiff.report.section import NAN
 from stsimdiff.report.text import Cell, Cells, latex, markdown, number, terminal
 
-BENCHMARK = {"name": "mlvu", "families": FAMILIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
+BENCHMARK = {"name": "mlvu", "families": CATEGORIES, "chance": 25.0, "note": "MLVU dev", "macro": True}
 
 
 def line_of(run: Path, name: str) -> dict[str, str]:
@@ -35,27 +35,28 @@ def printed(run: Path) -> str:
 
 def test_both_averages_stand_in_every_output(tmp_path: Path) -> None:
     every = answers(0.6, 0.3)
-    few = [row for row in every if row["family"] == FAMILIES[0]][:5]
-    stored = [row | {"correct": True} for row in few] + [r for r in every if r["family"] != FAMILIES[0]]
+    few = [row for row in every if row["category"] == CATEGORIES[0]][:5]
+    stored = [row | {"correct": True} for row in few] + [r for r in every if r["category"] != CATEGORIES[0]]
     write_arm(tmp_path, "random", 0.3, stored, benchmark=BENCHMARK)
     shown = printed(tmp_path)
-    by_family = [
-        mean(100.0 * row["correct"] for row in stored if row["family"] == family) for family in FAMILIES
+    by_category = [
+        mean(100.0 * row["correct"] for row in stored if row["category"] == category)
+        for category in CATEGORIES
     ]
     overall = mean(100.0 * row["correct"] for row in stored)
     line = line_of(tmp_path, "random")
-    assert float(line["macro"]) == pytest.approx(mean(by_family))
+    assert float(line["macro"]) == pytest.approx(mean(by_category))
     assert float(line["overall"]) == pytest.approx(overall)
-    assert f"{mean(by_family):.1f}" != f"{overall:.1f}"
+    assert f"{mean(by_category):.1f}" != f"{overall:.1f}"
     for text in (shown, (tmp_path / "table.md").read_text()):
-        assert "macro %" in text and f"{mean(by_family):.1f}" in text and f"{overall:.1f}" in text
+        assert "macro %" in text and f"{mean(by_category):.1f}" in text and f"{overall:.1f}" in text
     publish(tmp_path, None, columns=["macro", "overall"])
-    assert rf"random & {mean(by_family):.1f} & {overall:.1f} \\" in (tmp_path / "table.tex").read_text()
-    assert "mean over the families, each counting the same" in " ".join(shown.split())
+    assert rf"random & {mean(by_category):.1f} & {overall:.1f} \\" in (tmp_path / "table.tex").read_text()
+    assert "mean over the categories, each counting the same" in " ".join(shown.split())
 
 
-def test_no_mean_over_families_where_one_has_no_answer(tmp_path: Path) -> None:
-    stored = [row for row in answers(0.6, 0.3) if row["family"] != FAMILIES[0]]
+def test_no_mean_over_categories_where_one_has_no_answer(tmp_path: Path) -> None:
+    stored = [row for row in answers(0.6, 0.3) if row["category"] != CATEGORIES[0]]
     write_arm(tmp_path, "random", 0.3, stored, benchmark=BENCHMARK)
     assert make(tmp_path, None).sections[0].macro
     assert line_of(tmp_path, "random")["macro"] == ""
@@ -101,7 +102,7 @@ def test_a_block_ends_with_the_proposed_method_and_begins_with_what_needs_none(t
     assert not any(row.best or row.second for row in section.rows[:2])
 
 
-def test_where_the_mean_over_families_is_explained(tmp_path: Path) -> None:
+def test_where_the_mean_over_categories_is_explained(tmp_path: Path) -> None:
     write_arm(tmp_path / "with", "random", 0.3, answers(0.6, 0.3), benchmark=BENCHMARK)
     write_arm(tmp_path / "without", "random", 0.3, answers(0.6, 0.3), benchmark=BENCHMARK | {"macro": False})
     with_mean, without = (make(tmp_path / name, None).sections[0].about for name in ("with", "without"))

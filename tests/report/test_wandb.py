@@ -41,7 +41,7 @@ ARM = {
 
 
 def stored(number: int) -> dict:
-    identity = {"id": f"q{number}", "video": f"v{number // 2}", "family": ("attr", "order")[number % 2]}
+    identity = {"id": f"q{number}", "video": f"v{number // 2}", "category": ("attr", "order")[number % 2]}
     if number == 7:
         error = {"type": "ValueError", "message": "no frames", "traceback": "..."}
         return identity | {"answer": None, "parsed": None, "correct": None, "error": error}
@@ -87,7 +87,9 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
     found = records(place)
     begun = header(found)
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
-    assert {key: config[key] for key in ARM} == ARM
+    benchmark = dict(ARM["benchmark"])
+    benchmark["categories"] = benchmark.pop("families")
+    assert {key: config[key] for key in ARM} == ARM | {"benchmark": benchmark}
     assert (begun.run_group, begun.project) == ("sweep 1", "stsimdiff-test")
     assert begun.display_name == "st_simdiff tau_sim=0.7 30 % tokens"
 
@@ -129,7 +131,7 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
 
     table = json.loads((Path(place) / "files" / logged["samples/path"]).read_text())
     assert table["columns"] == [
-        *("id", "video", "family", "answer", "parsed", "target", "correct"),
+        *("id", "video", "category", "answer", "parsed", "target", "correct"),
         *("stock_parsed", "stock_correct", "stock_error"),
         *("retention_tokens", "retention_compute", "prefill_ms", "error"),
     ]

@@ -1,8 +1,8 @@
 """The embedded benchmark `clips`: generated videos with questions, and a tiny model trained to answer them.
 
 Everything is made from seeds; nothing is downloaded. `build` writes the evaluation set, `questions` lists it. What is
-known of the data of a task whose `metadata` names this module: `FAMILIES`, `revision`, `planned`, `moment`
-and `truth`; `families` of a world.
+known of the data of a task whose `metadata` names this module: `CATEGORIES`, `revision`, `planned`, `moment`
+and `truth`; `categories` of a world.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from stsimdiff.data import cache_folder
 
 from .dataset import GENERATOR_VERSION, build, build_long, questions
 from .moments import moment, truth
-from .questions import FAMILIES, prompt
+from .questions import CATEGORIES, prompt
 from .rows import FILE, content_revision
 from .world import FPS, FRAMES, SIZE
 from .worlds import WORLDS
@@ -20,14 +20,14 @@ from .worlds import WORLDS
 MODEL_PATH = Path(__file__).parent / "model"
 
 __all__ = [
-    "FAMILIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "families", "folder", "moment", "planned",
+    "CATEGORIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "categories", "folder", "moment", "planned",
     "questions", "revision", "truth",
 ]  # fmt: skip
 
 
-def families(world: str) -> tuple[str, ...]:
-    """The families of questions of a world of its own."""
-    return WORLDS[world].families
+def categories(world: str) -> tuple[str, ...]:
+    """The categories of questions of a world of its own."""
+    return WORLDS[world].categories
 
 
 def revision(data: str | None, world: str | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""The evaluation set: 128 clips and 896 questions, 112 of each family, written as H.264 files and JSON lines.
+"""The evaluation set: 128 clips and 896 questions, 112 of each category, written as H.264 files and JSON lines.
 
 Clips come in blocks of four that are asked exactly the same texts, and each of a text's four options is
 right for one clip of the block. Whoever reads only the text therefore scores 25 %, whatever the strategy.
@@ -15,7 +15,7 @@ import numpy as np
 from stsimdiff.files import complete, write_whole
 
 from .questions import (
-    FAMILIES,
+    CATEGORIES,
     OPTION_POOLS,
     Question,
     attr_stem,
@@ -51,7 +51,7 @@ def _options(pool: tuple[str, ...], rng: random.Random, include: tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Texts:
-    """What the four clips of a block have in common: stems and options by family, and what they speak of.
+    """What the four clips of a block have in common: stems and options by category, and what they speak of.
 
     first: whether `order` asks for the first flash; after: whether `change` asks for the new color;
     brief: whether `scene` asks for the insert shot.
@@ -80,8 +80,8 @@ def _texts(rng: random.Random) -> _Texts:
         "order": _options(FLASH_SHAPES, rng, tuple(dict.fromkeys((counted, colored)))),
         "scene": _options(PLACES, rng),
     }
-    for family in ("count", "motion", "mark"):
-        options[family] = _options(OPTION_POOLS[family], rng)
+    for category in ("count", "motion", "mark"):
+        options[category] = _options(OPTION_POOLS[category], rng)
     stems = {
         "attr": attr_stem(shapes[0]),
         "flash": flash_stem(colored),
@@ -100,12 +100,12 @@ def _flashes(
     answer: dict[str, str],
     rival: dict[str, str],
     rng: random.Random,
-    families: tuple[str, ...] = FAMILIES,
+    categories: tuple[str, ...] = CATEGORIES,
 ) -> tuple:
     """Flashes in the order of time that give the answers of `count`, `flash` and `order`; none if none is asked."""
-    if not {"count", "flash", "order"} & {*families}:
+    if not {"count", "flash", "order"} & {*categories}:
         return ()
-    counts = {texts.counted: int(answer["count"])} if "count" in families else {}
+    counts = {texts.counted: int(answer["count"])} if "count" in categories else {}
     for shape in (texts.colored, answer["order"]):
         counts.setdefault(shape, 1)
     if len(counts) == 1:
@@ -124,10 +124,10 @@ def _plan(
     answer: dict[str, str],
     rival: dict[str, str],
     rng: random.Random,
-    families: tuple[str, ...] = FAMILIES,
+    categories: tuple[str, ...] = CATEGORIES,
 ) -> Plan:
     """A plan in which every text has the given answer, and the rival appears elsewhere where it can."""
-    flashes = _flashes(texts, answer, rival, rng, families)
+    flashes = _flashes(texts, answer, rival, rng, categories)
     colors = [rival["change"], answer["change"]]  # before, after
     places = [rival["scene"], answer["scene"]]  # main, insert
     if not texts.after:
@@ -147,26 +147,26 @@ def _plan(
 
 
 def block(index: int, world: str | None = None) -> list[tuple[World, list[Question]]]:
-    """The four clips of a block with their questions: seven of the eight families each, or those of a named world.
+    """The four clips of a block with their questions: seven of the eight categories each, or those of a named world.
 
     Texts are drawn first. Then clip i is planned such that the answer to each text is the option that the
-    family's own permutation gives it, while other options appear elsewhere in the same clip.
+    category's own permutation gives it, while other options appear elsewhere in the same clip.
     """
     kind = WORLDS[world] if world else None
     rng = random.Random(EVALUATION_SEED + index + (kind.first_block if kind else 0))
     texts = _texts(rng)
-    turns = {family: rng.sample(range(BLOCK), BLOCK) for family in FAMILIES}
+    turns = {category: rng.sample(range(BLOCK), BLOCK) for category in CATEGORIES}
     # A rival is another option of the same text, the same distance on for every clip of the block.
-    shift = {family: rng.randint(1, BLOCK - 1) for family in FAMILIES}
-    left_out = FAMILIES[index % len(FAMILIES)]
-    families = kind.families if kind else tuple(f for f in FAMILIES if f != left_out)
+    shift = {category: rng.randint(1, BLOCK - 1) for category in CATEGORIES}
+    left_out = CATEGORIES[index % len(CATEGORIES)]
+    categories = kind.categories if kind else tuple(name for name in CATEGORIES if name != left_out)
     clips = []
     for clip in range(BLOCK):
-        answer = {f: texts.options[f][turns[f][clip]] for f in FAMILIES}
-        rival = {f: texts.options[f][(turns[f][clip] + shift[f]) % BLOCK] for f in FAMILIES}
-        plan = _plan(texts, answer, rival, rng, kind.families if kind else FAMILIES)
+        answer = {name: texts.options[name][turns[name][clip]] for name in CATEGORIES}
+        rival = {name: texts.options[name][(turns[name][clip] + shift[name]) % BLOCK] for name in CATEGORIES}
+        plan = _plan(texts, answer, rival, rng, kind.categories if kind else CATEGORIES)
         laid_out = lay_out(plan, rng, kind.style if kind else TRAINED)
-        asked = [Question(f, texts.stems[f], texts.options[f], answer[f]) for f in families]
+        asked = [Question(name, texts.stems[name], texts.options[name], answer[name]) for name in categories]
         clips.append((laid_out, asked))
     return clips
 
@@ -187,9 +187,9 @@ def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str
 def row(video: str, question: Question) -> dict:
     """A question as a line of `questions.jsonl` holds it."""
     return {
-        "id": f"{video}-{question.family}",
+        "id": f"{video}-{question.category}",
         "video": f"{video}.mp4",
-        "family": question.family,
+        "family": question.category,  # as `rows` says
         "question": question.stem,
         "options": list(question.options),
         "answer": question.letter,
@@ -200,7 +200,7 @@ def questions(videos: int | None = None, world: str | None = None) -> list[dict]
     """The rows of `questions.jsonl`, without drawing anything.
 
     Answer positions and text-only chance are exactly balanced when `videos` is a multiple of four, and
-    families when it is a multiple of 32.
+    categories when it is a multiple of 32.
     """
     return [row(video, question) for video, _, asked in clips(videos, world) for question in asked]
 

@@ -13,7 +13,7 @@ from .world import FPS, FRAMES, SIZE, Thing, World
 from .worlds import WORLDS
 
 LASTING = ("attr", "mark")
-"""Families that ask for what the whole clip shows, so that there is no moment that matters."""
+"""Categories that ask for what the whole clip shows, so that there is no moment that matters."""
 
 
 def moment(row: Mapping[str, Any]) -> dict[int, Box] | None:
@@ -39,7 +39,7 @@ def truth(row: Mapping[str, Any]) -> tuple[Moments, Moments] | None:
     if known is None:
         return None
     world, question = known
-    lasting = question.family in LASTING or question.stem == scene_stem(False)
+    lasting = question.category in LASTING or question.stem == scene_stem(False)
     return () if lasting else _in_seconds(evidence(world, question)), events(world)
 
 
@@ -74,14 +74,14 @@ def evidence(world: World, question: Question) -> dict[int, Box]:
     Of one that changes its color, the frames before it begins or after it has ended to. Only frames that show
     something are listed, and no two things that one question asks for are shown in the same frame.
     """
-    if question.family == "scene":
+    if question.category == "scene":
         brief = question.stem == scene_stem(True)
         return {frame: WHOLE for frame in range(FRAMES) if world.in_insert(frame) is brief}
     things = _things(world, question)
     found = {}
     for frame in range(FRAMES):
         for thing in set(world.visible_things(frame)) & things:
-            if question.family == "change":
+            if question.category == "change":
                 after = question.stem == change_stem(thing.shape, True)
                 if thing.changed(frame) != float(after):
                     continue
@@ -96,7 +96,7 @@ def _box(world: World, thing: Thing, frame: int) -> Box:
 
 def _things(world: World, question: Question) -> set[Thing]:
     flashes = [thing for thing in world.things if thing.kind == "flash"]  # in the order of time
-    if question.family == "order":
+    if question.category == "order":
         return {flashes[0 if question.stem == order_stem(True) else -1]}
     kind, stems = {
         "attr": ("static", [attr_stem]),
@@ -105,7 +105,7 @@ def _things(world: World, question: Question) -> set[Thing]:
         "motion": ("ball", []),
         "change": ("changing", []),
         "mark": ("mark", []),
-    }[question.family]
+    }[question.category]
     things = [thing for thing in world.things if thing.kind == kind]
     return {thing for thing in things if all(stem(thing.shape) == question.stem for stem in stems)}
 

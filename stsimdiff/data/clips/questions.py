@@ -1,4 +1,4 @@
-"""The eight families of questions about a clip: their stems, answers, distractors and the prompt.
+"""The eight categories of questions about a clip: their stems, answers, distractors and the prompt.
 
 `ask` draws one question at random for training; `dataset` fixes stems and options itself for evaluation.
 """
@@ -21,10 +21,10 @@ from .vocabulary import (
 )
 from .world import Plan
 
-FAMILIES = ("attr", "flash", "order", "count", "motion", "scene", "change", "mark")
+CATEGORIES = ("attr", "flash", "order", "count", "motion", "scene", "change", "mark")
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
-# What the options of a family are drawn from.
+# What the options of a category are drawn from.
 OPTION_POOLS: dict[str, tuple[str, ...]] = {
     "attr": COLOR_NAMES,
     "flash": COLOR_NAMES,
@@ -39,9 +39,9 @@ OPTION_POOLS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question: its family, its text without the options, the options and the right one among them."""
+    """One question: its category, its text without the options, the options and the right one among them."""
 
-    family: str
+    category: str
     stem: str
     options: tuple[str, ...]
     answer: str
@@ -107,49 +107,49 @@ def all_stems() -> list[str]:
     return [*stems, motion_stem(), mark_stem()]
 
 
-def ask(plan: Plan, family: str, rng: random.Random) -> Question:
-    """A random question of a family about a plan; distractors are first of all things that the clip shows."""
+def ask(plan: Plan, category: str, rng: random.Random) -> Question:
+    """A random question of a category about a plan; distractors are first of all things that the clip shows."""
     flashing = [shape for shape, _ in plan.flashes]
     colors = (
         [color for _, color in plan.static] + list(plan.changing[1:]) + [color for _, color in plan.flashes]
     )
-    if family == "attr":
+    if category == "attr":
         shape, answer = rng.choice(plan.static)
-        return _question(family, attr_stem(shape), answer, rng, shown=colors)
-    if family == "flash":
+        return _question(category, attr_stem(shape), answer, rng, shown=colors)
+    if category == "flash":
         shape, answer = rng.choice(sorted(set(plan.flashes)))
-        return _question(family, flash_stem(shape), answer, rng, shown=colors)
-    if family == "order":
+        return _question(category, flash_stem(shape), answer, rng, shown=colors)
+    if category == "order":
         first = rng.random() < 0.5
-        return _question(family, order_stem(first), flashing[0 if first else -1], rng, shown=flashing)
-    if family == "count":
-        return _question(family, count_stem(plan.counted), str(flashing.count(plan.counted)), rng)
-    if family == "motion":
-        return _question(family, motion_stem(), plan.direction, rng)
-    if family == "scene":
+        return _question(category, order_stem(first), flashing[0 if first else -1], rng, shown=flashing)
+    if category == "count":
+        return _question(category, count_stem(plan.counted), str(flashing.count(plan.counted)), rng)
+    if category == "motion":
+        return _question(category, motion_stem(), plan.direction, rng)
+    if category == "scene":
         brief = rng.random() < 0.75
         answer, other = (plan.insert_place, plan.place) if brief else (plan.place, plan.insert_place)
-        return _question(family, scene_stem(brief), answer, rng, rival=other)
-    if family == "change":
+        return _question(category, scene_stem(brief), answer, rng, rival=other)
+    if category == "change":
         shape, before, after = plan.changing
         becomes = rng.random() < 0.6
         answer, other = (after, before) if becomes else (before, after)
-        return _question(family, change_stem(shape, becomes), answer, rng, shown=colors, rival=other)
-    if family == "mark":
-        return _question(family, mark_stem(), plan.corner, rng)
-    raise ValueError(f"no such family: {family!r}; families are {FAMILIES}")
+        return _question(category, change_stem(shape, becomes), answer, rng, shown=colors, rival=other)
+    if category == "mark":
+        return _question(category, mark_stem(), plan.corner, rng)
+    raise ValueError(f"no such category: {category!r}; categories are {CATEGORIES}")
 
 
 def copy_question(rng: random.Random) -> Question:
     """ "What is red?": a question that needs no video, with which training teaches how letters are read."""
-    pool = OPTION_POOLS[rng.choice(FAMILIES)] if rng.random() < 0.7 else ANSWER_WORDS
+    pool = OPTION_POOLS[rng.choice(CATEGORIES)] if rng.random() < 0.7 else ANSWER_WORDS
     options = tuple(rng.sample(pool, 4))
     answer = rng.choice(options)
     return Question("copy", f"What is {answer}?", options, answer)
 
 
 def _question(
-    family: str,
+    category: str,
     stem: str,
     answer: str,
     rng: random.Random,
@@ -161,7 +161,7 @@ def _question(
     shown = [word for word in dict.fromkeys(shown) if word != answer and word not in wrong]
     rng.shuffle(shown)
     wrong += shown[: max(0, 2 - len(wrong))]
-    rest = [word for word in OPTION_POOLS[family] if word != answer and word not in wrong]
+    rest = [word for word in OPTION_POOLS[category] if word != answer and word not in wrong]
     options = [answer, *wrong, *rng.sample(rest, 3 - len(wrong))]
     rng.shuffle(options)
-    return Question(family, stem, tuple(options), answer)
+    return Question(category, stem, tuple(options), answer)

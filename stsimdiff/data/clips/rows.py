@@ -19,6 +19,7 @@ FILE = "questions.jsonl"
 KEYS = {
     "id": "a text that no other question has",
     "video": "the name of a file in videos/",
+    # A question's category. What reads these files, and what they hold, is part of the identity of arms.
     "family": "the kind of question, a column of the table",
     "question": "a text",
     "options": "a list of 2 to 10 different texts",

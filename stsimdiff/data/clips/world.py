@@ -199,7 +199,7 @@ class World:
 
 
 def sample_plan(rng: random.Random) -> Plan:
-    """A plan at random, as in training; every answer of every family is equally likely."""
+    """A plan at random, as in training; every answer of every category is equally likely."""
     shapes = rng.sample(STATIC_SHAPES, 3)
     colors = rng.sample(COLOR_NAMES, 4)
     count, others = int(rng.choice(NUMBERS)), rng.randint(1, 2)

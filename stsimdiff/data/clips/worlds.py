@@ -1,6 +1,6 @@
 """Other kinds of clips than those that the model was trained on, in miniature: `benchmark.world`.
 
-The same generator with other parameters, 200 questions each: five families about each of 40 clips. A change of one
+The same generator with other parameters, 200 questions each: five categories about each of 40 clips. A change of one
 that gives other frames or questions raises its version, which is part of an arm's identity.
 """
 
@@ -11,9 +11,9 @@ from .world import WorldStyle
 
 @dataclass(frozen=True)
 class Kind:
-    """A world of its own: its families of questions, its layouts, and where its seeds begin."""
+    """A world of its own: its categories of questions, its layouts, and where its seeds begin."""
 
-    families: tuple[str, ...]
+    categories: tuple[str, ...]
     style: WorldStyle
     first_block: int
     version: int = 1
