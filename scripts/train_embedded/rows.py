@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stsimdiff.data.clips.questions import Question, all_stems, copy_question, prompt
+from stsimdiff.data.clips.questions import ClipQuestion, all_stems, copy_question, prompt
 from stsimdiff.data.clips.vocabulary import ANSWER_WORDS, FLASH_SHAPES, STATIC_SHAPES
 from stsimdiff.data.clips.world import Plan
 from stsimdiff.data.parsing import LETTERS
@@ -69,7 +69,7 @@ class RowBuilder:
         (token,) = self._encode(f" {word}")
         return token
 
-    def question(self, question: Question, plan: Plan | None, open_: bool = False) -> Row:
+    def question(self, question: ClipQuestion, plan: Plan | None, open_: bool = False) -> Row:
         """The benchmark's prompt and its letter, or with `open_` a prompt without options and the word."""
         stem = self._encode(question.stem)
         mark = stem.index(self.question_mark)
@@ -121,7 +121,7 @@ class RowBuilder:
         rng = random.Random(0)
         for stem in all_stems():
             options = tuple(rng.sample(ANSWER_WORDS, 4))
-            question = Question("mark", stem, options, options[1])
+            question = ClipQuestion("mark", stem, options, options[1])
             row = self.question(question, None)
             whole = prompt(stem, options) + TURN
             assert row.tokens[:-1] == self.tokenizer.encode(whole, add_special_tokens=False), stem

@@ -19,14 +19,14 @@ from stsimdiff.commands import report
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset, truth
 from stsimdiff.data.clips.moments import evidence, moment
-from stsimdiff.data.clips.questions import CATEGORIES, Question
+from stsimdiff.data.clips.questions import CATEGORIES, ClipQuestion
 from stsimdiff.data.clips.rendering import render
 from stsimdiff.data.clips.vocabulary import COLORS
 from stsimdiff.data.clips.world import FRAMES, SIZE, World
 from stsimdiff.data.moments import WHOLE, Moment, cells
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.moments import covered, entry
-from stsimdiff.evaluate.questions import Question as QuestionAsked
+from stsimdiff.evaluate.questions import Question
 from stsimdiff.report.publish import publish
 from stsimdiff.report.statistics import apart
 from stsimdiff.tokens import Grid, Picture, Reason
@@ -49,7 +49,7 @@ def differing(world: World, without: World) -> dict[int, tuple[int, int, int, in
     return found
 
 
-def asked_for(world: World, question: Question) -> list:
+def asked_for(world: World, question: ClipQuestion) -> list:
     """The things that a question asks for, by the words in it."""
     kinds = {"attr": "static", "motion": "ball", "mark": "mark", "flash": "flash", "count": "flash"}
     things = [thing for thing in world.things if thing.kind == kinds[question.category]]
@@ -159,7 +159,7 @@ def test_tokens_of_a_moment_are_counted_in_time_and_in_place() -> None:
     codes = [[[keep, drop, event], [drop, drop, drop]], [[event, event, keep], [keep, drop, event]]]
     # Frames at 0, 1, 2, 3 s. The moment is frame 2, in the right column; an event besides is the first frame, whole.
     asked = (Moment(1.5, 2.0, (2 / 3, 0.0, 1.0, 1.0)),)
-    question = QuestionAsked(
+    question = Question(
         "q", "v", "f", "?", 1, {}, moments=asked, events=(*asked, Moment(0.0, 0.0), Moment(0.0, 0.5))
     )
     trace, picture = traced(codes, 4), Picture(frames=2, height=2, width=3, stride=4)

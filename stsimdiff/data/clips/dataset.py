@@ -17,7 +17,7 @@ from stsimdiff.files import complete, write_whole
 from .questions import (
     CATEGORIES,
     OPTION_POOLS,
-    Question,
+    ClipQuestion,
     attr_stem,
     change_stem,
     count_stem,
@@ -146,7 +146,7 @@ def _plan(
     )
 
 
-def block(index: int, world: str | None = None) -> list[tuple[World, list[Question]]]:
+def block(index: int, world: str | None = None) -> list[tuple[World, list[ClipQuestion]]]:
     """The four clips of a block with their questions: seven of the eight categories each, or those of a named world.
 
     Texts are drawn first. Then clip i is planned such that the answer to each text is the option that the
@@ -166,12 +166,14 @@ def block(index: int, world: str | None = None) -> list[tuple[World, list[Questi
         rival = {name: texts.options[name][(turns[name][clip] + shift[name]) % BLOCK] for name in CATEGORIES}
         plan = _plan(texts, answer, rival, rng, kind.categories if kind else CATEGORIES)
         laid_out = lay_out(plan, rng, kind.style if kind else TRAINED)
-        asked = [Question(name, texts.stems[name], texts.options[name], answer[name]) for name in categories]
+        asked = [
+            ClipQuestion(name, texts.stems[name], texts.options[name], answer[name]) for name in categories
+        ]
         clips.append((laid_out, asked))
     return clips
 
 
-def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str, World, list[Question]]]:
+def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str, World, list[ClipQuestion]]]:
     """(video id, world, questions) of the first `videos` clips, by default of all 128, or all 40 of a named world."""
     most = WORLD_VIDEOS if world else VIDEOS
     videos = most if videos is None else videos
@@ -184,7 +186,7 @@ def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str
     return listed[:videos]
 
 
-def row(video: str, question: Question) -> dict:
+def row(video: str, question: ClipQuestion) -> dict:
     """A question as a line of `questions.jsonl` holds it."""
     return {
         "id": f"{video}-{question.category}",

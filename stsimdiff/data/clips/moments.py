@@ -8,7 +8,7 @@ from typing import Any
 
 from ..moments import WHOLE, Box, Moment, Moments
 from . import dataset
-from .questions import Question, attr_stem, change_stem, count_stem, flash_stem, order_stem, scene_stem
+from .questions import ClipQuestion, attr_stem, change_stem, count_stem, flash_stem, order_stem, scene_stem
 from .world import FPS, FRAMES, SIZE, Thing, World
 from .worlds import WORLDS
 
@@ -61,14 +61,14 @@ def _in_seconds(boxes: Mapping[int, Box]) -> Moments:
     return tuple(Moment(frame / FPS, frame / FPS, box) for frame, box in boxes.items())
 
 
-def _known(row: Mapping[str, Any]) -> tuple[World, Question] | None:
+def _known(row: Mapping[str, Any]) -> tuple[World, ClipQuestion] | None:
     known = _asked().get(str(row.get("id")))
     if known is None or any(row.get(key) != value for key, value in known[2].items()):
         return None
     return known[:2]
 
 
-def evidence(world: World, question: Question) -> dict[int, Box]:
+def evidence(world: World, question: ClipQuestion) -> dict[int, Box]:
     """As `moment`, of a question about a world: the thing that it names, or all of the frame for a place.
 
     Of one that changes its color, the frames before it begins or after it has ended to. Only frames that show
@@ -94,7 +94,7 @@ def _box(world: World, thing: Thing, frame: int) -> Box:
     return x / SIZE, y / SIZE, (x + thing.size) / SIZE, (y + thing.size) / SIZE
 
 
-def _things(world: World, question: Question) -> set[Thing]:
+def _things(world: World, question: ClipQuestion) -> set[Thing]:
     flashes = [thing for thing in world.things if thing.kind == "flash"]  # in the order of time
     if question.category == "order":
         return {flashes[0 if question.stem == order_stem(True) else -1]}
@@ -111,7 +111,7 @@ def _things(world: World, question: Question) -> set[Thing]:
 
 
 @lru_cache(maxsize=1)
-def _asked() -> dict[str, tuple[World, Question, dict[str, Any]]]:
+def _asked() -> dict[str, tuple[World, ClipQuestion, dict[str, Any]]]:
     """World, question and row of every question by its id."""
     return {
         row["id"]: (world, question, row)

@@ -38,7 +38,7 @@ OPTION_POOLS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Question:
+class ClipQuestion:
     """One question: its category, its text without the options, the options and the right one among them."""
 
     category: str
@@ -107,7 +107,7 @@ def all_stems() -> list[str]:
     return [*stems, motion_stem(), mark_stem()]
 
 
-def ask(plan: Plan, category: str, rng: random.Random) -> Question:
+def ask(plan: Plan, category: str, rng: random.Random) -> ClipQuestion:
     """A random question of a category about a plan; distractors are first of all things that the clip shows."""
     flashing = [shape for shape, _ in plan.flashes]
     colors = (
@@ -140,12 +140,12 @@ def ask(plan: Plan, category: str, rng: random.Random) -> Question:
     raise ValueError(f"no such category: {category!r}; categories are {CATEGORIES}")
 
 
-def copy_question(rng: random.Random) -> Question:
+def copy_question(rng: random.Random) -> ClipQuestion:
     """ "What is red?": a question that needs no video, with which training teaches how letters are read."""
     pool = OPTION_POOLS[rng.choice(CATEGORIES)] if rng.random() < 0.7 else ANSWER_WORDS
     options = tuple(rng.sample(pool, 4))
     answer = rng.choice(options)
-    return Question("copy", f"What is {answer}?", options, answer)
+    return ClipQuestion("copy", f"What is {answer}?", options, answer)
 
 
 def _question(
@@ -155,7 +155,7 @@ def _question(
     rng: random.Random,
     shown: Sequence[str] = (),
     rival: str | None = None,
-) -> Question:
+) -> ClipQuestion:
     """Options: the answer, the rival, then at least two (with the rival) that are shown, then any others."""
     wrong = [] if rival is None else [rival]
     shown = [word for word in dict.fromkeys(shown) if word != answer and word not in wrong]
@@ -164,4 +164,4 @@ def _question(
     rest = [word for word in OPTION_POOLS[category] if word != answer and word not in wrong]
     options = [answer, *wrong, *rng.sample(rest, 3 - len(wrong))]
     rng.shuffle(options)
-    return Question(category, stem, tuple(options), answer)
+    return ClipQuestion(category, stem, tuple(options), answer)
