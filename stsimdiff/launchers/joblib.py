@@ -11,7 +11,7 @@ from typing import ClassVar
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 
 from stsimdiff.errors import first_line
-from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Place
+from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Slot
 from stsimdiff.ranks import end_with
 
 
@@ -21,10 +21,10 @@ class JoblibEngine(Engine):
     watching: ClassVar[set[int]] = set()
     """The processes that watch their parent already."""
 
-    def place(self, number: int) -> Place:
+    def slot(self, number: int) -> Slot:
         """A worker of the pool keeps one device; workers are numbered from 1."""
         worker = multiprocessing.current_process()._identity
-        return Place(device=worker[0] - 1 if worker else 0, show=number == 0)
+        return Slot(device=worker[0] - 1 if worker else 0, show=number == 0)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ class JobResult:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a process of a job runs.
 
     Attributes:
@@ -115,9 +115,9 @@ class Place:
 class Engine:
     """What only the scheduler knows, asked inside a job. Subclasses stand beside their launchers."""
 
-    def place(self, number: int) -> Place:
+    def slot(self, number: int) -> Slot:
         """Where this process runs; ``number`` is that of the job within its launch."""
-        return Place(show=number == 0)
+        return Slot(show=number == 0)
 
     def guard(self) -> AbstractContextManager[None]:
         """What must hold while a job answers, such as that a signal of the scheduler ends it cleanly."""
@@ -150,13 +150,13 @@ class Jobs:
         if self.folder not in sys.path:  # a user's own module lies there, see `stsimdiff.commands.cli.main`
             sys.path.append(self.folder)
         number = HydraConfig.get().job.num - self.first
-        job, place = self.jobs[number], self.engine.place(number)
+        job, slot = self.jobs[number], self.engine.slot(number)
         log.info("job %d: %s", number, job)
-        rank, world = job.number * place.tasks + place.task, job.jobs * place.tasks
-        launch = f"{self.launch}.{number}.{place.task}"
+        rank, world = job.number * slot.tasks + slot.task, job.jobs * slot.tasks
+        launch = f"{self.launch}.{number}.{slot.task}"
         try:
-            with _driving(place.device), self.engine.guard():
-                return JobResult(job.answer(Processes(rank, world, launch, place.show)))
+            with _driving(slot.device), self.engine.guard():
+                return JobResult(job.answer(Processes(rank, world, launch, slot.show)))
         except (UserError, RunFailed) as error:
             reason = str(error)
         except Exception as error:

@@ -21,7 +21,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from stsimdiff.errors import ConfigError
-from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Place
+from stsimdiff.launchers.jobs import Engine, JobLauncher, JobResult, Slot
 from stsimdiff.ranks import cores
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class Interrupted(KeyboardInterrupt):
 class SubmititEngine(Engine):
     """Asks submitit."""
 
-    def place(self, number: int) -> Place:
+    def slot(self, number: int) -> Slot:
         """The task of this process within its job."""
         import submitit
 
         job = submitit.JobEnvironment()
-        return Place(job.global_rank, job.num_tasks, job.local_rank, show=True)
+        return Slot(job.global_rank, job.num_tasks, job.local_rank, show=True)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
