@@ -132,7 +132,7 @@ class _TokenClock(StoppingCriteria):
 
 
 @dataclass
-class Sample:
+class SampleMeasurement:
     """What was measured of one sample.
 
     Attributes:
@@ -162,7 +162,7 @@ class Subject:
         family: the loaded model.
         compressor, budget: the method.
         sampling: which frames of a video are taken.
-        decoder: what reads the file, one of :data:`stsimdiff.video.DECODERS`, by name.
+        video_decoder: what reads the file, one of :data:`stsimdiff.video.DECODERS`, by name.
         new_tokens: tokens to generate, whatever the model says.
     """
 
@@ -170,17 +170,17 @@ class Subject:
     compressor: Compressor
     budget: Budget
     sampling: Sampling
-    decoder: str
+    video_decoder: str
     new_tokens: int
 
 
-def measure(subject: Subject, question: Question) -> Sample:
+def measure(subject: Subject, question: Question) -> SampleMeasurement:
     """Answer one question from the file on, and time each part."""
     family, clock = subject.family, Clock(subject.family.device)
     tokens = _TokenClock(clock)
     with PeakMemory(family.device) as memory:
         start = clock.mark()
-        frames = video.read(question.video, subject.sampling, subject.decoder)
+        frames = video.read(question.video, subject.sampling, subject.video_decoder)
         read = clock.mark()
         encoded = family.encode(frames, signals=signals_for([subject.compressor]))
         prompt = family.prompt(encoded, question.text, sample=question.video_name)
@@ -204,13 +204,13 @@ def measure(subject: Subject, question: Question) -> Sample:
         "end_to_end": clock.between(start, end),
     }
     cost = _cost(subject, trace, encoded)
-    return Sample(times, each, memory.peak, memory.kind, trace, cost, len(frames.indices))
+    return SampleMeasurement(times, each, memory.peak, memory.kind, trace, cost, len(frames.indices))
 
 
 def counted(subject: Subject, question: Question) -> int | None:
     """FLOPs of a method without a formula on one question, counted as it runs; the run is not timed."""
     family = subject.family
-    frames = video.read(question.video, subject.sampling, subject.decoder)
+    frames = video.read(question.video, subject.sampling, subject.video_decoder)
     encoded = family.encode(frames, signals=signals_for([subject.compressor]))
     prompt = family.prompt(encoded, question.text, sample=question.video_name)
     run = CountedRun(lent.start(subject.compressor, prompt.layout, subject.budget, frames=frames))

@@ -24,7 +24,7 @@ from stsimdiff.evaluate.guard import Guard, WeightsChanged
 from stsimdiff.evaluate.provenance import provenance
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.files import append_line, fingerprint
-from stsimdiff.latency.measure import Sample, Subject, counted, measure
+from stsimdiff.latency.measure import SampleMeasurement, Subject, counted, measure
 from stsimdiff.latency.measurements import MEASUREMENTS, read_measurements
 from stsimdiff.models.base import Family
 from stsimdiff.video import Sampling
@@ -123,9 +123,9 @@ class PassMeasurement:
             )
             try:
                 with self.guard.sample(subject.compressor):
-                    sample = measure(subject, question)
-                if sample.cost["flops"]["compressor"] is None:
-                    self._count(subject, arm, question, sample)
+                    measured = measure(subject, question)
+                if measured.cost["flops"]["compressor"] is None:
+                    self._count(subject, arm, question, measured)
             except WeightsChanged as error:
                 raise RunFailed(str(error)) from error
             except (Exception, SystemExit) as error:
@@ -137,14 +137,14 @@ class PassMeasurement:
                     torch.accelerator.empty_cache()
                 continue
             if record:
-                self._append(self._line(arm, question, repeat, sample))
+                self._append(self._line(arm, question, repeat, measured))
 
-    def _count(self, subject: Subject, arm: Arm, question: Question, sample: Sample) -> None:
+    def _count(self, subject: Subject, arm: Arm, question: Question, measured: SampleMeasurement) -> None:
         """FLOPs of a method without a formula: counted once for each question, in a run of its own."""
         key = arm.id, question.id
         if key not in self.own_flops:
             self.own_flops[key] = counted(subject, question)
-        sample.cost["flops"]["compressor"] = self.own_flops[key]
+        measured.cost["flops"]["compressor"] = self.own_flops[key]
 
     def _identity(self, arm: Arm, question: Question, repeat: int) -> dict[str, Any]:
         return {
@@ -162,20 +162,20 @@ class PassMeasurement:
             "repeat": repeat,
         }
 
-    def _line(self, arm: Arm, question: Question, repeat: int, sample: Sample) -> dict[str, Any]:
-        kept = sample.trace.retention()
+    def _line(self, arm: Arm, question: Question, repeat: int, measured: SampleMeasurement) -> dict[str, Any]:
+        kept = measured.trace.retention()
         return {
             **self._identity(arm, question, repeat),
-            "video_frames": sample.frames,
-            "video_tokens": sample.trace.video,
-            "text_tokens": sample.trace.text,
+            "video_frames": measured.frames,
+            "video_tokens": measured.trace.video,
+            "text_tokens": measured.trace.text,
             "retention_tokens": kept["tokens"],
             "retention_compute": kept["compute"],
-            "times": sample.times,
-            "token_seconds": sample.tokens,
-            "peak_bytes": sample.peak,
-            "peak_of": sample.kind,
-            **sample.cost,
+            "times": measured.times,
+            "token_seconds": measured.tokens,
+            "peak_bytes": measured.peak,
+            "peak_of": measured.kind,
+            **measured.cost,
             "provenance": self.origin,
             "machine": _machine(self.family.device),
             "error": None,

@@ -27,8 +27,8 @@ WIDE = 150
 PARTS = ("vision", "projector", "compressor", "decoder", "head")
 
 NOTE = (
-    "Times in ms: median [quartiles]. decode: reading the frames; vision: tower, projector and pooling; own: the "
-    "compressor itself; prefill: decoder layers over the prompt, the compressor included; first token: from the frames "
+    "Times in ms: median [quartiles]. decode: reading the frames; vision: tower, projector and pooling; compressor: by "
+    "itself; prefill: decoder layers over the prompt, the compressor included; first token: from the frames "
     "in memory, preprocessing included; token: each further one; x: share of the time with all tokens, the median over "
     "pairs of the same question and repeat [95 % interval]. FLOPs %: from vision tower to first token, of all tokens'."
 )
@@ -92,7 +92,7 @@ NUMBERS: Columns = (
     ("n", lambda line: number(line.n, ".0f", " then failed" if line.error else "")),
     ("decode", partial(_time, "decode")),
     ("vision", partial(_time, "vision")),
-    ("own", partial(_time, "compressor")),
+    ("compressor", partial(_time, "compressor")),
     ("prefill", partial(_time, "prefill")),
     ("first token", partial(_time, "first_token")),
     ("token", partial(_time, "token")),
