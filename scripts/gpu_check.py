@@ -456,9 +456,9 @@ def _markdown(report: Report, about: dict[str, Any]) -> Iterator[str]:
         f"{k} {v}" for k, v in used.items() if v
     )
     yield ""
-    heads = ("check", "measured", "limit", "state")
-    lines = [[Cell(getattr(row, head)) for head in heads] for row in report.rows]
-    yield markdown(Cells(heads, [("", lines)], words=len(heads)))
+    headings = ("check", "measured", "limit", "state")
+    lines = [[Cell(getattr(row, heading)) for heading in headings] for row in report.rows]
+    yield markdown(Cells(headings, [("", lines)], words=len(headings)))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def reads(method: Compressor, places: Places) -> str:
     return ", ".join(words) or "features"
 
 
-HEADS = ("method", "published", "acts", "reads", "fidelity", "recorded cases")
+HEADINGS = ("method", "published", "acts", "reads", "fidelity", "recorded cases")
 COSTS = ("ms", "copies", "frame products", "own products", "own / frame")
 """Heads of what a selection takes; see :func:`measured`."""
 
@@ -154,7 +154,7 @@ def measured(report: dict[str, Any]) -> str:
 
 
 def rows() -> dict[str, list[str]]:
-    """What :data:`HEADS` names of each method, by its name."""
+    """What :data:`HEADINGS` names of each method, by its name."""
     known = sources((ROOT / "NOTICE").read_text(encoding="utf-8"))
     recorded = cases(ROOT / "tests" / "golden")
     found = {}
@@ -182,7 +182,7 @@ def readme() -> str:
         for name, row in rows().items()
         if row[0] != "-"
     ]
-    table = markdown(Cells(HEADS, [("", lines)], words=len(HEADS)))
+    table = markdown(Cells(HEADINGS, [("", lines)], words=len(HEADINGS)))
     return f"{text[:begin]}{MARKS[0]}{table}\n{text[end:]}"
 
 
@@ -199,7 +199,7 @@ def page() -> str:
         fidelity = compressors.fidelity_of(cls) or {"word": "-", "reason": ""}
         lines.append([Cell(name, link=f"#{name}"), *map(Cell, row + taken[name])])
         sections.append(section(name, cls, source, fidelity, recorded.get(plain(cls.__name__), 0)))
-    table = markdown(Cells(HEADS + COSTS, [("", lines)], words=len(HEADS)))
+    table = markdown(Cells(HEADINGS + COSTS, [("", lines)], words=len(HEADINGS)))
     agree = sum(recorded.values())
     return f"""# The methods
 

@@ -110,7 +110,7 @@ def cells(group: Sequence[Line]) -> Cells:
         [of(line) for _, of in WORDS] + [of(line) if line.n else Cell("failed") for _, of in NUMBERS]
         for line in group
     ]
-    return Cells([head for head, _ in (*WORDS, *NUMBERS)], [("", lines)], words=len(WORDS))
+    return Cells([heading for heading, _ in (*WORDS, *NUMBERS)], [("", lines)], words=len(WORDS))
 
 
 def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:

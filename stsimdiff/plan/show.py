@@ -158,7 +158,7 @@ def _cells(plan: PassPlan) -> Cells:
         [of(arm) for _, of in COLUMNS] + [of(arm) if arm.trace else Cell("not known") for _, of in FROM_TRACE]
         for arm in plan.arms
     ]
-    return Cells([head for head, _ in (*COLUMNS, *FROM_TRACE)], [("", lines)])
+    return Cells([heading for heading, _ in (*COLUMNS, *FROM_TRACE)], [("", lines)])
 
 
 WIDE = 140

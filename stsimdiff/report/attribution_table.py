@@ -12,7 +12,7 @@ import pandas as pd
 
 from stsimdiff.report import text
 from stsimdiff.report.attribution import GAINED, LOST, NO_SINGLE, PARTS, Attribution, ParsedAnswer
-from stsimdiff.report.render import PAIR_HEADS, pair_line
+from stsimdiff.report.render import PAIR_HEADINGS, pair_line
 from stsimdiff.report.text import EMPTY, Cell, Cells, csv, escaped, number
 
 NAME = "attribution"
@@ -91,16 +91,16 @@ def markdown(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, st
 
 def _differences(one: Attribution) -> str:
     """What each part is worth: the whole method minus the arm without it."""
-    shown = [PAIR_HEADS.index(head) for head in ("points", "95 % interval", "Holm p", "verdict")]
+    shown = [PAIR_HEADINGS.index(heading) for heading in ("points", "95 % interval", "Holm p", "verdict")]
     lines = [
         [Cell(f"{part} off"), *(pair_line(pair)[i] for i in shown)] for part, pair in one.differences.items()
     ]
-    return _grid(["whole minus part off", *(PAIR_HEADS[i] for i in shown)], lines)
+    return _grid(["whole minus part off", *(PAIR_HEADINGS[i] for i in shown)], lines)
 
 
 def _counts(one: Attribution) -> str:
-    heads = ["part", "lost, undone", "by it alone", "gained, undone", "by it alone"]
-    heads += ["unchanged, but right turns wrong", "unchanged, but wrong turns right"]
+    headings = ["part", "lost, undone", "by it alone", "gained, undone", "by it alone"]
+    headings += ["unchanged, but right turns wrong", "unchanged, but wrong turns right"]
     lines = []
     for part in PARTS:
         counts = [
@@ -114,22 +114,22 @@ def _counts(one: Attribution) -> str:
     for name, causes in (("several together", one.several), (NO_SINGLE, partial(one.alone, NO_SINGLE))):
         lost, gained = (number(causes(change), ".0f") for change in (LOST, GAINED))
         lines.append([Cell(name), Cell(""), lost, Cell(""), gained, Cell(""), Cell("")])
-    return _grid(heads, lines)
+    return _grid(headings, lines)
 
 
 def _questions(one: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
-    heads = ["question", "video", "category", "right", "change", "all tokens", "method"]
+    headings = ["question", "video", "category", "right", "change", "all tokens", "method"]
     lines = []
     for change in one.changes:
         about = [change.video, change.category, change.target or EMPTY, change.change]
         answers = [change.all_tokens, change.compressed, *(change.without[part] for part in PARTS)]
         link = _link(anchors.get((one.benchmark, change.id))) or ""
         lines.append([Cell(change.id, link=link), *map(Cell, [*about, *map(_said, answers), change.cause])])
-    return _grid([*heads, *(f"without {part}" for part in PARTS), "what did it"], lines)
+    return _grid([*headings, *(f"without {part}" for part in PARTS), "what did it"], lines)
 
 
-def _grid(heads: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
-    return text.markdown(Cells(heads, [("", lines)], words=len(heads)))
+def _grid(headings: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
+    return text.markdown(Cells(headings, [("", lines)], words=len(headings)))
 
 
 def _said(answer: ParsedAnswer) -> str:

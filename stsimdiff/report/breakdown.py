@@ -187,9 +187,9 @@ def _cells(parts: Sequence[BreakdownRow], name: str, form: str) -> Cells:
     blocks: dict[float, dict[str, dict[str, BreakdownRow]]] = {}
     for part in parts:
         blocks.setdefault(part.retention, {}).setdefault(part.label, {})[part.value] = part
-    heads = ["method", *(f"{value} (n {n})" for value, n in counts.items())]
+    headings = ["method", *(f"{value} (n {n})" for value, n in counts.items())]
     return Cells(
-        heads,
+        headings,
         [
             (
                 block_title(retention),

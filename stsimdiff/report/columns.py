@@ -284,8 +284,8 @@ def main_cells(section: Section) -> Cells:
                 cells = [cell._replace(wrong=True) for cell in cells]
             lines.append(cells)
         blocks.append((block_title(retention), lines))
-    heads = ["method", *(column.header(section) for column in shown)]
-    return Cells(heads, blocks, result=1 + len(section.categories))
+    headings = ["method", *(column.header(section) for column in shown)]
+    return Cells(headings, blocks, result=1 + len(section.categories))
 
 
 def block_title(retention: float) -> str:

@@ -42,8 +42,10 @@ SHORTEST = 4
 
 def model_names(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Name of each arm's model, with checkpoint and frames where the name alone would mean two models."""
-    heads = ("", "checkpoint ", "", "protocol ")
-    parts = {arm.id: [head + part for head, part in zip(heads, arm.model, strict=True)] for arm in arms}
+    prefixes = ("", "checkpoint ", "", "protocol ")
+    parts = {
+        arm.id: [prefix + part for prefix, part in zip(prefixes, arm.model, strict=True)] for arm in arms
+    }
     return _named({id_: (own[0], tuple(own[1:])) for id_, own in parts.items()})
 
 

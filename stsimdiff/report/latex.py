@@ -119,8 +119,8 @@ def _layout(sections: Sequence[Section], chosen: Sequence[str], notes: dict[str,
                 line += ranked.get(label, [Cell(EMPTY)] * len(shown))
             lines.append(line)
         blocks.append((block_title(retention), lines))
-    heads = ["method", *(column.header(section) for section, shown in groups for column in shown)]
-    return Cells(heads, blocks, above=[(section.benchmark, len(shown)) for section, shown in groups])
+    headings = ["method", *(column.header(section) for section, shown in groups for column in shown)]
+    return Cells(headings, blocks, above=[(section.benchmark, len(shown)) for section, shown in groups])
 
 
 def _offered(section: Section) -> list[Column]:

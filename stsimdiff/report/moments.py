@@ -146,10 +146,10 @@ def _found(place: dict[str, Any], category: str, answered: pd.DataFrame) -> Mome
     moments = answered["moment"].tolist()
     tokens = "event" if any(one["video"]["event"]["tokens"] for one in moments) else "kept"
     measures = {
-        f"{head}{name}": _mean(
+        f"{prefix}{name}": _mean(
             np.array([_divided(*counts(one[truth], one[truth][tokens])) for one in moments]), videos
         )
-        for truth, head in TRUTHS.items()
+        for truth, prefix in TRUTHS.items()
         for name, counts in MEASURES.items()
     }
     return MomentRow(
@@ -197,7 +197,7 @@ def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
     }
 
 
-HEADS = (
+HEADINGS = (
     *("method", "moment kept %", "accuracy %", "kept", "n", "lost", "n", "kept minus lost", "tokens"),
     *("recall in time", "in place", "precision in time", "in place"),
     *("any event: recall in time", "in place", "precision in time", "in place"),
@@ -218,7 +218,7 @@ def _cells(found: Sequence[MomentRow]) -> Cells:
             *map(_percent, one.measures.values()),
         ]
         blocks.setdefault(one.retention, []).append(line)
-    return Cells(HEADS, [(block_title(retention), lines) for retention, lines in blocks.items()])
+    return Cells(HEADINGS, [(block_title(retention), lines) for retention, lines in blocks.items()])
 
 
 def _percent(interval: Interval) -> Cell:

@@ -56,7 +56,7 @@ def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Iterabl
     return _render(
         title=table.run,
         report={
-            "heads": list(map(dict, dict.fromkeys(_head(section, stored) for section in table.sections))),
+            "about": list(map(dict, dict.fromkeys(_about(section, stored) for section in table.sections))),
             "sections": [_section(section) for section in table.sections],
             "retentions": sorted({row.retention for s in table.sections for row in s.rows}, reverse=True),
             "figures": lambda: sorted(name for name in figures if name.endswith(".svg")),
@@ -142,7 +142,7 @@ def _plotly() -> str:
     return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()
 
 
-def _head(section: Section, stored: StoredRun) -> tuple[tuple[str, str], ...]:
+def _about(section: Section, stored: StoredRun) -> tuple[tuple[str, str], ...]:
     """What a reader must know first: what was asked of which model, when, and what it does not say."""
     arms = [arm for arm in stored.arms if arm.id in {row.arm for row in section.rows}]
     answered = [path.stat().st_mtime for arm in arms for path in shards(arm.folder)]
@@ -158,7 +158,7 @@ def _section(section: Section) -> dict[str, Any]:
     lines = [line for _, block in cells.blocks for line in block]
     return {
         "title": render.title(section),
-        "heads": [cells.heads[0], "budget %", *cells.heads[1:]],
+        "headings": [cells.headings[0], "budget %", *cells.headings[1:]],
         "words": [i for i, column in enumerate(columns(section), 2) if column.words],
         "rows": [
             {

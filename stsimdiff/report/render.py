@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stsimdiff.report.section import Row, Section
     from stsimdiff.report.table import Table
 
-PAPER_HEADS = {
+PAPER_HEADINGS = {
     "videomme_short": "VideoMME short",
     "videomme_medium": "VideoMME medium",
     "videomme_long": "VideoMME long",
@@ -35,15 +35,17 @@ PAPER_HEADS = {
     "longvideobench_overall": "LVB overall",
     "egoschema": "EgoSchema",
 }
-PAIR_HEADS = (
+PAIR_HEADINGS = (
     "method", "minus", "points", "95 % interval", "McNemar p", "clustered p", "Holm p", "verdict", "n needed",
 )  # fmt: skip
 
 
-ALL_PAIR_HEADS = 130
+ALL_PAIR_HEADINGS = 130
 """Characters from which on a terminal shows them all, a line a pair; below, the tests whose larger p is Holm's stand in
 ``pairs.csv`` and ``table.md`` alone."""
-BRIEF_PAIR_HEADS = [i for i, head in enumerate(PAIR_HEADS) if head not in ("McNemar p", "clustered p")]
+BRIEF_PAIR_HEADINGS = [
+    i for i, heading in enumerate(PAIR_HEADINGS) if heading not in ("McNemar p", "clustered p")
+]
 
 
 def pair_cells(section: Section) -> Cells:
@@ -51,7 +53,7 @@ def pair_cells(section: Section) -> Cells:
     blocks: dict[float, list[list[Cell]]] = {}
     for pair in shown_pairs(section):
         blocks.setdefault(pair.retention, []).append(pair_line(pair))
-    return Cells(PAIR_HEADS, [(block_title(retention), lines) for retention, lines in blocks.items()])
+    return Cells(PAIR_HEADINGS, [(block_title(retention), lines) for retention, lines in blocks.items()])
 
 
 def shown_pairs(section: Section) -> list[Pair]:
@@ -97,7 +99,7 @@ def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collectio
 
 
 def pair_line(pair: Pair) -> list[Cell]:
-    """The cells of a comparison, under ``PAIR_HEADS``."""
+    """The cells of a comparison, under ``PAIR_HEADINGS``."""
     bounds = EMPTY if math.isnan(pair.ci_low) else f"{pair.ci_low:+.1f} to {pair.ci_high:+.1f}"
     ps = (pair.p_mcnemar, pair.p_cluster, pair.p)
     return [
@@ -113,7 +115,7 @@ def pair_line(pair: Pair) -> list[Cell]:
 
 def difference_line(pair: Pair) -> str:
     """A comparison in a sentence: ``a minus b: +1.2 points (-0.3 to 2.7), Holm p 0.120: better``."""
-    cells = dict(zip(PAIR_HEADS, (cell.text for cell in pair_line(pair)), strict=True))
+    cells = dict(zip(PAIR_HEADINGS, (cell.text for cell in pair_line(pair)), strict=True))
     return (
         f"{pair.method} minus {pair.against}: {cells['points']} points ({cells['95 % interval']}), "
         f"Holm p {cells['Holm p']}: {pair.verdict}"
@@ -123,7 +125,7 @@ def difference_line(pair: Pair) -> str:
 def paper_cells() -> Cells:
     """The paper's main table; an empty cell stays empty."""
     frame = paper_table(TABLE1)
-    names = [name for name in PAPER_HEADS if name in frame]
+    names = [name for name in PAPER_HEADINGS if name in frame]
     blocks = [
         (
             block_title(float(retention)),
@@ -134,7 +136,7 @@ def paper_cells() -> Cells:
         )
         for retention, rows in sorted(frame.groupby("retention"), reverse=True)
     ]
-    return Cells(["method", *(PAPER_HEADS[name] for name in names)], blocks)
+    return Cells(["method", *(PAPER_HEADINGS[name] for name in names)], blocks)
 
 
 def paper_title() -> str:
@@ -282,8 +284,8 @@ def show_full(table: Table, console: Console) -> None:
             if isinstance(part, str):
                 console.print(Text(f"\n{part}", style="bold"))
             elif isinstance(part, Cells):
-                narrow = part.heads == PAIR_HEADS and console.width < ALL_PAIR_HEADS
-                text.terminal(part.take(BRIEF_PAIR_HEADS) if narrow else part, console)
+                narrow = part.headings == PAIR_HEADINGS and console.width < ALL_PAIR_HEADINGS
+                text.terminal(part.take(BRIEF_PAIR_HEADINGS) if narrow else part, console)
             else:
                 _print_lines(console, part)
     _print_lines(console, table.notes)

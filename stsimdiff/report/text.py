@@ -59,7 +59,7 @@ class Cells:
         above: titles over groups of columns, from the first behind the words on, and how many columns each spans.
     """
 
-    heads: Sequence[str]
+    headings: Sequence[str]
     blocks: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
     words: int = 1
     result: int = 1
@@ -69,7 +69,7 @@ class Cells:
         """The same lines with only these columns."""
         kept = list(columns)
         blocks = [(title, [[line[i] for i in kept] for line in lines]) for title, lines in self.blocks]
-        return Cells([self.heads[i] for i in kept], blocks, self.words)
+        return Cells([self.headings[i] for i in kept], blocks, self.words)
 
 
 def number(value: float | None, form: str = ".1f", mark: str = "", empty: str = EMPTY) -> Cell:
@@ -98,10 +98,10 @@ def csv(frame: pd.DataFrame) -> str:
 
 def markdown(cells: Cells) -> str:
     """A table of GitHub's Markdown; the best is bold, the second underlined."""
-    more = len(cells.heads) - cells.words
-    lines = [map(escaped, cells.heads), [":---"] * cells.words + ["---:"] * more]
+    more = len(cells.headings) - cells.words
+    lines = [map(escaped, cells.headings), [":---"] * cells.words + ["---:"] * more]
     for title, block in cells.blocks:
-        lines += [[f"*{escaped(title)}*", *[""] * (len(cells.heads) - 1)]] if title else []
+        lines += [[f"*{escaped(title)}*", *[""] * (len(cells.headings) - 1)]] if title else []
         lines += [map(_markdown, line) for line in block]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -118,7 +118,7 @@ def escaped(text: str) -> str:
 
 def latex(cells: Cells) -> str:
     """A ``tabular`` of booktabs; the best is bold, the second underlined."""
-    width = len(cells.heads)
+    width = len(cells.headings)
     lines = [rf"\begin{{tabular}}{{{'l' * cells.words}{'r' * (width - cells.words)}}}", r"\toprule"]
     if cells.above:
         named = [rf"\multicolumn{{{span}}}{{c}}{{{tex(title)}}}" for title, span in cells.above]
@@ -126,7 +126,7 @@ def latex(cells: Cells) -> str:
         ends = [cells.words + sum(span for _, span in cells.above[:i]) for i in range(len(cells.above) + 1)]
         rules = zip(ends[:-1], ends[1:], strict=True)
         lines.append("".join(rf"\cmidrule(lr){{{start + 1}-{end}}}" for start, end in rules))
-    lines.append(_tex_line(map(tex, cells.heads)))
+    lines.append(_tex_line(map(tex, cells.headings)))
     for title, block in cells.blocks:
         lines.append(r"\midrule")
         lines += [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{tex(title)}}}}} \\"] if title else []
@@ -185,7 +185,7 @@ def _tex(found: re.Match[str]) -> str:
 def terminal(cells: Cells, console: Console) -> None:
     """Print a table; what does not fit the width is folded between words, or follows in further tables of the same
     lines, the result first. No number is ever cut."""
-    every = range(cells.words, len(cells.heads))
+    every = range(cells.words, len(cells.headings))
     for fold in (False, True):
         if _fits(cells, every, fold, console):
             groups = [every]
@@ -211,15 +211,15 @@ def _fits(cells: Cells, columns: Sequence[int], fold: bool, console: Console) ->
 def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
     cells = cells.take([*range(cells.words), *columns])
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for i, head in enumerate(cells.heads):
+    for i, heading in enumerate(cells.headings):
         texts = [line[i].text for _, block in cells.blocks for line in block]
-        parts = [*head.split(), *(" ".join(texts).split() if fold else texts)]
+        parts = [*heading.split(), *(" ".join(texts).split() if fold else texts)]
         words = i < cells.words
         align: Literal["left", "right"] = "left" if words else "right"
         # The title of a block stands in the first column, on one line.
         titles = [cell_len(title) for title, _ in cells.blocks] if i == 0 else []
         grid.add_column(
-            Align(Text(head), align, vertical="bottom"),
+            Align(Text(heading), align, vertical="bottom"),
             justify=align,
             width=None if words else max(map(cell_len, parts), default=0),
             min_width=max(titles, default=None),

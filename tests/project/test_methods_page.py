@@ -29,7 +29,7 @@ def test_every_method_has_a_row_with_its_cost() -> None:
         line.split(" | ") for line in methods_page.PAGE.read_text().splitlines() if line.startswith("| [")
     ]
     assert [line[0].split("](#")[0][3:] for line in lines] == list(BUILTIN)
-    assert {len(line) for line in lines} == {len(methods_page.HEADS + methods_page.COSTS)}
+    assert {len(line) for line in lines} == {len(methods_page.HEADINGS + methods_page.COSTS)}
     measured = {"method": "fastvid", "scene": "mixed", "selection_seconds": 0.5, "time_over_copy": 17.24}
     measured |= {
         "time_over_frame_product": 1.9,
