@@ -458,7 +458,7 @@ def _markdown(report: Report, about: dict[str, Any]) -> Iterator[str]:
     yield ""
     headings = ("check", "measured", "limit", "state")
     lines = [[Cell(getattr(row, heading)) for heading in headings] for row in report.rows]
-    yield markdown(Cells(headings, [("", lines)], words=len(headings)))
+    yield markdown(Cells(headings, [("", lines)], text_columns=len(headings)))
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def readme() -> str:
         for name, row in rows().items()
         if row[0] != "-"
     ]
-    table = markdown(Cells(HEADINGS, [("", lines)], words=len(HEADINGS)))
+    table = markdown(Cells(HEADINGS, [("", lines)], text_columns=len(HEADINGS)))
     return f"{text[:begin]}{MARKS[0]}{table}\n{text[end:]}"
 
 
@@ -199,7 +199,7 @@ def page() -> str:
         fidelity = compressors.fidelity_of(cls) or {"word": "-", "reason": ""}
         lines.append([Cell(name, link=f"#{name}"), *map(Cell, row + taken[name])])
         sections.append(section(name, cls, source, fidelity, recorded.get(plain(cls.__name__), 0)))
-    table = markdown(Cells(HEADINGS + COSTS, [("", lines)], words=len(HEADINGS)))
+    table = markdown(Cells(HEADINGS + COSTS, [("", lines)], text_columns=len(HEADINGS)))
     agree = sum(recorded.values())
     return f"""# The methods
 

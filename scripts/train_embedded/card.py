@@ -96,7 +96,9 @@ def write(out: Path, work: Path, recipe: Recipe, seed: int, videos: int | None) 
         parameters=size / 4e6,  # float32
         version=GENERATOR_VERSION,
         questions=sum(asked for _, asked in counts.values()),
-        categories=markdown(Cells(list(accuracy), [("", [list(map(number, accuracy.values()))])], words=0)),
+        categories=markdown(
+            Cells(list(accuracy), [("", [list(map(number, accuracy.values()))])], text_columns=0)
+        ),
         tower_videos=recipe.tower.steps * recipe.tower.videos,
         symbolic_videos=recipe.symbolic.steps * 8 + 56,
         pool_videos=recipe.pool_videos,

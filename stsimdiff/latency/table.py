@@ -85,7 +85,7 @@ def _time(name: str, line: Line) -> Cell:
     return _milliseconds(line.spreads[name])
 
 
-WORDS: Columns = (("method", lambda line: Cell(line.of["label"])), ("budget", _budget))
+TEXTS: Columns = (("method", lambda line: Cell(line.of["label"])), ("budget", _budget))
 NUMBERS: Columns = (
     ("tokens %", lambda line: number(100 * line.tokens)),
     ("FLOPs %", lambda line: _number(line.flops_ratio, ".1f", 0.01)),
@@ -107,10 +107,10 @@ NUMBERS: Columns = (
 def cells(group: Sequence[Line]) -> Cells:
     """The table of one pass."""
     lines = [
-        [of(line) for _, of in WORDS] + [of(line) if line.n else Cell("failed") for _, of in NUMBERS]
+        [of(line) for _, of in TEXTS] + [of(line) if line.n else Cell("failed") for _, of in NUMBERS]
         for line in group
     ]
-    return Cells([heading for heading, _ in (*WORDS, *NUMBERS)], [("", lines)], words=len(WORDS))
+    return Cells([heading for heading, _ in (*TEXTS, *NUMBERS)], [("", lines)], text_columns=len(TEXTS))
 
 
 def _sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
@@ -156,7 +156,7 @@ def _beside(lines: Sequence[Line]) -> Cells:
                 _number(paper.get("peak_memory_gb_st_simdiff"), ".1f"),
             ]
         )
-    return Cells(heading, [("", rows)] if rows else [], words=0)
+    return Cells(heading, [("", rows)] if rows else [], text_columns=0)
 
 
 def _number(value: Spread | float | None, form: str, unit: float = 1.0) -> Cell:

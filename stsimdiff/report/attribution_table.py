@@ -129,7 +129,7 @@ def _questions(one: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
 
 
 def _grid(headings: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
-    return text.markdown(Cells(headings, [("", lines)], words=len(headings)))
+    return text.markdown(Cells(headings, [("", lines)], text_columns=len(headings)))
 
 
 def _said(answer: ParsedAnswer) -> str:

@@ -28,7 +28,7 @@ class Column:
         when: in which sections it is printed; in files it stands, empty in the others, where it is in one of them.
         zeros: whether it is printed where it is 0 in the whole section.
         later: its place in files, behind all columns of a lower number.
-        words: whether it holds a word, empty where there is none.
+        is_text: whether it holds text, empty where there is none.
         published: whether it rests on the paper's numbers, which its heading says where the baseline gate is not met.
     """
 
@@ -42,7 +42,7 @@ class Column:
     when: Callable[[Section], bool] | None = None
     zeros: bool = True
     later: int = 0
-    words: bool = False
+    is_text: bool = False
     published: bool = False
 
     def value(self, row: Row) -> Any:
@@ -56,7 +56,7 @@ class Column:
         if self.show is not None:
             return self.show(row)
         value = self.value(row)
-        return Cell(value or EMPTY) if self.words else number(self.scale * value, self.form)
+        return Cell(value or EMPTY) if self.is_text else number(self.scale * value, self.form)
 
     def header(self, section: Section) -> str:
         """Its heading in a section."""
@@ -178,8 +178,8 @@ COLUMNS = (
     Column("n_failed", "n failed", form=".0f"),
     Column("n_missing", "n video missing", form=".0f", zeros=False),
     Column("n_unparsed", "n unparsed", taken=lambda rows: int(rows["parsed"].isna().sum()), form=".0f"),
-    Column("fidelity", "fidelity", zeros=False, later=3, words=True),
-    Column("fault", later=3, words=True),
+    Column("fidelity", "fidelity", zeros=False, later=3, is_text=True),
+    Column("fault", later=3, is_text=True),
     Column("hard", "hard %", when=_hard, later=4),
     Column("hard_low", when=_hard, later=4),
     Column("hard_high", when=_hard, later=4),
@@ -234,9 +234,9 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
     return {column.name: column.taken(rows) for column in COLUMNS if column.taken is not None}
 
 
-def words(row: Row) -> dict[str, str]:
-    """A row's words by their names in the files; those that are empty are left out."""
-    return {column.name: found for column in COLUMNS if column.words and (found := column.value(row))}
+def texts(row: Row) -> dict[str, str]:
+    """A row's texts by their names in the files; those that are empty are left out."""
+    return {column.name: found for column in COLUMNS if column.is_text and (found := column.value(row))}
 
 
 def published(section: Section) -> list[Column]:

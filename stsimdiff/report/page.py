@@ -159,7 +159,7 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": render.title(section),
         "headings": [cells.headings[0], "budget %", *cells.headings[1:]],
-        "words": [i for i, column in enumerate(columns(section), 2) if column.words],
+        "text_columns": [i for i, column in enumerate(columns(section), 2) if column.is_text],
         "rows": [
             {
                 "arm": row.arm,

@@ -54,14 +54,14 @@ class Cells:
 
     Attributes:
         blocks: each with its title, which is empty where it has none.
-        words: how many columns, at the left, hold words; they stand in every part of a table that is too wide.
+        text_columns: how many columns, at the left, hold text; they stand in every part of a table that is too wide.
         result: the column that a table that is too wide begins with.
-        above: titles over groups of columns, from the first behind the words on, and how many columns each spans.
+        above: titles over groups of columns, from the first behind the text on, and how many columns each spans.
     """
 
     headings: Sequence[str]
     blocks: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
-    words: int = 1
+    text_columns: int = 1
     result: int = 1
     above: Sequence[tuple[str, int]] = ()
 
@@ -69,7 +69,7 @@ class Cells:
         """The same lines with only these columns."""
         kept = list(columns)
         blocks = [(title, [[line[i] for i in kept] for line in lines]) for title, lines in self.blocks]
-        return Cells([self.headings[i] for i in kept], blocks, self.words)
+        return Cells([self.headings[i] for i in kept], blocks, self.text_columns)
 
 
 def number(value: float | None, form: str = ".1f", mark: str = "", empty: str = EMPTY) -> Cell:
@@ -98,8 +98,8 @@ def csv(frame: pd.DataFrame) -> str:
 
 def markdown(cells: Cells) -> str:
     """A table of GitHub's Markdown; the best is bold, the second underlined."""
-    more = len(cells.headings) - cells.words
-    lines = [map(escaped, cells.headings), [":---"] * cells.words + ["---:"] * more]
+    more = len(cells.headings) - cells.text_columns
+    lines = [map(escaped, cells.headings), [":---"] * cells.text_columns + ["---:"] * more]
     for title, block in cells.blocks:
         lines += [[f"*{escaped(title)}*", *[""] * (len(cells.headings) - 1)]] if title else []
         lines += [map(_markdown, line) for line in block]
@@ -119,11 +119,16 @@ def escaped(text: str) -> str:
 def latex(cells: Cells) -> str:
     """A ``tabular`` of booktabs; the best is bold, the second underlined."""
     width = len(cells.headings)
-    lines = [rf"\begin{{tabular}}{{{'l' * cells.words}{'r' * (width - cells.words)}}}", r"\toprule"]
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * cells.text_columns}{'r' * (width - cells.text_columns)}}}",
+        r"\toprule",
+    ]
     if cells.above:
         named = [rf"\multicolumn{{{span}}}{{c}}{{{tex(title)}}}" for title, span in cells.above]
-        lines.append(_tex_line([*[""] * cells.words, *named]))
-        ends = [cells.words + sum(span for _, span in cells.above[:i]) for i in range(len(cells.above) + 1)]
+        lines.append(_tex_line([*[""] * cells.text_columns, *named]))
+        ends = [
+            cells.text_columns + sum(span for _, span in cells.above[:i]) for i in range(len(cells.above) + 1)
+        ]
         rules = zip(ends[:-1], ends[1:], strict=True)
         lines.append("".join(rf"\cmidrule(lr){{{start + 1}-{end}}}" for start, end in rules))
     lines.append(_tex_line(map(tex, cells.headings)))
@@ -185,13 +190,13 @@ def _tex(found: re.Match[str]) -> str:
 def terminal(cells: Cells, console: Console) -> None:
     """Print a table; what does not fit the width is folded between words, or follows in further tables of the same
     lines, the result first. No number is ever cut."""
-    every = range(cells.words, len(cells.headings))
+    every = range(cells.text_columns, len(cells.headings))
     for fold in (False, True):
         if _fits(cells, every, fold, console):
             groups = [every]
             break
     else:
-        groups = [every[cells.result - cells.words :], every[: cells.result - cells.words]]
+        groups = [every[cells.result - cells.text_columns :], every[: cells.result - cells.text_columns]]
     for rest in groups:
         while rest:
             size = next(n for n in range(len(rest), 0, -1) if n == 1 or _fits(cells, rest[:n], True, console))
@@ -201,7 +206,7 @@ def terminal(cells: Cells, console: Console) -> None:
 
 def _fits(cells: Cells, columns: Sequence[int], fold: bool, console: Console) -> bool:
     grid = _grid(cells, columns, fold)
-    for column in grid.columns[: cells.words]:
+    for column in grid.columns[: cells.text_columns]:
         column.min_width = max(LABEL_WIDTH[0], column.min_width or 0)
         column.max_width = max(LABEL_WIDTH[1], column.min_width)
     # Of any width: a console's own would cut the measure down to what it has.
@@ -209,19 +214,19 @@ def _fits(cells: Cells, columns: Sequence[int], fold: bool, console: Console) ->
 
 
 def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
-    cells = cells.take([*range(cells.words), *columns])
+    cells = cells.take([*range(cells.text_columns), *columns])
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for i, heading in enumerate(cells.headings):
         texts = [line[i].text for _, block in cells.blocks for line in block]
         parts = [*heading.split(), *(" ".join(texts).split() if fold else texts)]
-        words = i < cells.words
-        align: Literal["left", "right"] = "left" if words else "right"
+        is_text = i < cells.text_columns
+        align: Literal["left", "right"] = "left" if is_text else "right"
         # The title of a block stands in the first column, on one line.
         titles = [cell_len(title) for title, _ in cells.blocks] if i == 0 else []
         grid.add_column(
             Align(Text(heading), align, vertical="bottom"),
             justify=align,
-            width=None if words else max(map(cell_len, parts), default=0),
+            width=None if is_text else max(map(cell_len, parts), default=0),
             min_width=max(titles, default=None),
             overflow="fold",
         )

@@ -111,7 +111,7 @@ class _Page:
     tags: Sequence[str]
     notes: str
     numbers: Mapping[str, float] = field(default_factory=dict)
-    words: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     samples: pd.DataFrame | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
@@ -126,7 +126,7 @@ class _Page:
             self.tags,
             self.notes,
             self.numbers,
-            self.words,
+            self.texts,
             samples,
             files,
         ]
@@ -220,7 +220,7 @@ def _arm_page(arm: StoredArm, section: Section, row: Row, samples: pd.DataFrame)
         [tag[:MOST_TAG] for tag in dict.fromkeys(tags)],
         "\n".join(part for part in (columns.marks(row), *section.about[:1]) if part),
         _numbers(row, samples),
-        columns.words(row),
+        columns.texts(row),
         _samples(samples),
     )
 
@@ -235,7 +235,7 @@ def _name(row: Row) -> str:
 
 def _numbers(row: Row, samples: pd.DataFrame) -> dict[str, float]:
     """The row's numbers, its mean TFLOPs and median times; shares in percent, and none that cannot be averaged."""
-    held = [column for column in columns.COLUMNS if not column.words and column.name != "budget"]
+    held = [column for column in columns.COLUMNS if not column.is_text and column.name != "budget"]
     found = {
         key(column.name): (100 if column.name in FRACTIONS else column.scale) * column.value(row)
         for column in held
@@ -425,7 +425,7 @@ def _write(page: _Page, run_dir: Path, project: str, mode: str) -> str:
         logged["samples"] = wandb.Table(columns=list(page.samples.columns), data=page.samples.values.tolist())
     if logged:
         run.log(logged)
-    run.summary.update({**page.numbers, **page.words})
+    run.summary.update({**page.numbers, **page.texts})
     if page.files:
         artifact = wandb.Artifact(f"report-{run_id}", type=REPORT, description=page.notes)
         for name, path in page.files.items():

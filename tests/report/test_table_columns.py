@@ -297,4 +297,4 @@ def test_the_word_of_fidelity_stands_in_every_table(tmp_path: Path) -> None:
     assert r"evs & official, adapted \\" in (tmp_path / "table.tex").read_text()
     assert 'data-text="official, adapted"' in (tmp_path / "report.html").read_text()
     (evs,) = (page for page in wandb_log._pages(tmp_path) if page.config.get("method") == "evs")
-    assert evs.words["fidelity"] == "official, adapted"
+    assert evs.texts["fidelity"] == "official, adapted"
