@@ -38,27 +38,27 @@ def stills(pixels: np.ndarray, taken: OverlayArm, seconds: Sequence[float]) -> l
     found = []
     for number, frame in enumerate(pixels):
         still = Image.new("RGB", (room, size[1] + strip), PAPER)
-        picture = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
-        still.paste(painted(picture, taken, number), ((room - size[0]) // 2, 0))
+        image = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
+        still.paste(painted(image, taken, number), ((room - size[0]) // 2, 0))
         _write(still, size[1] + MARGIN, _words(taken, number, seconds, font, room), font)
         found.append(still)
     return found
 
 
-def painted(picture: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
+def painted(frame: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
     """A frame with its tokens coloured.
 
     Args:
-        picture: the frame.
+        frame: as an image.
         taken: the tokens.
         number: which frame it is.
     """
     codes = frame_codes(taken, number)
     rows, columns = codes.shape
-    width, height = picture.size
+    width, height = frame.size
     across = np.rint(np.arange(columns + 1) * width / columns).astype(int)
     down = np.rint(np.arange(rows + 1) * height / rows).astype(int)
-    image = np.asarray(picture, dtype=np.float32).copy()
+    image = np.asarray(frame, dtype=np.float32).copy()
     edge = max(1, round(min(width / columns, height / rows) / 14))
     for (y, x), code in np.ndenumerate(codes):
         name = taken.codes[str(code)]
@@ -66,8 +66,8 @@ def painted(picture: Image.Image, taken: OverlayArm, number: int) -> Image.Image
         cell = image[down[y] : down[y + 1], across[x] : across[x + 1]]
         cell += COVERS.get(name, COVERS["others"]) * (colour - cell)
         if name != "dropped":
-            for side in (cell[:edge], cell[-edge:], cell[:, :edge], cell[:, -edge:]):
-                side[:] = colour if name != "all" else (side + colour) / 2
+            for border in (cell[:edge], cell[-edge:], cell[:, :edge], cell[:, -edge:]):
+                border[:] = colour if name != "all" else (border + colour) / 2
     return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
 
 
