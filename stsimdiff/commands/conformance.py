@@ -82,11 +82,11 @@ def check(case: Case, families: dict[Path, Family] | None = None) -> Comparison:
         families: loaded checkpoints by folder; only the latest is kept.
     """
     from stsimdiff.conformance import replay_case
-    from stsimdiff.conformance.cases import load
+    from stsimdiff.conformance.cases import read_fields
     from stsimdiff.conformance.compare import compare
     from stsimdiff.conformance.prompts import load_family
 
-    recorded = load(case.recorded)
+    recorded = read_fields(case.recorded)
     family = None
     if case.run is not None and families is not None:
         if case.path not in families:

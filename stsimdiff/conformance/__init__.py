@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stsimdiff.conformance.cases import Case, load, locate
+from stsimdiff.conformance.cases import Case, locate, read_fields
 from stsimdiff.conformance.end_to_end import replay_run
 from stsimdiff.conformance.replays import replay_of
 from stsimdiff.models.base import Family
@@ -42,5 +42,5 @@ def replay_case(case: Case, family: Family | None = None) -> dict[str, np.ndarra
     """:func:`replay` of a located case; ``family`` is the loaded checkpoint of a folder, to load it only once."""
     if case.run is not None:
         return replay_run(case.path, case.run, family)
-    data = load(case.path)
+    data = read_fields(case.path)
     return replay_of(case, data).run(data)

@@ -64,7 +64,7 @@ class Case:
         return str(data.meta.get("method") or self.path.stem.partition("_")[0])
 
 
-def load(file: Path) -> Fields:
+def read_fields(file: Path) -> Fields:
     """All arrays of a ``.npz`` file, nothing unpickled.
 
     Raises:

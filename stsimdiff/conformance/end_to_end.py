@@ -17,7 +17,7 @@ from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
-from stsimdiff.conformance.cases import INPUT, Fields, load
+from stsimdiff.conformance.cases import INPUT, Fields, read_fields
 from stsimdiff.conformance.prompts import given_prompt, load_family
 from stsimdiff.conformance.selection import Arrays, Sequence, released_method
 from stsimdiff.conformance.watching import WatchedCompression, WatchedRun
@@ -106,9 +106,9 @@ def replay_run(folder: Path, run: str, family: Family | None = None) -> Arrays:
         family: the loaded checkpoint of the folder, loaded here when not given.
     """
     settings = settings_of(folder, run)
-    recorded = load(folder / f"{run}.npz") if (folder / f"{run}.npz").is_file() else Fields(folder, {})
+    recorded = read_fields(folder / f"{run}.npz") if (folder / f"{run}.npz").is_file() else Fields(folder, {})
     family = family or load_family(folder / "checkpoint")
-    prompt, out = given_prompt(family, load(folder / INPUT), folder, recorded)
+    prompt, out = given_prompt(family, read_fields(folder / INPUT), folder, recorded)
     layout = prompt.layout
     place = Sequence(int(layout.video[0]), layout.length, layout.grid)
     # FrameFusion's released adaptation to Qwen2-VL asks four tokens, those to other models one.

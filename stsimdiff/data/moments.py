@@ -45,7 +45,7 @@ def _along(first: float, last: float, count: int) -> range:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedMoment:
     """A row of a file of moments.
 
     Attributes:
@@ -60,7 +60,7 @@ class Annotated:
     moment: Moment
 
 
-def read_moments(file: Path) -> list[Annotated]:
+def read_moments(file: Path) -> list[AnnotatedMoment]:
     """The rows of a CSV, parquet, JSON or JSON lines file with ``video, start, end`` and maybe ``question``, and
     ``x0, y0, x1, y1``.
 
@@ -86,7 +86,7 @@ def read_moments(file: Path) -> list[Annotated]:
     return [_annotated(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _annotated(row: Mapping[str, Any], place: str) -> Annotated:
+def _annotated(row: Mapping[str, Any], place: str) -> AnnotatedMoment:
     columns = {name: None if value in ("", None) else value for name, value in row.items()}
     if columns.get("video") is None:
         raise DataError(f"{place}: video={row.get('video')!r}; expected the name of a video")
@@ -101,7 +101,7 @@ def _annotated(row: Mapping[str, Any], place: str) -> Annotated:
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise DataError(f"{place}: the box {box}; expected fractions of the frame, x0 < x1 and y0 < y1")
     question = columns.get("question")
-    return Annotated(
+    return AnnotatedMoment(
         place, str(columns["video"]), None if question is None else str(question), Moment(start, end, box)
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stsimdiff.config.benchmark import BenchmarkSettings
-from stsimdiff.data.moments import Annotated, Moment, Moments, cells, read_moments
+from stsimdiff.data.moments import AnnotatedMoment, Moment, Moments, cells, read_moments
 from stsimdiff.errors import DataError, VideoError
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.schema import suggestion
@@ -59,7 +59,7 @@ def with_moments(
 
 
 def _annotated(
-    rows: Sequence[Annotated], questions: Sequence[Question]
+    rows: Sequence[AnnotatedMoment], questions: Sequence[Question]
 ) -> tuple[dict[str, list[Moment]], dict[str, list[Moment]]]:
     """Moments by question, and all of a video by its path."""
     videos: dict[str, set[str]] = {}

@@ -1,7 +1,7 @@
 """What a checkpoint's folder lacks, said before anything is loaded: weights, shards, the vision tower's configuration,
 what makes a prompt, and whether it is a checkpoint of the family at all.
 
-Looks at names, configurations and the heads of files, and imports no torch. Whether every weight is there is checked
+Looks at names, configurations and the headers of files, and imports no torch. Whether every weight is there is checked
 when the model is loaded.
 """
 
@@ -226,7 +226,7 @@ def _damaged(folder: Path, again: str) -> list[str]:
 
 
 def _cut(file: Path) -> str | None:
-    """What is wrong with a safetensors file by its head and size; ``None``: nothing."""
+    """What is wrong with a safetensors file by its header and size; ``None``: nothing."""
     if pointer := stand_in(file):
         return f"is {pointer}"
     try:
@@ -240,9 +240,11 @@ def _cut(file: Path) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except (ValueError, LookupError, TypeError, AttributeError):
-        return f"is no whole safetensors file ({size} bytes): its head is damaged"
+        return f"is no whole safetensors file ({size} bytes): its header is damaged"
     whole = 8 + length + max(ends, default=0)
-    return None if whole == size else f"has {size} bytes, and its head says {whole}: it is cut off or damaged"
+    return (
+        None if whole == size else f"has {size} bytes, and its header says {whole}: it is cut off or damaged"
+    )
 
 
 def _template(folder: Path, processor: bool) -> bool:

@@ -14,7 +14,7 @@ import torch
 from helpers.paths import GOLDEN, GOLDEN_RUNS, ROOT
 from stsimdiff.commands.conformance import check, main
 from stsimdiff.conformance import replay
-from stsimdiff.conformance.cases import Case, Fields, find, load
+from stsimdiff.conformance.cases import Case, Fields, find, read_fields
 from stsimdiff.conformance.compare import compare
 from stsimdiff.conformance.prompts import load_family
 from stsimdiff.conformance.replays import replay_of
@@ -35,7 +35,7 @@ def run_cases() -> list:
 
 def stripped(case: Case, target: Path) -> Case:
     """The same case with no recorded output but the survivors that the rule on ties needs."""
-    recorded = load(case.recorded)
+    recorded = read_fields(case.recorded)
     left = {name: value for name, value in recorded.items() if name in RULE_ON_TIES}
     if case.run is None:
         # Some files have inputs in others, beside them.
@@ -60,7 +60,7 @@ def stripped(case: Case, target: Path) -> Case:
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in find(GOLDEN)])
 def test_selections_agree_without_their_recorded_outputs(case, tmp_path) -> None:
     only_inputs = stripped(case, tmp_path)
-    result = compare(case, load(case.recorded), replay(only_inputs.path))
+    result = compare(case, read_fields(case.recorded), replay(only_inputs.path))
     assert result.differences == []
     assert len(result.compared) >= 3 or result.compared in (["official_error"], ["frame_attn"])
 
@@ -90,24 +90,26 @@ def test_runs_agree(case, families) -> None:
 def test_a_run_agrees_without_its_recorded_outputs(run, tmp_path) -> None:
     case = Case(GOLDEN_RUNS / "llava_video_grid9", run)
     only_inputs = stripped(case, tmp_path)
-    assert compare(case, load(case.recorded), replay(only_inputs.path, run)).differences == []
+    assert compare(case, read_fields(case.recorded), replay(only_inputs.path, run)).differences == []
     (only_inputs.path / "meta.json").unlink()
     again = replay(only_inputs.path, run)
-    assert compare(case, load(case.recorded), again).differences == [], "the run's name holds its settings"
+    assert compare(case, read_fields(case.recorded), again).differences == [], (
+        "the run's name holds its settings"
+    )
 
 
 def test_ties_are_broken_as_by_the_official_code_with_a_stable_sort(tmp_path) -> None:
     case = Case(GOLDEN_RUNS / "llava_video_grid9", "simdiff_c0.3_s0.8_stablesort")
     only_inputs = stripped(case, tmp_path)
     only_inputs.recorded.unlink()
-    assert compare(case, load(case.recorded), replay(only_inputs.path, case.run)).differences == []
+    assert compare(case, read_fields(case.recorded), replay(only_inputs.path, case.run)).differences == []
 
 
 def test_qwen2_vl_needs_no_recorded_positions(tmp_path) -> None:
     case = Case(GOLDEN_RUNS / "qwen2vl_8x8x10", "framefusion_c0.3_s0.6_r0.1")
     only_inputs = stripped(case, tmp_path)
     assert not only_inputs.recorded.exists()
-    assert compare(case, load(case.recorded), replay(only_inputs.path, case.run)).differences == []
+    assert compare(case, read_fields(case.recorded), replay(only_inputs.path, case.run)).differences == []
 
 
 class TestTheCommand:
@@ -139,7 +141,7 @@ class TestTheCommand:
     )
     def test_a_changed_output_of_a_selection_is_found(self, folder, capsys, name, change, message) -> None:
         file = folder / "stsimdiff_03_newline_column_ties_t8_6x7.npz"
-        arrays = dict(load(file))
+        arrays = dict(read_fields(file))
         np.savez(file, **{**arrays, name: change(arrays.get(name, np.zeros(1)))})
         assert main([str(file)]) == 1
         printed = capsys.readouterr().out
@@ -157,7 +159,7 @@ class TestTheCommand:
     )
     def test_a_changed_output_of_a_run_is_found(self, folder, capsys, name, change) -> None:
         file = folder / "qwen2vl_8x8x10" / "framefusion_c0.3_s0.6_r0.1.npz"
-        arrays = dict(load(file))
+        arrays = dict(read_fields(file))
         np.savez(file, **{**arrays, name: change(arrays[name])})
         assert main([str(folder)]) == 1
         printed = capsys.readouterr().out
@@ -168,8 +170,8 @@ class TestTheCommand:
         assert main([str(tmp_path / "nowhere")]) == 2
         assert "no recorded case at" in capsys.readouterr().err
         file = folder / "stsimdiff_03_newline_column_ties_t8_6x7.npz"
-        arrays = dict(load(file))
-        is_input = replay_of(Case(file), load(file)).is_input
+        arrays = dict(read_fields(file))
+        is_input = replay_of(Case(file), read_fields(file)).is_input
         np.savez(file, **{name: value for name, value in arrays.items() if is_input(name)})
         assert main([str(file)]) == 2
         assert "holds no recorded outputs" in capsys.readouterr().out
@@ -191,7 +193,7 @@ class TestRefusals:
             replay(tmp_path / "llavamini_01.npz")
 
     def test_settings_that_ours_has_no_choice_for(self, tmp_path) -> None:
-        arrays = dict(load(GOLDEN / "stsimdiff_01_default_t8_7x8.npz"))
+        arrays = dict(read_fields(GOLDEN / "stsimdiff_01_default_t8_7x8.npz"))
         np.savez(tmp_path / "stsimdiff_x.npz", **{**arrays, "strategy": np.int64(2)})
         with pytest.raises(ConfigError, match="recorded with strategy=2; only 3 is implemented"):
             replay(tmp_path / "stsimdiff_x.npz")

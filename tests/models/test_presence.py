@@ -122,11 +122,11 @@ def test_a_pointer_in_place_of_a_file(model: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (lambda data: data[:-1], "and its head says .*: it is cut off or damaged"),
-        (lambda data: data + b"x", "and its head says .*: it is cut off or damaged"),
+        (lambda data: data[:-1], "and its header says .*: it is cut off or damaged"),
+        (lambda data: data + b"x", "and its header says .*: it is cut off or damaged"),
         (lambda data: data[:100], "cut off, or another kind of file"),
         (lambda data: b"", r"\(0 bytes\): it is cut off"),
-        (lambda data: data[:8] + b"x" + data[9:], "its head is damaged"),
+        (lambda data: data[:8] + b"x" + data[9:], "its header is damaged"),
         (lambda data: b"PK\3\4" + data[4:], "cut off, or another kind of file"),
         (lambda data: b"<!DOCTYPE html><html>", "is a web page"),
     ],

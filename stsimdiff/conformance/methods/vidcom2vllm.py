@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import vidcom2
-from stsimdiff.conformance.cases import Fields, load
+from stsimdiff.conformance.cases import Fields, read_fields
 from stsimdiff.conformance.replays import Arrays, Replay
 
 SUFFIX = ":pruning_rate"
@@ -16,7 +16,7 @@ def replay(data: Fields) -> Arrays:
     """Our outputs for every case that the file holds."""
     out: Arrays = {}
     for case in (name.removesuffix(SUFFIX) for name in data if name.endswith(SUFFIX)):
-        given = load(data.file.with_name(f"vidcom2_{case}.npz"))
+        given = read_fields(data.file.with_name(f"vidcom2_{case}.npz"))
         frames = int(given["n_frames"])
         found = vidcom2.scores(torch.from_numpy(given["hidden"]).unflatten(0, (frames, -1)))
         score = found.video + found.frame
