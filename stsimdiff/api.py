@@ -301,7 +301,7 @@ def read(run: str | Path) -> pd.DataFrame:
     Raises:
         DataError: when there is no run, or its files cannot be read.
     """
-    return rows.load(Path(expanded("run", str(run))))
+    return rows.read_samples(Path(expanded("run", str(run))))
 
 
 __all__ = ["Model", "compress", "load", "read"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from stsimdiff.report.section import NAN, Row, Section
+from stsimdiff.report.section import NAN, Section, TableRow
 from stsimdiff.report.text import EMPTY, Cell, Cells, number
 
 
@@ -20,7 +20,7 @@ class Column:
     Attributes:
         name: in ``table.csv`` and in W&B; that of an attribute of a row where neither ``taken`` nor ``of`` is given.
         heading: with the unit that is printed; empty for a column of the files alone.
-        taken: the number from an arm's stored answers to the compared questions, as ``rows.load`` gives them.
+        taken: the number from an arm's stored answers to the compared questions, as ``rows.read_samples`` gives them.
         of: the number from what is known of the row.
         scale: what is printed, by what the files hold.
         form: how it is printed.
@@ -35,23 +35,23 @@ class Column:
     name: str
     heading: str = ""
     taken: Callable[[pd.DataFrame], float] | None = None
-    of: Callable[[Row], Any] | None = None
+    of: Callable[[TableRow], Any] | None = None
     scale: float = 1.0
     form: str = ".1f"
-    show: Callable[[Row], Cell] | None = None
+    show: Callable[[TableRow], Cell] | None = None
     when: Callable[[Section], bool] | None = None
     zeros: bool = True
     later: int = 0
     is_text: bool = False
     published: bool = False
 
-    def value(self, row: Row) -> Any:
+    def value(self, row: TableRow) -> Any:
         """What the files hold of a row."""
         if self.taken is not None:
             return row.values.get(self.name, NAN)
         return self.of(row) if self.of is not None else getattr(row, self.name)
 
-    def cell(self, row: Row) -> Cell:
+    def cell(self, row: TableRow) -> Cell:
         """What is printed of a row."""
         if self.show is not None:
             return self.show(row)
@@ -77,16 +77,16 @@ def interval(low: float, high: float) -> Cell:
     return Cell(EMPTY) if low != low else Cell(f"{low:.1f}–{high:.1f}", low)
 
 
-def _kept(kind: str, row: Row) -> Cell:
+def _kept(kind: str, row: TableRow) -> Cell:
     mark = "!" if row.missed and row.budget == kind else ""
     return number(100 * getattr(row, f"retention_{kind}"), mark=mark)
 
 
-def _category(name: str, row: Row) -> float:
+def _category(name: str, row: TableRow) -> float:
     return row.categories.get(name, NAN)
 
 
-def _swept(name: str, row: Row) -> Any:
+def _swept(name: str, row: TableRow) -> Any:
     return row.swept.get(name)
 
 
@@ -101,7 +101,7 @@ def share_kept(moment: Any) -> float:
     return moment["question"]["kept"]["in_place"] / moment["question"]["tokens"]
 
 
-def _prefill(row: Row) -> Cell:
+def _prefill(row: TableRow) -> Cell:
     value = row.values["prefill_ms"]
     return number(value, ".1f" if value >= 100 else ".2f")
 
@@ -135,7 +135,7 @@ def _decoding(section: Section) -> bool:
     return any(row.values["kv_kept"] == row.values["kv_kept"] for row in section.rows)
 
 
-def marks(row: Row) -> str:
+def marks(row: TableRow) -> str:
     """What a reader must know of a row before comparing it, in a few words."""
     marked = {
         "best": row.best,
@@ -234,7 +234,7 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
     return {column.name: column.taken(rows) for column in COLUMNS if column.taken is not None}
 
 
-def texts(row: Row) -> dict[str, str]:
+def texts(row: TableRow) -> dict[str, str]:
     """A row's texts by their names in the files; those that are empty are left out."""
     return {column.name: found for column in COLUMNS if column.is_text and (found := column.value(row))}
 

@@ -23,7 +23,7 @@ from stsimdiff.report.labels import labels, order, settings, swept
 from stsimdiff.report.pairs import all_pairs
 from stsimdiff.report.paper import baseline_gate, for_information, paper_number, printed_all_tokens, retained
 from stsimdiff.report.provenance import provenance
-from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Row, Section
+from stsimdiff.report.section import CONTROLS, EMPTY, FAULTS, INACTIVE, NAN, WHOLE, Section, TableRow
 from stsimdiff.report.statistics import Answers, Interval, clusters
 from stsimdiff.report.text import one_line, printable
 from stsimdiff.report.verdict import verdicts
@@ -120,7 +120,7 @@ class ArmGroup:
         judged = [UNSCORED] if self.server else verdicts(section)
         return replace(section, verdicts=judged, gate_met=gate is not None and gate.met)
 
-    def _with_hard(self, rows: list[Row], arms: list[StoredArm]) -> tuple[list[Row], list[str]]:
+    def _with_hard(self, rows: list[TableRow], arms: list[StoredArm]) -> tuple[list[TableRow], list[str]]:
         """The rows with their accuracies on the hard questions, of arms that have answers."""
         kept = {arm.id: self.compared[arm.id] for arm in arms}
         right = {id_: held["correct"].to_numpy(dtype=bool) for id_, held in kept.items()}
@@ -153,7 +153,7 @@ class ArmGroup:
         categories: tuple[str, ...],
         overall: Interval | None,
         relative: Interval | None,
-    ) -> Row:
+    ) -> TableRow:
         rows = self.compared[arm.id]
         correct = rows["correct"].dropna().astype(bool)
         interval = overall or Interval(NAN, NAN, NAN)
@@ -162,7 +162,7 @@ class ArmGroup:
         achieved = {name: float(rows[f"retention_{name}"].mean()) for name in KINDS}
         means = {name: 100 * float(by_category.get(name, NAN)) for name in categories}
         known = not arm.reference and not math.isnan(achieved[kind])
-        return Row(
+        return TableRow(
             arm=arm.id,
             method=arm.method,
             label=self.labels[arm.id],
@@ -341,7 +341,7 @@ def _fidelity(members: list[StoredArm]) -> list[str]:
 
 
 def _fault(arm: StoredArm, rows: pd.DataFrame) -> str:
-    """What makes a row no result of its method; see ``Row.fault``. Where nothing is stored, nothing is said."""
+    """What makes a row no result of its method; see ``TableRow.fault``. Where nothing is stored, nothing is said."""
     if not len(rows):
         return ""
     if rows["answer"].notna().all() and not any(text.strip() for text in rows["answer"]):
@@ -354,11 +354,11 @@ def _fault(arm: StoredArm, rows: pd.DataFrame) -> str:
     return INACTIVE
 
 
-def _all_tokens(rows: list[Row]) -> Row | None:
+def _all_tokens(rows: list[TableRow]) -> TableRow | None:
     return next((row for row in rows if row.method == "none"), None)
 
 
-def _ranked(rows: list[Row]) -> list[Row]:
+def _ranked(rows: list[TableRow]) -> list[TableRow]:
     """Marks the best and the second of each block with at least two rows that compete; equals share a place."""
     found: dict[float, set[float]] = {}
     counted = Counter(row.retention for row in rows if row.competes)
@@ -373,7 +373,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
     return marked
 
 
-def _warnings(rows: list[Row], kind: str) -> list[str]:
+def _warnings(rows: list[TableRow], kind: str) -> list[str]:
     """Budgets that were missed, and blocks whose rows agree in their budget but not in their compute."""
     notes = []
     if any(row.missed for row in rows):
@@ -394,7 +394,7 @@ def _warnings(rows: list[Row], kind: str) -> list[str]:
     return notes
 
 
-def _unmatched(rows: list[Row], kind: str) -> list[str]:
+def _unmatched(rows: list[TableRow], kind: str) -> list[str]:
     """A warning for every block in which the compute of two rows differs by more than the tolerance."""
     notes = []
     for retention, block in _computing(rows).items():
@@ -413,9 +413,9 @@ def _unmatched(rows: list[Row], kind: str) -> list[str]:
     return notes
 
 
-def _computing(rows: list[Row]) -> dict[float, list[Row]]:
+def _computing(rows: list[TableRow]) -> dict[float, list[TableRow]]:
     """Rows by block that have video tokens to compute."""
-    blocks: dict[float, list[Row]] = {}
+    blocks: dict[float, list[TableRow]] = {}
     for row in rows:
         if row.method != "no_video" and row.retention_compute > 0:
             blocks.setdefault(row.retention, []).append(row)

@@ -13,19 +13,19 @@ from dataclasses import replace
 import numpy as np
 
 from stsimdiff.budget import TOLERANCE
-from stsimdiff.report.section import NAN, Row
+from stsimdiff.report.section import NAN, TableRow
 
 
-def median_compute(rows: Sequence[Row]) -> float:
+def median_compute(rows: Sequence[TableRow]) -> float:
     """The compute that is usual in a block: the lower median, NaN where no row has any."""
     spent = sorted(row.retention_compute for row in rows if row.retention_compute > 0)
     return spent[(len(spent) - 1) // 2] if spent else math.nan
 
 
-def at_equal_compute(rows: Sequence[Row]) -> list[Row]:
+def at_equal_compute(rows: Sequence[TableRow]) -> list[TableRow]:
     """The rows, each with its label's accuracy at the median compute of the row's block."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    blocks: dict[float, list[Row]] = {}
+    blocks: dict[float, list[TableRow]] = {}
     for row in rows:
         if not row.reference:
             blocks.setdefault(row.retention, []).append(row)

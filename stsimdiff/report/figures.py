@@ -26,7 +26,7 @@ from stsimdiff.report.labels import greek
 from stsimdiff.report.moments import ALL, MomentRow
 from stsimdiff.report.palette import STYLES, Look, Style, looks
 from stsimdiff.report.rows import StoredRun
-from stsimdiff.report.section import Row, Section
+from stsimdiff.report.section import Section, TableRow
 from stsimdiff.report.series import (
     COSTS,
     FORMATS,
@@ -152,7 +152,7 @@ def accuracy(section: Section, costs: tuple[str, ...], styles: Looks) -> Figure 
     return figure
 
 
-def _series(axes: Axes, x: list[float], rows: list[Row], look: Look) -> None:
+def _series(axes: Axes, x: list[float], rows: list[TableRow], look: Look) -> None:
     y = [row.overall for row in rows]
     below = [_distance(row.overall, row.ci_low) for row in rows]
     above = [_distance(row.ci_high, row.overall) for row in rows]
@@ -351,8 +351,8 @@ def _panels(count: int, beside: int = 3, tall: float = 0, **shared: bool) -> tup
     return figure, panels[:count]
 
 
-def _by_label(rows: list[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _by_label(rows: list[TableRow]) -> dict[str, list[TableRow]]:
+    found: dict[str, list[TableRow]] = {}
     for row in rows:
         found.setdefault(row.label, []).append(row)
     return found
@@ -383,7 +383,7 @@ def by_moment(section: Section, found: Sequence[MomentRow], styles: Looks) -> Fi
     return figure
 
 
-def _legend(figure: Figure, rows: list[Row], styles: Looks, extra: Sequence[Line2D]) -> None:
+def _legend(figure: Figure, rows: list[TableRow], styles: Looks, extra: Sequence[Line2D]) -> None:
     """Every label with its look, below the panels; the figure gets taller with them."""
     handles = []
     for method, label in dict.fromkeys((row.method, row.label) for row in rows):

@@ -12,18 +12,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stsimdiff.report.section import Row
+from stsimdiff.report.section import TableRow
 from stsimdiff.report.statistics import Answers
 
 PLAIN = ("uniform_frames", "spatial_pool")
 
 
 def with_hard(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     right: Mapping[str, NDArray[np.bool_]],
     full: Mapping[str, str],
     videos: NDArray[np.int_],
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[TableRow], list[str]]:
     """The rows with their accuracy on the hard questions of their block, and which these are.
 
     Of several down-sampling arms at a budget, each has to be wrong.
@@ -34,7 +34,7 @@ def with_hard(
         full: by arm, the arm of all tokens with its settings.
         videos: ``(n,)`` the video of each question.
     """
-    found: list[Row] = []
+    found: list[TableRow] = []
     notes: dict[str, None] = {}
     for row in rows:
         plain = [

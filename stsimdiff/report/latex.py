@@ -19,7 +19,7 @@ from stsimdiff.report.text import EMPTY, Cell, Cells, tex
 from stsimdiff.schema import suggestion
 
 if TYPE_CHECKING:
-    from stsimdiff.report.section import Row, Section
+    from stsimdiff.report.section import Section, TableRow
     from stsimdiff.report.table import Table
 
 CATEGORIES = "categories"
@@ -94,7 +94,7 @@ def _threeparttable(sections: Sequence[Section], chosen: Sequence[str]) -> str:
     )
 
 
-def _remarks(row: Row) -> list[str]:
+def _remarks(row: TableRow) -> list[str]:
     """What a reader must know of a row before comparing its numbers."""
     sentences = [f"{FAULTS[row.fault].capitalize()}."] if row.fault else []
     if row.missed:
@@ -141,7 +141,9 @@ def _columns(section: Section, chosen: Sequence[str]) -> list[Column]:
     return [column for name in dict.fromkeys(chosen) for column in named.get(name, [])]
 
 
-def _marked(rows: Sequence[Row], shown: Sequence[Column], notes: dict[str, str]) -> dict[str, list[Cell]]:
+def _marked(
+    rows: Sequence[TableRow], shown: Sequence[Column], notes: dict[str, str]
+) -> dict[str, list[Cell]]:
     """The cells of a block's rows, by label, with the best and the second of each accuracy that is ours.
 
     A remark on a row gets a letter in ``notes``, which stands at the row's accuracy.

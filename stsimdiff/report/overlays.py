@@ -21,7 +21,7 @@ from stsimdiff import schema
 from stsimdiff.errors import DataError
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.rows import StoredRun
-from stsimdiff.report.section import Row, Section
+from stsimdiff.report.section import Section, TableRow
 
 FRAMES = "frames"
 """Folder of the frames within a run's folder."""
@@ -217,7 +217,7 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 
 
-def _taken(arm: StoredArm, model: str, row: Row | None, sample: pd.Series | None) -> OverlayArm:
+def _taken(arm: StoredArm, model: str, row: TableRow | None, sample: pd.Series | None) -> OverlayArm:
     label = row.label if row else arm.label
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     if sample is None:

@@ -16,7 +16,7 @@ from stsimdiff.compressors import BUILTIN
 from stsimdiff.report.arm import PROPOSED
 
 if TYPE_CHECKING:
-    from stsimdiff.report.section import Row
+    from stsimdiff.report.section import TableRow
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _own(number: int) -> Style:
     return Style(_hex(hue, 0.42 + 0.04 * (number // len(OWN) % 3), 0.5), marker, symbol)
 
 
-def looks(rows: Iterable[Row]) -> dict[tuple[str, str], Look]:
+def looks(rows: Iterable[TableRow]) -> dict[tuple[str, str], Look]:
     """The look of every method and label: the method's colour and marker, in a shade and with a line of its own."""
     labels: dict[str, list[str]] = {}
     proposed = PROPOSED

@@ -13,7 +13,7 @@ from stsimdiff import resources
 from stsimdiff.errors import DataError
 
 if TYPE_CHECKING:
-    from stsimdiff.report.section import Row
+    from stsimdiff.report.section import TableRow
 
 TABLE1 = "table1_llava_video"
 AUTHORS, PAPER = "llava_video_authors", "st_simdiff_paper"
@@ -118,7 +118,7 @@ def paper_number(
     return found
 
 
-def retained(rows: Sequence[Row], benchmark: str) -> str | None:
+def retained(rows: Sequence[TableRow], benchmark: str) -> str | None:
     """Accuracy in percent of the all-token row, ours beside the paper's; None where the paper printed none of the rows.
 
     Args:
@@ -189,7 +189,9 @@ def _cell(table: str, by: str, name: str | None, column: str, retention: float |
     return float(lines[column].iloc[0]) if len(lines) else float("nan")
 
 
-def baseline_gate(protocol: Mapping[str, Any], model: str, benchmark: str, row: Row | None) -> Gate | None:
+def baseline_gate(
+    protocol: Mapping[str, Any], model: str, benchmark: str, row: TableRow | None
+) -> Gate | None:
     """How far our all-token accuracy is from the published one, in a sentence; None where none is to be expected.
 
     Args:

@@ -82,7 +82,8 @@ def publish(
 
     Raises:
         ConfigError: for an unknown column of ``table.tex`` or style: nothing is written.
-        DataError: as ``rows.load`` and ``table.build`` do, or for an output that cannot be made: nothing is written.
+        DataError: as ``rows.read_samples`` and ``table.build`` do, or for an output that cannot be made: nothing is
+            written.
     """
     run_dir, drawn_for = Path(run_dir), venue(style)
     output = Path(output) if output else run_dir

@@ -22,7 +22,7 @@ from stsimdiff.report.verdict import leader, planned_pairs
 from stsimdiff.terminal import Console
 
 if TYPE_CHECKING:
-    from stsimdiff.report.section import Row, Section
+    from stsimdiff.report.section import Section, TableRow
     from stsimdiff.report.table import Table
 
 PAPER_HEADINGS = {
@@ -87,7 +87,7 @@ def shown_pairs(section: Section) -> list[Pair]:
     return [_forwards(pair, labelled, full) for pair in found.values()]
 
 
-def _forwards(pair: Pair, rows: Mapping[tuple[float, str], Row], full: Collection[str]) -> Pair:
+def _forwards(pair: Pair, rows: Mapping[tuple[float, str], TableRow], full: Collection[str]) -> Pair:
     """All tokens are what one subtracts, also where they were what the others are seen from; and so is a variant of
     the proposed method, from the method itself: what a part or a setting of it is worth."""
     if pair.against in full:

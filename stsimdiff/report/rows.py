@@ -40,7 +40,7 @@ class StoredRun:
     Attributes:
         run: name of the run's folder.
         arms: sorted by folder name.
-        samples: what ``load`` returns.
+        samples: what ``read_samples`` returns.
         notes: what was dropped while reading, one sentence each.
         models: names of the arms' models by the arms' ids, with what tells two of one name apart.
         benchmarks: names of their benchmarks, likewise.
@@ -54,7 +54,7 @@ class StoredRun:
     benchmarks: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(run_dir: Path | str, *, older: bool = False) -> pd.DataFrame:
+def read_samples(run_dir: Path | str, *, older: bool = False) -> pd.DataFrame:
     """All stored samples of a run, one row a sample and arm; ``older`` as :func:`read` takes it.
 
     Columns: the keys of a stored line, with ``times`` as ``prefill_s``, ``compressor_s``, ``answer_s`` and
@@ -70,7 +70,7 @@ def load(run_dir: Path | str, *, older: bool = False) -> pd.DataFrame:
 
 
 def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
-    """Arms, samples and what was dropped on the way; raises as ``load`` does.
+    """Arms, samples and what was dropped on the way; raises as ``read_samples`` does.
 
     Args:
         run_dir: ``results/<run>``.

@@ -30,7 +30,7 @@ FAULTS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One arm's numbers, taken on the questions that every arm of its model and benchmark answered.
 
     Accuracies are percentages, retentions fractions; NaN where there is nothing to average. ``n_failed`` counts all
@@ -118,7 +118,7 @@ class Section:
     benchmark: str
     budget: str
     categories: tuple[str, ...]
-    rows: list[Row]
+    rows: list[TableRow]
     pairs: list[Pair]
     notes: list[str]
     about: list[str]
@@ -132,9 +132,9 @@ class Section:
     gate_met: bool = False
     """Whether the all-token accuracy is the paper's, so that the paper's numbers may stand beside ours."""
 
-    def blocks(self) -> dict[float, list[Row]]:
+    def blocks(self) -> dict[float, list[TableRow]]:
         """Rows by retention, the highest retention first."""
-        found: dict[float, list[Row]] = {}
+        found: dict[float, list[TableRow]] = {}
         for row in self.rows:
             found.setdefault(row.retention, []).append(row)
         return found

@@ -16,7 +16,7 @@ import pandas as pd
 
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.labels import order
-from stsimdiff.report.section import Row, Section
+from stsimdiff.report.section import Section, TableRow
 
 FORMATS = ("pdf", "svg", "png")
 NAMES = (
@@ -27,7 +27,7 @@ NAMES = (
 FRAMES = "frames"
 """The figure of all tables of a run together."""
 
-COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
+COSTS: dict[str, tuple[str, Callable[[TableRow], float]]] = {
     "flops": ("LLM prefill FLOPs, % of all tokens", lambda row: 100 * row.values["llm_flops_ratio"]),
     "tokens": ("video tokens kept after the last drop, %", lambda row: 100 * row.retention_tokens),
     "compute": ("video tokens kept, mean over the layers, %", lambda row: 100 * row.retention_compute),
@@ -59,7 +59,7 @@ def by_layer(samples: pd.DataFrame) -> dict[str, np.ndarray]:
     """For each arm ``(L,)``: video tokens entering each layer as a share of all, mean over its answers.
 
     Args:
-        samples: what ``rows.load`` returns.
+        samples: what ``rows.read_samples`` returns.
     """
     found = {}
     answered = samples[
@@ -95,7 +95,7 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
     swept."""
     parameters = {arm.id: arm.compressor for arm in arms}
     pairs = {method: _pair(rows) for method, rows in _methods(section).items()}
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[TableRow]] = {}
     for row in section.rows:
         given, names = parameters.get(row.arm), pairs[row.method]
         if given and names and all(name in given for name in names):
@@ -117,14 +117,14 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
     return maps
 
 
-def _methods(section: Section) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _methods(section: Section) -> dict[str, list[TableRow]]:
+    found: dict[str, list[TableRow]] = {}
     for row in section.rows:
         found.setdefault(row.method, []).append(row)
     return found
 
 
-def _pair(rows: Iterable[Row]) -> tuple[str, str] | None:
+def _pair(rows: Iterable[TableRow]) -> tuple[str, str] | None:
     """The parameters that a method's map is over."""
     swept = list(dict.fromkeys(name for row in rows for name in row.swept))
     if set(swept).isdisjoint(THRESHOLDS):
@@ -132,7 +132,7 @@ def _pair(rows: Iterable[Row]) -> tuple[str, str] | None:
     return THRESHOLDS
 
 
-def _rest(row: Row, names: Iterable[str]) -> list[str]:
+def _rest(row: TableRow, names: Iterable[str]) -> list[str]:
     """What a row's label says beside the values of these parameters."""
     return [
         part for part in row.label.split()[1:] if not part.startswith((*(f"{name}=" for name in names), "#"))
@@ -151,7 +151,7 @@ class Sweep:
     method: str
     name: str
     values: list[Any]
-    lines: dict[str, dict[Any, Row]]
+    lines: dict[str, dict[Any, TableRow]]
 
     @property
     def numbers(self) -> bool:
@@ -164,7 +164,7 @@ def sweeps(section: Section) -> list[Sweep]:
     found = []
     for method, rows in _methods(section).items():
         for name in dict.fromkeys(name for row in rows for name in row.swept):
-            groups: dict[tuple, dict[Any, Row]] = {}
+            groups: dict[tuple, dict[Any, TableRow]] = {}
             for row in rows:
                 if not math.isnan(row.overall):
                     rest = {key: value for key, value in row.swept.items() if key != name}
@@ -185,7 +185,7 @@ def sweeps(section: Section) -> list[Sweep]:
 def over_frames(sections: Iterable[Section], arms: Iterable[StoredArm]) -> list[Sweep]:
     """The rows of each label and retention along the number of frames, where tables differ in nothing else."""
     known = {arm.id: arm for arm in arms}
-    groups: dict[tuple, dict[str, dict[Any, Row]]] = {}
+    groups: dict[tuple, dict[str, dict[Any, TableRow]]] = {}
     for section in sections:
         for row in section.rows:
             arm = known[row.arm]

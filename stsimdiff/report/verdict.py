@@ -16,7 +16,7 @@ from stsimdiff.report.pairs import NO_DIFFERENCE, WORSE, Pair, against
 from stsimdiff.report.section import FAULTS
 
 if TYPE_CHECKING:
-    from stsimdiff.report.section import Row, Section
+    from stsimdiff.report.section import Section, TableRow
 
 FEW = 4
 """Methods that a sentence names one by one; more are counted, and the pairs say which they are."""
@@ -65,7 +65,7 @@ def _plan(section: Section, retention: float) -> list[str]:
     return [f"Planned comparisons of {pairs[0].method}: {'; '.join(parts)}."]
 
 
-def _references(section: Section, rows: Sequence[Row]) -> list[str]:
+def _references(section: Section, rows: Sequence[TableRow]) -> list[str]:
     """What all tokens reach, and how far below it the question alone stays."""
     if not rows:
         return []
@@ -81,7 +81,7 @@ def _references(section: Section, rows: Sequence[Row]) -> list[str]:
     return [f"Without a budget {'; '.join(parts)}."]
 
 
-def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
+def _contest(section: Section, retention: float, rows: Sequence[TableRow]) -> str:
     place = f"At {100 * retention:.4g} %"
     best = leader(rows)
     if best is None:
@@ -132,7 +132,7 @@ def _contest(section: Section, retention: float, rows: Sequence[Row]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _outside(rows: Sequence[Row], reasons: Iterable[str]) -> list[str]:
+def _outside(rows: Sequence[TableRow], reasons: Iterable[str]) -> list[str]:
     """Who is out of the contest for one of these reasons."""
     why = {row.label: row.fault or ("over budget" if row.over_budget else "") for row in rows}
     return [
@@ -142,21 +142,21 @@ def _outside(rows: Sequence[Row], reasons: Iterable[str]) -> list[str]:
     ]
 
 
-def leader(rows: Sequence[Row]) -> Row | None:
+def leader(rows: Sequence[TableRow]) -> TableRow | None:
     """The cheapest of the rows with the highest overall accuracy, among those that compete; None where none does."""
     contest = [row for row in rows if row.competes]
     best = max((row.overall for row in contest), default=math.nan)
     return next(iter(_cheapest_first([row for row in contest if row.overall == best])), None)
 
 
-def _cheapest_first(rows: Sequence[Row]) -> list[Row]:
+def _cheapest_first(rows: Sequence[TableRow]) -> list[TableRow]:
     """In the order of their compute, and else as printed; those that have none stored last."""
     spent = [row.retention_compute for row in rows]
     order = sorted(range(len(rows)), key=lambda i: math.inf if math.isnan(spent[i]) else spent[i])
     return [rows[i] for i in order]
 
 
-def _spending(tied: Sequence[Row], median: float) -> str:
+def _spending(tied: Sequence[TableRow], median: float) -> str:
     """What each leader spends, said where one does not owe its place to the budget that the others have."""
     if not any(_ratio(row, median) for row in tied):
         return ""
@@ -165,7 +165,7 @@ def _spending(tied: Sequence[Row], median: float) -> str:
     return f", at {multiples} the block's median compute"
 
 
-def _at_equal_compute(rows: Sequence[Row], best: Row, median: float) -> list[str]:
+def _at_equal_compute(rows: Sequence[TableRow], best: TableRow, median: float) -> list[str]:
     """Who leads at the block's median compute, said where the leader does not spend that."""
     known = _cheapest_first([row for row in rows if row.competes and not math.isnan(row.equal)])
     if len(known) < 2 or _ratio(best, median) is None:
@@ -179,18 +179,18 @@ def _at_equal_compute(rows: Sequence[Row], best: Row, median: float) -> list[str
     return [f"{place} {first.label} leads with {first.equal:.1f}, and {best.label} was not measured there"]
 
 
-def _ratio(row: Row, median: float) -> float | None:
+def _ratio(row: TableRow, median: float) -> float | None:
     """A row's compute over the block's median, None where they differ by no more than the tolerance."""
     ratio = row.retention_compute / median
     return ratio if abs(ratio - 1) > TOLERANCE else None
 
 
-def _times(row: Row, median: float) -> str:
+def _times(row: TableRow, median: float) -> str:
     ratio = row.retention_compute / median
     return "unknown times" if math.isnan(ratio) else f"{ratio:.2f} times"
 
 
-def _is(pairs: dict[str, Pair], row: Row, verdict: str) -> bool:
+def _is(pairs: dict[str, Pair], row: TableRow, verdict: str) -> bool:
     return row.label in pairs and pairs[row.label].verdict == verdict
 
 

@@ -28,7 +28,7 @@ from stsimdiff.report import columns
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
-from stsimdiff.report.section import Row, Section
+from stsimdiff.report.section import Section, TableRow
 from stsimdiff.report.table import build
 from stsimdiff.report.text import one_line
 from stsimdiff.terminal import say
@@ -154,7 +154,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
 
     Raises:
         ConfigError: an unknown mode, or ``online`` without a key.
-        DataError: as ``report.rows.load`` does.
+        DataError: as ``report.rows.read_samples`` does.
         RunFailed: when the service or the disk does not take what is logged; the next call logs it again.
     """
     run_dir = Path(run_dir)
@@ -208,7 +208,7 @@ def _pages(run_dir: Path) -> list[_Page]:
     return pages
 
 
-def _arm_page(arm: StoredArm, section: Section, row: Row, samples: pd.DataFrame) -> _Page:
+def _arm_page(arm: StoredArm, section: Section, row: TableRow, samples: pd.DataFrame) -> _Page:
     budget = () if row.reference else (f"{100 * row.retention:.4g} % {row.budget}",)
     tags = (section.model, section.benchmark, row.method, *budget, *([row.fault] if row.fault else []))
     return _Page(
@@ -225,7 +225,7 @@ def _arm_page(arm: StoredArm, section: Section, row: Row, samples: pd.DataFrame)
     )
 
 
-def _name(row: Row) -> str:
+def _name(row: TableRow) -> str:
     """A name that W&B takes: it allows 128 characters, and the end tells variants apart."""
     place = "" if row.reference else f" {100 * row.retention:.4g} % {row.budget}"
     room = MOST_CHARACTERS - len(place)
@@ -233,7 +233,7 @@ def _name(row: Row) -> str:
     return label + place
 
 
-def _numbers(row: Row, samples: pd.DataFrame) -> dict[str, float]:
+def _numbers(row: TableRow, samples: pd.DataFrame) -> dict[str, float]:
     """The row's numbers, its mean TFLOPs and median times; shares in percent, and none that cannot be averaged."""
     held = [column for column in columns.COLUMNS if not column.is_text and column.name != "budget"]
     found = {

@@ -126,7 +126,7 @@ def test_an_older_version_is_counted_shown_on_request_and_removed_on_request(
     ]
     (said,) = [note for note in table.notes if "Older version" in note]
     assert "left out here: 1." in said and "forget run=dev older" in said
-    assert len(rows.load(run, older=True)) - len(rows.load(run)) == len(answers(0.6, 0.3))
+    assert len(rows.read_samples(run, older=True)) - len(rows.read_samples(run)) == len(answers(0.6, 0.3))
     assert report.main([str(run), "--older"]) == 0
     assert "Mine code def" in capsys.readouterr().out
     monkeypatch.chdir(run.parent)

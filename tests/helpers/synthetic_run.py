@@ -117,7 +117,7 @@ def make(run_dir: Path | str, console: Console | None) -> Table:
         console: where to print; None prints nothing.
 
     Raises:
-        DataError: as ``rows.load`` does.
+        DataError: as ``rows.read_samples`` does.
     """
     table = build(read(run_dir))
     for name, content in files(table).items():

@@ -24,7 +24,7 @@ def test_load_gives_one_row_a_sample_and_arm_without_the_torn_line(
     lines = [json.dumps(row) for row in answers(0.5, 0.3)[:9]]
     (shards / "answers.0-of-2.jsonl").write_text("\n".join(lines[:5]) + "\n")
     (shards / "answers.1-of-2.jsonl").write_text("\n".join(lines[5:8]) + "\n" + lines[8][:-20])
-    frame = rows.load(tmp_path)
+    frame = rows.read_samples(tmp_path)
     assert f"{shards / 'answers.1-of-2.jsonl'}:4: the last line is torn" in caplog.text
     assert frame.groupby("method")["id"].nunique().to_dict() == {"none": len(QUESTIONS), "random": 8}
     assert len(frame) == len(QUESTIONS) + 8
@@ -56,7 +56,7 @@ def test_damage_names_file_and_line(tmp_path: Path, damage, said: str) -> None:
     stored = (folder / "answers.jsonl").read_text().splitlines()
     (folder / "answers.jsonl").write_text("\n".join(damage(stored)) + "\n")
     with pytest.raises(DataError, match=said):
-        rows.load(tmp_path)
+        rows.read_samples(tmp_path)
 
 
 LINE = answers(0.9, 1.0)[0]
@@ -117,7 +117,7 @@ def test_times_that_were_not_taken_are_empty_cells(tmp_path: Path, value: str) -
         + f', "times": {value}}}'
     )
     (folder / "answers.jsonl").write_text(line + "\n")
-    assert rows.load(tmp_path)["prefill_s"].isna().all()
+    assert rows.read_samples(tmp_path)["prefill_s"].isna().all()
     assert main([str(tmp_path)]) == 0
 
 
@@ -156,7 +156,9 @@ def test_a_second_answer_does_not_count_here_as_in_the_store(tmp_path: Path) -> 
     second = first | {"correct": True, "parsed": "B"}
     folder = write_arm(tmp_path, "none", 1.0, [first, second])
     assert (
-        rows.load(tmp_path)["correct"].tolist() == [False] == [row["correct"] for row in read_answers(folder)]
+        rows.read_samples(tmp_path)["correct"].tolist()
+        == [False]
+        == [row["correct"] for row in read_answers(folder)]
     )
     (note,) = rows.read(tmp_path).notes
     assert f"answers.jsonl:2: question {first['id']!r} is answered in" in note
@@ -166,7 +168,7 @@ def test_only_the_stores_own_files_are_read(tmp_path: Path) -> None:
     folder = write_arm(tmp_path, "none", 1.0, answers(0.9, 1.0)[:5])
     for name in ("answers_old.jsonl", "answers.1-of-2.jsonl.bak", "answers (copy).jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in answers(0.1, 1.0)))
-    assert len(rows.load(tmp_path)) == 5 == len(read_answers(folder))
+    assert len(rows.read_samples(tmp_path)) == 5 == len(read_answers(folder))
 
 
 def test_a_whole_line_without_its_end_is_torn_here_as_in_the_store(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_answer_replaces_a_failure_in_any_order(tmp_path: Path) -> None:
         1.0,
         [failed(QUESTIONS[0]), failed(QUESTIONS[0]), *good, failed(QUESTIONS[1]), failed(QUESTIONS[3])],
     )
-    frame = rows.load(tmp_path).set_index("id")
+    frame = rows.read_samples(tmp_path).set_index("id")
     assert frame["failed"].to_dict() == {QUESTIONS[i][1]: i == 3 for i in range(4)}
 
 
@@ -232,7 +234,7 @@ def test_a_damaged_line_is_the_same_message_to_score_and_table(tmp_path: Path) -
         stream.write('{"id": "new", "video": "v", "category": "f", "correct": true}\n')
     said = rf"answers.jsonl:{len(QUESTIONS) + 1}: holds no error"
     for read in (
-        lambda: rows.load(tmp_path),
+        lambda: rows.read_samples(tmp_path),
         lambda: _reasons(SimpleNamespace(folder=tmp_path), [SimpleNamespace(folder=folder.name)]),
     ):
         with pytest.raises(DataError, match=said):
