@@ -215,14 +215,14 @@ def brief_cells(section: Section) -> Cells:
         [
             cell._replace(wrong=bool(row.fault))
             for cell in (
-                Cell(row.label, place=place),
+                Cell(row.label, rank=rank),
                 number(100 * row.retention, ".4g"),
-                *(column.cell(row)._replace(place=place if column is OVERALL else 0) for column in shown),
+                *(column.cell(row)._replace(rank=rank if column is OVERALL else 0) for column in shown),
                 Cell(marks(row)),
             )
         ]
         for row in section.rows
-        for place in [1 if row.best else 2 * row.second]
+        for rank in [1 if row.best else 2 * row.second]
     ]
     return Cells(
         ["method", "budget %", *(column.header(section) for column in shown), "marks"], [("", lines)]
@@ -276,10 +276,10 @@ def main_cells(section: Section) -> Cells:
         for row in rows:
             cells = [Cell(row.name), *(column.cell(row) for column in shown)]
             if row.best:
-                cells = [cell._replace(place=1) for cell in cells]
+                cells = [cell._replace(rank=1) for cell in cells]
             elif row.second:
                 ranked = [True, *(column is OVERALL for column in shown)]
-                cells = [cell._replace(place=2 * here) for cell, here in zip(cells, ranked, strict=True)]
+                cells = [cell._replace(rank=2 * here) for cell, here in zip(cells, ranked, strict=True)]
             if row.fault:
                 cells = [cell._replace(wrong=True) for cell in cells]
             lines.append(cells)

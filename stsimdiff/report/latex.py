@@ -152,17 +152,17 @@ def _marked(
     for column in shown:
         # A mark such as "!" is a note here.
         cells = {row.label: (cell := column.cell(row))._replace(text=cell.text.rstrip("!")) for row in rows}
-        # To the printed digit: what a reader sees as equal shares its place.
+        # To the printed digit: what a reader sees as equal shares its rank.
         rivals = {
             row.label: round(value, 1)
             for row in rows
             if row.competes and (value := cells[row.label].value) is not None
         }
         ranked = len(rivals) > 1 and (column.name in RANKED or column.name.startswith("acc_"))
-        places = sorted(set(rivals.values()), reverse=True)[:2] if ranked else []
+        best = sorted(set(rivals.values()), reverse=True)[:2] if ranked else []
         for label, cell in cells.items():
-            place = 1 + places.index(rivals[label]) if rivals.get(label) in places else 0
-            found[label].append(cell._replace(place=place))
+            rank = 1 + best.index(rivals[label]) if rivals.get(label) in best else 0
+            found[label].append(cell._replace(rank=rank))
     if shown:
         names = [column.name for column in shown]
         at = names.index(OVERALL.name) if OVERALL.name in names else 0

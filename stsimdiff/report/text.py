@@ -34,7 +34,7 @@ class Cell(NamedTuple):
     Attributes:
         text: what is read.
         value: the number that the text shows; ``None`` for words, and where there is none.
-        place: 1 for the best of a block, 2 for the second, 0 for the others.
+        rank: 1 for the best of a block, 2 for the second, 0 for the others.
         link: where the text leads, in Markdown.
         wrong: whether a terminal shows it in red.
         note: letters of notes below a table of LaTeX, with commas between them.
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
     text: str
     value: float | None = None
-    place: int = 0
+    rank: int = 0
     link: str = ""
     wrong: bool = False
     note: str = ""
@@ -108,7 +108,7 @@ def markdown(cells: Cells) -> str:
 
 def _markdown(cell: Cell) -> str:
     text = f"[{escaped(cell.text)}]({cell.link})" if cell.link else escaped(cell.text)
-    return (text, f"**{text}**", f"<ins>{text}</ins>")[cell.place]
+    return (text, f"**{text}**", f"<ins>{text}</ins>")[cell.rank]
 
 
 def escaped(text: str) -> str:
@@ -145,7 +145,7 @@ def _tex_line(cells: Iterable[str]) -> str:
 
 def _latex(cell: Cell) -> str:
     text = tex(cell.text)
-    marked = (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.place]
+    marked = (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.rank]
     return rf"{marked}\tnote{{{cell.note}}}" if cell.note else marked
 
 
@@ -235,7 +235,7 @@ def _grid(cells: Cells, columns: Sequence[int], fold: bool) -> Table:
             grid.add_row(Text(title, style="italic"))
         for i, line in enumerate(block):
             shown = [
-                Text(cell.text, style="red" if cell.wrong else ("", "bold", "underline")[cell.place])
+                Text(cell.text, style="red" if cell.wrong else ("", "bold", "underline")[cell.rank])
                 for cell in line
             ]
             grid.add_row(*shown, end_section=bool(title) and i == len(block) - 1)

@@ -180,7 +180,7 @@ def test_one_table_as_markdown_latex_and_terminal() -> None:
         [
             (
                 "block _1",
-                [[Cell("x_1", place=1), number(1.25, ".1f", "!")], [Cell("y|", place=2), number(NAN)]],
+                [[Cell("x_1", rank=1), number(1.25, ".1f", "!")], [Cell("y|", rank=2), number(NAN)]],
             )
         ],
     )
