@@ -8,67 +8,14 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache, StaticLayer
 
-from helpers.scripted import DROPS, NEW_TOKENS, Scripted, generated, some
-from helpers.tiny_models import TinyCase, qwen2_5_vl
+from helpers.scripted import DROPS, Scripted, some
+from helpers.tiny_models import masked_reference, qwen2_5_vl
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.engine import Compression
 from stsimdiff.engine.attention import attention_rows, mean_attention
+from stsimdiff.models.kit.running import generate
 from stsimdiff.tokens import Reason, Selection
 from stsimdiff.trace import Trace
-
-
-def masked_reference(
-    case: TinyCase, drops: dict[tuple[str, int], set[int]], tokens: torch.Tensor
-) -> torch.Tensor:
-    """Logits ``(NEW_TOKENS, V)``: no cache, no dropping; dropped keys are masked from their layer on.
-
-    Every step runs the whole sequence, continued with the given ``tokens``, again: this shares nothing with the
-    engine but those tokens.
-    """
-    model, rows = case.model, []
-    layers = case.model.model.language_model.layers
-    ids = case.inputs["input_ids"]
-    position, _ = model.model.get_rope_index(
-        ids,
-        mm_token_type_ids=case.inputs["mm_token_type_ids"],
-        video_grid_thw=case.inputs["video_grid_thw"],
-        second_per_grid_ts=case.inputs["second_per_grid_ts"],
-    )
-    for step in range(NEW_TOKENS):
-        length = ids.shape[1]
-        # ``generate`` continues from the last prompt token's position.
-        extra = torch.arange(1, length - case.layout.length + 1) + position[:, :, -1:]
-        positions = torch.cat([position, extra], dim=2)
-        embeds = model.get_input_embeddings()(ids).clone()
-        embeds[0, case.layout.video] = case.inputs["mm_encoder_outputs"]["video"].pooler_output[0]
-        handles = []
-        for number, layer in enumerate(layers):
-            hidden_keys = set()
-            for (place, at), dropped in drops.items():
-                if at < number or (at == number and place != "between"):
-                    hidden_keys |= {int(case.layout.video[i]) for i in dropped}
-            allowed = torch.ones(length, length).tril().bool()
-            allowed[:, sorted(hidden_keys)] = False
-            # A dropped token may see itself, so that its row is no row of -inf; nobody else reads it.
-            allowed |= torch.eye(length, dtype=torch.bool)
-            mask = torch.zeros(length, length).masked_fill(~allowed, float("-inf"))[None, None]
-            handles.append(
-                layer.register_forward_pre_hook(
-                    lambda m, a, k, mask=mask: (a, {**k, "attention_mask": mask}), with_kwargs=True
-                )
-            )
-        hidden = model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        for handle in handles:
-            handle.remove()
-        rows.append(model.lm_head(hidden[0, -1]))
-        ids = torch.cat([ids, tokens[None, step : step + 1]], dim=1)
-    return torch.stack(rows)
-
-
-def generate(case: TinyCase, run: Run | None):
-    return generated(case.model, case.inputs, case.decoder, case.layout, run)
 
 
 @torch.no_grad()
@@ -216,8 +163,8 @@ def test_merged_features_replace_the_kept_ones() -> None:
             )
 
     logits, tokens, trace = generate(case, Merge())
-    features = case.inputs["mm_encoder_outputs"]["video"].pooler_output[0]
-    features[::2] = (features[::2] + features[1::2]) / 2
+    features = case.embeds[0, case.layout.video]
+    case.embeds[0, case.layout.video[::2]] = (features[::2] + features[1::2]) / 2
     expected = masked_reference(case, {("input", 0): set(range(1, 48, 2))}, tokens)
     assert torch.allclose(logits, expected, atol=1e-5)
     assert trace.reasons() == {"dropped": 24, "contextual": 24}

@@ -14,24 +14,24 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from helpers.decoder_cases import LAYERS, TEXT, WIDTH, Case, generate, masked_reference, text_ids
 from helpers.scripted import DROPS, Scripted, some
-from helpers.tiny_models import VIDEO_TOKEN, VISION_END, VISION_START
+from helpers.tiny_models import (
+    GRID,
+    LAYERS,
+    QWEN,
+    TEXT,
+    WIDTH,
+    Case,
+    masked_reference,
+    of_qwen,
+    text_ids,
+)
 from stsimdiff.models.base import EncodedVideo
+from stsimdiff.models.kit.miniatures import TOWER
+from stsimdiff.models.kit.running import generate
 from stsimdiff.models.llava_video import LlavaVideo
 from stsimdiff.models.nvila import NVILA
 from stsimdiff.models.qwen2_vl import Qwen2VL
-from stsimdiff.tokens import Grid
-
-GRID = Grid(4, 3, 4)
-VISION = dict(
-    hidden_size=16,
-    intermediate_size=16,
-    num_attention_heads=2,
-    num_hidden_layers=1,
-    image_size=4,
-    patch_size=2,
-)
 
 
 def spliced(family: LlavaVideo | NVILA) -> Case:
@@ -43,7 +43,7 @@ def spliced(family: LlavaVideo | NVILA) -> Case:
 
 def llava_video(attention: str) -> Case:
     config = LlavaOnevisionConfig(
-        vision_config={"model_type": "siglip_vision_model", **VISION},
+        vision_config={"model_type": "siglip_vision_model", **TOWER, "image_size": 4, "patch_size": 2},
         text_config={"model_type": "qwen2", **TEXT},
     )
     config._attn_implementation = attention
@@ -58,31 +58,10 @@ def nvila(attention: str) -> Case:
 
 
 def qwen2_vl(attention: str) -> Case:
-    config = Qwen2VLConfig(
-        text_config={
-            **TEXT,
-            "rope_parameters": dict(rope_type="default", rope_theta=1000.0, mrope_section=[2, 2, 2]),
-        },
-        vision_config=dict(depth=1, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=1),
-        video_token_id=VIDEO_TOKEN,
-        image_token_id=91,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-    )
+    vision = dict(depth=1, embed_dim=16, hidden_size=WIDTH, num_heads=2, mlp_ratio=1)
+    config = Qwen2VLConfig(**QWEN, vision_config=vision)
     config._attn_implementation = attention
-    family = Qwen2VL(Qwen2VLForConditionalGeneration(config), None, "tiny")
-    before, after = text_ids()
-    middle = [VISION_START, *[VIDEO_TOKEN] * GRID.tokens, VISION_END]
-    ids = torch.cat((before, torch.tensor(middle), after))[None]
-    thw = torch.tensor([[GRID.frames, GRID.height * 2, GRID.width * 2]])
-    video = EncodedVideo(torch.randn(GRID.tokens, WIDTH), GRID, {"video_grid_thw": thw})
-    prompt = family.prompt_from_ids(video, ids)
-    embeds = family.model.get_input_embeddings()(ids).detach().clone()
-    embeds[0, prompt.layout.video] = video.features
-    positions, _ = family.model.model.get_rope_index(
-        ids, mm_token_type_ids=prompt.inputs["mm_token_type_ids"], video_grid_thw=thw
-    )
-    return Case(family, prompt, embeds, positions)
+    return of_qwen(Qwen2VL(Qwen2VLForConditionalGeneration(config), None, "tiny"), GRID)
 
 
 FAMILIES = {"llava_video": llava_video, "nvila": nvila, "qwen2_vl": qwen2_vl}

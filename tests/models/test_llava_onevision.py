@@ -13,28 +13,26 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
-from helpers.decoder_cases import TEXT, Case, generate, masked_reference, text_ids
 from helpers.scripted import DROPS, Scripted, some
-from helpers.tiny_models import VIDEO_TOKEN
+from helpers.tiny_models import IMAGE_TOKEN, TEXT, VIDEO_TOKEN, Case, masked_reference, text_ids
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, LoadOptions
+from stsimdiff.models.kit import miniatures
+from stsimdiff.models.kit.running import generate
 from stsimdiff.models.llava_onevision import LlavaOnevision
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
 GRID = Grid(4, 3, 3)
-TOWER = dict(
-    model_type="siglip_vision_model",
-    hidden_size=16,
-    intermediate_size=16,
-    num_attention_heads=2,
-    num_hidden_layers=3,
-    image_size=30,
-    patch_size=5,
-    vision_use_head=False,
-)
+TOWER = {
+    **miniatures.TOWER,
+    "model_type": "siglip_vision_model",
+    "image_size": 30,
+    "patch_size": 5,
+    "vision_use_head": False,
+}
 
 
 def model(attention: str = "sdpa", **text) -> LlavaOnevisionForConditionalGeneration:
@@ -42,7 +40,7 @@ def model(attention: str = "sdpa", **text) -> LlavaOnevisionForConditionalGenera
         vision_config=dict(TOWER),
         text_config={"model_type": "qwen2", **TEXT, **text},
         video_token_index=VIDEO_TOKEN,
-        image_token_index=91,
+        image_token_index=IMAGE_TOKEN,
         vision_feature_layer=-1,
     )
     config._attn_implementation = attention
