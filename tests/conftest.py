@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from helpers.forked_commands import Forks
+from stsimdiff import models
+
+if TYPE_CHECKING:
+    from stsimdiff.models.kit.running import FamilyCase
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +41,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stsimdiff.data import clips
 
     return clips.build(tmp_path_factory.mktemp("data"), videos=2)
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a family's miniature, written once; to be read and not written."""
+    from stsimdiff.models.kit import miniatures
+
+    root = tmp_path_factory.mktemp("miniatures")
+    return functools.cache(lambda family: miniatures.make(family, root / family))
+
+
+@pytest.fixture(scope="module", params=sorted(models.FAMILIES))
+def case(request: pytest.FixtureRequest) -> FamilyCase:
+    """Each family's miniature with a video, the tower's signals and a prompt; loaded once, and left as it was."""
+    from stsimdiff.kit import checks
+
+    return checks.miniature(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from stsimdiff.compressors import BUILTIN
 from stsimdiff.data.clips import dataset, rows
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.errors import BudgetError, ConfigError, UserError
-from stsimdiff.models.kit import miniatures
 
 CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -138,8 +137,8 @@ class TestLoaded:
 @pytest.mark.parametrize("family", STOCK, scope="class")
 class TestStock:
     @pytest.fixture(scope="class")
-    def stock(self, family, tmp_path_factory):
-        folder = miniatures.make(family, tmp_path_factory.mktemp(family) / "model")
+    def stock(self, family, miniature):
+        folder = miniature(family)
         model = getattr(transformers, CLASSES[family]).from_pretrained(folder).eval()
         return model, transformers.AutoProcessor.from_pretrained(folder)
 

@@ -21,7 +21,6 @@ from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import FAMILIES, info, resolve
 from stsimdiff.models.base import Family, LoadOptions
-from stsimdiff.models.kit.miniatures import MAKERS, make
 from stsimdiff.models.nvila import NVILA
 from stsimdiff.models.released import planned_shape
 from stsimdiff.tokens import Grid
@@ -29,24 +28,17 @@ from stsimdiff.video import Frames
 
 # Of each family a miniature; Qwen2.5-VL's has windows that are cut at the grid's edge, and layers with and without.
 OPTIONS = {"llava_video average": {"pooling": "average"}}
-CASES = [*sorted(MAKERS), *OPTIONS]
+CASES = [*sorted(FAMILIES), *OPTIONS]
 RELEASED_SIZES = sorted(FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("miniatures")
-    for name in MAKERS:
-        make(name, root / name)
-    return {name: root / name.partition(" ")[0] for name in CASES}
 
 
 def options_for(name: str) -> LoadOptions:
     return LoadOptions(device="cpu", family=OPTIONS.get(name, {}))
 
 
-def load(name: str, folders: dict[str, Path]) -> Family:
-    return resolve(name.partition(" ")[0]).load(str(folders[name]), options_for(name))
+def load(name: str, miniature: Callable[[str], Path]) -> Family:
+    family = name.partition(" ")[0]
+    return resolve(family).load(str(miniature(family)), options_for(name))
 
 
 def frames_of(count: int = 6, height: int = 90, width: int = 70) -> Frames:
@@ -64,8 +56,8 @@ def counted(action: Callable[[], Any]) -> tuple[int, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_tower_and_projector_agree_with_the_counter_of_torch(folders, name: str) -> None:
-    family = load(name, folders)
+def test_tower_and_projector_agree_with_the_counter_of_torch(miniature, name: str) -> None:
+    family = load(name, miniature)
     measured, video = counted(lambda: family.encode(frames_of()))
     shape = family.shape
     load_ = shape.tower_work(video.grid)
@@ -78,8 +70,8 @@ def test_tower_and_projector_agree_with_the_counter_of_torch(folders, name: str)
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_signals_agree_with_the_counter_of_torch(folders, name: str) -> None:
-    family = load(name, folders)
+def test_signals_agree_with_the_counter_of_torch(miniature, name: str) -> None:
+    family = load(name, miniature)
     plain, video = counted(lambda: family.encode(frames_of()))
     reading, _ = counted(lambda: family.encode(frames_of(), signals=True))
     shape = family.shape
@@ -91,8 +83,8 @@ def test_signals_agree_with_the_counter_of_torch(folders, name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("drops", [{}, {("before", 2): 0.5}, {("input", 0): 0.3, ("between", 1): 0.6}])
 @pytest.mark.parametrize("name", CASES)
-def test_decoder_agrees_with_the_counter_of_torch(folders, name: str, drops: dict) -> None:
-    family = load(name, folders)
+def test_decoder_agrees_with_the_counter_of_torch(miniature, name: str, drops: dict) -> None:
+    family = load(name, miniature)
     prompt = family.prompt(family.encode(frames_of()), "What is it?", "q")
     tokens = prompt.layout.grid.tokens
     scripted = Scripted({place: some(1, share, tokens) for place, share in drops.items()})
@@ -110,10 +102,10 @@ def test_decoder_agrees_with_the_counter_of_torch(folders, name: str, drops: dic
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sizes_from_the_files_alone_are_those_of_the_loaded_model(folders, name: str) -> None:
-    family = load(name, folders)
-    shape, source = planned_shape(name.partition(" ")[0], str(folders[name]), options_for(name))
-    assert shape == family.shape and str(folders[name]) in source
+def test_sizes_from_the_files_alone_are_those_of_the_loaded_model(miniature, name: str) -> None:
+    family, folder = load(name, miniature), str(miniature(name.partition(" ")[0]))
+    shape, source = planned_shape(name.partition(" ")[0], folder, options_for(name))
+    assert shape == family.shape and folder in source
     for sizes in ((6, 90, 70), (3, 40, 300), (2, 64, 64)):
         assert shape.grid(*sizes) == family.encode(frames_of(*sizes)).grid
     parts: list[nn.Module] = [family.model]

@@ -6,24 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stsimdiff import models
 from stsimdiff.compressors.base import Hidden, Places
 from stsimdiff.engine import Compression
 from stsimdiff.errors import MethodFault
-from stsimdiff.models.kit import miniatures, running
+from stsimdiff.models.kit import running
 from stsimdiff.models.kit.running import NEW_TOKENS
 from stsimdiff.tokens import Selection
 
-NAMES = sorted(models.FAMILIES)
 DROPPED = 5
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def case(request, tmp_path_factory) -> running.FamilyCase:
-    folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.FamilyCase.of(
-        running.load(models.resolve(request.param), str(folder), "cpu", "float32", "eager")
-    )
 
 
 class Hiding(running.ScriptedRun):
@@ -80,17 +70,17 @@ STEPS = {0: [5, 9, 14], 2: [6]}
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["hidden", "removed"])
-def test_hiding_and_removing_equal_masking(case: running.FamilyCase, removed: bool) -> None:
-    run, layout = Hiding(STEPS, removed), case.prompt.layout
-    logits, tokens, trace = running.generate(case, run)
+def test_hiding_and_removing_equal_masking(eager_case: running.FamilyCase, removed: bool) -> None:
+    run, layout = Hiding(STEPS, removed), eager_case.prompt.layout
+    logits, tokens, trace = running.generate(eager_case, run)
     # Hidden for one token, removed from it on.
     masks = {0: STEPS[0], 1: STEPS[0], 2: STEPS[0] + STEPS[2]} if removed else STEPS
-    expected, rows = reference(case, tokens, masks)
+    expected, rows = reference(eager_case, tokens, masks)
     scale = float(logits.abs().max())
-    assert float((logits - expected).abs().max()) / scale < case.tolerance
-    blind = reference(case, tokens, {})[0]
-    assert float((logits - blind).abs().max()) / scale > 10 * case.tolerance, "blind"
-    count, layers = layout.grid.tokens, len(case.family.decoder)
+    assert float((logits - expected).abs().max()) / scale < eager_case.tolerance
+    blind = reference(eager_case, tokens, {})[0]
+    assert float((logits - blind).abs().max()) / scale > 10 * eager_case.tolerance, "blind"
+    count, layers = layout.grid.tokens, len(eager_case.family.decoder)
     assert [(layer, step) for layer, step, _, _ in run.given] == [(1, step) for step in range(NEW_TOKENS - 1)]
     for step, (_, _, cached, attention) in enumerate(run.given):
         gone = set(range(DROPPED)) | (set(masks.get(step - 1, [])) if removed and step else set())
@@ -105,33 +95,33 @@ def test_hiding_and_removing_equal_masking(case: running.FamilyCase, removed: bo
     assert trace.final == count - DROPPED and trace.decoding_seconds > 0
 
 
-def test_removing_shortens_the_caches(case: running.FamilyCase) -> None:
+def test_removing_shortens_the_caches(eager_case: running.FamilyCase) -> None:
     held = []
-    hook = case.family.decoder.module.register_forward_pre_hook(
+    hook = eager_case.family.decoder.module.register_forward_pre_hook(
         lambda m, a, kwargs: held.append(kwargs["past_key_values"]), with_kwargs=True
     )
-    running.generate(case, Hiding(STEPS, removed=True))
+    running.generate(eager_case, Hiding(STEPS, removed=True))
     hook.remove()
-    length = case.prompt.layout.length + NEW_TOKENS - 1
+    length = eager_case.prompt.layout.length + NEW_TOKENS - 1
     lengths = [layer.keys.shape[-2] for layer in held[0].layers]
     assert lengths == [length] + [length - DROPPED - 4] * (len(lengths) - 1)
 
 
-def test_acting_without_hiding_changes_no_bit(case: running.FamilyCase) -> None:
-    quiet, _, trace = running.generate(case, Hiding({}))
-    plain = running.generate(case, running.ScriptedRun({("before", 1): set(range(DROPPED))}))
+def test_acting_without_hiding_changes_no_bit(eager_case: running.FamilyCase) -> None:
+    quiet, _, trace = running.generate(eager_case, Hiding({}))
+    plain = running.generate(eager_case, running.ScriptedRun({("before", 1): set(range(DROPPED))}))
     assert torch.equal(quiet, plain[0])
     assert plain[2].kv_kept is None and plain[2].visible == []
     assert 0 < trace.kv_kept < 1
 
 
-def test_mistakes_are_named(case: running.FamilyCase) -> None:
+def test_mistakes_are_named(eager_case: running.FamilyCase) -> None:
     def generate(answer):
         class Wrong(Hiding):
             def at_token(self, layer, step, cached, attention):
                 return answer(cached)
 
-        running.generate(case, Wrong({}))
+        running.generate(eager_case, Wrong({}))
 
     with pytest.raises(
         TypeError, match="Wrong, before layer 1 while decoding, returned a Tensor; expected Hidden"
@@ -154,8 +144,8 @@ def test_mistakes_are_named(case: running.FamilyCase) -> None:
             return None
 
     with pytest.raises(TypeError, match="announces a place before layer 1 while decoding but does not act"):
-        running.generate(case, Silent())
+        running.generate(eager_case, Silent())
     with pytest.raises(ValueError, match="does not exist"):
         wrong = Hiding({})
         wrong.places = Places(watched=frozenset({99}))
-        Compression(case.family.decoder, wrong, case.prompt.layout)
+        Compression(eager_case.family.decoder, wrong, eager_case.prompt.layout)

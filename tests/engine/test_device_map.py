@@ -25,27 +25,21 @@ from stsimdiff.compressors.visionzip import VisionZip
 from stsimdiff.engine import compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, LoadOptions, execution_device
-from stsimdiff.models.kit import checks, miniatures, running
+from stsimdiff.models.kit import checks, running
 
 FIRST, SECOND = "meta:0", "meta:1"
 MAP = {"model.visual": "cpu", "model.language_model": "cpu", "lm_head": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    root = tmp_path_factory.mktemp("miniatures")
-    return {name: str(miniatures.make(name, root / name)) for name in ("qwen3_vl", "nvila", "llava_video")}
-
-
-def load(checkpoints, name: str = "qwen3_vl", **options) -> Family:
-    return models.resolve(name).load(checkpoints[name], LoadOptions(dtype="float32", **options))
+def load(miniature, name: str = "qwen3_vl", **options) -> Family:
+    return models.resolve(name).load(str(miniature(name)), LoadOptions(dtype="float32", **options))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("check", ["keep-all is bit-identical", "nothing is left behind"])
 @pytest.mark.parametrize("offload", [False, True])
-def test_with_the_hooks_of_accelerate(checkpoints, offload, check) -> None:
-    family = load(checkpoints)
+def test_with_the_hooks_of_accelerate(miniature, offload, check) -> None:
+    family = load(miniature)
     if offload:
         # Weights are away (on the meta device) but for the time in which a module computes.
         cpu_offload(family.model, "cpu")
@@ -62,8 +56,8 @@ def test_with_the_hooks_of_accelerate(checkpoints, offload, check) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["at four places", "inside layer 1"])
-def test_dropping_with_offloaded_weights_equals_dropping_without(checkpoints, name) -> None:
-    family = load(checkpoints)
+def test_dropping_with_offloaded_weights_equals_dropping_without(miniature, name) -> None:
+    family = load(miniature)
     case = running.FamilyCase.of(family)
     drops = {(place, at % 4): set(range(5, 20)) for place, at in checks.DROPS[name]}
     plain, _, _ = running.generate(case, running.ScriptedRun(drops))
@@ -98,9 +92,9 @@ def spread(model: torch.nn.Module) -> None:
             add_hook_to_module(module, Aligning(device))
 
 
-def asked(checkpoints) -> running.FamilyCase:
+def asked(miniature) -> running.FamilyCase:
     """A prompt with the tower's signals, made on the CPU; so its positions, which stock code reads singly."""
-    family, frames = load(checkpoints, device="cpu"), running.synthetic_frames(6)
+    family, frames = load(miniature, device="cpu"), running.synthetic_frames(6)
     video = family.encode(frames, signals=True)
     prompt = family.prompt(video, running.TEXT, sample="kit")
     names = ("input_ids", "mm_token_type_ids", "video_grid_thw")
@@ -145,12 +139,12 @@ def held(tensor: torch.Tensor) -> torch.Tensor:
     ],
     ids=lambda method: f"{type(method).__name__}",
 )
-def test_layers_on_two_devices_answer_as_on_one(checkpoints, unsynchronised, method) -> None:
-    budget, one = Budget(retention=0.4), asked(checkpoints)
+def test_layers_on_two_devices_answer_as_on_one(miniature, unsynchronised, method) -> None:
+    budget, one = Budget(retention=0.4), asked(miniature)
     expected, tokens, trace = running.generate(one, method.start(one.prompt.layout, budget))
     assert trace.final < one.video.grid.tokens
     with pretended():
-        two = asked(checkpoints)
+        two = asked(miniature)
         move(two)
         logits, same, again = running.generate(two, method.start(two.prompt.layout, budget))
     # Another kernel computes the attention there.
@@ -170,12 +164,12 @@ def test_pretended_devices_do_not_mix() -> None:
         assert held(second[torch.tensor([0, 2])]).tolist() == [1, 1]
 
 
-def test_maps_of_a_checkpoint(checkpoints) -> None:
-    family = load(checkpoints, device_map=MAP)
+def test_maps_of_a_checkpoint(miniature) -> None:
+    family = load(miniature, device_map=MAP)
     assert json.loads(family.describe()["device_map"]) == {"": "cpu"}
     family.model.hf_device_map = {"model": 0, "lm_head": torch.device("cuda:1")}
     assert json.loads(family.describe()["device_map"]) == {"model": "0", "lm_head": "cuda:1"}
-    nvila = load(checkpoints, "nvila", device_map="auto")
+    nvila = load(miniature, "nvila", device_map="auto")
     assert {p.device.type for p in nvila.tower.parameters()} == {nvila.device.type}
     case = running.FamilyCase.of(nvila)
     checks.CHECKS["keep-all is bit-identical"](case)
@@ -196,17 +190,17 @@ def test_maps_of_a_checkpoint(checkpoints) -> None:
         ({"device_map": "nowhere"}, "cannot be loaded with these settings"),
     ],
 )
-def test_maps_that_cannot_be_used(checkpoints, options, message) -> None:
+def test_maps_that_cannot_be_used(miniature, options, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(checkpoints, **options)
+        load(miniature, **options)
 
 
-def test_a_map_and_several_processes(checkpoints, monkeypatch) -> None:
+def test_a_map_and_several_processes(miniature, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         ConfigError, match="spreads one model over the devices, and 2 processes each want one"
     ):
-        load(checkpoints, device_map="auto")
+        load(miniature, device_map="auto")
 
 
 def test_where_a_module_computes() -> None:

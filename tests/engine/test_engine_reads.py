@@ -6,25 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stsimdiff import models
+from helpers.tiny_models import qwen2_5_vl
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.cost.counting import CountedRun, read_flops
 from stsimdiff.cost.decoder import DecoderShape
 from stsimdiff.engine import Compression
-from stsimdiff.models.kit import miniatures, running
+from stsimdiff.models.kit import running
 from stsimdiff.plan.dry_run import dry_run
 from stsimdiff.tokens import Grid, Read, Reason, Selection, VideoTokens
-
-NAMES = sorted(models.FAMILIES)
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def case(request, tmp_path_factory) -> running.FamilyCase:
-    folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.FamilyCase.of(
-        running.load(models.resolve(request.param), str(folder), "cpu", "float32", "eager")
-    )
 
 
 class Asking(Run):
@@ -107,12 +97,14 @@ READS = [
 
 @pytest.mark.parametrize("read", READS, ids=lambda r: f"{r.rows} heads={r.heads} rows={r.over}")
 @pytest.mark.parametrize("coming", [False, True], ids=["as it runs", "coming"])
-def test_attention_is_that_of_the_stock_layer(case: running.FamilyCase, read: Read, coming: bool) -> None:
+def test_attention_is_that_of_the_stock_layer(
+    eager_case: running.FamilyCase, read: Read, coming: bool
+) -> None:
     read = Read(read.rows, read.heads, read.over, coming)
     run = Asking(read, 1)
-    stock = Stock(case, 1, run)
-    kept, video = present(case)
-    layout = case.prompt.layout
+    stock = Stock(eager_case, 1, run)
+    kept, video = present(eager_case)
+    layout = eager_case.prompt.layout
     named = {
         "last": kept[-1:],
         3: kept[-3:],
@@ -144,24 +136,24 @@ def by_hand(case: running.FamilyCase, layer: int, entering: Tensor) -> tuple[Ten
 
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_without_rotary_embedding_or_mask(case: running.FamilyCase, causal: bool) -> None:
+def test_attention_without_rotary_embedding_or_mask(eager_case: running.FamilyCase, causal: bool) -> None:
     read = Read("question", rotary=False, causal=causal)
     run = Asking(read, 1)
-    stock = Stock(case, 1, run)
-    kept, video = present(case)
-    query, key, _, scaling = by_hand(case, 1, stock.entering)
+    stock = Stock(eager_case, 1, run)
+    kept, video = present(eager_case)
+    query, key, _, scaling = by_hand(eager_case, 1, stock.entering)
     scores = query @ key.repeat_interleave(len(query) // len(key), 0).transpose(1, 2) * scaling
     if causal:
         scores = scores.masked_fill(torch.ones(len(kept), len(kept)).triu(1).bool(), float("-inf"))
-    rows = torch.searchsorted(kept, case.prompt.layout.asked)
+    rows = torch.searchsorted(kept, eager_case.prompt.layout.asked)
     expected = plain_joined(scores.softmax(-1), rows, video, read)
     assert torch.allclose(run.attention[2], expected, atol=1e-6)
     assert not torch.allclose(expected, plain_joined(stock.weights, rows, video, read), atol=1e-4), "blind"
 
 
 @torch.no_grad()
-def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(case: running.FamilyCase) -> None:
-    layout = case.prompt.layout
+def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(eager_case: running.FamilyCase) -> None:
+    layout = eager_case.prompt.layout
     chosen = layout.asked[[0, 2]]
 
     def ask(layer, tokens):
@@ -176,19 +168,19 @@ def test_a_view_shows_states_keys_values_and_attention_of_chosen_rows(case: runn
         }
 
     run = Asking(ask=ask)
-    stock = Stock(case, 1, run)
-    kept, video = present(case)
+    stock = Stock(eager_case, 1, run)
+    kept, video = present(eager_case)
     rows = torch.searchsorted(kept, chosen)
-    _, _, value, _ = by_hand(case, 1, stock.entering)
+    _, _, value, _ = by_hand(eager_case, 1, stock.entering)
     before = run.asked[1]
     assert torch.equal(before["states"], stock.entering[0, rows])
-    assert torch.equal(before["normed"], case.family.decoder.module.norm(stock.entering[0, rows]))
+    assert torch.equal(before["normed"], eager_case.family.decoder.module.norm(stock.entering[0, rows]))
     for found in run.asked.values():  # before the layer runs and after it has
         assert torch.allclose(found["text values"], value.transpose(0, 1)[rows], atol=1e-6)
         assert torch.allclose(
             found["attention"], plain_joined(stock.weights, rows, video, Read(over=None)), atol=1e-6
         )
-    cached = stock_keys(case, layout)
+    cached = stock_keys(eager_case, layout)
     # A third of the tokens is gone from the cache of layer 1 too, which holds rotated keys.
     assert torch.allclose(before["video keys"], cached[video], atol=1e-6)
     assert not torch.equal(run.asked[2]["states"], before["states"])
@@ -209,13 +201,13 @@ def stock_keys(case: running.FamilyCase, layout) -> Tensor:
 
 
 @torch.no_grad()
-def test_what_was_not_named_or_is_gone_is_refused(case: running.FamilyCase) -> None:
-    layout = case.prompt.layout
+def test_what_was_not_named_or_is_gone_is_refused(eager_case: running.FamilyCase) -> None:
+    layout = eager_case.prompt.layout
 
     def generate(ask):
         run = Asking(ask=ask)
-        with Compression(case.family.decoder, run, layout):
-            case.family.model.generate(**case.prompt.inputs, max_new_tokens=1, do_sample=False)
+        with Compression(eager_case.family.decoder, run, layout):
+            eager_case.family.model.generate(**eager_case.prompt.inputs, max_new_tokens=1, do_sample=False)
         return run
 
     with pytest.raises(ValueError, match=r"before of layer 1, asks for layer 0, .* reads=frozenset\(\{0\}\)"):
@@ -231,36 +223,38 @@ def test_what_was_not_named_or_is_gone_is_refused(case: running.FamilyCase) -> N
 
 
 @torch.no_grad()
-def test_nothing_is_computed_that_nobody_asks_for(case: running.FamilyCase, monkeypatch) -> None:
+def test_nothing_is_computed_that_nobody_asks_for(eager_case: running.FamilyCase, monkeypatch) -> None:
     def never(*given, **named):
         raise AssertionError("projections were made")
 
     monkeypatch.setattr("stsimdiff.engine.view.projected", never)
-    run = Asking(ask=lambda layer, tokens: tokens.view.states(case.prompt.layout.asked))
-    with Compression(case.family.decoder, run, case.prompt.layout) as trace:
-        case.family.model.generate(**case.prompt.inputs, max_new_tokens=1, do_sample=False)
+    run = Asking(ask=lambda layer, tokens: tokens.view.states(eager_case.prompt.layout.asked))
+    with Compression(eager_case.family.decoder, run, eager_case.prompt.layout) as trace:
+        eager_case.family.model.generate(**eager_case.prompt.inputs, max_new_tokens=1, do_sample=False)
     assert (trace.projected, trace.reads) == ([], [])
     assert set(run.asked) == {1, 2}
 
 
 @torch.no_grad()
-def test_reading_changes_no_bit_and_leaves_nothing(case: running.FamilyCase) -> None:
+def test_reading_changes_no_bit_and_leaves_nothing(eager_case: running.FamilyCase) -> None:
     def ask(layer, tokens):
         tokens.view.attention(1, Read("question"))
         tokens.view.keys(1).zero_()
-        tokens.view.states(case.prompt.layout.asked).zero_()
+        tokens.view.states(eager_case.prompt.layout.asked).zero_()
 
-    stock = running.generate(case, Asking())[0]
-    assert torch.equal(running.generate(case, Asking(Read("question", coming=True), 1))[0], stock)
-    assert torch.equal(running.generate(case, Asking(ask=ask))[0], stock)
-    config = case.family.text_config
-    assert all(layer.self_attn.config._attn_implementation == "eager" for layer in case.family.decoder.layers)
+    stock = running.generate(eager_case, Asking())[0]
+    assert torch.equal(running.generate(eager_case, Asking(Read("question", coming=True), 1))[0], stock)
+    assert torch.equal(running.generate(eager_case, Asking(ask=ask))[0], stock)
+    config = eager_case.family.text_config
+    assert all(
+        layer.self_attn.config._attn_implementation == "eager" for layer in eager_case.family.decoder.layers
+    )
     # A method's own arithmetic is counted without what the engine made for it, which the trace says.
     counted = CountedRun(Asking(ask=ask))
-    with Compression(case.family.decoder, counted, case.prompt.layout) as trace:
-        case.family.model.generate(**case.prompt.inputs, max_new_tokens=1, do_sample=False)
+    with Compression(eager_case.family.decoder, counted, eager_case.prompt.layout) as trace:
+        eager_case.family.model.generate(**eager_case.prompt.inputs, max_new_tokens=1, do_sample=False)
     shape = DecoderShape.from_config(config)
-    kept, asked = len(present(case)[0]), len(case.prompt.layout.asked)
+    kept, asked = len(present(eager_case)[0]), len(eager_case.prompt.layout.asked)
     widths = (shape.heads + 2 * shape.key_heads) * shape.head_dim
     each = 2 * kept * shape.hidden * widths
     assert counted.counter.flops == 0
@@ -268,16 +262,16 @@ def test_reading_changes_no_bit_and_leaves_nothing(case: running.FamilyCase) -> 
 
 
 @torch.no_grad()
-def test_the_question_apart_from_template_and_system_prompt(case: running.FamilyCase) -> None:
+def test_the_question_apart_from_template_and_system_prompt(eager_case: running.FamilyCase) -> None:
     text = "assistant\nuser system"
-    prompt = case.family.prompt(case.video, text, sample="kit")
+    prompt = eager_case.family.prompt(eager_case.video, text, sample="kit")
     layout = prompt.layout
     assert layout.question == text
     assert set(layout.asked.tolist()).isdisjoint(layout.video.tolist())
     assert int(layout.asked[-1]) < layout.length - 1, "the template ends the prompt"
     if "input_ids" in prompt.inputs:
         ids = prompt.inputs["input_ids"][0]
-        assert case.family.tokenizer.decode(ids[layout.asked]).strip() == text
+        assert eager_case.family.tokenizer.decode(ids[layout.asked]).strip() == text
 
 
 def test_a_read_is_checked_when_it_is_written() -> None:
@@ -310,7 +304,5 @@ def test_a_plan_runs_a_method_that_asks_its_view() -> None:
 
 
 def test_the_question_is_not_known_of_a_family_that_does_not_say() -> None:
-    from helpers.tiny_models import qwen2_5_vl
-
     with pytest.raises(ValueError, match="gives no layout.asked"):
         qwen2_5_vl(0).layout.places("question")

@@ -17,7 +17,6 @@ from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor,
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import MethodFault
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.kit import miniatures
 from stsimdiff.models.kit.running import TEXT, synthetic_frames
 from stsimdiff.tokens import Grid, Reason, Selection, VideoTokens
 
@@ -206,10 +205,8 @@ class Centred(ScoreCompressor):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_centring_in_place_is_refused_in_every_family(tmp_path, family) -> None:
-    loaded = models.resolve(family).load(
-        str(miniatures.make(family, tmp_path / family)), LoadOptions(device="cpu", dtype="float32")
-    )
+def test_centring_in_place_is_refused_in_every_family(miniature, family) -> None:
+    loaded = models.resolve(family).load(str(miniature(family)), LoadOptions(device="cpu", dtype="float32"))
     prompt = loaded.prompt(loaded.encode(synthetic_frames(4)), TEXT, sample="q")
     expected = loaded.generate(prompt, 4)
     run = lent.start(Centred(), prompt.layout, BUDGET)

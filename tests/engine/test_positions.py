@@ -15,17 +15,10 @@ from stsimdiff.config.arms import _check_positions
 from stsimdiff.cost.counting import CountedRun
 from stsimdiff.engine import Compression, lent
 from stsimdiff.errors import ConfigError
-from stsimdiff.models.kit import checks, miniatures, running
+from stsimdiff.models.kit import checks, running
 
 PLAIN = [name for name in sorted(models.FAMILIES) if not models.resolve(name).mrope]
-
-
-@pytest.fixture(scope="module", params=PLAIN)
-def case(request, tmp_path_factory) -> running.FamilyCase:
-    folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    return running.FamilyCase.of(
-        running.load(models.resolve(request.param), str(folder), "cpu", "float32", "sdpa")
-    )
+of_plain_families = pytest.mark.parametrize("case", PLAIN, indirect=True)
 
 
 class Renumbered(running.ScriptedRun):
@@ -36,6 +29,7 @@ def test_families_with_positions_of_one_number() -> None:
     assert PLAIN == ["internvl", "llava_onevision", "llava_video", "nvila"]
 
 
+@of_plain_families
 @pytest.mark.parametrize("name", ["input", "before layer 2", "at four places"])
 def test_dropping_and_renumbering_equal_a_masked_model_with_these_positions(case, name) -> None:
     drops = checks.drops_of(case, name)
@@ -48,6 +42,7 @@ def test_dropping_and_renumbering_equal_a_masked_model_with_these_positions(case
     assert trace.final == case.video.grid.tokens - len(set().union(*drops.values()))
 
 
+@of_plain_families
 def test_renumbering_without_a_drop_changes_no_bit(case) -> None:
     stock = running.generate(case)[0]
     assert torch.equal(running.generate(case, Renumbered({("before", 1): set()}))[0], stock)
@@ -63,6 +58,7 @@ class Wrong(FastV):
     positions: str = "shifted"
 
 
+@of_plain_families
 def test_a_compressors_positions_reach_the_engine_through_wrapped_runs(case) -> None:
     budget = SimpleNamespace(keep=lambda *given: 3)
     run = CountedRun(lent.start(Own(), case.prompt.layout, budget))

@@ -30,7 +30,7 @@ from stsimdiff.evaluate import run, session
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.kit import checks
 from stsimdiff.kit.running import CompressorCase
-from stsimdiff.models.kit import miniatures, running
+from stsimdiff.models.kit import running
 from stsimdiff.tokens import Reason, Selection
 
 OTHER = "How many animals are there, and of which kind?\nA. none\nB. one cat"
@@ -108,11 +108,6 @@ class _FadingRun(Run):
 class Fading(RandomTokens):
     def start(self, layout, budget):
         return _FadingRun()
-
-
-@pytest.fixture(scope="module", params=sorted(miniatures.MAKERS))
-def case(request) -> running.FamilyCase:
-    return checks.miniature(request.param)
 
 
 @pytest.mark.parametrize(

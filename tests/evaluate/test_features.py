@@ -22,7 +22,7 @@ from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.evaluate.run import run_arms
 from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.models.base import EncodedVideo
-from stsimdiff.models.kit import miniatures, running
+from stsimdiff.models.kit import running
 from stsimdiff.tokens import Grid, VisionSignals
 from stsimdiff.video.process import VideoProcess
 
@@ -332,9 +332,8 @@ def test_a_second_arm_on_cached_features_says_so_in_its_rows(tmp_path, data):
 
 
 @pytest.mark.parametrize("family", sorted(models.FAMILIES))
-def test_every_family_answers_the_same_from_kept_features(tmp_path, family):
-    path = miniatures.make(family, tmp_path / "checkpoint")
-    loaded = running.load(models.resolve(family), str(path), "cpu", "float32", "sdpa")
+def test_every_family_answers_the_same_from_kept_features(tmp_path, miniature, family):
+    loaded = running.load(models.resolve(family), str(miniature(family)), "cpu", "float32", "sdpa")
     frames = running.synthetic_frames(6)
     video = loaded.encode(frames, signals=True)
     files(tmp_path).write(name(1), "video 1", pack(video))

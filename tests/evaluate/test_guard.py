@@ -25,7 +25,6 @@ from stsimdiff.errors import MethodFault
 from stsimdiff.evaluate import guard as guard_module
 from stsimdiff.evaluate.guard import Guard, WeightsChanged
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.kit import miniatures
 from stsimdiff.models.kit.running import TEXT, synthetic_frames
 
 FAMILY: list[Any] = []
@@ -49,9 +48,8 @@ class Does(ScoreCompressor):
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "nvila"])
-def asked(request, tmp_path_factory):
-    folder = miniatures.make(request.param, tmp_path_factory.mktemp("family") / request.param)
-    family = models.resolve(request.param).load(str(folder), LoadOptions("cpu", "float32"))
+def asked(request, miniature):
+    family = models.resolve(request.param).load(str(miniature(request.param)), LoadOptions("cpu", "float32"))
     FAMILY[:] = [family]
     return family, family.prompt(family.encode(synthetic_frames(4)), TEXT, sample="q"), Guard(family)
 

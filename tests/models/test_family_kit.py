@@ -22,15 +22,15 @@ from stsimdiff.tokens import Layout, VisionSignals
 
 
 @pytest.fixture(scope="module", params=sorted(models.FAMILIES))
-def case(request, tmp_path_factory) -> running.FamilyCase:
-    folder = miniatures.make(request.param, tmp_path_factory.mktemp("miniature") / request.param)
-    family = models.resolve(request.param)
-    return running.FamilyCase.of(running.load(family, str(folder), "cpu", "float32", "sdpa"))
+def loaded(request, miniature) -> running.FamilyCase:
+    """As a user's family is checked: of its own, and no signals read."""
+    path = str(miniature(request.param))
+    return running.FamilyCase.of(running.load(models.resolve(request.param), path, "cpu", "float32", "sdpa"))
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
-def test_every_built_in_family(case, check) -> None:
-    checks.CHECKS[check](case)
+def test_every_built_in_family(loaded, check) -> None:
+    checks.CHECKS[check](loaded)
 
 
 # Broken on purpose: what the kit must see. ---------------------------------------------------------------------
@@ -128,13 +128,9 @@ BROKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def qwen3_vl(tmp_path_factory) -> str:
-    return str(miniatures.make("qwen3_vl", tmp_path_factory.mktemp("miniature") / "qwen3_vl"))
-
-
 @pytest.mark.parametrize(("family", "check"), BROKEN)
-def test_broken_families_are_seen(qwen3_vl, monkeypatch, family, check) -> None:
+def test_broken_families_are_seen(miniature, monkeypatch, family, check) -> None:
+    qwen3_vl = str(miniature("qwen3_vl"))
     broken = running.FamilyCase.of(running.load(family, qwen3_vl, "cpu", "float32", "sdpa"))
     monkeypatch.setattr(TakesAnything, "real", qwen3_vl, raising=False)
     # The stock decoder itself may refuse what a broken family gives it.
@@ -142,8 +138,8 @@ def test_broken_families_are_seen(qwen3_vl, monkeypatch, family, check) -> None:
         checks.CHECKS[check](broken)
 
 
-def test_an_answer_that_depends_on_the_one_before_is_seen(qwen3_vl) -> None:
-    family = running.load(Qwen3VL, qwen3_vl, "cpu", "float32", "sdpa")
+def test_an_answer_that_depends_on_the_one_before_is_seen(miniature) -> None:
+    family = running.load(Qwen3VL, str(miniature("qwen3_vl")), "cpu", "float32", "sdpa")
     case = running.FamilyCase.of(family)
     encode = family.encode
 

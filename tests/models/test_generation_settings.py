@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from stsimdiff.compressors.controls import RandomTokens
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, LoadOptions
-from stsimdiff.models.kit import miniatures
 from stsimdiff.models.kit.running import TEXT, synthetic_frames
 from stsimdiff.resources import embedded_checkpoint
 
@@ -59,11 +59,9 @@ class Counted(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    made = {name: miniatures.make(name, root / name) for name in models.FAMILIES}
-    return made | {"embedded": Path(shutil.copytree(embedded_checkpoint(), root / "embedded"))}
+@pytest.fixture
+def checkpoint(miniature) -> Callable[[str], Path]:
+    return lambda name: embedded_checkpoint() if name == "embedded" else miniature(name)
 
 
 def load(name: str, folder: Path) -> Family:
@@ -98,28 +96,28 @@ def edited(folder: Path, to: Path, model: dict[str, Any], generation: dict[str, 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["embedded", "nvila"])  # a prompt of ids, and one of embeddings
-def test_no_saved_setting_makes_an_answer_less_than_greedy(checkpoints, tmp_path, name) -> None:
-    expected = answers(load(name, checkpoints[name]))
+def test_no_saved_setting_makes_an_answer_less_than_greedy(checkpoint, tmp_path, name) -> None:
+    expected = answers(load(name, checkpoint(name)))
     for what, saved in SAVED.items():
-        copy = edited(checkpoints[name], tmp_path / what, {}, saved)
+        copy = edited(checkpoint(name), tmp_path / what, {}, saved)
         assert answers(load(name, copy)) == expected, what
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", NAMES)
-def test_no_family_reads_more_of_them(checkpoints, tmp_path, name) -> None:
-    expected = answers(load(name, checkpoints[name]))
+def test_no_family_reads_more_of_them(checkpoint, tmp_path, name) -> None:
+    expected = answers(load(name, checkpoint(name)))
     saved = {key: value for settings in SAVED.values() for key, value in settings.items()}
     said = {"use_cache": False, "output_hidden_states": True, "temperature": 0.3, "num_beams": 3}
-    assert answers(load(name, edited(checkpoints[name], tmp_path / "copy", said, saved))) == expected
+    assert answers(load(name, edited(checkpoint(name), tmp_path / "copy", said, saved))) == expected
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("token", [None, "<|endoftext|>"], ids=["tokenizer", "template"])
-def test_an_answer_ends_where_the_configuration_names_no_end(checkpoints, tmp_path, token) -> None:
-    family = load("embedded", checkpoints["embedded"])
+def test_an_answer_ends_where_the_configuration_names_no_end(checkpoint, tmp_path, token) -> None:
+    family = load("embedded", checkpoint("embedded"))
     end = family.model.generation_config.eos_token_id
-    copy = edited(checkpoints["embedded"], tmp_path / "copy", {"eos_token_id": None}, {"eos_token_id": None})
+    copy = edited(checkpoint("embedded"), tmp_path / "copy", {"eos_token_id": None}, {"eos_token_id": None})
     if token is not None:
         # The chat template ends a turn by another token than the tokenizer's end of a text.
         file = copy / "tokenizer_config.json"
@@ -137,8 +135,8 @@ def test_an_answer_ends_where_the_configuration_names_no_end(checkpoints, tmp_pa
     assert end in other._ends
 
 
-def test_a_checkpoint_that_knows_no_end_is_refused(checkpoints, tmp_path) -> None:
-    copy = edited(checkpoints["nvila"], tmp_path / "copy", {"eos_token_id": None}, {"eos_token_id": None})
+def test_a_checkpoint_that_knows_no_end_is_refused(checkpoint, tmp_path) -> None:
+    copy = edited(checkpoint("nvila"), tmp_path / "copy", {"eos_token_id": None}, {"eos_token_id": None})
     family = load("nvila", copy)
     prompt = family.prompt(family.encode(synthetic_frames(4)), TEXT)
     family.tokenizer.eos_token = family.tokenizer.chat_template = None
@@ -147,12 +145,12 @@ def test_a_checkpoint_that_knows_no_end_is_refused(checkpoints, tmp_path) -> Non
 
 
 @torch.inference_mode()
-def test_settings_that_decide_which_token_is_best_still_hold(checkpoints, tmp_path) -> None:
-    plain = load("llava_onevision", checkpoints["llava_onevision"])
+def test_settings_that_decide_which_token_is_best_still_hold(checkpoint, tmp_path) -> None:
+    plain = load("llava_onevision", checkpoint("llava_onevision"))
     prompt = plain.prompt(plain.encode(synthetic_frames(4)), TEXT)
     ids = plain.generate(prompt, 6)[0, prompt.inputs["input_ids"].shape[1] :]
     first = int(ids[0])
-    copy = edited(checkpoints["llava_onevision"], tmp_path / "copy", {}, {"suppress_tokens": [first]})
+    copy = edited(checkpoint("llava_onevision"), tmp_path / "copy", {}, {"suppress_tokens": [first]})
     suppressed = load("llava_onevision", copy).generate(prompt, 6)[0, -6:]
     assert first not in suppressed.tolist()
     expected = plain.model.generate(**prompt.inputs, max_new_tokens=6, suppress_tokens=[first])[0, -6:]

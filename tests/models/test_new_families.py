@@ -17,7 +17,7 @@ from stsimdiff.compressors.controls import NoVideo
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import LoadOptions
-from stsimdiff.models.kit import miniatures, running
+from stsimdiff.models.kit import running
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
@@ -27,14 +27,8 @@ NAMES = ("qwen3_vl", "internvl")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("miniatures")
-    return {name: miniatures.make(name, root / name) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def families(folders) -> dict:
-    return {name: models.resolve(name).load(str(folder), OPTIONS) for name, folder in folders.items()}
+def families(miniature) -> dict:
+    return {name: models.resolve(name).load(str(miniature(name)), OPTIONS) for name in NAMES}
 
 
 def sparse(count: int) -> Frames:
@@ -47,11 +41,11 @@ def sparse(count: int) -> Frames:
 @pytest.mark.parametrize(
     ("name", "count"), [("qwen3_vl", 6), ("qwen3_vl", 7), ("internvl", 1), ("internvl", 7)]
 )
-def test_prompt_and_answer_equal_the_stock_path(folders, families, name, count) -> None:
+def test_prompt_and_answer_equal_the_stock_path(miniature, families, name, count) -> None:
     family, frames = families[name], sparse(count)
     prompt = family.prompt(family.encode(frames), TEXT)
-    processor = AutoProcessor.from_pretrained(folders[name])
-    model = AutoModelForImageTextToText.from_pretrained(folders[name], dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(miniature(name))
+    model = AutoModelForImageTextToText.from_pretrained(miniature(name), dtype=torch.float32)
     message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": TEXT}]}
     chat = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     metadata = VideoMetadata(
@@ -115,9 +109,9 @@ def test_words_between_the_frames_stay(families, name) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_signals_of_internvl_are_the_class_tokens_attention(folders, attention) -> None:
+def test_signals_of_internvl_are_the_class_tokens_attention(miniature, attention) -> None:
     options = LoadOptions(device="cpu", dtype="float32", attn_implementation="eager")
-    eager = models.resolve("internvl").load(str(folders["internvl"]), options)
+    eager = models.resolve("internvl").load(str(miniature("internvl")), options)
     pixels, weights = torch.randn(3, 3, 32, 32), []
     last = eager.model.model.vision_tower.encoder.layer[-1].attention
     hook = last.register_forward_hook(lambda module, args, output: weights.append(output[1]) and None)
@@ -126,7 +120,7 @@ def test_signals_of_internvl_are_the_class_tokens_attention(folders, attention) 
     received = weights[0][:, :, 0, 1:].mean(1)  # (T, 64) over eight by eight patches
     expected = received.view(3, 4, 2, 4, 2).mean((2, 4)).flatten()
     options = LoadOptions(device="cpu", dtype="float32", attn_implementation=attention)
-    family = models.resolve("internvl").load(str(folders["internvl"]), options)
+    family = models.resolve("internvl").load(str(miniature("internvl")), options)
     encoded = family.encode_pixels(pixels, signals=True)
     assert torch.allclose(encoded.signals.received, expected, atol=1e-6)
     assert encoded.signals.keys.shape == (48, 2, 8) and plain.grid == encoded.grid == Grid(3, 4, 4)
@@ -143,9 +137,9 @@ def test_a_token_of_internvl_is_a_square_of_patches(families, monkeypatch) -> No
 
 
 @torch.no_grad()
-def test_signals_of_qwen3_vl_are_the_eager_weights(folders, monkeypatch) -> None:
+def test_signals_of_qwen3_vl_are_the_eager_weights(miniature, monkeypatch) -> None:
     options = LoadOptions(device="cpu", dtype="float32", attn_implementation="eager")
-    family = models.resolve("qwen3_vl").load(str(folders["qwen3_vl"]), options)
+    family = models.resolve("qwen3_vl").load(str(miniature("qwen3_vl")), options)
     last, weights = family.model.model.visual.blocks[-1].attn, []
     module = __import__(type(last).__module__, fromlist=["eager_attention_forward"])
     eager = module.eager_attention_forward
@@ -163,8 +157,8 @@ def test_signals_of_qwen3_vl_are_the_eager_weights(folders, monkeypatch) -> None
     assert torch.allclose(encoded.signals.received, received, atol=1e-6)
 
 
-def change(folders, tmp_path, name: str, **values) -> str:
-    folder = Path(shutil.copytree(folders[name], tmp_path / name))
+def change(miniature, tmp_path, name: str, **values) -> str:
+    folder = Path(shutil.copytree(miniature(name), tmp_path / name))
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
     return str(folder)
@@ -181,16 +175,16 @@ def change(folders, tmp_path, name: str, **values) -> str:
         ("qwen3_vl", {"model_type": "qwen3_vl_moe"}, "holds a 'qwen3_vl_moe' checkpoint"),
     ],
 )  # fmt: skip
-def test_what_is_refused(folders, tmp_path, name, values, message) -> None:
+def test_what_is_refused(miniature, tmp_path, name, values, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        models.resolve(name).load(change(folders, tmp_path, name, **values), OPTIONS)
+        models.resolve(name).load(change(miniature, tmp_path, name, **values), OPTIONS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_weight_is_accounted_for(folders, tmp_path, name) -> None:
+def test_every_weight_is_accounted_for(miniature, tmp_path, name) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = Path(change(folders, tmp_path, name))
+    folder = Path(change(miniature, tmp_path, name))
     weights = load_file(folder / "model.safetensors")
     gone = next(key for key in weights if "layers.1.mlp" in key)
     save_file(
@@ -204,8 +198,8 @@ def test_every_weight_is_accounted_for(folders, tmp_path, name) -> None:
         models.resolve(name).load(str(folder), OPTIONS)
 
 
-def test_a_processor_that_is_not_there(folders, tmp_path) -> None:
-    folder = Path(change(folders, tmp_path, "internvl"))
+def test_a_processor_that_is_not_there(miniature, tmp_path) -> None:
+    folder = Path(change(miniature, tmp_path, "internvl"))
     (folder / "processor_config.json").unlink()
     with pytest.raises(ConfigError, match=r"lacks processor_config\.json"):
         models.resolve("internvl").load(str(folder), OPTIONS)

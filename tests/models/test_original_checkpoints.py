@@ -11,25 +11,41 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from helpers.configured import composed
-from helpers.original_checkpoints import OPTIONS, frames, tokenizer, write_nvila
 from helpers.paths import CHECKPOINT
 from stsimdiff.config.model import model_settings, with_checkpoint
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
+from stsimdiff.models.kit.running import synthetic_frames
 from stsimdiff.models.nvila import NVILA, Projector
 from stsimdiff.resources import folder as resource
 
 CONFIGS = resource("configs")
 FIRST = "model-00001-of-00002.safetensors"
+OPTIONS = LoadOptions(device="cpu", dtype="float32")
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<vila/video>"]
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A LLaVA-Video checkpoint to be changed."""
     return Path(shutil.copytree(CHECKPOINT, tmp_path / "llava"))
+
+
+def letters(folder: Path, **config: str) -> None:
+    """Write a tokenizer of single bytes, all ids below the tiny vocabularies."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(SPECIAL)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **config}))
 
 
 def load(folder: Path, **options):
@@ -128,9 +144,9 @@ class TestLlavaVideo:
         assert len(load(folder).model.model.vision_tower.encoder.layers) == 2
 
     def test_prompt(self, folder) -> None:
-        tokenizer(folder)
+        letters(folder)
         family = load(folder, time_instruction=True)
-        video = family.encode(frames(3))
+        video = family.encode(synthetic_frames(3))
         assert (video.grid.frames, video.grid.height, video.grid.width) == (3, 5, 6)
         prompt = family.prompt(video, "Why?\nA. so", "q7")
         before, after = family._ids("<|im_start|>"), family._ids("<|im_end|>")
@@ -143,8 +159,8 @@ class TestLlavaVideo:
         assert torch.equal(table[ids], text)
         expected = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n\n"
-            "The video lasts for 6.00 seconds, and 3 frames are uniformly sampled from it. These frames are located at "
-            "0.00s,2.00s,4.00s.Please answer the following questions related to this video.\nWhy?\nA. so<|im_end|>\n"
+            "The video lasts for 1.50 seconds, and 3 frames are uniformly sampled from it. These frames are located at "
+            "0.00s,0.50s,1.00s.Please answer the following questions related to this video.\nWhy?\nA. so<|im_end|>\n"
             "<|im_start|>assistant\n"
         )
         assert family.tokenizer.decode(ids) == expected
@@ -155,7 +171,7 @@ class TestLlavaVideo:
 
     def test_without_a_tokenizer_there_is_no_text_prompt(self, folder) -> None:
         family = load(folder, pooling="average")
-        video = family.encode(frames(2), signals=True)
+        video = family.encode(synthetic_frames(2), signals=True)
         assert (video.grid.height, video.grid.width) == (4, 5)
         assert video.signals.received.shape == (40,)
         with pytest.raises(ConfigError, match="has no tokenizer files"):
@@ -163,14 +179,19 @@ class TestLlavaVideo:
 
 
 @pytest.fixture
-def nvila(tmp_path) -> Path:
-    return write_nvila(tmp_path)
+def nvila(tmp_path, miniature) -> Path:
+    """An NVILA checkpoint to be changed: seven by seven patches, groups of two frames, a token a letter."""
+    folder = Path(shutil.copytree(miniature("nvila"), tmp_path / "nvila"))
+    (folder / "llm" / "chat_template.jinja").unlink()
+    message = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    letters(folder / "llm", chat_template="{% for m in messages %}" + message + "{% endfor %}<|im_start|>")
+    return folder
 
 
 class TestNVILA:
     def test_video_and_prompt(self, nvila) -> None:
         family = NVILA.load(str(nvila), OPTIONS)
-        video = family.encode(frames(3), signals=True)
+        video = family.encode(synthetic_frames(3), signals=True)
         assert (video.grid.frames, video.grid.height, video.grid.width) == (2, 1, 17)
         assert video.signals.received.shape == (34,)
         assert len(family.tower.encoder.layers) == 2, "features are those of the last layer but one"
@@ -213,7 +234,7 @@ class TestNVILA:
         assert found.layers is None and found.checkpoint, "said by llm/config.json, and checked when loaded"
 
     def test_both_names_of_the_projector_compute_the_same(self, nvila) -> None:
-        file, features = nvila / "mm_projector" / "config.json", torch.randn(2, 16, 8)
+        file, features = nvila / "mm_projector" / "config.json", torch.randn(2, 16, 16)
         out = []
         for name in ("mlp_downsample", "mlp_downsample_2x2_fix"):
             file.write_text(json.dumps({"mm_projector_type": name}))

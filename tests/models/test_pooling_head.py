@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ from stsimdiff.tokens import VideoTokens
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory):
+def family(miniature, tmp_path_factory):
     """A miniature of LLaVA-Video whose checkpoint holds the head."""
-    folder = miniatures.make("llava_video", tmp_path_factory.mktemp("made") / "llava_video")
+    folder = Path(shutil.copytree(miniature("llava_video"), tmp_path_factory.mktemp("made") / "llava_video"))
     sizes = {**miniatures.TOWER, "image_size": 30, "patch_size": 5}
     head = SiglipVisionModel(SiglipVisionConfig(**sizes)).state_dict()
     given = load_file(folder / "model.safetensors")

@@ -23,7 +23,6 @@ from stsimdiff.evaluate import run
 from stsimdiff.evaluate.features import FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.kit import checks
-from stsimdiff.models.kit import miniatures
 from stsimdiff.schema import Folder
 from stsimdiff.tokens import VideoTokens, covers
 
@@ -50,11 +49,6 @@ class Weighted(ScoreCompressor):
     def score(self, tokens, layout):
         vector = torch.load(Path(self.weights) / "vector.pt")
         return tokens.features.float() @ vector
-
-
-@pytest.fixture(scope="module", params=sorted(miniatures.MAKERS))
-def case(request):
-    return checks.miniature(request.param)
 
 
 def test_layers_are_those_of_the_tower(case, request) -> None:

@@ -15,8 +15,6 @@ from PIL import Image
 from rich.console import Console
 
 from helpers.configured import configured
-from helpers.original_checkpoints import OPTIONS, frames, write_nvila
-from helpers.paths import CHECKPOINT
 from stsimdiff import video
 from stsimdiff.commands import cli, inspect
 from stsimdiff.commands.report import main as report
@@ -29,6 +27,8 @@ from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.evaluate.run import answer_missing, run_arms
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.models import resolve
+from stsimdiff.models.base import LoadOptions
+from stsimdiff.models.kit.running import synthetic_frames
 from stsimdiff.report import figures, film
 from stsimdiff.report.overlays import LEAST_SIDE, Film, fitted, notes_on, read_films, read_overlays
 from stsimdiff.report.publish import publish
@@ -171,12 +171,9 @@ class TestPictures:
     """The cells of a frame hold features of that frame; what is in no cell does not depend on the video."""
 
     @pytest.mark.parametrize(("name", "rows"), [("llava_video", 3), ("nvila", 2)])
-    def test_what_lies_in_no_frame_is_the_same_for_every_video(
-        self, tmp_path: Path, name: str, rows: int
-    ) -> None:
-        checkpoint = write_nvila(tmp_path) if name == "nvila" else CHECKPOINT
-        family = resolve(name).load(str(checkpoint), OPTIONS)
-        one, other = frames(3), frames(3)
+    def test_what_lies_in_no_frame_is_the_same_for_every_video(self, miniature, name: str, rows: int) -> None:
+        family = resolve(name).load(str(miniature(name)), LoadOptions("cpu", "float32"))
+        one, other = synthetic_frames(3), synthetic_frames(3)
         other.pixels[:] = 255 - other.pixels
         encoded = [family.encode(each) for each in (one, other)]
         grid, picture = encoded[0].grid, family.picture(encoded[0].grid)
