@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.util
 import json
@@ -19,6 +18,7 @@ import pytest
 
 from helpers.forked_commands import Forks
 from helpers.paths import ROOT
+from helpers.written import csv_rows
 from stsimdiff import load
 from stsimdiff.data import clips
 
@@ -105,8 +105,7 @@ def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path, forks
     words = ["-m", "compressor=none,uniform_frames", "budget.retention=0.1", f"results={tmp_path}", "run=t"]
     log = tmp_path / "log"
     assert forks.run([*words, "logger=none", f"benchmark.data={data}"], log) == 0, log.read_text()
-    with open(tmp_path / "t" / "table.csv", newline="") as stream:
-        table = {row["method"]: row for row in csv.DictReader(stream)}
+    table = {row["method"]: row for row in csv_rows(tmp_path / "t" / "table.csv")}
     for folder, rows in answers(tmp_path / "t").items():
         method = json.loads((tmp_path / "t" / folder / "arm.json").read_text())["method"]
         found = table[method]

@@ -14,6 +14,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from helpers.paths import MINIATURES, ROOT
+from helpers.written import json_lines
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.passes import passes_of
@@ -72,7 +73,7 @@ def test_a_folder_is_a_benchmark(own, forks) -> None:
     forks = forks.at(own.parent)
     assert forks.run([*words, "compressor=none"], log) == 0, log.read_text()
     (folder,) = (own.parent / "results" / "mine").glob("none_*")
-    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "answers.jsonl")
     record = json.loads((folder / "arm.json").read_text())
     # A video that changes is asked again; the arm stays what it was.
     shutil.copy(VIDEOS / "mini-2.mp4", own / "videos" / "mini-0.mp4")
@@ -84,9 +85,7 @@ def test_a_folder_is_a_benchmark(own, forks) -> None:
     assert {line["video"] for line in lines} == {"videos/mini-0.mp4", "videos/mini-1.mp4"}
     assert all(line["correct"] == (line["answer"][:1] == truth[line["id"]]) for line in lines)
     metrics = json.loads((folder / "metrics.json").read_text())
-    said = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()][-2:] + [
-        line for line in lines if line["id"] in ("q1", "q3")
-    ]
+    said = json_lines(folder / "answers.jsonl")[-2:] + [line for line in lines if line["id"] in ("q1", "q3")]
     right = sum(line["answer"][:1] == truth[line["id"]] for line in said)
     assert metrics["n"] == 4 and metrics["metrics"] == {"accuracy": right / 4}
     assert metrics["accuracy"] == 25 * right

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from helpers.paths import MINIATURES
+from helpers.written import csv_rows
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.config.arms import arm_record
 from stsimdiff.evaluate.passes import passes_of
@@ -70,8 +70,9 @@ def test_the_parts_are_the_rows_that_the_paper_printed(tmp_path: Path) -> None:
         for arm in shown
         if arm.method == "st_simdiff"
     ]
-    with open(folder("results_paper") / "ablation_llava_video_r30.csv", newline="") as stream:
-        printed = [float(row["videomme"]) for row in csv.DictReader(stream)]
+    printed = [
+        float(row["videomme"]) for row in csv_rows(folder("results_paper") / "ablation_llava_video_r30.csv")
+    ]
     assert ours == printed == [60.3, 61.5, 61.7, 62.6, 63.2]
     assert [arm.kind for arm in shown if arm.method == "st_simdiff"] == ["compute"] * 5
 

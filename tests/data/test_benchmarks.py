@@ -18,7 +18,9 @@ import pytest
 from pyarrow import parquet
 
 from helpers.configured import configured
+from helpers.embedded_runs import stored
 from helpers.paths import MINIATURES, ROOT
+from helpers.written import csv_rows, json_lines
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
@@ -105,12 +107,6 @@ def task_of(name: str, data: Path, *words: str):
     return task, all_questions(task, None, settings.benchmark.categories)
 
 
-def rows_of(settings, arm) -> list[dict]:
-    return [
-        json.loads(line) for line in (settings.folder / arm.folder / "answers.jsonl").read_text().splitlines()
-    ]
-
-
 def stock_module(name: str):
     """lmms-eval's code of a benchmark, imported by another way than ours."""
     os.environ.setdefault("HF_HOME", os.devnull)
@@ -181,7 +177,7 @@ def test_from_files_to_the_score(name: str, data: Path, monkeypatch) -> None:
     monkeypatch.chdir(data)
     settings, arm = prepared(name, data)
     assert run.run_arms(settings, [arm]) == len(written(name))
-    rows, source = rows_of(settings, arm), written(name)
+    rows, source = stored(settings, arm), written(name)
     assert ID[name] in {row["id"] for row in rows} and len(rows) == len(source) >= 8
     assert len({row["id"] for row in rows}) == len(rows)
     categories = BENCHMARKS[name].categories
@@ -388,7 +384,7 @@ def test_missing_videos_that_are_allowed_count_as_failed(data: Path) -> None:
     settings, arm = prepared("videomme", data, "benchmark.allow_missing=true", "max_failures=0")
     with pytest.raises(RunFailed, match="6 samples have no answer"):
         run.run_arms(settings, [arm], report=make_report)
-    rows = rows_of(settings, arm)
+    rows = stored(settings, arm)
     assert [row["error"] is None for row in sorted(rows, key=lambda row: row["id"])] == [False] * 6 + [
         True
     ] * 3
@@ -477,7 +473,7 @@ def test_unusable_videos_block_the_others_only_above_the_limit(
             "2 of 3 videos cannot be used; the questions about them count as failed"
             in capsys.readouterr().err
         )
-        assert sum(row["error"] is None for row in rows_of(settings, arm)) == 3
+        assert sum(row["error"] is None for row in stored(settings, arm)) == 3
     else:
         allowed = {"2%": 0, 1: 1, "66.6%": 1}[limit]
         assert (
@@ -490,7 +486,7 @@ def test_decord_reads_the_same_frames(data: Path) -> None:
     for words in ((), ("benchmark.decoder=decord", "run=decord")):
         settings, arm = prepared("videomme", data, *words)
         run.run_arms(settings, [arm])
-        answers.append({row["id"]: row["answer"] for row in rows_of(settings, arm)})
+        answers.append({row["id"]: row["answer"] for row in stored(settings, arm)})
     assert answers[0] == answers[1]
 
 
@@ -514,8 +510,7 @@ def test_all_in_one_sweep(data: Path, forks) -> None:
     ]
     words += ["budget.retention=0.3", "limit=4", f"results={data}", "run=four", "logger=none"]
     assert forks.run(words, data / "log") == 0, (data / "log").read_text()
-    with open(data / "four" / "table.csv", newline="") as stream:
-        found = {row["benchmark"]: row for row in csv.DictReader(stream)}
+    found = {row["benchmark"]: row for row in csv_rows(data / "four" / "table.csv")}
     assert set(found) == set(NAMES) and {row["n"] for row in found.values()} == {"4"}
 
 
@@ -530,7 +525,7 @@ def test_lmms_evals_own_command(data: Path) -> None:
     (file,) = (data / "out").rglob("*_results.json")
     score = json.loads(file.read_text())["results"]["stsimdiff_egoschema"]["score,none"]
     (answers,) = (data / "lmms").glob("*/answers.jsonl")
-    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    rows = json_lines(answers)
     # lmms-eval builds the task before it knows the model, so it asks the default prompt, and the record says so.
     record = json.loads((answers.parent / "arm.json").read_text())
     assert record["benchmark"]["prompt"] == "default"

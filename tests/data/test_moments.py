@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from scipy import stats
 
 from helpers.synthetic_run import QUESTIONS, answer, write_arm
+from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import report
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset, truth
@@ -245,21 +245,16 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def table(run: Path, name: str) -> list[dict[str, str]]:
-    with open(run / name, newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def stored(run: Path, method: str) -> list[dict]:
     """The stored lines of a method whose moment some frame shows, read without the package."""
     (file,) = run.glob(f"{method}_*/answers.jsonl")
-    lines = map(json.loads, file.read_text().splitlines())
+    lines = json_lines(file)
     return [line for line in lines if line.get("moment") and line["moment"]["question"]["tokens"]]
 
 
 def test_moments_csv_holds_what_the_lines_say(run: Path) -> None:
     publish(run, None)
-    lines = {(row["method"], row["category"]): row for row in table(run, "moments.csv")}
+    lines = {(row["method"], row["category"]): row for row in csv_rows(run / "moments.csv")}
     for method in ("none", "random", "st_simdiff"):
         for category in ("all", "attr"):
             told = [one for one in stored(run, method) if category in ("all", one["category"])]
@@ -303,7 +298,7 @@ def test_the_column_stands_in_files_and_tables_but_not_on_the_screen(run: Path, 
     assert report.main([str(run), "columns=moment_kept,overall"]) == 0
     assert "moment" not in capsys.readouterr().out
     expected = mean(one["moment"]["question"]["kept"]["in_place"] / 8 for one in stored(run, "random"))
-    rows = {row["method"]: row for row in table(run, "table.csv")}
+    rows = {row["method"]: row for row in csv_rows(run / "table.csv")}
     assert float(rows["random"]["moment_kept"]) == pytest.approx(expected)
     assert "moment kept %" in (run / "table.md").read_text()
     assert f"random & {100 * expected:.1f} &" in (run / "table.tex").read_text()
@@ -312,7 +307,7 @@ def test_the_column_stands_in_files_and_tables_but_not_on_the_screen(run: Path, 
 def test_a_run_without_moments_has_none_of_it(run: Path) -> None:
     publish(run, None)
     for file in run.glob("*/answers.jsonl"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = json_lines(file)
         file.write_text(
             "".join(json.dumps({k: v for k, v in one.items() if k != "moment"}) + "\n" for one in lines)
         )

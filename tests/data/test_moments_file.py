@@ -12,6 +12,7 @@ import pytest
 
 from helpers.configured import configured
 from helpers.paths import MINIATURES
+from helpers.written import json_lines
 from stsimdiff.data.moments import WHOLE, Moment, read_moments
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
@@ -117,7 +118,7 @@ def test_a_run_counts_by_the_file(tmp_path: Path) -> None:
     settings, arm = settings_of(tmp_path, write(tmp_path / "moments.csv", [ROWS[1]]), "limit=4")
     running.run_arms(settings, [arm])
     (file,) = settings.folder.glob("*/answers.jsonl")
-    lines = {line["id"]: line for line in map(json.loads, file.read_text().splitlines())}
+    lines = {line["id"]: line for line in json_lines(file)}
     asked = lines["001-1"]["moment"]["question"]
     assert 0 < asked["tokens"] < lines["001-1"]["video_tokens"] and asked == lines["001-1"]["moment"]["video"]
     assert 0 <= asked["kept"]["in_place"] == asked["kept"]["in_time"] < asked["tokens"]

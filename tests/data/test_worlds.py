@@ -15,6 +15,7 @@ import pytest
 
 from helpers.configured import configured
 from helpers.true_answers import true_answer
+from helpers.written import json_lines
 from stsimdiff.config.benchmark import BenchmarkSettings
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset
@@ -117,7 +118,7 @@ def test_a_run_in_another_world_counts_what_is_left_of_its_moments(tmp_path: Pat
     settings, arm = settings_of(tmp_path, "benchmark.world=static_camera", "limit=10", "overlays=10")
     running.run_arms(settings, [arm])
     (file,) = settings.folder.glob("*/answers.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = json_lines(file)
     worlds = {video: world for video, world, _ in dataset.clips(2, "static_camera")}
     shares = []
     for line in lines:

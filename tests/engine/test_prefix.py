@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.embedded_runs import prepared, stored
+from helpers.written import json_lines
 from stsimdiff import models
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import BUILTIN, resolve
@@ -350,7 +351,7 @@ def test_lines_without_the_field_are_read(tmp_path: Path, data: Path) -> None:
     settings, (arm,) = prepared(tmp_path, data, LINES[1])
     run.run_arms(settings, [arm])
     file = settings.folder / arm.folder / "answers.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = json_lines(file)
     for row in rows:
         del row["prefill"]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from helpers.configured import configured
+from helpers.embedded_runs import stored
 from helpers.paths import MINIATURES
+from helpers.written import json_lines
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
@@ -184,10 +186,7 @@ def test_the_table_says_where_the_stock_reading_differs(tmp_path: Path, monkeypa
     )
     says(monkeypatch, ["A", "A man walks", "(A)"])
     run.run_arms(settings, arms, report=make_report)
-    rows = [
-        json.loads(line)
-        for line in (settings.folder / arms[0].folder / "answers.jsonl").read_text().splitlines()
-    ]
+    rows = stored(settings, arms[0])
     ours = sum(row["correct"] for row in rows)
     stock = sum(row["target"] == "A" for row in rows)
     assert stock > ours and {row["stock_parsed"] for row in rows} == {"A"}
@@ -202,7 +201,7 @@ def test_rows_of_an_earlier_version_have_no_stock_score(tmp_path: Path, data: Pa
     settings, arms = prepared(tmp_path, f"compressor=none benchmark.data={data} limit=3")
     run.run_arms(settings, arms)
     file = settings.folder / arms[0].folder / "answers.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = json_lines(file)
     assert all((row["stock_parsed"], row["stock_correct"]) == (row["parsed"], row["correct"]) for row in rows)
     old = [{key: value for key, value in row.items() if not key.startswith("stock")} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in old))

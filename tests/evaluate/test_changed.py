@@ -12,6 +12,7 @@ import pytest
 from helpers.configured import configured
 from helpers.embedded_runs import prepared, stored
 from helpers.paths import MINIATURES
+from helpers.written import json_lines
 from stsimdiff.data import clips, digests
 from stsimdiff.evaluate import changed
 from stsimdiff.evaluate.changed import withdraw_changed
@@ -179,7 +180,7 @@ def test_a_user_s_folder_is_known_by_its_contents(tmp_path):
 
 def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
     data = clips.build(tmp_path / "data", videos=2)
-    rows = [json.loads(text) for text in (data / "questions.jsonl").read_text().splitlines()]
+    rows = json_lines(data / "questions.jsonl")
     for row in rows:
         folder = "a" if row["video"] == "clip000.mp4" else "b"
         (data / "videos" / folder).mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.embedded_runs import ARMS, LIMIT, prepared, stored
+from helpers.written import json_lines
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.errors import BudgetError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
@@ -18,7 +19,7 @@ from stsimdiff.launchers import base, in_process
 def test_rows_of_every_arm(tmp_path: Path, data: Path) -> None:
     settings, arms = prepared(tmp_path, data, *ARMS)
     assert run.run_arms(settings, arms) == LIMIT * len(ARMS)
-    questions = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()][:LIMIT]
+    questions = json_lines(data / "questions.jsonl")[:LIMIT]
     targets = {q["id"]: q["answer"] for q in questions}
     for arm in arms:
         rows = stored(settings, arm)

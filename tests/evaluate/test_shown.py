@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 
 from helpers.synthetic_run import answers, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.commands import forget, report
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.evaluate.passes import passes_of
@@ -52,8 +52,7 @@ def test_the_proposed_method_has_the_star_the_last_line_and_planned_comparisons_
     for pair in planned:
         assert (pair.verdict != "no significant difference") == (pair.p_planned < 0.05)
     # All pairs stay, with the correction over all of them.
-    with (run / "pairs.csv").open() as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(run / "pairs.csv")
     assert len(lines) == len(every) == 2 * 6 + 8
     for line in lines:
         pair = frozenset((line["method"], line["against"]))

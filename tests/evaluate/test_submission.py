@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -15,6 +14,7 @@ import pytest
 from pyarrow import Table, parquet
 
 from helpers.paths import MINIATURES
+from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import doctor, lmms_eval
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.errors import DataError, RunFailed
@@ -90,16 +90,15 @@ def test_a_run_writes_what_the_server_takes(data: Path, monkeypatch) -> None:
         metrics = json.loads((file.parent / "metrics.json").read_text())
         assert (metrics["n"], metrics["n_failed"], metrics["n_unread"]) == (7, 1, 1)
         assert (metrics["accuracy"], metrics["stock"], metrics["metrics"]) == (None, None, {})
-        rows = [json.loads(line) for line in (file.parent / "answers.jsonl").read_text().splitlines()]
+        rows = json_lines(file.parent / "answers.jsonl")
         assert {(row["target"] if row["error"] is None else None, row["correct"]) for row in rows} == {
             (None, None)
         }
         assert all(row["stock_correct"] is None for row in rows if row["error"] is None)
-    with open(folder / "table.csv", newline="") as stream:
-        for row in csv.DictReader(stream):
-            assert row["overall"] == row["ci_low"] == row["ci_high"] == "" and "paper" not in row
-            assert (row["n"], row["n_failed"], row["n_unparsed"]) == ("7", "1", "1")
-            assert float(row["retention_tokens"]) > 0.29
+    for row in csv_rows(folder / "table.csv"):
+        assert row["overall"] == row["ci_low"] == row["ci_high"] == "" and "paper" not in row
+        assert (row["n"], row["n_failed"], row["n_unparsed"]) == ("7", "1", "1")
+        assert float(row["retention_tokens"]) > 0.29
     table = " ".join((folder / "table.md").read_text().split())
     ours = table.partition("## The paper's numbers")[0]
     assert f"curl -X POST -H 'Content-Type: application/json' -d @FILE {SERVER}" in ours

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_commands import Forks
+from helpers.written import csv_rows
 from stsimdiff.data import clips
 
 ARMS = ["-m", "compressor=none,random,visionzip,st_simdiff", "budget.retention=0.3"]
@@ -194,8 +194,7 @@ def test_broken_videos_and_a_method_that_raises_cost_their_own_questions_alone(
                 assert error["message"] == "this method cannot count" and "score" in error["traceback"]
             else:
                 assert error is None
-    with open(tmp_path / "run" / "table.csv", newline="") as stream:
-        table = {row["method"]: row for row in csv.DictReader(stream)}
+    table = {row["method"]: row for row in csv_rows(tmp_path / "run" / "table.csv")}
     assert {row["n_failed"] for row in table.values()} == {"21", "22"}
     assert {row["n"] for row in table.values()} == {"6"}, "compared on what all arms answered"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from helpers.configured import configured
+from helpers.written import json_lines
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.launchers.base import configurations
 
@@ -40,4 +40,4 @@ def expanded(tmp_path: Path, data: Path, limit: int, *lines: str):
 
 def stored(settings, arm) -> list[dict]:
     path = settings.folder / arm.folder / "answers.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)

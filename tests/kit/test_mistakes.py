@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.configured import composed
+from helpers.written import json_lines
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.data import clips
@@ -282,6 +283,6 @@ def _answers(run: Path) -> dict[str, list[dict]]:
     """Stored lines by arm, without times."""
     found = {}
     for file in sorted(run.glob("*/answers*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = json_lines(file)
         found[file.parent.name] = [{k: v for k, v in row.items() if k != "times"} for row in rows]
     return found

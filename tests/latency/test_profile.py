@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import profile
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.data import clips
@@ -30,7 +30,7 @@ def words(tmp_path: Path, data: Path, *more: str) -> list[str]:
 
 
 def stored(tmp_path: Path) -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "t" / "efficiency.jsonl").read_text().splitlines()]
+    return json_lines(tmp_path / "t" / "efficiency.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,7 @@ def test_what_is_measured_hangs_together(measured) -> None:
 
 def test_the_tables_are_the_measurements(measured) -> None:
     rows = stored(measured)
-    with (measured / "t" / "efficiency.csv").open() as stream:
-        table = list(csv.DictReader(stream))
+    table = csv_rows(measured / "t" / "efficiency.csv")
     assert [(r["frames"], r["method"]) for r in table] == [
         (frames, method) for frames in ("4", "8") for method in ("none", "st_simdiff", "fastervlm")
     ]
@@ -252,7 +251,7 @@ def test_the_clock_and_the_memory_of_a_cpu() -> None:
 
 def test_long_clips_are_clips_joined(tmp_path) -> None:
     root = clips.build_long(tmp_path, joined=3, videos=2)
-    questions = [json.loads(line) for line in (root / "questions.jsonl").read_text().splitlines()]
+    questions = json_lines(root / "questions.jsonl")
     assert {row["video"] for row in questions} == {"long000.mp4", "long001.mp4"}
     from stsimdiff.video.headers import read_header
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.embedded_runs import expanded
+from helpers.embedded_runs import expanded, stored
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor, signals_for
 from stsimdiff.compressors.chain import Chain
@@ -142,11 +142,7 @@ def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(
     settings, arms = expanded(tmp_path, data, 2, *lines)
     assert run.run_arms(settings, arms) == 6
     for arm in arms:
-        rows = [
-            json.loads(row)
-            for row in (settings.folder / arm.folder / "answers.jsonl").read_text().splitlines()
-        ]
-        assert [row["error"] for row in rows] == [None, None]
+        assert [row["error"] for row in stored(settings, arm)] == [None, None]
     assert arms[2].label.endswith("weights=weights")
     # The same file elsewhere is the same arm; another file in its place is another one.
     moved = weights.rename(tmp_path / "moved")

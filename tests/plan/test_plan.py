@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.embedded_runs import stored
 from helpers.paths import MINIATURES
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import compressors
@@ -71,12 +72,11 @@ def test_the_plan_is_what_the_run_stores(tmp_path, data, monkeypatch) -> None:
     assert [plan.open for plan in before.arms] == [6] * 5 and before.open_videos == 1
     run_configurations(configurations(words))
     for plan in before.arms:
-        lines = (before.settings.folder / plan.arm.folder / "answers.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = stored(before.settings, plan.arm)
         # The text's tokens are guessed, and how ST-SimDiff's first stage thins is that of another video.
         loose = 0.25 if plan.arm.method == "st_simdiff" else 0.06
-        stored = sum(row["llm_flops"] for row in rows)
-        assert plan.flops == pytest.approx(stored, rel=loose)
+        flops = sum(row["llm_flops"] for row in rows)
+        assert plan.flops == pytest.approx(flops, rel=loose)
         assert plan.kv == pytest.approx(rows[0]["kv_bytes"], rel=loose)
         assert before.vision >= rows[0]["flops"]["vision"] + rows[0]["flops"]["projector"]
     unlimited = [word for word in words if not word.startswith("limit=")]

@@ -1,6 +1,5 @@
 """Which part turned an answer: every line and count again from the stored lines, by code of its own."""
 
-import csv
 import io
 import random
 import re
@@ -11,6 +10,7 @@ import pytest
 
 from helpers import recomputed
 from helpers.synthetic_run import QUESTIONS, answer, failed, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.terminal import Console
 
 PARTS = ("similarity", "difference", "pruning")
@@ -89,8 +89,7 @@ def test_every_line_of_the_csv_by_other_code(run: Path, arms) -> None:
         did = [part for part in PARTS if right[f"without_{part}"] == right["all_tokens"]]
         change = "lost" if right["all_tokens"] else "gained"
         expected[i] = (change, " and ".join(did) if did else "no single part", right)
-    with (run / "attribution.csv").open() as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(run / "attribution.csv")
     assert [line["id"] for line in lines] == list(expected)
     assert {"lost", "gained"} == {line["change"] for line in lines}
     assert {"no single part", *PARTS} < {line["cause"] for line in lines}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import shutil
@@ -14,6 +13,7 @@ import pytest
 from helpers.configured import configured
 from helpers.paths import MINIATURES
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answer, write_arm
+from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import report
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
@@ -52,19 +52,14 @@ def lines_of(run: Path) -> dict[str, dict[str, dict]]:
     found = {}
     for file in run.glob("*/answers*.jsonl"):
         method = json.loads((file.parent / "arm.json").read_text())["method"]
-        found[method] = {row["id"]: row for row in map(json.loads, file.read_text().splitlines())}
+        found[method] = {row["id"]: row for row in json_lines(file)}
     return found
-
-
-def table(run: Path, name: str) -> list[dict]:
-    with open(run / name, newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("column", ["domain", "kinds", "duration", "category"])
 def test_every_number_is_that_of_its_questions(run: Path, column: str) -> None:
     publish(run, None, column=column)
-    stored, rows = lines_of(run), table(run, "breakdown.csv")
+    stored, rows = lines_of(run), csv_rows(run / "breakdown.csv")
     told = {id_: row.get(column, row["columns"].get(column)) for id_, row in stored["none"].items()}
     edges = np.quantile(list(told.values()), [0, 0.25, 0.5, 0.75, 1]) if column == "duration" else []
     ranges = dict(
@@ -111,7 +106,7 @@ def test_the_hard_questions(run: Path) -> None:
         and not stored["spatial_pool"][id_]["correct"]
     ]
     right = [stored["st_simdiff"][id_]["correct"] for id_ in hard]
-    rows = {row["method"]: row for row in table(run, "table.csv")}
+    rows = {row["method"]: row for row in csv_rows(run / "table.csv")}
     assert 5 < len(hard) < 40 and int(rows["st_simdiff"]["n_hard"]) == len(hard)
     assert float(rows["st_simdiff"]["hard"]) == pytest.approx(100 * sum(right) / len(hard))
     assert float(rows["st_simdiff"]["hard_low"]) < float(rows["st_simdiff"]["hard"])
@@ -129,7 +124,7 @@ def test_without_down_sampling_there_are_no_hard_questions(run: Path) -> None:
     for file in run.glob("spatial_*/arm.json"):
         shutil.rmtree(file.parent)
     publish(run, None)
-    assert "hard" not in table(run, "table.csv")[0] and "hard %" not in (run / "table.md").read_text()
+    assert "hard" not in csv_rows(run / "table.csv")[0] and "hard %" not in (run / "table.md").read_text()
 
 
 def test_an_unknown_column_is_an_error_that_names_those_there_are(run: Path, capsys) -> None:
@@ -152,12 +147,12 @@ def test_a_benchmark_without_the_column_is_named_beside_one_that_has_it(run: Pat
     assert report.main([str(run), "--breakdown", "domain"]) == 0
     said = " ".join((run / "table.md").read_text().split())
     assert "embedded on other has no such column; its rows have category, kind, video" in said
-    assert {row["benchmark"] for row in table(run, "breakdown.csv")} == {"clips"}
+    assert {row["benchmark"] for row in csv_rows(run / "breakdown.csv")} == {"clips"}
 
 
 def test_an_earlier_run_says_that_its_lines_hold_no_columns(run: Path, capsys) -> None:
     for file in run.glob("*/answers.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = json_lines(file)
         file.write_text(
             "".join(json.dumps({k: v for k, v in row.items() if k != "columns"}) + "\n" for row in rows)
         )
@@ -165,9 +160,9 @@ def test_an_earlier_run_says_that_its_lines_hold_no_columns(run: Path, capsys) -
     assert "No breakdown by domain" in capsys.readouterr().out
     said = "No breakdown by domain of embedded on clips: its answers were stored before lines kept their columns."
     assert said in (run / "table.md").read_text()
-    assert table(run, "table.csv") and not (run / "breakdown.csv").exists()
+    assert csv_rows(run / "table.csv") and not (run / "breakdown.csv").exists()
     assert report.main([str(run), "--breakdown", "category"]) == 0
-    assert len(table(run, "breakdown.csv")) == 12
+    assert len(csv_rows(run / "breakdown.csv")) == 12
 
 
 def settings_of(tmp_path: Path, *words: str):
@@ -193,7 +188,7 @@ def test_a_run_breaks_its_rows_down(tmp_path: Path) -> None:
         "videoID": "mini0",
         "task_type": "Object Recognition",
     }
-    rows = {row["value"]: row for row in table(settings.folder, "breakdown.csv")}
+    rows = {row["value"]: row for row in csv_rows(settings.folder / "breakdown.csv")}
     assert set(rows) == {"Knowledge", "Life Record", "Sports Competition"}
     for value, row in rows.items():
         right = [line["correct"] for line in stored.values() if line["columns"]["domain"] == value]

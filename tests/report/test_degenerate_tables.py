@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import itertools
 import json
@@ -18,6 +17,7 @@ import pytest
 
 from helpers.latex import compiled, structure
 from helpers.synthetic_run import QUESTIONS, answers, failed, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.report import figures
 from stsimdiff.report.publish import publish, show
 from stsimdiff.report.wandb_log import log_run
@@ -182,8 +182,7 @@ def test_any_text_is_shown_as_it_is_everywhere(tmp_path: Path, monkeypatch: pyte
     assert len(section.rows) == len(WORDS)
     text = console.file.getvalue()
     assert "[red]" in text and "\x1b" not in text and "\u202e" not in text
-    with (run / "table.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(run / "table.csv")
     assert len(lines) == len(WORDS)
     for cell in itertools.chain.from_iterable(line.values() for line in lines):
         assert not re.match(r"[=@\t\r\n]|[+-](?!\d)", cell or ""), cell
@@ -284,8 +283,7 @@ def test_any_text_is_shown_as_it_is_in_the_attribution(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     table = make(tmp_path, console)
     assert "\x1b" not in console.file.getvalue() and "\u202e" not in console.file.getvalue()
-    with (tmp_path / "attribution.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(tmp_path / "attribution.csv")
     assert len(lines) == len(WORDS)
     for text in itertools.chain.from_iterable(line.values() for line in lines):
         assert not re.match(r"[=@\t\r\n]|[+-](?!\d)", text or ""), text
@@ -314,8 +312,7 @@ def test_ids_are_no_formulas_and_no_lines_in_the_attribution(tmp_path: Path) -> 
         label = f"st_simdiff {part}=False"
         write_arm(tmp_path, "st_simdiff", 0.3, rows(True), label=label, compressor=settings | {part: False})
     make(tmp_path, None)
-    with (tmp_path / "attribution.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(tmp_path / "attribution.csv")
     assert {line["id"] for line in lines} == {
         *("'=HYPERLINK(1)", "a b", "'@x", "'+1", "'-1", "'x", "|x|", "plain"),
     }

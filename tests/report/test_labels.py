@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 
 from helpers.synthetic_run import QUESTIONS, answers, failed, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.report.comparison import ArmGroup
 from stsimdiff.report.publish import publish
 from stsimdiff.report.render import shown_pairs
@@ -43,8 +43,7 @@ def test_rows_of_other_questions_stand_in_a_table_of_their_own(
     assert [section.benchmark for section in table.sections] == named
     assert [[row.label for row in section.rows] for section in table.sections] == [["none", "fastv"]] * 2
     assert [len(section.pairs) for section in table.sections] == [1, 1]
-    with (tmp_path / "table.csv").open(newline="") as stream:
-        assert [line["benchmark"] for line in csv.DictReader(stream)] == [named[0]] * 2 + [named[1]] * 2
+    assert [line["benchmark"] for line in csv_rows(tmp_path / "table.csv")] == [named[0]] * 2 + [named[1]] * 2
     assert named[0].partition("(")[2] in (tmp_path / "table.tex").read_text().replace("\\", "")
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from helpers.configured import configured
+from helpers.embedded_runs import prepared
+from helpers.written import json_lines
 from stsimdiff import video
 from stsimdiff.commands import cli, inspect
 from stsimdiff.commands.report import main as report
@@ -38,27 +39,20 @@ from stsimdiff.report.table import build
 LINES = ("compressor=none", "compressor=st_simdiff budget.retention=0.3", "compressor=no_video")
 
 
-def prepared(results: Path, data: Path, *words: str):
-    """Settings and the arms of ``LINES``."""
-    common = [f"results={results}", "run=r", "logger=none", f"benchmark.data={data}", *words]
-    made = [configured(*common, *line.split()) for line in LINES]
-    return made[-1][0], [arm for _, arm in made]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data: Path) -> Path:
     """Ten questions on two videos, the tokens of three of them stored; one arm came when none were."""
     results = tmp_path_factory.mktemp("results")
-    settings, arms = prepared(results, data, "limit=10", "overlays=0")
+    settings, arms = prepared(results, data, *LINES, overlays=0)
     run_arms(settings, arms[:1])
-    settings, arms = prepared(results, data, "limit=10", "overlays=3")
+    settings, arms = prepared(results, data, *LINES, overlays=3)
     run_arms(settings, arms, report=make_report)
     return settings.folder
 
 
 def rows(run: Path, method: str) -> list[dict]:
     (path,) = run.glob(f"{method}_*/answers.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)
 
 
 def without_its_end(packed: str) -> str:
@@ -89,7 +83,7 @@ class TestChoice:
     @pytest.mark.parametrize("wrong", ["-1", "101", "all", "true"])
     def test_how_many_is_checked(self, data: Path, tmp_path: Path, wrong: str) -> None:
         with pytest.raises(ConfigError, match=r"overlays=.* is out of range; allowed: .* from 0 to 100"):
-            prepared(tmp_path, data, f"overlays={wrong}")
+            prepared(tmp_path, data, *LINES, overlays=wrong)
 
 
 class TestStored:
@@ -126,7 +120,7 @@ class TestStored:
         shutil.copytree(data, tmp_path / "own")
         file = tmp_path / "own" / "questions.jsonl"
         file.write_text(file.read_text().replace('"id": "', '"id": "own-'))
-        settings, arms = prepared(tmp_path, tmp_path / "own", "limit=2", "overlays=2")
+        settings, arms = prepared(tmp_path, tmp_path / "own", *LINES, limit=2, overlays=2)
         run_arms(settings, arms[1:2])
         kept = [row["overlay"] for row in rows(settings.folder, "st_simdiff")]
         assert len(kept) == 2 and not any("evidence" in overlay for overlay in kept)
@@ -145,7 +139,7 @@ class TestStored:
 
     def test_processes_choose_the_same(self, tmp_path: Path, data: Path, run: Path) -> None:
         """Two processes, one after the other: together they store what a single one does."""
-        settings, arms = prepared(tmp_path, data, "limit=10", "overlays=3")
+        settings, arms = prepared(tmp_path, data, *LINES, overlays=3)
         task = load_task(settings.benchmark)
         asked = all_questions(task, settings.limit, None)
         videos = sorted({question.video for question in asked})
@@ -155,7 +149,7 @@ class TestStored:
             answer_missing(settings, task, arms[1:2], mine, Processes(rank, 2), overlays=overlays)
         found = {}
         for path in (settings.folder / arms[1].folder).glob("answers*.jsonl"):
-            found |= {row["id"]: row.get("overlay") for row in map(json.loads, path.read_text().splitlines())}
+            found |= {row["id"]: row.get("overlay") for row in json_lines(path)}
         assert found == {row["id"]: row.get("overlay") for row in rows(run, "st_simdiff")}
         stored = [
             sorted(path.name for path in (where / "frames").iterdir()) for where in (settings.folder, run)
@@ -299,7 +293,7 @@ class TestFigures:
         assert (copy / "figures" / "accuracy_flops.png").is_file() and (copy / "report.html").is_file()
 
     def test_a_run_whose_figures_fail_ends_with_exit_code_1(self, run: Path, data: Path) -> None:
-        settings, arms = prepared(run.parent, data, "limit=10", "overlays=3")
+        settings, arms = prepared(run.parent, data, *LINES, overlays=3)
         with pytest.raises(RunFailed, match="NOT DRAWN: x\nAll answers are stored"):
             run_arms(settings, arms, report=lambda settings: ["NOT DRAWN: x"])
 

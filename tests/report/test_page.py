@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page
 
 from helpers.browser import browser, until, visit
 from helpers.synthetic_run import QUESTIONS, answers, failed, write_arm
+from helpers.written import json_lines
 from stsimdiff.evaluate.overlays import jpegs
 from stsimdiff.report.page import report_page
 from stsimdiff.report.palette import REASONS
@@ -168,7 +169,7 @@ def stored(run: Path) -> dict[tuple[str, str], dict]:
     found = {}
     for path in run.glob("*/answers.jsonl"):
         arm = json.loads((path.parent / "arm.json").read_text())["arm"]
-        for row in map(json.loads, path.read_text().splitlines()):
+        for row in json_lines(path):
             if "overlay" in row:
                 found[arm, row["id"]] = row["overlay"]
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.written import csv_rows
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Places, Run, ScoreCompressor
 from stsimdiff.compressors.chain import Chain
@@ -135,8 +135,7 @@ def test_a_film_is_painted_in_them() -> None:
 
 
 def test_a_table_has_the_share_of_each_reason(answered: Path) -> None:
-    with (answered / "reasons.csv").open(newline="") as file:
-        lines = {line["method"]: line for line in csv.DictReader(file)}
+    lines = {line["method"]: line for line in csv_rows(answered / "reasons.csv")}
     for arm in answered.glob("*/answers.jsonl"):
         counts: Counter[str] = Counter()
         for line in arm.read_text().splitlines():

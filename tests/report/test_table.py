@@ -1,6 +1,5 @@
 """The table from synthetic runs: every number again by other code, and what a reader must be told."""
 
-import csv
 import json
 import random
 import re
@@ -17,6 +16,7 @@ from helpers import recomputed
 from helpers.latex import structure
 from helpers.paths import ROOT
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, unparsed, write_arm
+from helpers.written import csv_rows
 from stsimdiff.commands.report import main
 from stsimdiff.report import render
 from stsimdiff.report.paper import paper_table
@@ -91,8 +91,7 @@ def table(run: Path):
 
 @pytest.fixture(scope="module")
 def lines(run: Path, table) -> list[dict[str, str]]:
-    with (run / "table.csv").open() as stream:
-        return list(csv.DictReader(stream))
+    return csv_rows(run / "table.csv")
 
 
 def plain_rows(run: Path) -> dict[tuple[str, float], dict[str, dict]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from io import StringIO
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.report import columns, wandb_log
 from stsimdiff.report.columns import Column
 from stsimdiff.report.comparison import MACRO
@@ -23,8 +23,7 @@ BENCHMARK = {"name": "mlvu", "families": CATEGORIES, "chance": 25.0, "note": "ML
 
 
 def line_of(run: Path, name: str) -> dict[str, str]:
-    with open(run / "table.csv", newline="") as stream:
-        return next(line for line in csv.DictReader(stream) if line["method"] == name)
+    return next(line for line in csv_rows(run / "table.csv") if line["method"] == name)
 
 
 def printed(run: Path) -> str:

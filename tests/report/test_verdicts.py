@@ -1,6 +1,5 @@
 """What a run's pairs and sentences say, against the stored lines and other code."""
 
-import csv
 import math
 import random
 import re
@@ -12,6 +11,7 @@ import pytest
 
 from helpers import recomputed
 from helpers.synthetic_run import QUESTIONS, answer, answers, failed, make, write_arm
+from helpers.written import csv_rows
 from stsimdiff.report.equal_compute import median_compute
 from stsimdiff.report.paper import baseline_gate, for_information, paper_number
 from stsimdiff.report.render import shown_pairs
@@ -56,8 +56,7 @@ def table(run: Path):
 
 @pytest.fixture(scope="module")
 def lines(run: Path, table) -> list[dict[str, str]]:
-    with (run / "pairs.csv").open() as stream:
-        return list(csv.DictReader(stream))
+    return csv_rows(run / "pairs.csv")
 
 
 def test_every_number_of_the_pairs_by_other_code(run: Path, lines: list[dict[str, str]]) -> None:
@@ -126,8 +125,7 @@ def by_pair(
 
 @pytest.mark.parametrize("retention", [0.3, 0.1])
 def test_the_sentence_of_a_block_is_what_the_pairs_say(run: Path, table, lines, retention: float) -> None:
-    with (run / "table.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if float(row["retention"]) == retention]
+    rows = [row for row in csv_rows(run / "table.csv") if float(row["retention"]) == retention]
     contest = [row for row in rows if row["overall"] and row["method"] != "framefusion"]
     best = max(contest, key=lambda row: float(row["overall"]))
     (said,) = [text for text in table.sections[0].verdicts if text.startswith(f"At {100 * retention:.4g} %")]
@@ -583,8 +581,7 @@ def test_at_equal_compute_a_method_has_what_its_own_curve_says(tmp_path: Path) -
         points.setdefault(arm["method"], []).append(
             (compute, 100 * sum(row["correct"] for row in rows) / len(rows))
         )
-    with (tmp_path / "table.csv").open(newline="") as stream:
-        lines = {(line["method"], float(line["retention"])): line for line in csv.DictReader(stream)}
+    lines = {(line["method"], float(line["retention"])): line for line in csv_rows(tmp_path / "table.csv")}
     assert lines["none", 1.0]["equal_compute"] == ""
     # The median compute of 30 % lies below all that fastv was measured at.
     assert lines["fastv", 0.3]["equal_compute"] == ""
@@ -629,8 +626,7 @@ def test_a_sweep_is_readable(tmp_path: Path) -> None:
     section = make(tmp_path, None).sections[0]
     labels = ["fastv layer=2", "fastv layer=2.5", "fastv layer=3", "fastv layer=10"]
     assert [row.label for row in section.rows] == ["random", *labels]
-    with (tmp_path / "table.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
+    lines = csv_rows(tmp_path / "table.csv")
     assert [line["layer"] for line in lines] == ["", "2.0", "2.5", "3.0", "10.0"] or [
         line["layer"] for line in lines
     ] == ["", "2", "2.5", "3", "10"]

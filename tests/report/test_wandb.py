@@ -1,6 +1,5 @@
 """What W&B is given, read back from its own offline files; no network, no key."""
 
-import csv
 import json
 import shutil
 import sys
@@ -14,6 +13,7 @@ pytest.importorskip("wandb")
 from helpers.configured import exit_code
 from helpers.synthetic_run import make
 from helpers.wandb_files import header, history, records, summary
+from helpers.written import csv_rows
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
@@ -94,8 +94,7 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
     assert begun.display_name == "st_simdiff tau_sim=0.7 30 % tokens"
 
     make(run, None)
-    with (run / "table.csv").open() as stream:
-        row = next(line for line in csv.DictReader(stream) if line["method"] == ARM["label"])
+    row = next(line for line in csv_rows(run / "table.csv") if line["method"] == ARM["label"])
     logged = summary(found)
     assert (logged["fidelity"], row.pop("fidelity"), row.pop("fault")) == ("official", "official", "")
     wanted = {
