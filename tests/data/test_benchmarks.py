@@ -17,7 +17,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from helpers.configured import configured
+from helpers.configured import on_miniature
 from helpers.embedded_runs import stored
 from helpers.paths import MINIATURES, ROOT
 from helpers.written import csv_rows, json_lines
@@ -91,14 +91,7 @@ def data(tmp_path: Path) -> Path:
 
 def prepared(name: str, data: Path, *words: str):
     """Settings and the arm."""
-    common = [
-        "compressor=random",
-        "budget.retention=0.3",
-        "logger=none",
-        f"results={data.parent}",
-        "run=test",
-    ]
-    return configured(*common, f"benchmark={name}", f"benchmark.data={data / name}", *words)
+    return on_miniature(name, data.parent, *words, data=data)
 
 
 def task_of(name: str, data: Path, *words: str):

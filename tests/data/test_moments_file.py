@@ -10,8 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from helpers.configured import configured
-from helpers.paths import MINIATURES
+from helpers.configured import on_miniature
 from helpers.written import json_lines
 from stsimdiff.data.moments import WHOLE, Moment, read_moments
 from stsimdiff.errors import DataError
@@ -25,14 +24,8 @@ ROWS = [
 
 
 def settings_of(tmp_path: Path, file: Path | None, *words: str):
-    lines = [
-        "benchmark=videomme",
-        f"benchmark.data={MINIATURES / 'videomme'}",
-        f"results={tmp_path}",
-        "run=own",
-    ]
-    lines += [f"benchmark.moments={file}"] if file else []
-    return configured("compressor=random", "budget.retention=0.3", "logger=none", *lines, *words)
+    moments = [f"benchmark.moments={file}"] if file else []
+    return on_miniature("videomme", tmp_path, *moments, *words)
 
 
 def write(file: Path, rows: list[dict]) -> Path:

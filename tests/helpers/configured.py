@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from helpers.paths import MINIATURES
 from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config
 from stsimdiff.config.settings import Settings, settings_from_config
@@ -25,6 +27,12 @@ def configured(*words: str) -> tuple[Settings, Arm]:
     config = composed(*words)
     settings = settings_from_config(config)
     return settings, arm_from_config(config, settings)
+
+
+def on_miniature(benchmark: str, results: Path, *words: str, data: Path = MINIATURES) -> tuple[Settings, Arm]:
+    """Settings and an arm of random tokens on the miniature of a public benchmark."""
+    common = ["compressor=random", "budget.retention=0.3", "logger=none", f"results={results}", "run=test"]
+    return configured(*common, f"benchmark={benchmark}", f"benchmark.data={data / benchmark}", *words)
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> str | int | None:

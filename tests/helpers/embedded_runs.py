@@ -30,9 +30,10 @@ def prepared(tmp_path: Path, data: Path, *lines: str, **overrides):
     return made[-1][0], [arm for _, arm in made]
 
 
-def expanded(tmp_path: Path, data: Path, limit: int, *lines: str):
+def expanded(tmp_path: Path, data: Path, limit: int, *lines: str, **overrides):
     """Settings and arms of lines that may be sweeps and name classes by dotted paths."""
     words = [f"results={tmp_path}", "run=test", "logger=none", f"benchmark.data={data}", f"limit={limit}"]
+    words += [f"{key}={value}" for key, value in overrides.items()]
     listed = ",".join(f"'{line}'" for line in lines)
     (one,) = passes_of(configurations([*words, f"arms=[{listed}]"]))
     return one.settings, list(one.arms.values())

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.configured import configured
-from helpers.paths import MINIATURES
+from helpers import recomputed
+from helpers.configured import on_miniature
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answer, write_arm
 from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import report
@@ -49,11 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 def lines_of(run: Path) -> dict[str, dict[str, dict]]:
     """Stored lines by method and question, read without the package."""
-    found = {}
-    for file in run.glob("*/answers*.jsonl"):
-        method = json.loads((file.parent / "arm.json").read_text())["method"]
-        found[method] = {row["id"]: row for row in json_lines(file)}
-    return found
+    return {arm["method"]: arm["rows"] for arm in recomputed.stored(run).values()}
 
 
 @pytest.mark.parametrize("column", ["domain", "kinds", "duration", "category"])
@@ -165,19 +161,9 @@ def test_an_earlier_run_says_that_its_lines_hold_no_columns(run: Path, capsys) -
     assert len(csv_rows(run / "breakdown.csv")) == 12
 
 
-def settings_of(tmp_path: Path, *words: str):
-    lines = [
-        "benchmark=videomme",
-        f"benchmark.data={MINIATURES / 'videomme'}",
-        f"results={tmp_path}",
-        "run=own",
-    ]
-    return configured("compressor=random", "budget.retention=0.3", "logger=none", *lines, *words)
-
-
 def test_a_run_breaks_its_rows_down(tmp_path: Path) -> None:
-    settings, arm = settings_of(tmp_path, "breakdown=domain")
-    assert arm.id == settings_of(tmp_path)[1].id
+    settings, arm = on_miniature("videomme", tmp_path, "breakdown=domain")
+    assert arm.id == on_miniature("videomme", tmp_path)[1].id
     running.run_arms(settings, [arm], report=make_report)
     stored = lines_of(settings.folder)["random"]
     assert stored["001-1"]["columns"] == {
@@ -197,7 +183,7 @@ def test_a_run_breaks_its_rows_down(tmp_path: Path) -> None:
 
 def test_a_run_is_told_of_an_unknown_column_before_a_model_loads(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
-    settings, arm = settings_of(tmp_path, "breakdown=topic")
+    settings, arm = on_miniature("videomme", tmp_path, "breakdown=topic")
     with pytest.raises(
         DataError, match=r"breakdown=topic: videomme has no such column; its rows have category, dom"
     ):

@@ -13,16 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.embedded_runs import expanded
 from helpers.written import csv_rows
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Places, Run, ScoreCompressor
 from stsimdiff.compressors.chain import Chain
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate import run
-from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.kit.running import GRID, CompressorCase, layout_for, video
-from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.plan import dry_run
 from stsimdiff.report import film
@@ -100,14 +98,11 @@ def test_a_chain_has_those_of_one_method() -> None:
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("reasons")
-    data = clips.build(root / "data", videos=1)
-    words = [f"results={root}", "run=r", "logger=none", f"benchmark.data={data}", "limit=3", "overlays=1"]
-    lines = ",".join(f"'compressor={name} budget.retention=0.5'" for name in (f"{__name__}.Objects", "fastv"))
-    (one,) = passes_of(configurations([*words, f"arms=[{lines}]"]))
-    run.run_arms(one.settings, list(one.arms.values()), report=make_report)
-    return one.settings.folder
+def answered(tmp_path_factory, data: Path) -> Path:
+    lines = (f"compressor={name} budget.retention=0.5" for name in (f"{__name__}.Objects", "fastv"))
+    settings, arms = expanded(tmp_path_factory.mktemp("reasons"), data, 3, *lines, overlays=1)
+    run.run_arms(settings, arms, report=make_report)
+    return settings.folder
 
 
 def test_overlays_have_their_names_and_colours(answered: Path) -> None:

@@ -85,29 +85,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(run: Path):
-    return make(run, None)
-
-
-@pytest.fixture(scope="module")
 def lines(run: Path, table) -> list[dict[str, str]]:
     return csv_rows(run / "table.csv")
 
 
 def plain_rows(run: Path) -> dict[tuple[str, float], dict[str, dict]]:
-    """Answers that count by (label, retention) and id, read with nothing but the standard library."""
-    found: dict[tuple[str, float], dict[str, dict]] = {}
-    for folder in run.iterdir():
-        if not (folder / "arm.json").is_file():
-            continue
-        record = json.loads((folder / "arm.json").read_text())
-        kept = found.setdefault((record["label"], record["budget"]["retention"]), {})
-        for path in sorted(folder.glob("answers*.jsonl")):
-            for line in path.read_text().splitlines():
-                if line.endswith("}"):
-                    row = json.loads(line)
-                    kept[row["id"]] = row
-    return found
+    """Answers that count by (label, retention) and id."""
+    arms = recomputed.stored(run).values()
+    return {(arm["label"], arm["budget"]["retention"]): arm["rows"] for arm in arms}
 
 
 def test_every_number_of_the_csv(run: Path, lines: list[dict[str, str]]) -> None:

@@ -50,11 +50,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(run: Path):
-    return make(run, None)
-
-
-@pytest.fixture(scope="module")
 def lines(run: Path, table) -> list[dict[str, str]]:
     return csv_rows(run / "pairs.csv")
 

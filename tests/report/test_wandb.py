@@ -15,7 +15,6 @@ from helpers.synthetic_run import make
 from helpers.wandb_files import header, history, records, summary
 from helpers.written import csv_rows
 from stsimdiff.config.wandb_mode import wandb_mode
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.report import wandb_log
 from stsimdiff.report.publish import publish
@@ -236,25 +235,16 @@ def test_modes_are_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     """The command line in this process: two arms and one clip; gives the exit code."""
-    data = clips.build(tmp_path / "data", videos=1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def run(*words: str) -> int:
-        line = [
-            "-m",
-            "compressor=none,random",
-            "limit=4",
-            "overlays=0",
-            f"benchmark.data={data}",
-            "run=w",
-            *words,
-        ]
-        return exit_code(monkeypatch, *line)
+        common = ["compressor=none,random", "limit=4", "overlays=0", f"benchmark.data={data}", "run=w"]
+        return exit_code(monkeypatch, "-m", *common, *words)
 
     return run
 
