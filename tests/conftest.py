@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import linecache
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +47,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``data``, of four clips with seven questions each."""
+    from stsimdiff.data import clips
+
+    return clips.build(tmp_path_factory.mktemp("four"), videos=4)
+
+
+@pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives the folder of a family's miniature, written once; to be read and not written."""
     from stsimdiff.models.kit import miniatures
@@ -58,6 +69,50 @@ def case(request: pytest.FixtureRequest) -> FamilyCase:
     from stsimdiff.kit import checks
 
     return checks.miniature(request.param)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder that passes for a checkpoint where none is loaded; a test may change it."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"text_config": {"num_hidden_layers": 6}}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def digest_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A memory of digests of its own, and files that count as settled at once."""
+    from stsimdiff.data import digests
+
+    monkeypatch.setattr(digests, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(digests, "SETTLED", 0)
+    monkeypatch.setattr(digests, "_known", {})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Writes a module of the user's into ``tmp_path``, the current folder, for this test alone to import."""
+    written = []
+
+    def forget() -> None:
+        for name in written:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        written.append(name)
+        forget()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield write
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from stsimdiff import FastV, NoCompression, RandomTokens, STSimDiff, VisionZip, 
 from stsimdiff.api import STOCK
 from stsimdiff.commands.cli import main
 from stsimdiff.compressors import BUILTIN
-from stsimdiff.data.clips import dataset, rows
+from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
 from stsimdiff.errors import BudgetError, ConfigError, UserError
 
@@ -44,28 +44,25 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return dataset.build(tmp_path_factory.mktemp("clips"), videos=4)
-
-
 class TestLoaded:
     @pytest.fixture(scope="class")
     def model(self):
         return load()
 
-    def test_it_answers_what_a_run_stores(self, model, clips, tmp_path, monkeypatch) -> None:
+    def test_it_answers_what_a_run_stores(self, model, data, tmp_path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
         words = ["compressor=none,st_simdiff", "budget.retention=0.3", "limit=6", "run=one", "logger=none"]
-        monkeypatch.setattr("sys.argv", ["stsimdiff", "-m", *words, f"results={tmp_path}"])
+        monkeypatch.setattr(
+            "sys.argv", ["stsimdiff", "-m", *words, f"results={tmp_path}", f"benchmark.data={data}"]
+        )
         main()
         stored = read(tmp_path / "one")
         assert len(stored) == 12 and set(stored["method"]) == {"none", "st_simdiff"}
-        questions = {row["id"]: row for row in rows.read(clips)}
+        questions = {row["id"]: row for row in rows.read(data)}
         for method, answers in stored.groupby("method"):
             for _, answer in answers.iterrows():
                 row = questions[answer["id"]]
-                ask = str(clips / "videos" / row["video"]), prompt(row["question"], row["options"]), 4
+                ask = str(data / "videos" / row["video"]), prompt(row["question"], row["options"]), 4
                 if method == "none":
                     assert model.answer(*ask) == answer["answer"]
                     continue
@@ -73,8 +70,8 @@ class TestLoaded:
                     assert model.answer(*ask) == answer["answer"]
                 assert trace.entering == answer["tokens_per_layer"]
 
-    def test_the_trace_is_that_of_the_latest_answer(self, model, clips) -> None:
-        one, two = sorted((clips / "videos").glob("*.mp4"))[:2]
+    def test_the_trace_is_that_of_the_latest_answer(self, model, data) -> None:
+        one, two = sorted((data / "videos").glob("*.mp4"))[:2]
         with model.compress(RandomTokens(), retention=0.5) as trace:
             model.answer(one, "What is it?")
             first = trace.stages[0].kept
@@ -82,15 +79,15 @@ class TestLoaded:
             assert len(trace.stages) == 1 and not torch.equal(trace.stages[0].kept, first)
         assert trace.retention()["tokens"] == pytest.approx(0.5)
 
-    def test_a_method_that_needs_the_tower_gets_it_for_a_video_encoded_without(self, model, clips) -> None:
-        video = next((clips / "videos").glob("*.mp4"))
+    def test_a_method_that_needs_the_tower_gets_it_for_a_video_encoded_without(self, model, data) -> None:
+        video = next((data / "videos").glob("*.mp4"))
         model.answer(video, "What is it?")
         with model.compress(VisionZip(), retention=0.3) as trace:
             model.answer(video, "What is it?")
         assert trace.retention()["tokens"] == pytest.approx(0.3, rel=0.02)
 
-    def test_an_overlay_shows_the_frames_with_the_reasons_of_the_trace(self, model, clips) -> None:
-        one, two = sorted((clips / "videos").glob("*.mp4"))[:2]
+    def test_an_overlay_shows_the_frames_with_the_reasons_of_the_trace(self, model, data) -> None:
+        one, two = sorted((data / "videos").glob("*.mp4"))[:2]
         with model.compress(FastV(), retention=0.3) as trace:
             with pytest.raises(ValueError, match="holds no answer yet"):
                 model.overlay(one, trace)
@@ -110,8 +107,8 @@ class TestLoaded:
         with pytest.raises(ValueError, match=r"of 7 tokens, .* has 512"):
             model.overlay(two, trace)
 
-    def test_an_error_ends_the_compression(self, model, clips) -> None:
-        video = next((clips / "videos").glob("*.mp4"))
+    def test_an_error_ends_the_compression(self, model, data) -> None:
+        video = next((data / "videos").glob("*.mp4"))
         fastv = FastV()
         with (
             pytest.raises(ValueError, match="end the first `with`"),

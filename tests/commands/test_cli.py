@@ -41,12 +41,6 @@ def run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedP
     return done
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 6}')
-    return f"model.path={tmp_path}"
-
-
 # Each in a process of its own, as a user meets it: one for each kind of mistake.
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -63,7 +57,7 @@ def checkpoint(tmp_path: Path) -> str:
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoint, arguments, message):
-    done = run(tmp_path, checkpoint, *shlex.split(arguments))
+    done = run(tmp_path, f"model.path={checkpoint}", *shlex.split(arguments))
     assert done.returncode == 2
     assert re.search(message, done.stderr)
     assert len(done.stderr.splitlines()) == 1
@@ -128,7 +122,7 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
 def test_more_wrong_input(monkeypatch, tmp_path, checkpoint, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["stsimdiff", checkpoint, *shlex.split(arguments)])
+    monkeypatch.setattr(sys, "argv", ["stsimdiff", f"model.path={checkpoint}", *shlex.split(arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     said = capsys.readouterr()

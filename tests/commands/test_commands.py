@@ -23,11 +23,6 @@ from stsimdiff import load
 from stsimdiff.data import clips
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=4)
-
-
 def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     return subprocess.run(
@@ -45,10 +40,10 @@ def answers(folder: Path) -> dict[str, list[dict]]:
     }
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, data: Path, forks: Forks) -> None:
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, four_clips: Path, forks: Forks) -> None:
     log = tmp_path / "log"
     words = ["-m", "compressor=random,st_simdiff", "budget.retention=0.3", "limit=24"]
-    words += [f"benchmark.data={data}", f"results={tmp_path}", "logger=none"]
+    words += [f"benchmark.data={four_clips}", f"results={tmp_path}", "logger=none"]
     assert forks.run([*words, "run=whole"], log) == 0, log.read_text()
     expected = answers(tmp_path / "whole")
     assert {len(rows) for rows in expected.values()} == {24}
@@ -72,12 +67,12 @@ def answers_so_far(folder: Path) -> list[list[bytes]]:
     return [path.read_bytes().split(b"\n")[:-1] for path in folder.glob("*/answers.jsonl")]
 
 
-def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path, forks: Forks) -> None:
+def test_two_processes_give_the_rows_of_one(tmp_path: Path, four_clips: Path, forks: Forks) -> None:
     words = [
         "-m",
         "compressor=random,visionzip",
         "budget.retention=0.3",
-        f"benchmark.data={data}",
+        f"benchmark.data={four_clips}",
         "logger=none",
     ]
     words.append(f"results={tmp_path}")
@@ -101,10 +96,10 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path, data: Path, forks: F
     assert answers(tmp_path / "two") == before
 
 
-def test_the_table_from_the_rows_by_other_code(tmp_path: Path, data: Path, forks: Forks) -> None:
+def test_the_table_from_the_rows_by_other_code(tmp_path: Path, four_clips: Path, forks: Forks) -> None:
     words = ["-m", "compressor=none,uniform_frames", "budget.retention=0.1", f"results={tmp_path}", "run=t"]
     log = tmp_path / "log"
-    assert forks.run([*words, "logger=none", f"benchmark.data={data}"], log) == 0, log.read_text()
+    assert forks.run([*words, "logger=none", f"benchmark.data={four_clips}"], log) == 0, log.read_text()
     table = {row["method"]: row for row in csv_rows(tmp_path / "t" / "table.csv")}
     for folder, rows in answers(tmp_path / "t").items():
         method = json.loads((tmp_path / "t" / folder / "arm.json").read_text())["method"]
@@ -143,12 +138,14 @@ def test_lmms_evals_own_command(tmp_path: Path, forks: Forks) -> None:
     ids=["scenes", "external_scorer"],
 )
 def test_lmms_evals_own_command_with_a_method_of_the_user_s(
-    tmp_path: Path, data: Path, method: str, parameters: dict, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, four_clips: Path, method: str, parameters: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in (ROOT / "examples" / "methods").glob("*.py"):
         shutil.copy(file, tmp_path)
     given = "".join(f",{name}={value}" for name, value in parameters.items())
-    arguments = f"compressor={method},retention=0.3,results={tmp_path},run=lmms,benchmark.data={data}{given}"
+    arguments = (
+        f"compressor={method},retention=0.3,results={tmp_path},run=lmms,benchmark.data={four_clips}{given}"
+    )
     words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path"]
     done = run("lmms_eval", *words, str(ROOT / "tasks"), "--limit", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,12 +156,12 @@ def test_lmms_evals_own_command_with_a_method_of_the_user_s(
     monkeypatch.syspath_prepend(str(tmp_path))
     module, _, name = method.partition(".")
     model = load()
-    questions = {row["id"]: row for row in clips.rows.read(data)}
+    questions = {row["id"]: row for row in clips.rows.read(four_clips)}
     with model.compress(getattr(importlib.import_module(module), name)(**parameters), retention=0.3) as trace:
         for row in rows:
             asked = questions[row["id"]]
             text = clips.prompt(asked["question"], asked["options"])
-            assert model.answer(data / "videos" / row["video"], text, 4) == row["answer"]
+            assert model.answer(four_clips / "videos" / row["video"], text, 4) == row["answer"]
             assert (trace.entering, trace.reasons()) == (row["tokens_per_layer"], row["reasons"])
 
 

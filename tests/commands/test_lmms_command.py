@@ -13,7 +13,6 @@ from helpers.paths import MINIATURES, ROOT
 from stsimdiff.commands import lmms_command
 from stsimdiff.commands.lmms_eval import StSimDiff
 from stsimdiff.compressors.base import ScoreCompressor
-from stsimdiff.data import clips
 from stsimdiff.models.base import Family
 from stsimdiff.resources import embedded_checkpoint, folder
 
@@ -126,11 +125,10 @@ def test_the_folder_of_all_benchmarks_can_be_named(tmp_path, monkeypatch):
         assert all(row["path"].startswith(f"{tmp_path}/data/{place}/") for row in rows)
 
 
-def test_the_folder_of_one_benchmark_can_be_named(tmp_path):
-    clips.build(tmp_path / "mine", videos=1)
-    StSimDiff.create_from_arg_string(f"benchmark.data={tmp_path / 'mine'}")
+def test_the_folder_of_one_benchmark_can_be_named(data):
+    StSimDiff.create_from_arg_string(f"benchmark.data={data}")
     rows = built("clips").dataset["test"]
-    assert len(rows) == 7 and rows[0]["path"].startswith(str(tmp_path / "mine"))
+    assert len(rows) == 14 and rows[0]["path"].startswith(str(data))
 
 
 def test_data_that_is_not_there_is_a_message_and_exit_code_2(tmp_path, capsys):
@@ -157,14 +155,11 @@ def test_weights_that_are_cut_off_end_the_command_before_any_task_is_built(tmp_p
     [("none", ["B", "??", "", "??"], 1), ("none", ["B", "??", "B", "??"], 0), ("no_video", ["??"], 0)],
 )
 def test_answers_without_a_letter_are_stored_and_end_the_command(
-    tmp_path, monkeypatch, capsys, method, texts, code
+    tmp_path, data, monkeypatch, capsys, method, texts, code
 ):
-    clips.build(tmp_path / "mine", videos=1)
     said = iter(texts * 4)
     monkeypatch.setattr(Family, "answer", lambda self, prompt, tokens: _run(self, prompt) or next(said))
-    model = StSimDiff.create_from_arg_string(
-        f"compressor={method},benchmark.data={tmp_path / 'mine'},results={tmp_path}"
-    )
+    model = StSimDiff.create_from_arg_string(f"compressor={method},benchmark.data={data},results={tmp_path}")
     task = built("clips")
     model.task_dict = {"clips": {"test": task.dataset["test"]}}
     requests = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from importlib.metadata import EntryPoint
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from helpers.paths import MINIATURES, ROOT
+from helpers.paths import MINIATURES, code_blocks
 from helpers.written import json_lines
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError, DataError
@@ -37,15 +36,11 @@ ROWS = [
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """The folder of docs/benchmarks.md, with the data in a folder of its own."""
-    page = (
-        (ROOT / "docs" / "benchmarks.md")
-        .read_text(encoding="utf-8")
-        .partition("## A benchmark of your own")[2]
-    )
-    task, settings = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    task, settings = code_blocks("benchmarks.md", "yaml", after="## A benchmark of your own")
+    code = code_blocks("benchmarks.md", after="## A benchmark of your own")[0]
     (tmp_path / "my_tasks" / "benchmark").mkdir(parents=True)
     (tmp_path / "my_tasks" / "mine.yaml").write_text(task)
-    (tmp_path / "my_tasks" / "utils.py").write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
+    (tmp_path / "my_tasks" / "utils.py").write_text(code)
     (tmp_path / "my_tasks" / "benchmark" / "mine.yaml").write_text(settings)
     (tmp_path / "my_tasks" / "questions.json").write_text("\n".join(map(json.dumps, ROWS)))
     (tmp_path / "my_tasks" / "videos").mkdir()

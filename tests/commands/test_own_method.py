@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, code_blocks
 from stsimdiff.config.words import options
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import passes_of
@@ -18,13 +17,9 @@ from stsimdiff.launchers.base import configurations
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch) -> Path:
+def own(tmp_path, own_module) -> Path:
     """A folder with the first method of docs/your-method.md."""
-    page = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
-    (tmp_path / "my_module.py").write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("my_module", None)
+    own_module("my_module", code_blocks("your-method.md")[0])
     return tmp_path
 
 

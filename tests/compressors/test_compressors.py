@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import shutil
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -341,25 +340,16 @@ def test_a_former_name_leads_to_the_present_one():
     assert not set(compressors.RENAMED) & set(METHODS)
 
 
-def test_code_version_follows_the_source(tmp_path, monkeypatch):
-    source = tmp_path / "my_method.py"
+def test_code_version_follows_the_source(own_module):
     text = "from stsimdiff.compressors.fastv import FastV\n\nclass Mine(FastV):\n    factor = 1\n"
-    monkeypatch.syspath_prepend(str(tmp_path))
 
     def version(body: str) -> str:
-        import linecache
-
-        source.write_text(body)
-        linecache.clearcache()
-        sys.modules.pop("my_method", None)
-        import my_method
-
-        return compressors.code_version(my_method.Mine)
+        own_module("my_method", body)
+        return compressors.code_version(importlib.import_module("my_method").Mine)
 
     first = version(text)
     assert version(text) == first and len(first) == 12
     assert version(text.replace("1", "-21")) != first
-    sys.modules.pop("my_method", None)
 
 
 def test_framefusion_merges_runs_into_their_first_token_and_counts_the_layers_before():

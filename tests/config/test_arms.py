@@ -8,7 +8,6 @@ import types
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from helpers.paths import MINIATURES
@@ -21,21 +20,6 @@ from stsimdiff.config.sweep import expand
 from stsimdiff.errors import BudgetError, ConfigError, DataError, RunFailed
 from stsimdiff.evaluate.passes import passes_of
 from stsimdiff.resources import folder
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "checkpoint"
-    path.mkdir()
-    (path / "config.json").write_text('{"text_config": {"num_hidden_layers": 6}}')
-    (path / "model.safetensors").write_bytes(b"weights")
-    return path
-
-
-@pytest.fixture
-def configure(checkpoint: Path):
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        yield lambda *overrides: compose("config", overrides=[f"model.path={checkpoint}", *overrides])
 
 
 def arm(cfg: DictConfig) -> Arm:
@@ -341,12 +325,9 @@ class Needy(ScoreCompressor):
 
 
 @pytest.fixture
-def own_method(tmp_path, monkeypatch):
-    (tmp_path / "my_method.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_method", None)  # another test's
-    yield
-    sys.modules.pop("my_method", None)
+def own_method(own_module, monkeypatch) -> None:
+    own_module("my_method", OWN)
+    monkeypatch.setattr(sys, "path", sys.path[1:])  # the command itself looks into the current folder
 
 
 def test_a_class_of_ones_own_runs_beside_ours(monkeypatch, checkpoint, own_method):

@@ -25,13 +25,9 @@ from stsimdiff.resources import folder
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
+def made(checkpoint, monkeypatch):
     """Settings and the arm of a line of overrides, with a checkpoint that the environment names."""
-    path = tmp_path / "checkpoint"
-    path.mkdir()
-    (path / "config.json").write_text("{}")
-    (path / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setenv("THE_MODEL", str(path))
+    monkeypatch.setenv("THE_MODEL", str(checkpoint))
     return lambda *words: configured("model.path=${oc.env:THE_MODEL}", "logger=none", *words)
 
 

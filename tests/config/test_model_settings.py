@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from stsimdiff import models, registry
 from stsimdiff.config.arms import arm_from_config
@@ -31,15 +28,9 @@ class Mine(Qwen3VL):
 """
 
 
-@pytest.fixture
-def configure(tmp_path: Path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 4}}))
-    (tmp_path / "mine.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
-    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-        yield lambda *words: compose("config", overrides=[f"model.path={tmp_path}", *words])
+@pytest.fixture(autouse=True)
+def own_family(own_module) -> None:
+    own_module("mine", OWN)
 
 
 @pytest.mark.parametrize("name", sorted(models.FAMILIES))
@@ -105,16 +96,14 @@ def test_the_settings_reach_the_family(configure) -> None:
     assert options == LoadOptions("auto", "float16", "sdpa", {"shade": "dark"}, "auto", True)
 
 
-def test_another_version_of_an_own_family_is_another_arm(configure, tmp_path) -> None:
+def test_another_version_of_an_own_family_is_another_arm(configure, own_module) -> None:
     def arm() -> str:
         words = ("model=custom", "model.family=mine.Mine", "+model.shade=dark", "compressor=none")
         return arm_from_config(configure(*words)).id
 
     first = arm()
     assert arm() == first
-    (tmp_path / "mine.py").write_text(OWN + "\n\nCHANGED = True\n")
-    del __import__("sys").modules["mine"]
-    __import__("linecache").clearcache()
+    own_module("mine", OWN + "\n\nCHANGED = True\n")
     assert arm() != first
 
 

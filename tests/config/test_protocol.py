@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +22,8 @@ CONFIGS = folder("configs")
 
 
 @pytest.fixture
-def settings(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
-
-    def made(*words: str):
-        return configured("plan=true", f"model.path={tmp_path}", *words)
-
-    return made
+def settings(checkpoint):
+    return partial(configured, "plan=true", f"model.path={checkpoint}")
 
 
 @pytest.mark.parametrize("name", names())

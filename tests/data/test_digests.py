@@ -16,14 +16,7 @@ from stsimdiff.data import digests
 from stsimdiff.data.digests import file_digest
 from stsimdiff.models.base import GREEDY
 
-
-@pytest.fixture(autouse=True)
-def memory(tmp_path, monkeypatch) -> Path:
-    """A memory of its own, and files that count as settled at once."""
-    monkeypatch.setattr(digests, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(digests, "SETTLED", 0)
-    monkeypatch.setattr(digests, "_known", {})
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("digest_memory")
 
 
 @pytest.fixture
@@ -72,9 +65,9 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path, readings, monk
 
 
 def test_without_a_memory_files_are_read_each_time_and_that_is_said_once(
-    tmp_path, memory, readings, caplog, monkeypatch
+    tmp_path, digest_memory, readings, caplog, monkeypatch
 ):
-    memory.write_text("a file where the folder should be")
+    digest_memory.write_text("a file where the folder should be")
     monkeypatch.setattr(digests, "_said", False)
     file, second = tmp_path / "weights", tmp_path / "second"
     file.write_bytes(b"abc")
@@ -86,11 +79,11 @@ def test_without_a_memory_files_are_read_each_time_and_that_is_said_once(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": 1}', b"\xff"])
-def test_a_broken_memory_is_made_again(tmp_path, memory, readings, content):
+def test_a_broken_memory_is_made_again(tmp_path, digest_memory, readings, content):
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
     before = file_digest(file)
-    (entry,) = (memory / "digests").iterdir()
+    (entry,) = (digest_memory / "digests").iterdir()
     entry.write_bytes(content)
     digests._known.clear()
     assert file_digest(file) == before
@@ -111,15 +104,6 @@ def test_a_large_checkpoint_says_that_it_takes_a_while_once(tmp_path, caplog, mo
     digests._known.clear()
     digests.say_what_takes_long([file], "the checkpoint here")
     assert not caplog.records
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
 
 
 def test_a_byte_in_the_middle_of_a_large_file_counts(checkpoint):

@@ -13,7 +13,6 @@ from helpers.configured import configured
 from helpers.embedded_runs import prepared, stored
 from helpers.paths import MINIATURES
 from helpers.written import json_lines
-from stsimdiff.data import clips, digests
 from stsimdiff.evaluate import changed
 from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.questions import Question
@@ -23,10 +22,7 @@ from stsimdiff.evaluate.store import ArmStore, counted_lines, done_ids, read_ans
 RECORD = {"arm": "0123456789ab", "provenance": {}}
 
 
-@pytest.fixture(autouse=True)
-def memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(digests, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(digests, "SETTLED", 0)
+pytestmark = pytest.mark.usefixtures("digest_memory")
 
 
 def question(folder: Path, id_: str = "q1", text: str = "What?", video: str = "a.mp4", **content) -> Question:
@@ -39,7 +35,7 @@ def line(of: Question, answer: str = "A", **more) -> dict:
 
 
 @pytest.fixture
-def data(tmp_path) -> Path:
+def videos(tmp_path) -> Path:
     (tmp_path / "data").mkdir()
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / "data" / name).write_bytes(name.encode())
@@ -53,17 +49,17 @@ def reopened(folder: Path, questions, others=lambda: [], first=0) -> set[str]:
         return store.done()
 
 
-def test_only_what_has_changed_is_withdrawn_and_it_is_named(tmp_path, data, caplog):
+def test_only_what_has_changed_is_withdrawn_and_it_is_named(tmp_path, videos, caplog):
     asked = [
-        question(data, f"q{i}", video=name) for i, name in enumerate(("a.mp4", "a.mp4", "b.mp4", "b.mp4"))
+        question(videos, f"q{i}", video=name) for i, name in enumerate(("a.mp4", "a.mp4", "b.mp4", "b.mp4"))
     ]
     with ArmStore(tmp_path / "arm", RECORD) as store:
         for one in asked:
             store.append(line(one))
     assert reopened(tmp_path / "arm", asked) == {"q0", "q1", "q2", "q3"}
     assert not caplog.records
-    (data / "b.mp4").write_bytes(b"replaced")
-    asked[0] = question(data, "q0", "What else?")
+    (videos / "b.mp4").write_bytes(b"replaced")
+    asked[0] = question(videos, "q0", "What else?")
     assert reopened(tmp_path / "arm", asked) == {"q1"}
     assert "3 stored questions have changed" in caplog.text
     assert "q0 (the question), q2 (the video), q3 (the video)" in caplog.text
@@ -79,8 +75,8 @@ def test_only_what_has_changed_is_withdrawn_and_it_is_named(tmp_path, data, capl
     ] == list("BABB")
 
 
-def test_data_that_changes_back_is_asked_once_more(tmp_path, data):
-    first, second = question(data), question(data, text="What else?")
+def test_data_that_changes_back_is_asked_once_more(tmp_path, videos):
+    first, second = question(videos), question(videos, text="What else?")
     for number, one in enumerate((first, second, first)):
         assert reopened(tmp_path / "arm", [one]) == set()
         with ArmStore(tmp_path / "arm", RECORD) as store:
@@ -90,11 +86,11 @@ def test_data_that_changes_back_is_asked_once_more(tmp_path, data):
     assert (row["answer"], row["asking"]) == ("C", 2)
 
 
-def test_a_withdrawal_holds_in_whichever_file_the_answer_is(tmp_path, data):
+def test_a_withdrawal_holds_in_whichever_file_the_answer_is(tmp_path, videos):
     # answers.2.jsonl is read before answers.jsonl.
     with ArmStore(tmp_path / "arm", RECORD) as store:
-        store.append(line(question(data)))
-    other = question(data, text="What else?")
+        store.append(line(question(videos)))
+    other = question(videos, text="What else?")
     assert reopened(tmp_path / "arm", [other], first=2) == set()
     assert read_answers(tmp_path / "arm") == []
     with ArmStore(tmp_path / "arm", RECORD, first=2) as store:
@@ -103,46 +99,46 @@ def test_a_withdrawal_holds_in_whichever_file_the_answer_is(tmp_path, data):
     assert reopened(tmp_path / "arm", [other]) == {"q1"}
 
 
-def test_copies_and_touched_files_are_the_same(tmp_path, data, caplog):
+def test_copies_and_touched_files_are_the_same(tmp_path, videos, caplog):
     with ArmStore(tmp_path / "arm", RECORD) as store:
-        store.append(line(question(data)))
-    (data / "a.mp4").touch()
-    shutil.copytree(data, tmp_path / "elsewhere")
+        store.append(line(question(videos)))
+    (videos / "a.mp4").touch()
+    shutil.copytree(videos, tmp_path / "elsewhere")
     assert reopened(tmp_path / "arm", [question(tmp_path / "elsewhere")]) == {"q1"}
     assert not caplog.records
 
 
-def test_a_lost_video_keeps_its_answers(tmp_path, data):
+def test_a_lost_video_keeps_its_answers(tmp_path, videos):
     with ArmStore(tmp_path / "arm", RECORD) as store:
-        store.append(line(question(data)))
-    (data / "a.mp4").unlink()
-    assert reopened(tmp_path / "arm", [question(data)]) == {"q1"}
+        store.append(line(question(videos)))
+    (videos / "a.mp4").unlink()
+    assert reopened(tmp_path / "arm", [question(videos)]) == {"q1"}
 
 
-def test_a_question_outside_the_limit_is_looked_at_and_one_that_is_gone_is_named(tmp_path, data, caplog):
-    asked = [question(data, f"q{i}") for i in range(3)]
+def test_a_question_outside_the_limit_is_looked_at_and_one_that_is_gone_is_named(tmp_path, videos, caplog):
+    asked = [question(videos, f"q{i}") for i in range(3)]
     with ArmStore(tmp_path / "arm", RECORD) as store:
         for one in asked:
             store.append(line(one))
-    others = [question(data, "q1", "What else?")]
+    others = [question(videos, "q1", "What else?")]
     assert reopened(tmp_path / "arm", asked[:1], lambda: others) == {"q0", "q2"}
     assert "1 stored questions have changed since they were answered: q1" in caplog.text
     assert "1 stored questions are not in the data any more: q2" in caplog.text
 
 
-def test_lines_of_an_earlier_version_are_not_compared(tmp_path, data, caplog):
+def test_lines_of_an_earlier_version_are_not_compared(tmp_path, videos, caplog):
     with ArmStore(tmp_path / "arm", RECORD) as store:
-        store.append({key: value for key, value in line(question(data)).items() if key != "of"})
-    assert reopened(tmp_path / "arm", [question(data, text="What else?")]) == {"q1"} and not caplog.records
+        store.append({key: value for key, value in line(question(videos)).items() if key != "of"})
+    assert reopened(tmp_path / "arm", [question(videos, text="What else?")]) == {"q1"} and not caplog.records
 
 
-def test_the_fast_way_and_the_slow_way_of_reading_agree(tmp_path, data):
+def test_the_fast_way_and_the_slow_way_of_reading_agree(tmp_path, videos):
     texts = ['", "of": "0123456789ab-0123456789ab", "error": null}', "plain", 'x", "asking": 5', "\\"]
     with ArmStore(tmp_path / "arm", RECORD) as store:
         for number, text in enumerate(texts):
-            store.append(line(question(data, f"q{number}"), text))
+            store.append(line(question(videos, f"q{number}"), text))
         store.withdraw("q1", "why")
-        store.append(line(question(data, "q1"), "again"))
+        store.append(line(question(videos, "q1"), "again"))
         before = dict(store.states)
     with ArmStore(tmp_path / "arm", RECORD) as store:
         assert store.states == before and store.states["q1"].asking == 1
@@ -164,8 +160,7 @@ def test_a_resumed_arm_names_the_data_as_it_is_now(tmp_path):
         assert read_record(tmp_path)["provenance"] == {"git": "1"}
 
 
-def test_a_user_s_folder_is_known_by_its_contents(tmp_path):
-    data = clips.build(tmp_path / "data", videos=2)
+def test_a_user_s_folder_is_known_by_its_contents(tmp_path, data):
     first, _ = prepared(tmp_path, data, "compressor=none")
     shutil.copytree(data, tmp_path / "copy")
     (tmp_path / "copy" / "videos" / "notes.txt").write_text("no question asks for it")
@@ -178,8 +173,8 @@ def test_a_user_s_folder_is_known_by_its_contents(tmp_path):
     assert replaced.benchmark.revision != first.benchmark.revision
 
 
-def test_videos_of_one_name_in_two_folders_are_two(tmp_path, caplog):
-    data = clips.build(tmp_path / "data", videos=2)
+def test_videos_of_one_name_in_two_folders_are_two(tmp_path, data, caplog):
+    data = Path(shutil.copytree(data, tmp_path / "data"))
     rows = json_lines(data / "questions.jsonl")
     for row in rows:
         folder = "a" if row["video"] == "clip000.mp4" else "b"

@@ -14,7 +14,6 @@ import pytest
 
 from helpers.forked_commands import Forks
 from helpers.written import csv_rows
-from stsimdiff.data import clips
 
 ARMS = ["-m", "compressor=none,random,visionzip,st_simdiff", "budget.retention=0.3"]
 QUESTIONS = 28
@@ -44,17 +43,11 @@ def forks(forks: Forks, tmp_path_factory) -> Forks:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Four clips with seven questions each."""
-    return clips.build(tmp_path_factory.mktemp("data"), videos=4)
-
-
-@pytest.fixture(scope="module")
-def whole(forks: Forks, data: Path, tmp_path_factory) -> Path:
+def whole(forks: Forks, four_clips: Path, tmp_path_factory) -> Path:
     """An uninterrupted run of all arms."""
     results = tmp_path_factory.mktemp("whole")
     started = time.monotonic()
-    assert forks.run(words(data, results), results / "log") == 0, (results / "log").read_text()
+    assert forks.run(words(four_clips, results), results / "log") == 0, (results / "log").read_text()
     (results / "seconds").write_text(str(time.monotonic() - started))
     return results / "run"
 
@@ -124,9 +117,9 @@ def met_sigterm(forks: Forks, command: list[str], results: Path) -> None:
 
 
 def test_a_sweep_that_met_a_full_disk_sigterm_and_ten_kills_has_the_rows_of_an_uninterrupted_one(
-    forks: Forks, data: Path, whole: Path, tmp_path: Path
+    forks: Forks, four_clips: Path, whole: Path, tmp_path: Path
 ) -> None:
-    moments, command, seen = random.Random(0), words(data, tmp_path), []
+    moments, command, seen = random.Random(0), words(four_clips, tmp_path), []
     spent = float((whole.parent / "seconds").read_text())
     met_a_full_disk(forks, command, tmp_path, whole)
     met_sigterm(forks, command, tmp_path)
@@ -150,7 +143,7 @@ def test_a_sweep_that_met_a_full_disk_sigterm_and_ten_kills_has_the_rows_of_an_u
 
 
 def test_a_disk_that_is_full_when_all_is_answered(
-    forks: Forks, data: Path, whole: Path, tmp_path: Path
+    forks: Forks, four_clips: Path, whole: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     for file in (tmp_path / "run").glob("**/*"):
@@ -158,21 +151,21 @@ def test_a_disk_that_is_full_when_all_is_answered(
             file.unlink()
     # Hydra itself keeps the configuration of a sweep with -m, and would meet the full disk first.
     arms = [f"arms=['{' '.join(ARMS[1:])}']"]
-    assert forks.run(words(data, tmp_path, arms=arms), tmp_path / "log", most_bytes=1000) == 2
+    assert forks.run(words(four_clips, tmp_path, arms=arms), tmp_path / "log", most_bytes=1000) == 2
     said = (tmp_path / "log").read_text()
     assert "all answers are stored" in said and "Traceback" not in said
-    assert forks.run(words(data, tmp_path), tmp_path / "hydra", most_bytes=200) == 2
+    assert forks.run(words(four_clips, tmp_path), tmp_path / "hydra", most_bytes=200) == 2
     said = (tmp_path / "hydra").read_text()
     assert "cannot write the run's folder: [Errno 27] File too large" in said and "Traceback" not in said
-    assert forks.run(words(data, tmp_path), tmp_path / "log") == 0
+    assert forks.run(words(four_clips, tmp_path), tmp_path / "log") == 0
     assert lines(tmp_path / "run") == lines(whole)
 
 
 def test_broken_videos_and_a_method_that_raises_cost_their_own_questions_alone(
-    forks: Forks, data: Path, whole: Path, tmp_path: Path
+    forks: Forks, four_clips: Path, whole: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "data"
-    shutil.copytree(data, broken)
+    shutil.copytree(four_clips, broken)
     (broken / "videos" / "clip000.mp4").unlink()
     (broken / "videos" / "clip001.mp4").write_bytes(b"no video" * 500)
     (broken / "videos" / "clip002.mp4").write_bytes(b"")

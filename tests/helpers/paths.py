@@ -1,5 +1,6 @@
 """Where the tests find the repository, its recorded outputs and the miniatures of benchmarks."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -8,3 +9,9 @@ GOLDEN = ROOT / "tests" / "golden"
 GOLDEN_RUNS = ROOT / "tests" / "golden_e2e"
 CHECKPOINT = GOLDEN_RUNS / "llava_video_grid9" / "checkpoint"
 """A tiny LLaVA-Video in the layout that its authors released."""
+
+
+def code_blocks(page: str, language: str = "python", after: str = "") -> list[str]:
+    """The fenced blocks of a page of ``docs/`` in one language, those behind a heading if one is given."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text[text.index(after) :], re.S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, code_blocks
 from stsimdiff.commands import check
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
 from stsimdiff.errors import ConfigError
@@ -187,16 +186,11 @@ class Bad(ScoreCompressor):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch) -> Path:
+def own(tmp_path, own_module) -> Path:
     """A folder with the methods of docs/your-method.md, and a broken one."""
-    page = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", page, re.S):
-        (tmp_path / block.split("\n")[0].removeprefix("# ")).write_text(block)
-    (tmp_path / "bad_module.py").write_text(BAD)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("my_module", "my_pruner", "bad_module"):
-        sys.modules.pop(name, None)
+    for block in code_blocks("your-method.md"):
+        own_module(block.partition(".py\n")[0].removeprefix("# "), block)
+    own_module("bad_module", BAD)
     return tmp_path
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from helpers.configured import composed
 from helpers.written import json_lines
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.evaluate.passes import Pass
 from stsimdiff.kit import rehearsal
@@ -175,14 +172,11 @@ def settings():
 
 
 @pytest.fixture
-def attempt(settings, tmp_path, monkeypatch):
+def attempt(settings, own_module):
     """What a run does with a method before it loads a model."""
-    monkeypatch.syspath_prepend(str(tmp_path))
 
     def attempt(source: str, *words: str) -> None:
-        (tmp_path / "wrong_module.py").write_text(HEAD + source)
-        sys.modules.pop("wrong_module", None)
-        importlib.invalidate_caches()
+        own_module("wrong_module", HEAD + source)
         given = ["compressor=custom", "compressor._target_=wrong_module.Mine", "budget.retention=0.5", *words]
         arm = arm_from_config(composed(*given), settings)
         rehearse([Pass(settings, {arm.id: arm}, 0)])
@@ -248,7 +242,7 @@ LATE = {
 """Only on real questions, so that no rehearsal sees it."""
 
 
-def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path, forks) -> None:
+def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path, data, forks) -> None:
     source = HEAD
     for name, (line, _) in LATE.items():
         body = f"if layout.sample.startswith('clip'):\n            {line}"
@@ -256,7 +250,6 @@ def test_in_a_run_no_other_arm_s_answers_change_by_a_bit(tmp_path, forks) -> Non
             "class Mine", f"class {name}"
         )
     (tmp_path / "late_module.py").write_text(source)
-    data = clips.build(tmp_path / "data", videos=1)
     others = ["compressor=random,st_simdiff budget.retention=0.3"]
     wrong = [f"compressor._target_=late_module.{name} budget.retention=0.3" for name in LATE]
     said = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,11 +200,11 @@ def test_flags_out_of_range(tmp_path, data, flag, capsys) -> None:
     assert stop.value.code == 2 and "is out of range; allowed: a whole number from" in capsys.readouterr().err
 
 
-def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, monkeypatch) -> None:
+def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, data, monkeypatch) -> None:
     monkeypatch.setattr(
         "stsimdiff.evaluate.session.load_model", lambda settings: pytest.fail("a model was loaded")
     )
-    copy = clips.build(tmp_path / "data", videos=2)
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
     (copy / "videos" / "clip001.mp4").unlink()
     with pytest.raises(DataError, match=r"clip001\.mp4 does not exist"):
         profile.main(words(tmp_path, copy, "benchmark.allow_missing=true"))

@@ -29,9 +29,8 @@ def family():
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> str:
-    root = clips.build(tmp_path_factory.mktemp("clips"), videos=1)
-    return str(next((root / "videos").glob("*.mp4")))
+def clip(data) -> str:
+    return str(data / "videos" / "clip000.mp4")
 
 
 @torch.no_grad()

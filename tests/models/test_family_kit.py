@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, code_blocks
 from stsimdiff import models
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
@@ -160,8 +160,7 @@ def test_an_answer_that_depends_on_the_one_before_is_seen(miniature) -> None:
 def own(tmp_path_factory) -> Path:
     """A folder with the family of docs/families.md, and one that breaks it."""
     folder = tmp_path_factory.mktemp("own")
-    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
-    (folder / "my_family.py").write_text(re.search(r"```python\n(.*?)```", page, re.S).group(1))
+    (folder / "my_family.py").write_text(code_blocks("families.md")[0])
     (folder / "broken.py").write_text(
         "from dataclasses import replace\n\nfrom my_family import MyFamily\n\n\nclass Broken(MyFamily):\n"
         "    def prompt(self, video, text, sample=''):\n"

@@ -128,8 +128,10 @@ def test_a_write_into_a_layer_is_an_error_that_names_it() -> None:
     assert bool(layout.vision.layer(0).hidden.any())
 
 
-def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(tmp_path: Path) -> None:
-    data, weights = clips.build(tmp_path / "data", videos=1), tmp_path / "weights"
+def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(
+    tmp_path: Path, data: Path
+) -> None:
+    weights = tmp_path / "weights"
     weights.mkdir()
     width = json.loads((clips.MODEL_PATH / "config.json").read_text())["text_config"]["hidden_size"]
     torch.save(torch.ones(width), weights / "vector.pt")

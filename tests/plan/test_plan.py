@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
-from stsimdiff.data import clips
 from stsimdiff.errors import BudgetError, ConfigError, DataError
 from stsimdiff.evaluate import session
 from stsimdiff.launchers.base import configurations
@@ -160,7 +160,7 @@ def test_plan_is_true_or_false() -> None:
 def test_what_would_stop_the_run_stops_the_plan(data, tmp_path) -> None:
     with pytest.raises(BudgetError, match="cannot be met"):
         planned("model=qwen2_vl", "compressor=fastv", "budget=compute", "budget.retention=0.05", "limit=1")
-    copy = clips.build(tmp_path, videos=2)
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
     (copy / "videos" / "clip001.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"clip001\.mp4 cannot be decoded.*\n1 of 2 videos cannot be used"):
         planned(f"benchmark.data={copy}")

@@ -19,7 +19,6 @@ from helpers.embedded_runs import ARMS, prepared, stored
 from helpers.numbered_clips import numbers, write
 from helpers.paths import ROOT
 from stsimdiff import ranks, video
-from stsimdiff.data import clips
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.reading import Reader
@@ -27,12 +26,6 @@ from stsimdiff.evaluate.session import Session
 from stsimdiff.video import Frames, Sampling, process
 from stsimdiff.video.ahead import MOST, ReadAhead, readers
 from stsimdiff.video.process import CHUNK, VideoProcess
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clips.build(tmp_path_factory.mktemp("data"), videos=3)
-
 
 # Memory that is shared ----------------------------------------------------------------------------------------
 
@@ -270,7 +263,7 @@ def test_readers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_answers_and_arms_are_the_same_however_videos_are_read(
-    tmp_path: Path, data: Path, monkeypatch
+    tmp_path: Path, four_clips: Path, monkeypatch
 ) -> None:
     rows, ids, read = {}, set(), []
     original = VideoProcess.read
@@ -279,7 +272,7 @@ def test_answers_and_arms_are_the_same_however_videos_are_read(
     )
     for workers in (0, 2):
         settings, arms = prepared(
-            tmp_path / str(workers), data, ARMS[4], **{"video.workers": workers, "limit": 15}
+            tmp_path / str(workers), four_clips, ARMS[4], **{"video.workers": workers, "limit": 15}
         )
         assert run.run_arms(settings, arms) == 15
         rows[workers] = [{**row, "times": None} for arm in arms for row in stored(settings, arm)]
@@ -289,13 +282,13 @@ def test_answers_and_arms_are_the_same_however_videos_are_read(
     assert sorted(read) == ["MainThread"] * 3 + ["reads ahead"] * 3
 
 
-def test_videos_whose_features_are_kept_are_not_read(tmp_path: Path, data: Path, monkeypatch) -> None:
+def test_videos_whose_features_are_kept_are_not_read(tmp_path: Path, four_clips: Path, monkeypatch) -> None:
     kept = {"video.workers": 2, "limit": 15, "overlays": 0, "cache.folder": tmp_path / "kept"}
-    settings, arms = prepared(tmp_path / "first", data, ARMS[2], **kept)
+    settings, arms = prepared(tmp_path / "first", four_clips, ARMS[2], **kept)
     run.run_arms(settings, arms)
     read = []
     monkeypatch.setattr(VideoProcess, "read", lambda *given: read.append(given))
-    settings, again = prepared(tmp_path / "second", data, ARMS[2], **kept)
+    settings, again = prepared(tmp_path / "second", four_clips, ARMS[2], **kept)
     assert run.run_arms(settings, again) == 15 and read == []
     assert {row["features"] for row in stored(settings, again[0])} == {"disk"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -50,23 +49,18 @@ class NoFunction:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch):
+def mine(own_module, monkeypatch):
     """Writes the user's module, imports it anew, and leaves nothing behind."""
 
     def offer(text: str = MINE) -> None:
-        (tmp_path / "my_decoders.py").write_text(text)
-        sys.modules.pop("my_decoders", None)
+        own_module("my_decoders", text)
         video.decoder_of.cache_clear()
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     # One that other tests have started looks for modules in another folder.
     monkeypatch.setattr(process, "shared", functools.cache(process.shared.__wrapped__))
     offer()
     yield offer
     process.shared().close()
-    sys.modules.pop("my_decoders", None)
     video.decoder_of.cache_clear()
 
 
