@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.fake_engine import drive, layout_for, video
+from helpers.fake_engine import at_input, drive, layout_for, video, with_newlines
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.base import Compressor
 from stsimdiff.compressors.fastvid import FastVID
@@ -14,7 +14,7 @@ from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.kit import checks
 from stsimdiff.kit.running import CompressorCase
-from stsimdiff.tokens import Grid, Layout, Picture, VideoTokens
+from stsimdiff.tokens import Grid
 
 ON_ANY_VIDEO = [
     HoliTom(as_released=True),
@@ -111,13 +111,8 @@ def test_sparsevlm_drops_one_of_a_full_budget_as_released() -> None:
 
 def test_newline_tokens_come_on_top_as_released() -> None:
     grid = Grid(8, 4, 5)
-    plain = layout_for(grid)
-    layout = Layout(
-        grid, plain.video, plain.length, plain.layers, "q", plain.vision, picture=Picture(1, 4, 4, 5)
-    )
     for method in (HoliTom(as_released=True, merge_ratio=0), FastVID(as_released=True)):
-        tokens = VideoTokens.full(video("different", grid), grid)
-        found = method.start(layout, Budget("tokens", 0.5)).at_input(tokens)
+        found = at_input(method, video("different", grid), with_newlines(grid), 0.5)
         newlines = int((found.keep % 5 == 4).sum())
         rows = torch.unique(found.keep[found.keep % 5 != 4] // 5)
         assert newlines == len(rows) and 60 <= len(found.keep) - newlines <= 64

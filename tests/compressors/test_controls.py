@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.fake_engine import drive, layout_for, video
+from helpers.fake_engine import at_input, drive, layout_for, video
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.controls import spread
@@ -52,9 +52,8 @@ def test_spread_is_even_and_within_range():
 
 def test_spatial_pool_means_its_cells():
     grid, layout = Grid(4, 6, 8), layout_for(Grid(4, 6, 8))
-    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 0.25))
     features = video("mixed", grid)
-    selection = run.at_input(VideoTokens.full(features, grid))
+    selection = at_input(compressors.resolve("spatial_pool")(), features, layout, 0.25)
     pooled = torch.nn.functional.avg_pool2d(features.view(4, 6, 8, -1).permute(0, 3, 1, 2), 2)
     assert torch.allclose(selection.features, pooled.permute(0, 2, 3, 1).reshape(48, -1), atol=1e-6)
     assert selection.keep[:5].tolist() == [0, 2, 4, 6, 16]
@@ -77,9 +76,8 @@ def test_every_cell_is_a_rectangle_with_its_middle_inside(shape):
 
 def test_spatial_pool_below_a_token_a_frame_leaves_frames_out():
     grid, layout = Grid(10, 2, 2), layout_for(Grid(10, 2, 2))
-    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 0.1))
     features = video("mixed", grid)
-    selection = run.at_input(VideoTokens.full(features, grid))
+    selection = at_input(compressors.resolve("spatial_pool")(), features, layout, 0.1)
     assert (selection.keep // 4).tolist() == [1, 3, 6, 8]
     assert torch.allclose(selection.features, features.view(10, 4, -1)[[1, 3, 6, 8]].mean(1), atol=1e-6)
 
@@ -88,8 +86,7 @@ def test_evs_keeps_the_first_frame_and_what_changed():
     grid, layout = Grid(4, 2, 3), layout_for(Grid(4, 2, 3))
     features = video("static", grid)
     features[[8, 21]] = -features[[8, 21]]
-    run = compressors.resolve("evs")().start(layout, Budget("tokens", 9 / 24))
-    selection = run.at_input(VideoTokens.full(features, grid))
+    selection = at_input(compressors.resolve("evs")(), features, layout, 9 / 24)
     # Token 8 turns away from its past, token 14 turns back, and 21 turns away.
     assert selection.keep.tolist() == [0, 1, 2, 3, 4, 5, 8, 14, 21]
     assert selection.reason[[0, 8, 9]].tolist() == [Reason.UNIFORM, Reason.EVENT, Reason.DROPPED]
@@ -97,31 +94,27 @@ def test_evs_keeps_the_first_frame_and_what_changed():
 
 def test_a_full_budget_pools_nothing():
     grid, layout = Grid(3, 2, 2), layout_for(Grid(3, 2, 2))
-    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 1.0))
-    selection = run.at_input(VideoTokens.full(video("mixed", grid), grid))
+    selection = at_input(compressors.resolve("spatial_pool")(), video("mixed", grid), layout, 1.0)
     assert selection.keep.tolist() == list(range(12)) and selection.features is None
     assert selection.reason.tolist() == [Reason.UNIFORM] * 12
 
 
 def test_pooled_tokens_are_merged_ones():
     grid, layout = Grid(2, 2, 2), layout_for(Grid(2, 2, 2))
-    run = compressors.resolve("spatial_pool")().start(layout, Budget("tokens", 0.5))
-    selection = run.at_input(VideoTokens.full(video("mixed", grid), grid))
+    selection = at_input(compressors.resolve("spatial_pool")(), video("mixed", grid), layout, 0.5)
     assert selection.reason[selection.keep].tolist() == [Reason.MERGED] * 4
 
 
 def test_evs_names_the_frames_apart():
     """The token behind the first frame is the first that can be an event; a tie goes to the earlier token."""
-    grid, layout = Grid(2, 1, 3), layout_for(Grid(2, 1, 3))
+    layout = layout_for(Grid(2, 1, 3))
     features = torch.eye(3).repeat(2, 1)
     features[3] = -features[3]
-    run = compressors.resolve("evs")().start(layout, Budget("tokens", 5 / 6))
-    selection = run.at_input(VideoTokens.full(features, grid))
+    selection = at_input(compressors.resolve("evs")(), features, layout, 5 / 6)
     assert selection.keep.tolist() == [0, 1, 2, 3, 4]
     assert selection.reason.tolist() == [Reason.UNIFORM] * 3 + [Reason.EVENT] * 2 + [Reason.DROPPED]
     # Within the first frame its tokens are spread: of three the middles of two parts.
-    run = compressors.resolve("evs")().start(layout, Budget("tokens", 2 / 6))
-    assert run.at_input(VideoTokens.full(features, grid)).keep.tolist() == [0, 2]
+    assert at_input(compressors.resolve("evs")(), features, layout, 2 / 6).keep.tolist() == [0, 2]
 
 
 def test_random_tokens_and_no_video_say_so():

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from helpers.fake_engine import layout_for, video
-from stsimdiff.budget import Budget
+from helpers.fake_engine import at_input, layout_for, video
 from stsimdiff.compressors import divprune
 from stsimdiff.compressors.divprune import DivPrune, choose
-from stsimdiff.tokens import Grid, VideoTokens
+from stsimdiff.tokens import Grid
 
 CORNERS = torch.tensor([[1.0, 0, 0], [2.0, 0.1, 0], [0, 1.0, 0], [0, 0, 3.0], [0, 0.1, 3.0]])
 
@@ -46,8 +45,8 @@ def test_chosen_tokens_are_not_chosen_again():
     assert len(set(choose(repeated, 4, as_released=True).order.tolist())) < 4
     grid, kept = Grid(2, 1, 2), {}
     for as_released in (False, True):
-        run = DivPrune(as_released=as_released).start(layout_for(grid), Budget("tokens", 0.75))
-        kept[as_released] = len(run.at_input(VideoTokens.full(repeated, grid)).check(4).keep)
+        method = DivPrune(as_released=as_released)
+        kept[as_released] = len(at_input(method, repeated, layout_for(grid), 0.75).keep)
     assert kept == {False: 3, True: 2}
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.fake_engine import LAYERS, drive, layout_for, video
+from helpers.fake_engine import LAYERS, at_input, drive, layout_for, video
 from helpers.paths import GOLDEN
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.dycoke import DyCoke, most_seen, references
 from stsimdiff.conformance import replay
 from stsimdiff.conformance.cases import load
 from stsimdiff.errors import BudgetError, ConfigError
-from stsimdiff.tokens import Grid, Reason, VideoTokens
+from stsimdiff.tokens import Grid, Reason
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,15 @@ def test_a_cut_frame_keeps_what_differs():
     x, y = torch.tensor([1.0, 0]), torch.tensor([0, 1.0])
     # Frame 1 turns at place 2; frame 2 is compared with frame 0, from which it differs at places 0 and 2.
     features = torch.stack((x, x, x, x, x, y, y, x, y))
-    run = DyCoke().start(layout_for(grid), Budget("tokens", 6 / 9))
-    selection = run.at_input(VideoTokens.full(features, grid))
+    selection = at_input(DyCoke(), features, layout_for(grid), 6 / 9)
     assert selection.keep.tolist() == [0, 1, 2, 5, 6, 8] and selection.features is None
     assert selection.reason[selection.keep].tolist() == [Reason.UNIFORM] * 3 + [Reason.EVENT] * 3
 
 
 def test_equal_tokens_lower_place_stays():
     grid = Grid(2, 2, 2)
-    run = DyCoke().start(layout_for(grid), Budget("tokens", 0.75))
-    assert run.at_input(VideoTokens.full(video("constant", grid), grid)).keep.tolist() == [0, 1, 2, 3, 4, 5]
+    kept = at_input(DyCoke(), video("constant", grid), layout_for(grid), 0.75).keep
+    assert kept.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

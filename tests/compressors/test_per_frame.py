@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.fake_engine import layout_for, video
+from helpers.fake_engine import at_input, layout_for, video
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.fastervlm import FasterVLM
 from stsimdiff.compressors.per_frame import frame_shares
 from stsimdiff.compressors.prumerge import PruMerge
 from stsimdiff.compressors.visionzip import VisionZip
-from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason
 
 GRID = Grid(4, 6, 8)
 
@@ -19,9 +19,7 @@ GRID = Grid(4, 6, 8)
 def selected(method, retention: float):
     layout = layout_for(GRID)
     features = video("mixed", GRID)
-    run = method.start(layout, Budget("tokens", retention))
-    selection = run.at_input(VideoTokens.full(features, GRID)).check(GRID.tokens)
-    return features.view(4, 48, -1), layout.vision, selection
+    return features.view(4, 48, -1), layout.vision, at_input(method, features, layout, retention)
 
 
 @pytest.mark.parametrize(("count", "frames"), [(0, 3), (1, 5), (7, 3), (12, 4), (3, 8), (191, 4)])

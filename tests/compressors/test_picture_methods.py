@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from helpers.fake_engine import drive, layout_for, video
+from helpers.fake_engine import at_input, drive, layout_for, video, with_newlines
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import density, fastvid, flashvid, holitom, prunevid
 from stsimdiff.compressors.picture import PictureCompressor
-from stsimdiff.tokens import Grid, Layout, Picture, VideoTokens
+from stsimdiff.tokens import Grid, VideoTokens
 
 METHODS = [name for name in compressors.BUILTIN if issubclass(compressors.resolve(name), PictureCompressor)]
 
@@ -16,12 +16,6 @@ METHODS = [name for name in compressors.BUILTIN if issubclass(compressors.resolv
 def with_inner_off(name: str) -> PictureCompressor:
     """The method with its part at the input alone."""
     return compressors.resolve(name)(**({"merge_ratio": 0} if name == "holitom" else {}))
-
-
-def with_newlines(grid: Grid) -> Layout:
-    layout = layout_for(grid)
-    picture = Picture(1, grid.height, grid.width - 1, grid.width)
-    return Layout(**{**vars(layout), "picture": picture})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -55,8 +49,7 @@ def test_newline_tokens_decide_nothing(name):
     other[grid.width - 1 :: grid.width] = 7
     found = []
     for given in (features, other):
-        run = with_inner_off(name).start(layout, Budget("tokens", 0.4))
-        found.append(run.at_input(VideoTokens.full(given, grid)))
+        found.append(at_input(with_inner_off(name), given, layout, 0.4))
     assert torch.equal(found[0].keep, found[1].keep)
     shows = found[0].keep % grid.width < grid.width - 1
     if found[0].features is not None:

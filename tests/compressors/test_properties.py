@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.fake_engine import drive, layout_for, reach, video
+from helpers.fake_engine import at_input, drive, layout_for, reach, video
 from helpers.tiny_models import qwen2_5_vl
 from stsimdiff import compressors
 from stsimdiff.budget import Budget
@@ -95,12 +95,8 @@ def test_evs_looks_at_places_one_by_one(grid: Grid, retention: float, seed: int)
     features = video("different", grid, seed=seed)
     order = torch.randperm(grid.per_frame, generator=torch.Generator().manual_seed(seed))
     moved = features.view(grid.frames, grid.per_frame, -1)[:, order].reshape(features.shape)
-    layout, budget = layout_for(grid), Budget("tokens", retention)
-    method = compressors.resolve("evs")()
-    kept = [
-        method.start(layout, budget).at_input(VideoTokens.full(x, grid)).keep.tolist()
-        for x in (features, moved)
-    ]
+    method, layout = compressors.resolve("evs")(), layout_for(grid)
+    kept = [at_input(method, x, layout, retention).keep.tolist() for x in (features, moved)]
     back = {i // grid.per_frame * grid.per_frame + int(order[i % grid.per_frame]) for i in kept[1]}
     assert back == set(kept[0])
 
@@ -181,9 +177,7 @@ def test_batches_of_one_share_nothing() -> None:
         for i in range(2)
     ]
     method, features = compressors.resolve("fastervlm")(), video("mixed", grid)
-    alone = [
-        method.start(lay, Budget("tokens", 0.5)).at_input(VideoTokens.full(features, grid)) for lay in layouts
-    ]
+    alone = [at_input(method, features, lay, 0.5) for lay in layouts]
     runs = [method.start(lay, Budget("tokens", 0.5)) for lay in layouts]
     together = [run.at_input(VideoTokens.full(features, grid)) for run in runs]
     assert all(torch.equal(a.keep, b.keep) for a, b in zip(alone, together, strict=True))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from helpers.fake_engine import layout_for, video
+from helpers.fake_engine import at_input, layout_for, video
 from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import scissor
@@ -70,8 +70,7 @@ def test_what_stands_for_the_most_tokens_stays():
     """Three alike, two alike and one alone: of three rows two may stay, and the third's token goes to one of them."""
     features = torch.tensor([[1.0, 0, 0], [0, 0, 2.0], [1.0, 0, 0], [0, 1.0, 0], [1.0, 0, 0], [0, 1.0, 0]])
     grid = Grid(1, 2, 3)
-    run = Scissor().start(layout_for(grid), Budget("tokens", 2 / 6))
-    found = run.at_input(VideoTokens.full(features, grid)).check(6)
+    found = at_input(Scissor(), features, layout_for(grid), 2 / 6)
     assert found.keep.tolist() == [0, 3]
     # Both are at right angles to token 1, and the lower row wins: (3 + 1 row, and the token) / 5.
     assert torch.allclose(found.features, torch.tensor([[0.8, 0, 0.4], [0, 1.0, 0]]))

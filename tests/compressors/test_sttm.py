@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.fake_engine import LAYERS, layout_for, video
+from helpers.fake_engine import LAYERS, layout_for, video, with_newlines
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import sttm
 from stsimdiff.compressors.sttm import STTM, level_sizes, representatives
 from stsimdiff.errors import BudgetError, ConfigError
-from stsimdiff.tokens import Grid, Layout, Picture, Reason, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens
 
 
 def select(method: STTM, features: torch.Tensor, layout: Layout, retention: float = 1.0):
@@ -89,9 +89,7 @@ def test_both_kinds_of_budget_are_met(kind, retention):
 
 def test_newline_tokens_go_unless_there_is_room_for_them():
     grid = Grid(3, 4, 5)
-    plain = layout_for(grid)
-    layout = Layout(grid, plain.video, plain.length, LAYERS, "q", picture=Picture(1, 4, 4, 5))
-    features = video("mixed", grid)
+    layout, features = with_newlines(grid), video("mixed", grid)
     newline = {i for i in range(60) if i % 5 == 4}
     pictures = torch.tensor([i for i in range(60) if i not in newline])
     found = select(STTM(), features, layout, 24 / 60)

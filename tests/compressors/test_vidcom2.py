@@ -3,54 +3,44 @@
 import pytest
 import torch
 
-from helpers.fake_engine import layout_for, video
-from stsimdiff.budget import Budget
+from helpers.fake_engine import at_input, layout_for, video, with_newlines
 from stsimdiff.compressors.vidcom2 import VidCom2, exact, frame_counts, least_typical, scores
-from stsimdiff.tokens import Grid, Layout, Picture, Reason, VideoTokens
+from stsimdiff.tokens import Grid, Reason
 
 GRID = Grid(6, 5, 6)
 NEWLINE = torch.arange(GRID.tokens).view(6, 5, 6)[:, :, -1].flatten()
 
 
-def select(method: VidCom2, retention: float, layout: Layout, features: torch.Tensor):
-    run = method.start(layout, Budget("tokens", retention))
-    return run.at_input(VideoTokens.full(features, layout.grid)).check(layout.grid.tokens)
-
-
 @pytest.fixture
-def with_newlines() -> tuple[Layout, torch.Tensor]:
-    """A grid whose last column is newline tokens; they hold what would upset every statistic."""
+def upset() -> torch.Tensor:
+    """Features of a grid whose last column is newline tokens; they hold what would upset every statistic."""
     features = video("mixed", GRID)
     features[NEWLINE] = 1e4
-    plain = layout_for(GRID)
-    return Layout(GRID, plain.video, plain.length, 28, "q", picture=Picture(1, 5, 5, 6)), features
+    return features
 
 
-def test_newline_tokens_stay_whole_and_count_in_the_budget(with_newlines):
-    layout, features = with_newlines
-    found = select(VidCom2(), 0.5, layout, features)
+def test_newline_tokens_stay_whole_and_count_in_the_budget(upset):
+    found = at_input(VidCom2(), upset, with_newlines(GRID), 0.5)
     assert len(found.keep) == 90
     assert set(NEWLINE.tolist()) <= set(found.keep.tolist())
     assert found.reason[NEWLINE].tolist() == [Reason.UNIFORM] * 30
     pictures = torch.arange(GRID.tokens).view(6, 5, 6)[:, :, :-1].flatten()
-    alone = select(VidCom2(), 60 / 150, layout_for(Grid(6, 5, 5)), features[pictures])
+    alone = at_input(VidCom2(), upset[pictures], layout_for(Grid(6, 5, 5)), 60 / 150)
     assert sorted({*pictures[alone.keep].tolist(), *NEWLINE.tolist()}) == found.keep.tolist()
 
 
-def test_as_released_newline_tokens_come_on_top(with_newlines):
-    layout, features = with_newlines
-    found = select(VidCom2(as_released=True), 0.2, layout, features)
+def test_as_released_newline_tokens_come_on_top(upset):
+    found = at_input(VidCom2(as_released=True), upset, with_newlines(GRID), 0.2)
     # 0.2 of 25 picture tokens, and one frame that is farther from the video than the others by more than rounding.
     picture = [i for i in found.keep.tolist() if i not in NEWLINE.tolist()]
     assert len(found.keep) - len(picture) == 30 and 28 <= len(picture) <= 32
 
 
-def test_a_budget_too_small_for_newline_tokens_goes_to_the_picture(with_newlines):
-    layout, features = with_newlines
+def test_a_budget_too_small_for_newline_tokens_goes_to_the_picture(upset):
     assert len(NEWLINE) + GRID.frames == 36
-    kept = select(VidCom2(), 36 / 180, layout, features).keep.tolist()
+    kept = at_input(VidCom2(), upset, with_newlines(GRID), 36 / 180).keep.tolist()
     assert set(NEWLINE.tolist()) <= set(kept) and {i // 30 for i in kept} == set(range(6))
-    kept = select(VidCom2(), 35 / 180, layout, features).keep.tolist()
+    kept = at_input(VidCom2(), upset, with_newlines(GRID), 35 / 180).keep.tolist()
     assert len(kept) == 35 and not set(NEWLINE.tolist()) & set(kept)
 
 

@@ -7,19 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.paths import GOLDEN
+from helpers.paths import recorded
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import evs, fastv, framefusion, st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.tokens import Grid, Layout, Reason, VideoTokens
-
-torch.set_num_threads(1)
-
-
-def cases(prefix: str) -> list:
-    found = sorted(GOLDEN.glob(f"{prefix}_*.npz"))
-    assert found, f"no {prefix} case in {GOLDEN}"
-    return [pytest.param(path, id=path.stem) for path in found]
 
 
 class STSimDiffCase:
@@ -50,7 +42,7 @@ class STSimDiffCase:
         return index[(index >= 0) & (index < self.grid.tokens)]
 
 
-@pytest.fixture(scope="module", params=cases("stsimdiff"))
+@pytest.fixture(scope="module", params=recorded("stsimdiff"))
 def simdiff(request) -> STSimDiffCase:
     return STSimDiffCase(request.param)
 
@@ -135,7 +127,7 @@ def start_with(case: STSimDiffCase, present: np.ndarray):
     return run
 
 
-@pytest.mark.parametrize("path", cases("framefusion"))
+@pytest.mark.parametrize("path", recorded("framefusion"))
 def test_framefusion(path):
     """Every recorded call, each fed with its recorded input, through one run."""
     data = np.load(path, allow_pickle=False)
@@ -175,7 +167,7 @@ def test_framefusion(path):
             np.testing.assert_allclose(selection.features, hidden[: len(present)][rows], atol=1e-5)
 
 
-@pytest.mark.parametrize("path", cases("evs"))
+@pytest.mark.parametrize("path", recorded("evs"))
 def test_evs(path):
     """Through the run, by the arm that is as released, in the recorded dtype; the default where nothing differs."""
     data = np.load(path, allow_pickle=False)
@@ -200,7 +192,7 @@ def test_evs_as_released_keeps_the_first_frame_whole():
     assert counts == [59, 75, 30, 300, 30, 300]
 
 
-@pytest.mark.parametrize("path", cases("fastv"))
+@pytest.mark.parametrize("path", recorded("fastv"))
 def test_fastv(path):
     data = np.load(path, allow_pickle=False)
     first, n = int(data["sys_length"]), int(data["image_token_length"])

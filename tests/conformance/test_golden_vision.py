@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.paths import GOLDEN
+from helpers.paths import recorded
 from stsimdiff.compressors import fastervlm
 from stsimdiff.conformance import still_images
-
-torch.set_num_threads(1)
-
-
-def cases(prefix: str) -> list:
-    found = sorted(GOLDEN.glob(f"{prefix}_*.npz"))
-    assert found, f"no {prefix} case in {GOLDEN}"
-    return [pytest.param(path, id=path.stem) for path in found]
 
 
 def load(path: Path) -> dict:
@@ -32,7 +24,7 @@ def load(path: Path) -> dict:
     return fields
 
 
-@pytest.mark.parametrize("path", cases("visionzip"))
+@pytest.mark.parametrize("path", recorded("visionzip"))
 def test_visionzip(path):
     want = load(path)
     rows, *chosen = still_images.zip_images(
@@ -44,7 +36,7 @@ def test_visionzip(path):
     torch.testing.assert_close(rows, want["hidden_out"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("path", cases("fastervlm"))
+@pytest.mark.parametrize("path", recorded("fastervlm"))
 def test_fastervlm(path):
     """The recorded mosaics of tiles are a layout of still images; their selection is the same."""
     want = load(path)
@@ -56,7 +48,7 @@ def test_fastervlm(path):
         assert torch.equal(rows.flatten(0, 1), want["tokens_out"])
 
 
-@pytest.mark.parametrize("path", cases("prumerge*"))
+@pytest.mark.parametrize("path", recorded("prumerge*"))
 def test_prumerge(path):
     want = load(path)
     attention = still_images.cls_attention(want["q_cls"], want["k"])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from stsimdiff.budget import Budget
+from helpers.fake_engine import at_input
 from stsimdiff.compressors.fastvid import FastVID
 from stsimdiff.cost.counting import ArithmeticCounter
 from stsimdiff.cost.tower import signal_flops
@@ -22,7 +22,6 @@ from stsimdiff.models.checkpoint import weight_names
 from stsimdiff.models.kit import miniatures, running
 from stsimdiff.models.siglip_qwen2 import frame_pixels
 from stsimdiff.models.tower import pooling_head
-from stsimdiff.tokens import VideoTokens
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +103,15 @@ def test_fastvid_scores_by_the_head_where_there_is_one(family, video) -> None:
     assert FastVID(signal="received").vectors(video.signals, None) is None
     chosen = {}
     for signal in ("auto", "head", "received"):
-        run = FastVID(signal=signal).start(prompt.layout, Budget("tokens", 0.5))
-        chosen[signal] = run.at_input(VideoTokens.full(video.features, video.grid))
+        chosen[signal] = at_input(FastVID(signal=signal), video.features, prompt.layout, 0.5)
     assert torch.equal(chosen["auto"].keep, chosen["head"].keep)
     assert not torch.equal(chosen["head"].keep, chosen["received"].keep)
 
 
 def test_fastvid_refuses_a_tower_without_the_head() -> None:
     case = checks.miniature("llava_video")
-    run = FastVID(signal="head").start(case.prompt.layout, Budget("tokens", 0.5))
     with pytest.raises(ConfigError, match=r"signal=head reads SigLIP's pooling head.*auto or received"):
-        run.at_input(VideoTokens.full(case.video.features, case.video.grid))
+        at_input(FastVID(signal="head"), case.video.features, case.prompt.layout, 0.5)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
