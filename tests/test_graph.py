@@ -12,8 +12,6 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.graph import Communities
 from stsimdiff.tokens import Grid
 
-torch.set_num_threads(1)
-
 
 def scene(grid: Grid, dim: int = 24, noise: float = 0.5, seed: int = 0) -> torch.Tensor:
     """``(N, dim)`` features: a still picture of smooth patches with noise on top, for communities."""

@@ -35,8 +35,6 @@ from stsimdiff.kit.running import CompressorCase
 from stsimdiff.resources import folder
 from stsimdiff.tokens import Grid, Reason, VideoTokens
 
-torch.set_num_threads(1)
-
 READ_NO_FEATURES = {"none", "no_video"}
 METHODS = list(compressors.BUILTIN)
 

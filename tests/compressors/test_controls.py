@@ -11,9 +11,6 @@ from stsimdiff.compressors.controls import spread
 from stsimdiff.compressors.spatial_pool import frame_cells
 from stsimdiff.tokens import Grid, Reason, VideoTokens
 
-torch.set_num_threads(1)
-
-
 # --------------------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,6 @@ from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Reason, VideoTokens
 
-torch.set_num_threads(1)
-
-
 # ------------------------------------------------------------------------------------------------
 
 

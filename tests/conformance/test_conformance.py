@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from helpers.paths import GOLDEN, GOLDEN_RUNS, ROOT
 from stsimdiff.commands.conformance import check, main
@@ -20,7 +19,6 @@ from stsimdiff.conformance.prompts import load_family
 from stsimdiff.conformance.replays import replay_of
 from stsimdiff.errors import ConfigError, DataError
 
-torch.set_num_threads(1)
 SHARED = ROOT.parent / "shared" / "golden_e2e"
 """Larger cases, where the repository stands beside them."""
 FOLDERS = sorted({place.name: place for root in (SHARED, GOLDEN_RUNS) for place in root.glob("*/")}.items())

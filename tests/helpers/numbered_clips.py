@@ -103,6 +103,36 @@ def write(
     return path
 
 
+def write_pictures(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    codec: str = "libx264",
+    *,
+    pixels: str = "yuv420p",
+    rate: int = 5,
+    times: list[int] | None = None,
+    **options: str,
+) -> Path:
+    """Write a clip of any pictures, ``(H, W, 3)``; ``times`` of each are in ticks of 1/30 s."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.options, stream.pix_fmt = options, pixels
+        for number, shown in enumerate(pictures):
+            stream.height, stream.width = shown.shape[:2]
+            frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+            if times:
+                stream.time_base = stream.codec_context.time_base = frame.time_base = Fraction(1, 30)
+                frame.pts = times[number]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def grey(levels: Iterable[int], height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """A picture of each level."""
+    return [np.full((height, width, 3), level, np.uint8) for level in levels]
+
+
 def importable(backend: str) -> bool:
     """Whether a decoder is installed, with the libraries that it needs."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.configured import configured
-from helpers.numbered_clips import numbers, write
+from helpers.numbered_clips import numbers
 from stsimdiff import registry, video
 from stsimdiff.config.arms import arm_record
 from stsimdiff.data.videos import Index
@@ -64,17 +65,10 @@ def mine(own_module, monkeypatch):
     video.decoder_of.cache_clear()
 
 
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.mp4")
-
-
-def test_a_dotted_path_reads_here_and_in_the_process_that_may_be_killed(mine, clip: Path) -> None:
-    process = VideoProcess()
-    try:
-        theirs = process.read(clip, 4, "my_decoders.upside_down")
-    finally:
-        process.close()
+def test_a_dotted_path_reads_here_and_in_the_process_that_may_be_killed(
+    mine, clip: Path, process: VideoProcess
+) -> None:
+    theirs = process.read(clip, 4, "my_decoders.upside_down")
     ours, plain = video.read(clip, 4, "my_decoders.upside_down"), video.read(clip, 4)
     assert theirs.indices == ours.indices == plain.indices == (0, 19, 39, 59)
     assert numbers(theirs.pixels[:, ::-1]) == [0, 19, 39, 59] and theirs.note == "upside down"
@@ -126,7 +120,8 @@ def _arm(*words: str):
     return configured("logger=none", *words)
 
 
-def test_its_code_is_part_of_the_identity_and_of_the_index(mine, clip: Path) -> None:
+def test_its_code_is_part_of_the_identity_and_of_the_index(mine, clip: Path, tmp_path: Path) -> None:
+    clip = Path(shutil.copy(clip, tmp_path))
     settings, arm = _arm("benchmark.decoder=my_decoders.upside_down")
     told = arm_record(arm, settings, {})["benchmark"]
     assert told["decoder"] == "my_decoders.upside_down" and len(told["decoder_code"]) == 12

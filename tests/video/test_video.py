@@ -5,31 +5,20 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
-from fractions import Fraction
+from collections.abc import Iterable
 
 import av
 import numpy as np
 import pytest
 
-from helpers.numbered_clips import BACKENDS
+from helpers.numbered_clips import BACKENDS, grey, write_pictures
 from stsimdiff import video
 from stsimdiff.errors import ConfigError, DataError
 
 
-def write(path, levels: list[int], fps: int = 5, times: list[int] | None = None) -> None:
-    """A clip whose frame ``i`` is a grey of ``levels[i]``, shown at ``times`` in ticks of 1/30 s."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "0"}
-        for number, level in enumerate(levels):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
-            if times:
-                stream.time_base = stream.codec_context.time_base = frame.time_base = Fraction(1, 30)
-                frame.pts = times[number]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+def write(path, levels: Iterable[int], **more) -> None:
+    """A clip whose frame ``i`` is a grey of ``levels[i]``."""
+    write_pictures(path, grey(levels, 64, 64), crf="0", **more)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +67,7 @@ def test_every_frame_carries_its_number(tmp_path, backend: str, count: int) -> N
 def test_a_rate_that_varies(tmp_path, backend: str) -> None:
     """Frames are counted as they are stored, so one that is shown long is no more likely to be taken."""
     times = [0, 1, 2, 3, 40, 41, 42, 100, 160, 161]
-    write(tmp_path / "a.mp4", [25 * i for i in range(10)], fps=30, times=times)
+    write(tmp_path / "a.mp4", [25 * i for i in range(10)], rate=30, times=times)
     frames = video.read(tmp_path / "a.mp4", 4, backend)
     assert (frames.indices, frames.total) == ((0, 3, 6, 9), 10)
     assert np.abs(frames.pixels.mean((1, 2, 3)) - [0, 75, 150, 225]).max() < 3
@@ -161,15 +150,16 @@ def write_headers(path) -> None:
         container.mux(stream.encode())
 
 
-@pytest.fixture
-def broken(tmp_path):
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
     """A folder of files that are no whole video."""
-    (tmp_path / "empty.mp4").touch()
-    (tmp_path / "text.mp4").write_text("not a video at all" * 100)
-    write_sound(tmp_path / "sound.mp4")
-    write_headers(tmp_path / "headers.mp4")
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("not a video at all" * 100)
+    write_sound(folder / "sound.mp4")
+    write_headers(folder / "headers.mp4")
     rng = np.random.default_rng(0)
-    with av.open(str(tmp_path / "whole.mp4"), "w", options={"movflags": "faststart"}) as container:
+    with av.open(str(folder / "whole.mp4"), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.options = {"g": "10"}
@@ -177,13 +167,13 @@ def broken(tmp_path):
             picture = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    data = (tmp_path / "whole.mp4").read_bytes()
-    (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
+    data = (folder / "whole.mp4").read_bytes()
+    (folder / "half.mp4").write_bytes(data[: len(data) // 2])
     # With its table of contents at the start, half a file still opens; with the table at the end it does not.
-    write(tmp_path / "late.mp4", list(range(0, 200, 4)))
-    data = (tmp_path / "late.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    return tmp_path
+    write(folder / "late.mp4", list(range(0, 200, 4)))
+    data = (folder / "late.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    return folder
 
 
 BROKEN = [

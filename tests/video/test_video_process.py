@@ -10,39 +10,15 @@ import threading
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
-from helpers.numbered_clips import BACKENDS
+from helpers.numbered_clips import BACKENDS, grey, write, write_pictures
 from helpers.paths import ROOT
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.video.process import CHUNK, VideoProcess
-
-
-def write(path: Path, frames: int = 40) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(frames):
-            picture = np.full((48, 64, 3), 5 * number % 250, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("clips") / "a.mp4")
-
-
-@pytest.fixture
-def process():
-    opened = VideoProcess()
-    yield opened
-    opened.close()
 
 
 @BACKENDS
@@ -54,7 +30,7 @@ def test_the_frames_are_those_of_the_same_process(clip: Path, process: VideoProc
 
 
 def test_frames_that_are_larger_than_one_message_arrive_whole(process: VideoProcess, tmp_path: Path) -> None:
-    path = write(tmp_path / "long.mp4", 150)
+    path = write(tmp_path / "long.mp4", shown=range(150))
     ours, theirs = video.read(path, 150), process.read(path, 150)
     assert ours.pixels.nbytes > CHUNK and ours.pixels.nbytes % CHUNK
     assert np.array_equal(ours.pixels, theirs.pixels) and process.read(path, 2).indices == (0, 149)
@@ -78,7 +54,7 @@ def test_errors_come_back_as_they_are(clip: Path, process: VideoProcess, tmp_pat
         assert str(path) in str(caught.value)
     with pytest.raises(ConfigError, match="benchmark.decoder=ffmpeg is unknown"):
         process.read(clip, 2, "ffmpeg")
-    assert process.read(clip, 2).indices == (0, 39)
+    assert process.read(clip, 2).indices == (0, 59)
 
 
 def stopped(process: VideoProcess, clip: Path) -> int:
@@ -97,12 +73,12 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_video_is_read(clip: Path, p
     assert caught.value.limit == 0.5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert process.read(clip, 3).indices == (0, 19, 39)
+    assert process.read(clip, 3).indices == (0, 29, 59)
 
 
 def test_a_video_that_takes_long_is_given_up(process: VideoProcess, tmp_path: Path) -> None:
     """No trick: a tenth of a millisecond is not enough to decode 2000 frames."""
-    long = write(tmp_path / "long.mp4", 2000)
+    long = write_pictures(tmp_path / "long.mp4", grey(number % 250 for number in range(2000)))
     with pytest.raises(VideoError, match="could not be read by pyav within 0.0001 s"):
         process.read(long, 2, "pyav", seconds=0.0001)
     assert process.read(long, 2, "pyav", seconds=None).total == 2000
@@ -123,7 +99,7 @@ def test_a_decoder_that_crashes_costs_one_video(clip: Path, process: VideoProces
     ):
         process.read(clip, 3)
     thread.join()
-    assert process.read(clip, 3).indices == (0, 19, 39)
+    assert process.read(clip, 3).indices == (0, 29, 59)
 
 
 def test_an_interruption_leaves_no_reply_for_the_next_video(
@@ -135,7 +111,7 @@ def test_an_interruption_leaves_no_reply_for_the_next_video(
     with pytest.raises(KeyboardInterrupt):
         process.read(clip, 5)
     monkeypatch.setattr(process, "_receive", receive)
-    assert process.read(clip, 2).indices == (0, 39)
+    assert process.read(clip, 2).indices == (0, 59)
 
 
 def test_the_process_ends_with_its_parent(clip: Path) -> None:
