@@ -28,10 +28,6 @@ NOISE = {f"d/{number}.mp4": random.Random(number).randbytes(30_000) for number i
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
 
-def quiet(line: str) -> None:
-    """Takes the lines for the user."""
-
-
 def tar(files: dict[str, bytes] | list[tuple[str, bytes]] = NOISE) -> bytes:
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as archive:
@@ -58,7 +54,7 @@ def unpacked(root: Path) -> dict[str, bytes]:
 
 def refused(root: Path, *causes: str) -> str:
     with pytest.raises(DataError) as caught:
-        archives.unpack(root, quiet)
+        archives.unpack(root, print)
     said = str(caught.value)
     assert all(cause in said for cause in causes), said
     assert unpacked(root) == {} and not (root / "unpacked" / archives.UNFINISHED).exists()
@@ -81,7 +77,7 @@ def refused(root: Path, *causes: str) -> str:
 def test_every_kind_is_unpacked_and_a_flipped_bit_found(tmp_path: Path, name, pack) -> None:
     whole = pack(tar())
     (tmp_path / name).write_bytes(whole)
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == NOISE
     if pack is bytes:
         return  # a plain tar has checksums of its headers alone
@@ -188,7 +184,7 @@ def test_parts_are_joined_in_their_order(tmp_path: Path, style: str, name: str) 
     for number in range(12):
         which = f"a{chr(ord('a') + number)}" if letters else number
         (tmp_path / style.format(name, which)).write_bytes(whole[number * size :][:size])
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == NOISE
     # Without its last one only reading finds out.
     shutil.rmtree(tmp_path / "unpacked")
@@ -202,7 +198,7 @@ def test_parts_that_somebody_has_joined_are_read_as_the_whole(tmp_path: Path) ->
     (tmp_path / "v.tar").write_bytes(whole)
     (tmp_path / "v.tar.part.aa").write_bytes(whole[:5000])
     (tmp_path / "v.tar.part.ab").write_bytes(whole[5000:])
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == NOISE
 
 
@@ -225,7 +221,7 @@ def test_hidden_files_and_what_was_unpacked_are_no_archives(tmp_path: Path) -> N
 def test_archives_in_archives(tmp_path: Path) -> None:
     inner = {"inner/b.tar.gz": gzip.compress(tar({"deep.mp4": b"deep"})), "flat.mp4": b"flat"}
     (tmp_path / "a.zip").write_bytes(zipped({"x/a.zip": zipped(inner)}))
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     found = unpacked(tmp_path)
     assert (found["deep.mp4"], found["flat.mp4"]) == (b"deep", b"flat")
     said: list[str] = []
@@ -237,7 +233,7 @@ def test_archives_in_archives(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "deep.zip").write_bytes(data)
     with pytest.raises(DataError, match="archives of archives; unpack it by hand"):
-        archives.unpack(tmp_path / "b", quiet)
+        archives.unpack(tmp_path / "b", print)
 
 
 def test_one_name_twice(tmp_path: Path) -> None:
@@ -245,7 +241,7 @@ def test_one_name_twice(tmp_path: Path) -> None:
     for place, second in ((same, b"one"), (other, b"two")):
         place.mkdir()
         (place / "a.tar").write_bytes(tar([("x.mp4", b"one"), ("x.mp4", second)]))
-    archives.unpack(same, quiet)
+    archives.unpack(same, print)
     assert unpacked(same) == {"x.mp4": b"one"}
     refused(other, "holds 'x.mp4' twice, with different contents")
     for name, data in (("a.zip", b"one"), ("b.zip", b"two")):
@@ -253,12 +249,12 @@ def test_one_name_twice(tmp_path: Path) -> None:
     shutil.rmtree(same)
     shutil.rmtree(other)
     with pytest.raises(DataError, match=r"archive b\.zip holds x\.mp4, and .* is there with other contents"):
-        archives.unpack(tmp_path, quiet)
+        archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == {"x.mp4": b"one"}
     # An archive that was fetched anew replaces what it gave.
     (tmp_path / "b.zip").unlink()
     (tmp_path / "a.zip").write_bytes(zipped({"x.mp4": b"three"}))
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == {"x.mp4": b"three"}
 
 
@@ -296,7 +292,7 @@ def test_only_one_process_unpacks(tmp_path: Path) -> None:
     other.take()
     refused(tmp_path, "is being written by process", "wait for it")
     other.release()
-    archives.unpack(tmp_path, quiet)
+    archives.unpack(tmp_path, print)
     assert unpacked(tmp_path) == NOISE and not (tmp_path / "unpacked" / ".lock").exists()
 
 
@@ -304,7 +300,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped())
     (tmp_path / "unpacked").write_text("")
     with pytest.raises(DataError, match="cannot make the folder .*unpacked"):
-        archives.unpack(tmp_path, quiet)
+        archives.unpack(tmp_path, print)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,6 @@ def root(tmp_path: Path) -> Path:
     return shutil.copytree(MINIATURES / "videomme", tmp_path / "videomme", ignore=ignored)
 
 
-def quiet(line: str) -> None:
-    """Takes the lines for the user."""
-
-
 def test_a_video_is_found_wherever_it_lies(tmp_path: Path) -> None:
     for name in (
         "a/b/one.mp4",
@@ -290,7 +286,7 @@ def test_no_file_leaves_the_folder(tmp_path: Path, name: str, kind: str) -> None
             info.size = 1
             archive.addfile(info, io.BytesIO(b"x"))
     with pytest.raises(DataError, match="leads out of the folder"):
-        archives.unpack(root, quiet)
+        archives.unpack(root, print)
     assert not list(tmp_path.rglob("out.mp4")) and not Path("/tmp/out.mp4").exists()
 
 
@@ -305,14 +301,14 @@ def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
         info = tarfile.TarInfo("inner/out.mp4")
         info.size = 1
         archive.addfile(info, io.BytesIO(b"x"))
-    archives.unpack(root, quiet)
+    archives.unpack(root, print)
     assert not list(outside.iterdir()) and (root / "unpacked/inner/out.mp4").is_file()
 
 
 def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match=r"a\.zip is broken"):
-        archives.unpack(tmp_path, quiet)
+        archives.unpack(tmp_path, print)
 
 
 def test_the_revision_is_that_of_the_questions(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -15,12 +14,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from helpers.configured import public_task
 from helpers.paths import MINIATURES
 from stsimdiff.commands import data as command
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.data.rows import place_of, read_rows
 from stsimdiff.errors import DataError
-from stsimdiff.evaluate.questions import all_questions, judge, load_task, replay
+from stsimdiff.evaluate.questions import judge, replay
 
 Rows = list[dict[str, Any]]
 
@@ -47,20 +47,10 @@ def videos(name: str, root: Path, folder: str = "deep/er/videos") -> list[Path]:
     return [Path(shutil.copy(file, root / folder / file.name)) for file in found]
 
 
-def questions_of(name: str, root: Path) -> tuple[Any, list[Any]]:
-    benchmark = BENCHMARKS[name]
-    task = load_task(
-        SimpleNamespace(
-            task=benchmark.task, tasks=None, data=str(root), prompt="default", max_new_tokens=None
-        )
-    )
-    return task, all_questions(task, None, None)
-
-
 def check(name: str, root: Path, expected: Rows | None = None) -> None:
     """Every video is found and sound, and the right letters are those of the miniature's own rows."""
     assert command.main([name, "--data", str(root)]) == 0
-    task, questions = questions_of(name, root)
+    task, questions = public_task(name, root)
     own, theirs = (
         sorted(str(row[BENCHMARKS[name].columns[-1]]) for row in rows)
         for rows in (expected or rows_of(name), [question.document for question in questions])
@@ -115,7 +105,7 @@ def test_pads_of_options_that_a_question_does_not_have(root: Path, pad: str | No
     ]
     put(root / "validation.parquet", rows)
     check("longvideobench", root)
-    _, questions = questions_of("longvideobench", root)
+    _, questions = public_task("longvideobench", root)
     assert not any("N/A" in question.text or "None" in question.text for question in questions)
 
 

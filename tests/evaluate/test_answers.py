@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.configured import configured
+from helpers.configured import configured, public_task
 from helpers.embedded_runs import stored
 from helpers.paths import MINIATURES
 from helpers.written import json_lines
-from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.data.clips import rows as questions_file
 from stsimdiff.errors import ConfigError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
@@ -36,19 +35,6 @@ def says(monkeypatch, texts: Sequence[str]) -> None:
     """Has the model run, and then say these texts in turn."""
     runs, said = Family.answer, iter(list(texts) * 100)
     monkeypatch.setattr(Family, "answer", lambda *given: (runs(*given), next(said))[1])
-
-
-def task_of(name: str):
-    task = load_task(
-        SimpleNamespace(
-            task=BENCHMARKS[name].task,
-            tasks=None,
-            data=str(MINIATURES / name),
-            prompt="default",
-            max_new_tokens=None,
-        )
-    )
-    return task, all_questions(task, None, None)
 
 
 def test_an_arm_that_cannot_be_read_is_a_failure(tmp_path: Path, data: Path, monkeypatch) -> None:
@@ -155,7 +141,7 @@ def test_float16_is_named_as_the_likely_cause() -> None:
 def test_the_stock_reading_stands_beside_ours(
     name: str, text: str, parsed: str | None, stock: str | None, error: str | None
 ) -> None:
-    task, questions = task_of(name)
+    task, questions = public_task(name, MINIATURES / name)
     state = random.getstate()
     for question in questions:
         judgement = judge(task, question, text)
@@ -166,7 +152,7 @@ def test_the_stock_reading_stands_beside_ours(
 
 
 def test_a_stock_function_that_raises_is_recorded() -> None:
-    task, (question, *_) = task_of("videomme")
+    task, (question, *_) = public_task("videomme", MINIATURES / "videomme")
     process = task.config.process_results
 
     def fails(document: dict, results: list[str]) -> dict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,6 +15,8 @@ from helpers.paths import MINIATURES
 from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config
 from stsimdiff.config.settings import Settings, settings_from_config
+from stsimdiff.data.benchmarks import BENCHMARKS
+from stsimdiff.evaluate.questions import Question, all_questions, load_task
 from stsimdiff.resources import folder
 
 
@@ -33,6 +37,13 @@ def on_miniature(benchmark: str, results: Path, *words: str, data: Path = MINIAT
     """Settings and an arm of random tokens on the miniature of a public benchmark."""
     common = ["compressor=random", "budget.retention=0.3", "logger=none", f"results={results}", "run=test"]
     return configured(*common, f"benchmark={benchmark}", f"benchmark.data={data / benchmark}", *words)
+
+
+def public_task(benchmark: str, data: Path) -> tuple[Any, list[Question]]:
+    """The task of a public benchmark whose files lie in ``data``, and all its questions."""
+    named = {"task": BENCHMARKS[benchmark].task, "tasks": None, "data": str(data)}
+    task = load_task(SimpleNamespace(**named, prompt="default", max_new_tokens=None))
+    return task, all_questions(task, None, None)
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> str | int | None:
