@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import stsimdiff
+from helpers.fresh_python import python
 from stsimdiff import FastV, NoCompression, RandomTokens, STSimDiff, VisionZip, compress, load, read
 from stsimdiff.api import STOCK
 from stsimdiff.commands.cli import main
@@ -40,8 +38,7 @@ def test_the_package_gives_every_method_by_the_name_of_its_class() -> None:
 
 def test_the_package_alone_imports_nothing_heavy() -> None:
     code = "import sys, stsimdiff; print([n for n in ('torch', 'transformers', 'pandas', 'yaml') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code, check=True).stdout.strip() == "[]"
 
 
 class TestLoaded:

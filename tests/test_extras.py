@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import extras
@@ -27,23 +27,17 @@ OPTIONAL = ("matplotlib", "plotly", "statsmodels", "igraph", "torchcodec", "subm
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> dict[str, str]:
-    """An environment whose Python finds none of the optional packages."""
+def plain(tmp_path: Path) -> str:
+    """A path with which Python finds none of the optional packages."""
     (tmp_path / "plain").mkdir()
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({OPTIONAL}))"]
     (tmp_path / "plain/sitecustomize.py").write_text("\n".join(lines))
-    path = os.pathsep.join([str(tmp_path / "plain"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
-
-
-def command(env: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stsimdiff", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return os.pathsep.join([str(tmp_path / "plain"), str(ROOT)])
 
 
 def test_a_plain_installation_does_the_main_job_without_figures(tmp_path, plain):
     words = ("-m", "compressor=none,st_simdiff", "budget.retention=0.3", "limit=4", "run=r", "logger=none")
-    done = command(plain, tmp_path, *words)
+    done = python("-m", "stsimdiff", *words, cwd=tmp_path, PYTHONPATH=plain)
     assert done.returncode == 0, done.stderr
     # Said before the first question is answered, and again below the table.
     assert LEFT_OUT in done.stdout and done.stderr.index(LEFT_OUT) < done.stderr.index(" answered")
@@ -56,7 +50,7 @@ def test_a_plain_installation_does_the_main_job_without_figures(tmp_path, plain)
     [("hydra/launcher=submitit_slurm", "cluster"), ("benchmark.decoder=torchcodec", "torchcodec")],
 )
 def test_the_extra_that_a_setting_needs_is_named_before_anything_is_loaded(tmp_path, plain, word, extra):
-    done = command(plain, tmp_path, "-m", word, "limit=4")
+    done = python("-m", "stsimdiff", "-m", word, "limit=4", cwd=tmp_path, PYTHONPATH=plain)
     assert (done.returncode, done.stdout) == (2, "") and f"pip install 'stsimdiff[{extra}]'" in done.stderr
     assert not list(tmp_path.rglob("answers*.jsonl"))
 

@@ -14,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from stsimdiff import compressors
 from stsimdiff.commands import cli
@@ -29,14 +30,7 @@ GROUPS = ("model", "compressor", "benchmark", "protocol", "budget", "logger", "e
 def run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """``python -m stsimdiff`` in a folder of its own, with its time noted in the test's output."""
     since = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "stsimdiff", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "stsimdiff", *arguments, cwd=cwd, **environment)
     print(f"{time.perf_counter() - since:.1f} s: {shlex.join(arguments)}\n{done.stderr}")
     return done
 

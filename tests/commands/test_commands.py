@@ -9,25 +9,17 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from helpers.forked_commands import Forks
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from helpers.written import csv_rows
 from stsimdiff import load
 from stsimdiff.data import clips
-
-
-def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def answers(folder: Path) -> dict[str, list[dict]]:
@@ -78,7 +70,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path, four_clips: Path, fo
     words.append(f"results={tmp_path}")
     assert forks.run([*words, "run=one"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "stsimdiff"]
-    two = run(*launcher, *words, "run=two")
+    two = python("-m", *launcher, *words, "run=two")
     assert two.returncode == 0, two.stderr
     for folder, rows in answers(tmp_path / "one").items():
         files = [tmp_path / "two" / folder / name for name in ("answers.jsonl", "answers.1.jsonl")]
@@ -119,7 +111,7 @@ def test_the_table_from_the_rows_by_other_code(tmp_path: Path, four_clips: Path,
 def test_lmms_evals_own_command(tmp_path: Path, forks: Forks) -> None:
     arguments = f"compressor=random,retention=0.3,results={tmp_path},run=lmms"
     words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path", "tasks"]
-    done = run("lmms_eval", *words, "--limit", "8", "--output_path", str(tmp_path / "out"))
+    done = python("-m", "lmms_eval", *words, "--limit", "8", "--output_path", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
     (rows,) = answers(tmp_path / "lmms").values()
     assert len(rows) == 8 and all(row["error"] is None for row in rows)
@@ -147,7 +139,7 @@ def test_lmms_evals_own_command_with_a_method_of_the_user_s(
         f"compressor={method},retention=0.3,results={tmp_path},run=lmms,benchmark.data={four_clips}{given}"
     )
     words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "clips", "--include_path"]
-    done = run("lmms_eval", *words, str(ROOT / "tasks"), "--limit", "6", cwd=tmp_path)
+    done = python("-m", "lmms_eval", *words, str(ROOT / "tasks"), "--limit", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (rows,) = answers(tmp_path / "lmms").values()
     assert len(rows) == 6 and all(row["error"] is None for row in rows)
@@ -167,7 +159,7 @@ def test_lmms_evals_own_command_with_a_method_of_the_user_s(
 
 def test_lmms_evals_own_command_with_a_wrong_name(tmp_path: Path) -> None:
     words = ["--model", "stsimdiff", "--tasks", "clips", "--include_path", "tasks", "--model_args"]
-    done = run("lmms_eval", *words, "compressor=rnadom,retention=0.3")
+    done = python("-m", "lmms_eval", *words, "compressor=rnadom,retention=0.3")
     assert done.returncode == 2
     assert "random" in done.stderr
 

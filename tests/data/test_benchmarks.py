@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from pyarrow import parquet
 
 from helpers.configured import on_miniature
 from helpers.embedded_runs import stored
-from helpers.paths import MINIATURES, ROOT
+from helpers.fresh_python import python
+from helpers.paths import MINIATURES
 from helpers.written import csv_rows, json_lines
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed
@@ -483,17 +483,6 @@ def test_decord_reads_the_same_frames(data: Path) -> None:
     assert answers[0] == answers[1]
 
 
-def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_all_in_one_sweep(data: Path, forks) -> None:
     words = [
         "-m",
@@ -513,7 +502,7 @@ def test_lmms_evals_own_command(data: Path) -> None:
     arguments = f"compressor=random,retention=0.3,results={data},run=lmms"
     words = ["--model", "stsimdiff", "--model_args", arguments, "--tasks", "stsimdiff_egoschema"]
     words += ["--include_path", "tasks", "--output_path", str(data / "out")]
-    done = command("lmms_eval", *words, XDG_CACHE_HOME=str(cache))
+    done = python("-m", "lmms_eval", *words, XDG_CACHE_HOME=str(cache))
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (data / "out").rglob("*_results.json")
     score = json.loads(file.read_text())["results"]["stsimdiff_egoschema"]["score,none"]

@@ -3,16 +3,14 @@
 import collections
 import hashlib
 import json
-import os
 import random
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from helpers.true_answers import shown, true_answer
 from stsimdiff.data import clips
@@ -59,10 +57,7 @@ def test_same_seed_gives_the_same_frames_in_a_fresh_process():
     )
     here = [digest(render(sample_world(seed))) for seed in SOME_SEEDS]
     for hash_seed in ("0", "1"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        there = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-        )
+        there = python("-c", code, check=True, PYTHONHASHSEED=hash_seed)
         assert there.stdout.strip() == str(here)
 
 

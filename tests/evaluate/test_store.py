@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.fresh_python import python
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.store import ArmStore, arm_folders, done_ids, read_answers, read_record, write_record
 
@@ -351,14 +352,8 @@ def test_the_record_is_readable_text_wherever_it_is_read(tmp_path):
     code = "import sys; from pathlib import Path; from stsimdiff.evaluate.store import read_record as r; "
     code += "print(ascii(r(Path(sys.argv[1]))['label']))"
     # A machine whose locale knows ASCII only.
-    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=ascii_only,
-        check=True,
-    )
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = python("-c", code, str(tmp_path), check=True, **ascii_only)
     assert done.stdout.strip() == ascii(label)
 
 

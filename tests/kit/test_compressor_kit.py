@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +10,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.paths import ROOT, code_blocks
+from helpers.fresh_python import python
+from helpers.paths import code_blocks
 from stsimdiff.commands import check
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
 from stsimdiff.errors import ConfigError
@@ -240,12 +238,7 @@ def test_wrong_input_of_the_check(own, words, message) -> None:
 def test_the_plug_in_runs_the_same_checks(own) -> None:
     (own / "test_of_the_user.py").write_text("def test_other():\n    assert False\n")
     words = ["pytest", "-q", "-p", "stsimdiff.kit", "-p", "no:cacheprovider", "-k", "one or time"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--compressor", "my_module.Mine power=3"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = python("-m", *words, "--compressor", "my_module.Mine power=3", cwd=own)
     assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
 
 

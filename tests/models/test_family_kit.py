@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.paths import ROOT, code_blocks
+from helpers.fresh_python import python
+from helpers.paths import code_blocks
 from stsimdiff import models
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError
@@ -171,19 +171,8 @@ def own(tmp_path_factory) -> Path:
 
 
 def kit(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "stsimdiff.models.kit",
-        "-p",
-        "no:cacheprovider",
-        *words,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    plugins = ("-p", "stsimdiff.models.kit", "-p", "no:cacheprovider")
+    return python("-m", "pytest", "-q", *plugins, *words, cwd=folder)
 
 
 def test_the_example_of_the_documentation_passes(own) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.paths import CHECKPOINT, ROOT
+from helpers.fresh_python import python
+from helpers.paths import CHECKPOINT
 from stsimdiff.errors import DataError, MissingParts
 from stsimdiff.evaluate import run
 from stsimdiff.launchers.base import configurations
@@ -255,4 +254,4 @@ from stsimdiff.models.presence import absent, unready
 assert absent("llava_video", {str(model)!r}) and not unready("qwen2_5_vl", {str(model)!r})
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    python("-c", code, check=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from scripts import docs_site
 
@@ -134,12 +133,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_broken_link_stops_the_build(copy: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(copy / "site")],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-    )
+    done = python("-m", "mkdocs", "build", "--strict", "--site-dir", str(copy / "site"), cwd=copy)
     assert done.returncode == 1, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert len(warnings) == 3 and all("broken.md" in line for line in warnings), done.stderr

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
+from helpers.fresh_python import python
 from scripts.mutate.changes import changes, sample
 
 SOURCE = '''\
@@ -152,21 +150,9 @@ def toy(tmp_path_factory) -> Path:
 
 def run(toy: Path, *words: str) -> tuple[int, str, dict]:
     out = toy.parent / f"out_{toy.name}"
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.mutate",
-        "--root",
-        str(toy),
-        "--modules",
-        "toy/*.py",
-        "--preload",
-    ]
-    files = ["--equivalent", str(toy / "equivalent.yaml"), "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        [*command, *files, *words], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    files = ["--equivalent", str(toy / "equivalent.yaml"), "--out", str(out), "--root", str(toy)]
+    command = ["-m", "scripts.mutate", "--modules", "toy/*.py", "--preload", *files, *words]
+    done = python(*command, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     report = out / "report.json"
     return (
         done.returncode,

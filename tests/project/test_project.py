@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.fresh_python import python
 from helpers.paths import ROOT
 from stsimdiff import compressors
 
@@ -156,7 +157,5 @@ def test_slow_tests_are_there_and_ci_runs_them():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
 def test_every_benchmark_can_be_imported(name: str) -> None:
     """As ``python -m benchmarks.NAME`` and others import it, with no folder of theirs on the path."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import benchmarks.{name}"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = python("-c", f"import benchmarks.{name}")
     assert done.returncode == 0, done.stderr

@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from statistics import mean, median
@@ -13,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from helpers import recomputed
+from helpers.fresh_python import python
 from helpers.latex import structure
-from helpers.paths import ROOT
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 from helpers.written import csv_rows
 from stsimdiff.commands.report import main
@@ -422,11 +420,4 @@ def test_reports_import_no_model_library() -> None:
         "import sys, stsimdiff.commands.report\n"
         "print([name for name in ('torch', 'transformers', 'lmms_eval', 'wandb') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code, check=True).stdout.strip() == "[]"

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from multiprocessing.connection import Pipe
@@ -16,8 +15,8 @@ import numpy as np
 import pytest
 
 from helpers.embedded_runs import ARMS, prepared, stored
+from helpers.fresh_python import python
 from helpers.numbered_clips import numbers, write
-from helpers.paths import ROOT
 from stsimdiff import ranks, video
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate import run
@@ -247,8 +246,7 @@ with ReadAhead(read, 2, 2, 1) as ahead:
 
 
 def test_readers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(write(tmp_path / "v.mp4"))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", KILLED, str(write(tmp_path / "v.mp4")))
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = [int(pid) for pid in done.stdout.split()]
     assert len(left) == 2

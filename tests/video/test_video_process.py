@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.fresh_python import python
 from helpers.numbered_clips import BACKENDS, grey, write, write_pictures
-from helpers.paths import ROOT
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
@@ -119,8 +117,7 @@ def test_the_process_ends_with_its_parent(clip: Path) -> None:
         "import os, sys; from stsimdiff.video.process import shared\n"
         f"shared().read({str(clip)!r}, 2); print(shared()._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    pid = int(done.stdout)
+    pid = int(python("-c", code).stdout)
     for _ in range(200):
         if not Path(f"/proc/{pid}").exists():
             return
