@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -91,16 +92,16 @@ def test_every_method_passes_the_kit(method, check):
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [one for one in ALL if reach(one.values[0], Grid(8, 6, 7))])
 @pytest.mark.parametrize("grid", [Grid(8, 6, 7), Grid(1, 5, 4), Grid(9, 1, 1), Grid(1, 1, 1)], ids=str)
 @pytest.mark.parametrize("retention", [0.02, 0.3, 0.5, 0.97])
 def test_budgets_below_what_a_method_reaches_are_refused(method, grid, retention):
     budget = Budget("tokens", retention)
     count = max(1, int(retention * grid.tokens + 0.5))
-    if count < reach(method, grid) or retention < reach(method, Grid(4, 1, 1)) / 4:
-        with pytest.raises(BudgetError, match="cannot be met by .* (stays? whole|reaches)"):
-            method.check(budget, LAYERS)
-            method.start(layout_for(grid), budget)
+    low = count < reach(method, grid) or retention < reach(method, Grid(4, 1, 1)) / 4
+    with pytest.raises(BudgetError, match="(stays? whole|reaches)") if low else nullcontext():
+        method.check(budget, LAYERS)
+        method.start(layout_for(grid), budget)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("none", 1.0), ("no_video", 0.0)])

@@ -78,7 +78,7 @@ def test_figures_are_as_wide_as_a_column(
         elif name.endswith(".pdf"):
             width = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", content)[1]
             assert float(width) == pytest.approx(72 * inches), name
-            assert b"/Type3" not in content and b"embedded on clips" in content or b"others" in content
+            assert b"/Type3" not in content and (b"embedded on clips" in content or b"others" in content)
         else:
             assert f'width="{72 * inches:.6g}pt"' in content.decode(), name
             said = re.findall("<!-- (.*) -->", content.decode())
