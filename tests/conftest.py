@@ -6,6 +6,7 @@ import functools
 import importlib
 import linecache
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,12 @@ def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips.build(tmp_path_factory.mktemp("four"), videos=4)
 
 
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    """A copy of ``data`` that a test may change."""
+    return Path(shutil.copytree(data, tmp_path / "own_data"))
+
+
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives the folder of a family's miniature, written once; to be read and not written."""
@@ -79,6 +86,14 @@ def checkpoint(tmp_path: Path) -> Path:
     (folder / "config.json").write_text('{"text_config": {"num_hidden_layers": 6}}')
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded fails the test."""
+    from stsimdiff.evaluate import session
+
+    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture

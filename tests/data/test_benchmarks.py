@@ -359,8 +359,7 @@ def harm(data: Path, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unusable_videos_are_listed_before_the_model_loads(name: str, data: Path, monkeypatch) -> None:
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+def test_unusable_videos_are_listed_before_the_model_loads(name: str, data: Path, no_model) -> None:
     gone, broken = harm(data, name)
     settings, arms = prepared(name, data)
     with pytest.raises(DataError) as caught:

@@ -15,7 +15,6 @@ from helpers.written import json_lines
 from stsimdiff.data.moments import WHOLE, Moment, read_moments
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
-from stsimdiff.evaluate import session
 
 ROWS = [
     {"video": "mini0", "start": 0.0, "end": 0.5, "question": "001-1", "x0": 0, "y0": 0, "x1": 0.5, "y1": 1},
@@ -84,8 +83,7 @@ def test_a_file_gives_its_questions_their_moments(tmp_path: Path, suffix: str) -
         ),
     ],
 )
-def test_a_wrong_row_is_named_before_a_model_loads(tmp_path: Path, monkeypatch, row: dict, said: str) -> None:
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+def test_a_wrong_row_is_named_before_a_model_loads(tmp_path: Path, no_model, row: dict, said: str) -> None:
     settings, arm = settings_of(tmp_path, write(tmp_path / "moments.jsonl", [row]))
     with pytest.raises(DataError, match=said):
         running.run_arms(settings, [arm])

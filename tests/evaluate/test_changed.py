@@ -160,29 +160,27 @@ def test_a_resumed_arm_names_the_data_as_it_is_now(tmp_path):
         assert read_record(tmp_path)["provenance"] == {"git": "1"}
 
 
-def test_a_user_s_folder_is_known_by_its_contents(tmp_path, data):
+def test_a_user_s_folder_is_known_by_its_contents(tmp_path, data, own_data):
     first, _ = prepared(tmp_path, data, "compressor=none")
-    shutil.copytree(data, tmp_path / "copy")
-    (tmp_path / "copy" / "videos" / "notes.txt").write_text("no question asks for it")
+    (own_data / "videos" / "notes.txt").write_text("no question asks for it")
     lines = (data / "questions.jsonl").read_text().splitlines()
-    (tmp_path / "copy" / "questions.jsonl").write_text("\n".join(reversed(lines)))
-    copy, _ = prepared(tmp_path, tmp_path / "copy", "compressor=none")
+    (own_data / "questions.jsonl").write_text("\n".join(reversed(lines)))
+    copy, _ = prepared(tmp_path, own_data, "compressor=none")
     assert copy.benchmark.revision == first.benchmark.revision
-    shutil.copy(data / "videos" / "clip001.mp4", tmp_path / "copy" / "videos" / "clip000.mp4")
-    replaced, _ = prepared(tmp_path, tmp_path / "copy", "compressor=none")
+    shutil.copy(data / "videos" / "clip001.mp4", own_data / "videos" / "clip000.mp4")
+    replaced, _ = prepared(tmp_path, own_data, "compressor=none")
     assert replaced.benchmark.revision != first.benchmark.revision
 
 
-def test_videos_of_one_name_in_two_folders_are_two(tmp_path, data, caplog):
-    data = Path(shutil.copytree(data, tmp_path / "data"))
-    rows = json_lines(data / "questions.jsonl")
+def test_videos_of_one_name_in_two_folders_are_two(tmp_path, own_data, caplog):
+    rows = json_lines(own_data / "questions.jsonl")
     for row in rows:
         folder = "a" if row["video"] == "clip000.mp4" else "b"
-        (data / "videos" / folder).mkdir(exist_ok=True)
-        shutil.copy(data / "videos" / row["video"], data / "videos" / folder / "1.mp4")
+        (own_data / "videos" / folder).mkdir(exist_ok=True)
+        shutil.copy(own_data / "videos" / row["video"], own_data / "videos" / folder / "1.mp4")
         row["video"] = f"{folder}/1.mp4"
-    (data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings, arms = prepared(tmp_path, data, "compressor=none", overlays=4)
+    (own_data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings, arms = prepared(tmp_path, own_data, "compressor=none", overlays=4)
     run_arms(settings, arms)
     answers = stored(settings, arms[0])
     assert {row["video"] for row in answers} == {"a/1.mp4", "b/1.mp4"}
@@ -193,7 +191,7 @@ def test_videos_of_one_name_in_two_folders_are_two(tmp_path, data, caplog):
     assert all(len(row["of"]) == 25 and not row["of"].endswith(changed.UNKNOWN) for row in answers)
     assert read_record(settings.folder / arms[0].folder)["format"] == 2
     caplog.set_level(logging.WARNING)
-    (data / "videos" / "a" / "1.mp4").touch()
+    (own_data / "videos" / "a" / "1.mp4").touch()
     assert run_arms(settings, arms) == 0
 
 

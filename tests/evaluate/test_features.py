@@ -15,7 +15,6 @@ import torch
 from helpers.embedded_runs import prepared, stored
 from stsimdiff import models
 from stsimdiff.errors import ConfigError, DataError
-from stsimdiff.evaluate import session
 from stsimdiff.evaluate.feature_files import FeatureFiles
 from stsimdiff.evaluate.features import FeatureCache, FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
@@ -102,10 +101,8 @@ def test_features_without_the_towers_attention_do_not_serve_a_method_that_reads_
         "code",
     ],
 )
-def test_what_changes_features_changes_their_key(tmp_path, data, change, monkeypatch):
-    folder = tmp_path / "data"
-    shutil.copytree(data, folder)
-    video = str(folder / "videos" / "clip000.mp4")
+def test_what_changes_features_changes_their_key(tmp_path, own_data, change, monkeypatch):
+    video = str(own_data / "videos" / "clip000.mp4")
 
     class Loaded:
         device = CPU
@@ -117,13 +114,13 @@ def test_what_changes_features_changes_their_key(tmp_path, data, change, monkeyp
             return {"dtype": self.settings.model.dtype}
 
     def key(**overrides):
-        settings, _ = prepared(tmp_path, folder, ARMS[2], **overrides)
+        settings, _ = prepared(tmp_path, own_data, ARMS[2], **overrides)
         return FeatureCache(settings).key(Loaded(settings), video).name
 
     before = key()
     assert key(seed=3, limit=4) == before
     if change == "video":
-        shutil.copy(folder / "videos" / "clip001.mp4", video)
+        shutil.copy(own_data / "videos" / "clip001.mp4", video)
         assert key() != before
     elif change == "code":
         from stsimdiff.evaluate import features
@@ -297,10 +294,9 @@ def test_memory_is_bounded_and_drops_the_oldest():
     assert memory.bytes == 0 and memory.get(Key("video 0"), False) is None
 
 
-def test_a_folder_that_cannot_be_used_is_said_before_the_model_is_loaded(tmp_path, data, monkeypatch):
+def test_a_folder_that_cannot_be_used_is_said_before_the_model_is_loaded(tmp_path, data, no_model):
     (tmp_path / "file").write_text("")
     settings, arms = prepared(tmp_path, data, ARMS[2], **{"cache.folder": tmp_path / "file" / "features"})
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
     with pytest.raises(DataError, match=r"cache\.folder=.*file/features cannot be used"):
         run_arms(settings, arms)
 

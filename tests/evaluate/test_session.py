@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -142,13 +141,11 @@ def test_a_failed_sample_is_no_answer(tmp_path: Path, data: Path, monkeypatch) -
     assert run.run_arms(settings, arms) == len(failed)
 
 
-def test_changed_data_are_other_arms(tmp_path: Path, data: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(data, copy)
-    _, (first,) = prepared(tmp_path, copy, ARMS[2])
-    rows = (copy / "questions.jsonl").read_text()
-    (copy / "questions.jsonl").write_text(rows.replace("What", "Which"))
-    _, (second,) = prepared(tmp_path, copy, ARMS[2])
+def test_changed_data_are_other_arms(tmp_path: Path, own_data: Path) -> None:
+    _, (first,) = prepared(tmp_path, own_data, ARMS[2])
+    rows = (own_data / "questions.jsonl").read_text()
+    (own_data / "questions.jsonl").write_text(rows.replace("What", "Which"))
+    _, (second,) = prepared(tmp_path, own_data, ARMS[2])
     assert first.id != second.id
 
 
@@ -160,21 +157,16 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
     assert stored(settings, arms[0])[-1]["error"]
 
 
-def test_a_missing_video_is_said_before_the_model_is_loaded(tmp_path: Path, data: Path, monkeypatch) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(data, copy)
-    (copy / "videos" / "clip000.mp4").unlink()
-    settings, arms = prepared(tmp_path, copy, ARMS[0])
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+def test_a_missing_video_is_said_before_the_model_is_loaded(tmp_path: Path, own_data: Path, no_model) -> None:
+    (own_data / "videos" / "clip000.mp4").unlink()
+    settings, arms = prepared(tmp_path, own_data, ARMS[0])
     with pytest.raises(DataError, match=r"clip000\.mp4 does not exist"):
         run.run_arms(settings, arms)
 
 
-def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, data: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(data, copy)
-    (copy / "videos" / "clip000.mp4").write_bytes(b"no video" * 100)
-    settings, arms = prepared(tmp_path, copy, ARMS[2])
+def test_a_broken_video_fails_its_questions_alone(tmp_path: Path, own_data: Path) -> None:
+    (own_data / "videos" / "clip000.mp4").write_bytes(b"no video" * 100)
+    settings, arms = prepared(tmp_path, own_data, ARMS[2])
     with pytest.raises(RunFailed):
         run.run_arms(settings, arms)
     for row in stored(settings, arms[0]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,10 +178,7 @@ def test_a_method_of_one_s_own_and_one_that_fails(tmp_path, data, capsys) -> Non
         (["model.frames=0"], r"model\.frames=0 is out of range"),
     ],
 )
-def test_wrong_input_before_a_model_is_loaded(tmp_path, data, monkeypatch, more, message) -> None:
-    monkeypatch.setattr(
-        "stsimdiff.evaluate.session.load_model", lambda settings: pytest.fail("a model was loaded")
-    )
+def test_wrong_input_before_a_model_is_loaded(tmp_path, data, no_model, more, message) -> None:
     given = [
         word for word in words(tmp_path, data) if word.split("=")[0] not in {m.split("=")[0] for m in more}
     ]
@@ -200,14 +196,10 @@ def test_flags_out_of_range(tmp_path, data, flag, capsys) -> None:
     assert stop.value.code == 2 and "is out of range; allowed: a whole number from" in capsys.readouterr().err
 
 
-def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, data, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "stsimdiff.evaluate.session.load_model", lambda settings: pytest.fail("a model was loaded")
-    )
-    copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    (copy / "videos" / "clip001.mp4").unlink()
+def test_a_missing_video_is_said_before_a_model_is_loaded(tmp_path, own_data, no_model) -> None:
+    (own_data / "videos" / "clip001.mp4").unlink()
     with pytest.raises(DataError, match=r"clip001\.mp4 does not exist"):
-        profile.main(words(tmp_path, copy, "benchmark.allow_missing=true"))
+        profile.main(words(tmp_path, own_data, "benchmark.allow_missing=true"))
 
 
 def test_a_broken_line_is_named(measured, tmp_path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from stsimdiff.compressors.base import ScoreCompressor
 from stsimdiff.config.arms import arm_from_config
 from stsimdiff.config.settings import settings_from_config
 from stsimdiff.errors import BudgetError, ConfigError, DataError
-from stsimdiff.evaluate import session
 from stsimdiff.launchers.base import configurations
 from stsimdiff.launchers.in_process import run_configurations
 from stsimdiff.models.llava_video import LlavaVideo
@@ -33,9 +31,7 @@ from stsimdiff.video.headers import read_header
 FIXTURES = f"benchmark.data={MINIATURES}/${{benchmark.name}}"
 
 
-@pytest.fixture(autouse=True)
-def no_model(monkeypatch):
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("a plan loaded a model"))
+pytestmark = pytest.mark.usefixtures("no_model")
 
 
 def planned(*words: str):
@@ -157,14 +153,13 @@ def test_plan_is_true_or_false() -> None:
         run_configurations(configurations(["plan=maybe"]))
 
 
-def test_what_would_stop_the_run_stops_the_plan(data, tmp_path) -> None:
+def test_what_would_stop_the_run_stops_the_plan(own_data) -> None:
     with pytest.raises(BudgetError, match="cannot be met"):
         planned("model=qwen2_vl", "compressor=fastv", "budget=compute", "budget.retention=0.05", "limit=1")
-    copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    (copy / "videos" / "clip001.mp4").write_bytes(b"no video")
+    (own_data / "videos" / "clip001.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"clip001\.mp4 cannot be decoded.*\n1 of 2 videos cannot be used"):
-        planned(f"benchmark.data={copy}")
-    plan = planned(f"benchmark.data={copy}", "benchmark.allow_missing=true", "plan_tflops=1")
+        planned(f"benchmark.data={own_data}")
+    plan = planned(f"benchmark.data={own_data}", "benchmark.allow_missing=true", "plan_tflops=1")
     assert plan.videos == 1 and "7 of 14 questions would fail" in plan.notes[0]
 
 

@@ -17,7 +17,6 @@ from helpers.written import csv_rows, json_lines
 from stsimdiff.commands import report
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import run as running
-from stsimdiff.evaluate import session
 from stsimdiff.launchers.in_process import make_report
 from stsimdiff.report.publish import publish
 
@@ -181,8 +180,7 @@ def test_a_run_breaks_its_rows_down(tmp_path: Path) -> None:
         assert float(row["accuracy"]) == pytest.approx(100 * sum(right) / 3)
 
 
-def test_a_run_is_told_of_an_unknown_column_before_a_model_loads(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
+def test_a_run_is_told_of_an_unknown_column_before_a_model_loads(tmp_path: Path, no_model) -> None:
     settings, arm = on_miniature("videomme", tmp_path, "breakdown=topic")
     with pytest.raises(
         DataError, match=r"breakdown=topic: videomme has no such column; its rows have category, dom"

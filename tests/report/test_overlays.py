@@ -21,7 +21,6 @@ from stsimdiff.commands import cli, inspect
 from stsimdiff.commands.report import main as report
 from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError, DataError, RunFailed
-from stsimdiff.evaluate import session
 from stsimdiff.evaluate.overlays import Overlays, chosen, jpegs
 from stsimdiff.evaluate.processes import Processes
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
@@ -103,7 +102,7 @@ class TestStored:
             assert packed["question"].count("\n") == 5
 
     def test_the_evidence_is_stored_where_the_generator_knows_it(
-        self, run: Path, tmp_path: Path, data: Path
+        self, run: Path, tmp_path: Path, own_data: Path
     ) -> None:
         known = {row["id"]: clips.moment(row) for row in clips.questions(2)}
         having = [row for row in rows(run, "st_simdiff") if "overlay" in row]
@@ -117,10 +116,9 @@ class TestStored:
         films, _ = read_films(run, overlays)
         assert all(film.numbers == list(range(16)) for film in films.values())
         # Questions of one's own about the same videos.
-        shutil.copytree(data, tmp_path / "own")
-        file = tmp_path / "own" / "questions.jsonl"
+        file = own_data / "questions.jsonl"
         file.write_text(file.read_text().replace('"id": "', '"id": "own-'))
-        settings, arms = prepared(tmp_path, tmp_path / "own", *LINES, limit=2, overlays=2)
+        settings, arms = prepared(tmp_path, own_data, *LINES, limit=2, overlays=2)
         run_arms(settings, arms[1:2])
         kept = [row["overlay"] for row in rows(settings.folder, "st_simdiff")]
         assert len(kept) == 2 and not any("evidence" in overlay for overlay in kept)
@@ -343,7 +341,7 @@ class TestInspect:
         ],
     )
     def test_wrong_input_is_said_before_a_model_is_loaded(
-        self, data: Path, tmp_path: Path, monkeypatch, words, error, message
+        self, data: Path, tmp_path: Path, no_model, words, error, message
     ) -> None:
         places = {
             "clip": data / "videos" / "clip000.mp4",
@@ -352,7 +350,6 @@ class TestInspect:
         }
         places["empty"].touch()
         places["text"].write_text("no video\n" * 99)
-        monkeypatch.setattr(session, "load_model", lambda settings: pytest.fail("the model was loaded"))
         with pytest.raises(error, match=message):
             inspect.main([word.format(**places) for word in words])
 
