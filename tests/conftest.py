@@ -130,6 +130,24 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     forget()
 
 
+@pytest.fixture
+def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | int | None]:
+    """Gives the exit code of ``stsimdiff WORDS`` in this process, in ``tmp_path``."""
+    from stsimdiff.commands import cli
+
+    def run(*words: str) -> str | int | None:
+        monkeypatch.setattr(sys, "argv", ["stsimdiff", *words])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return run
+
+
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Starts commands without their imports, each in a process of its own."""

@@ -11,7 +11,6 @@ import stsimdiff
 from helpers.fresh_python import python
 from stsimdiff import FastV, NoCompression, RandomTokens, STSimDiff, VisionZip, compress, load, read
 from stsimdiff.api import STOCK
-from stsimdiff.commands.cli import main
 from stsimdiff.compressors import BUILTIN
 from stsimdiff.data.clips import rows
 from stsimdiff.data.clips.questions import prompt
@@ -46,13 +45,9 @@ class TestLoaded:
     def model(self):
         return load()
 
-    def test_it_answers_what_a_run_stores(self, model, data, tmp_path, monkeypatch) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_it_answers_what_a_run_stores(self, model, data, tmp_path, command_line) -> None:
         words = ["compressor=none,st_simdiff", "budget.retention=0.3", "limit=6", "run=one", "logger=none"]
-        monkeypatch.setattr(
-            "sys.argv", ["stsimdiff", "-m", *words, f"results={tmp_path}", f"benchmark.data={data}"]
-        )
-        main()
+        assert command_line("-m", *words, f"results={tmp_path}", f"benchmark.data={data}") == 0
         stored = read(tmp_path / "one")
         assert len(stored) == 12 and set(stored["method"]) == {"none", "st_simdiff"}
         questions = {row["id"]: row for row in rows.read(data)}

@@ -15,7 +15,6 @@ import pytest
 
 from helpers.paths import ROOT
 from stsimdiff import ranks
-from stsimdiff.commands import cli
 from stsimdiff.errors import ConfigError, Stopped
 from stsimdiff.evaluate import processes
 from stsimdiff.evaluate.processes import Processes
@@ -70,19 +69,15 @@ def test_what_the_environment_says(monkeypatch, values, found) -> None:
     ],
 )  # fmt: skip
 def test_what_an_earlier_shell_left_is_said_before_anything_is_read(
-    monkeypatch, capsys, tmp_path, values, message
+    monkeypatch, capsys, command_line, values, message
 ) -> None:
     setenv(monkeypatch, values)
     with pytest.raises(ConfigError, match=message):
         ranks.ranks()
     monkeypatch.setattr("stsimdiff.launchers.in_process._run", lambda *rest: pytest.fail("the run began"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stsimdiff", "logger=none"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+    assert command_line("logger=none") == 2
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "in the environment" in said and "Traceback" not in said
+    assert "in the environment" in said and "Traceback" not in said
     assert "torch.distributed.run" in said
 
 

@@ -206,11 +206,8 @@ def test_a_full_disk_behind_standard_output_is_said_and_ends_nothing(tmp_path, s
     )
 
 
-def test_control_characters_on_the_command_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["stsimdiff", "run=a\x1b[31m"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+def test_control_characters_on_the_command_line(command_line, capsys):
+    assert command_line("run=a\x1b[31m") == 2
     assert capsys.readouterr().err == "run=a\\u001b[31m holds a control character; nothing here takes one\n"
 
 

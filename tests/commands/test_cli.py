@@ -113,28 +113,17 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(tmp_path, checkpoi
         ("-m results=/proc/nowhere", r"No such file or directory: '/proc/nowhere"),
     ],
 )  # fmt: skip
-def test_more_wrong_input(monkeypatch, tmp_path, checkpoint, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["stsimdiff", f"model.path={checkpoint}", *shlex.split(arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+def test_more_wrong_input(command_line, checkpoint, capsys, arguments, message):
+    assert command_line(f"model.path={checkpoint}", *shlex.split(arguments)) == 2
     said = capsys.readouterr()
-    assert stop.value.code == 2
     assert re.search(message, said.err)
     assert "Traceback" not in said.err
     assert said.out == ""
     assert cli.TRACEBACK not in os.environ
 
 
-def test_a_parameter_that_only_one_method_of_a_sweep_has(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["stsimdiff", "-m", "compressor=random,st_simdiff", "compressor.tau_sim=0.7,0.8"]
-    )
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+def test_a_parameter_that_only_one_method_of_a_sweep_has(command_line, capsys):
+    assert command_line("-m", "compressor=random,st_simdiff", "compressor.tau_sim=0.7,0.8") == 2
     said = capsys.readouterr().err
     assert "compressor.tau_sim is unknown to compressor=random: it has seed" in said
     assert (

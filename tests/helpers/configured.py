@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from helpers.paths import MINIATURES
-from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config
 from stsimdiff.config.settings import Settings, settings_from_config
 from stsimdiff.data.benchmarks import BENCHMARKS
@@ -44,13 +41,3 @@ def public_task(benchmark: str, data: Path) -> tuple[Any, list[Question]]:
     named = {"task": BENCHMARKS[benchmark].task, "tasks": None, "data": str(data)}
     task = load_task(SimpleNamespace(**named, prompt="default", max_new_tokens=None))
     return task, all_questions(task, None, None)
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> str | int | None:
-    """That of the command line."""
-    monkeypatch.setattr(sys, "argv", ["stsimdiff", *words])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0

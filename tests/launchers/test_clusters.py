@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
 
-from helpers.configured import composed, exit_code
+from helpers.configured import composed
 from helpers.paths import ROOT
 from stsimdiff import launchers, lock
 from stsimdiff.errors import ConfigError
@@ -52,18 +53,11 @@ class Stopping(ScoreCompressor):
 
 
 @pytest.fixture
-def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    """The command line in this process, in a folder of its own; gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def command(command_line, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command line on two clips; what it starts finds the package, and Ray reports nothing."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-
-    def run(*words: str) -> int:
-        line = [f"benchmark.data={os.path.relpath(data)}", "logger=none", "results=out", *words]
-        return exit_code(monkeypatch, *line)
-
-    return run
+    return partial(command_line, f"benchmark.data={os.path.relpath(data)}", "logger=none", "results=out")
 
 
 def rows(run: Path) -> dict[str, list[dict]]:

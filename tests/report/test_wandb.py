@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("wandb")
 
 
-from helpers.configured import exit_code
 from helpers.synthetic_run import make
 from helpers.wandb_files import header, history, records, summary
 from helpers.written import csv_rows
@@ -235,18 +234,12 @@ def test_modes_are_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def command(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    """The command line in this process: two arms and one clip; gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def command(tmp_path: Path, command_line, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command line: two arms and one clip."""
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
-
-    def run(*words: str) -> int:
-        common = ["compressor=none,random", "limit=4", "overlays=0", f"benchmark.data={data}", "run=w"]
-        return exit_code(monkeypatch, "-m", *common, *words)
-
-    return run
+    words = ["-m", "compressor=none,random", "limit=4", "overlays=0", f"benchmark.data={data}", "run=w"]
+    return partial(command_line, *words)
 
 
 def test_secrets_reach_no_file(tmp_path: Path, command, monkeypatch, capfd) -> None:
