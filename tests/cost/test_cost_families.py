@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,16 @@ def options_for(name: str) -> LoadOptions:
     return LoadOptions(device="cpu", family=OPTIONS.get(name, {}))
 
 
-def load(name: str, miniature: Callable[[str], Path]) -> Family:
-    family = name.partition(" ")[0]
-    return resolve(family).load(str(miniature(family)), options_for(name))
+@pytest.fixture(scope="module")
+def load(miniature) -> Callable[[str], Family]:
+    """Gives the model of a case, loaded once."""
+
+    @functools.cache
+    def loaded(name: str) -> Family:
+        family = name.partition(" ")[0]
+        return resolve(family).load(str(miniature(family)), options_for(name))
+
+    return loaded
 
 
 def frames_of(count: int = 6, height: int = 90, width: int = 70) -> Frames:
@@ -56,8 +64,8 @@ def counted(action: Callable[[], Any]) -> tuple[int, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_tower_and_projector_agree_with_the_counter_of_torch(miniature, name: str) -> None:
-    family = load(name, miniature)
+def test_tower_and_projector_agree_with_the_counter_of_torch(load, name: str) -> None:
+    family = load(name)
     measured, video = counted(lambda: family.encode(frames_of()))
     shape = family.shape
     load_ = shape.tower_work(video.grid)
@@ -70,8 +78,8 @@ def test_tower_and_projector_agree_with_the_counter_of_torch(miniature, name: st
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_signals_agree_with_the_counter_of_torch(miniature, name: str) -> None:
-    family = load(name, miniature)
+def test_signals_agree_with_the_counter_of_torch(load, name: str) -> None:
+    family = load(name)
     plain, video = counted(lambda: family.encode(frames_of()))
     reading, _ = counted(lambda: family.encode(frames_of(), signals=True))
     shape = family.shape
@@ -83,8 +91,8 @@ def test_signals_agree_with_the_counter_of_torch(miniature, name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("drops", [{}, {("before", 2): 0.5}, {("input", 0): 0.3, ("between", 1): 0.6}])
 @pytest.mark.parametrize("name", CASES)
-def test_decoder_agrees_with_the_counter_of_torch(miniature, name: str, drops: dict) -> None:
-    family = load(name, miniature)
+def test_decoder_agrees_with_the_counter_of_torch(load, name: str, drops: dict) -> None:
+    family = load(name)
     prompt = family.prompt(family.encode(frames_of()), "What is it?", "q")
     tokens = prompt.layout.grid.tokens
     scripted = Scripted({place: some(1, share, tokens) for place, share in drops.items()})
@@ -102,8 +110,8 @@ def test_decoder_agrees_with_the_counter_of_torch(miniature, name: str, drops: d
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sizes_from_the_files_alone_are_those_of_the_loaded_model(miniature, name: str) -> None:
-    family, folder = load(name, miniature), str(miniature(name.partition(" ")[0]))
+def test_sizes_from_the_files_alone_are_those_of_the_loaded_model(load, miniature, name: str) -> None:
+    family, folder = load(name), str(miniature(name.partition(" ")[0]))
     shape, source = planned_shape(name.partition(" ")[0], folder, options_for(name))
     assert shape == family.shape and folder in source
     for sizes in ((6, 90, 70), (3, 40, 300), (2, 64, 64)):
