@@ -70,6 +70,12 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return functools.cache(lambda family: miniatures.make(family, root / family))
 
 
+@pytest.fixture
+def own_miniature(miniature: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Copies a family's miniature into ``tmp_path``, where a test may change it."""
+    return lambda family: Path(shutil.copytree(miniature(family), tmp_path / family))
+
+
 @pytest.fixture(scope="module", params=sorted(models.FAMILIES))
 def case(request: pytest.FixtureRequest) -> FamilyCase:
     """Each family's miniature with a video, the tower's signals and a prompt; loaded once, and left as it was."""

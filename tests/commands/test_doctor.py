@@ -15,7 +15,6 @@ from helpers.paths import MINIATURES, ROOT
 from stsimdiff.commands import doctor
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import FAMILIES
-from stsimdiff.models.kit.miniatures import make
 
 EXACT = ("prompt", "keep-all equals stock", "dropping equals masking", "nothing is left behind")
 
@@ -70,11 +69,10 @@ def test_the_embedded_model(capsys) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_s_miniature(family, tmp_path, capsys) -> None:
-    path = make(family, tmp_path / "model")
+def test_every_family_s_miniature(family, miniature, capsys) -> None:
     words = [
         f"model={family}",
-        f"model.path={path}",
+        f"model.path={miniature(family)}",
         "model.frames=8",
         "limit=4",
         "compressor=random,visionzip",
@@ -113,8 +111,8 @@ def test_weights_that_are_not_there(tmp_path, capsys) -> None:
     assert found["data clips"][0] == "ok" and "checkpoint" not in found
 
 
-def test_a_tensor_too_few(tmp_path, capsys) -> None:
-    path = make("nvila", tmp_path / "model")
+def test_a_tensor_too_few(own_miniature, capsys) -> None:
+    path = own_miniature("nvila")
     file = path / "mm_projector" / "model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if name != "layers.4.bias"}, file)
     code, found = examined(capsys, "model=nvila", f"model.path={path}", "limit=4")
@@ -155,8 +153,8 @@ def test_wrong_settings(words, message) -> None:
         doctor.main(words)
 
 
-def test_a_tokenizer_of_another_model(tmp_path, capsys) -> None:
-    path = make("qwen2_5_vl", tmp_path / "model")
+def test_a_tokenizer_of_another_model(own_miniature, capsys) -> None:
+    path = own_miniature("qwen2_5_vl")
     template = path / "chat_template.jinja"
     file = path / "tokenizer_config.json"
     if template.is_file():

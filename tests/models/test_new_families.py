@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -157,13 +156,6 @@ def test_signals_of_qwen3_vl_are_the_eager_weights(miniature, monkeypatch) -> No
     assert torch.allclose(encoded.signals.received, received, atol=1e-6)
 
 
-def change(miniature, tmp_path, name: str, **values) -> str:
-    folder = Path(shutil.copytree(miniature(name), tmp_path / name))
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-    return str(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -175,16 +167,19 @@ def change(miniature, tmp_path, name: str, **values) -> str:
         ("qwen3_vl", {"model_type": "qwen3_vl_moe"}, "holds a 'qwen3_vl_moe' checkpoint"),
     ],
 )  # fmt: skip
-def test_what_is_refused(miniature, tmp_path, name, values, message) -> None:
+def test_what_is_refused(own_miniature, name, values, message) -> None:
+    folder = own_miniature(name)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
     with pytest.raises(ConfigError, match=message):
-        models.resolve(name).load(change(miniature, tmp_path, name, **values), OPTIONS)
+        models.resolve(name).load(str(folder), OPTIONS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_weight_is_accounted_for(miniature, tmp_path, name) -> None:
+def test_every_weight_is_accounted_for(own_miniature, name) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = Path(change(miniature, tmp_path, name))
+    folder = own_miniature(name)
     weights = load_file(folder / "model.safetensors")
     gone = next(key for key in weights if "layers.1.mlp" in key)
     save_file(
@@ -198,8 +193,8 @@ def test_every_weight_is_accounted_for(miniature, tmp_path, name) -> None:
         models.resolve(name).load(str(folder), OPTIONS)
 
 
-def test_a_processor_that_is_not_there(miniature, tmp_path) -> None:
-    folder = Path(change(miniature, tmp_path, "internvl"))
+def test_a_processor_that_is_not_there(own_miniature) -> None:
+    folder = own_miniature("internvl")
     (folder / "processor_config.json").unlink()
     with pytest.raises(ConfigError, match=r"lacks processor_config\.json"):
         models.resolve("internvl").load(str(folder), OPTIONS)

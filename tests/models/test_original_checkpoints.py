@@ -180,9 +180,9 @@ class TestLlavaVideo:
 
 
 @pytest.fixture
-def nvila(tmp_path, miniature) -> Path:
+def nvila(own_miniature) -> Path:
     """An NVILA checkpoint to be changed: seven by seven patches, groups of two frames, a token a letter."""
-    folder = Path(shutil.copytree(miniature("nvila"), tmp_path / "nvila"))
+    folder = own_miniature("nvila")
     (folder / "llm" / "chat_template.jinja").unlink()
     message = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     letters(folder / "llm", chat_template="{% for m in messages %}" + message + "{% endfor %}<|im_start|>")

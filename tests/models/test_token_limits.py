@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +69,8 @@ def test_another_budget_of_tokens() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_run_has_the_tokens_of_the_plan(name, count, miniature, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(miniature(name), tmp_path / "model"))
+def test_a_run_has_the_tokens_of_the_plan(name, count, own_miniature) -> None:
+    path = own_miniature(name)
     # As the released checkpoint: the limits of an image, read by the stock processor.
     for file in PROCESSORS:
         if (path / file).is_file():
