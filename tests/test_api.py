@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import stsimdiff
-from helpers.fresh_python import python
+from helpers.processes import python
 from stsimdiff import FastV, NoCompression, RandomTokens, STSimDiff, VisionZip, compress, load, read
 from stsimdiff.api import STOCK
 from stsimdiff.compressors import BUILTIN

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from helpers.synthetic_run import answers, write_arm
 from stsimdiff import extras
 from stsimdiff.budget import Budget

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from helpers.processes import gone
 from stsimdiff import ranks
 from stsimdiff.errors import ConfigError, Stopped
 from stsimdiff.evaluate import processes
@@ -153,19 +153,6 @@ time.sleep(600)
 """
 
 
-def gone(pid: int, within: float) -> bool:
-    until = time.monotonic() + within
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    return False
-
-
 def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     """While they start: with the agent of torch.distributed.run the store dies, through which they would meet."""
     environment = os.environ | OTHERS | {"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": free_port()}
@@ -179,7 +166,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         time.sleep(0.02)
     launcher.kill()
     launcher.communicate()
-    assert gone(rank, within=20)
+    assert gone(rank)
 
 
 def test_what_no_agent_started_outlives_its_parent(tmp_path: Path) -> None:
@@ -211,7 +198,7 @@ def test_one_that_does_not_end_is_ended() -> None:
         time.sleep(0.02)
     launcher.kill()
     launcher.communicate()
-    assert gone(stubborn, within=20)
+    assert gone(stubborn)
 
 
 DECODING = """
@@ -237,5 +224,5 @@ def test_a_reader_at_work_ends_with_its_program(tmp_path: Path) -> None:
     time.sleep(0.5)
     launcher.kill()
     launcher.communicate()
-    assert gone(reader, within=20)
+    assert gone(reader)
     VideoProcess().close()

@@ -14,8 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from stsimdiff import compressors
 from stsimdiff.commands import cli
 from stsimdiff.config.words import settled

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_commands import Forks
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from helpers.written import csv_rows
 from stsimdiff import load
 from stsimdiff.data import clips

@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from helpers.configured import on_miniature
 from helpers.embedded_runs import stored
-from helpers.fresh_python import python
 from helpers.paths import MINIATURES
+from helpers.processes import python
 from helpers.written import csv_rows, json_lines
 from stsimdiff.data.benchmarks import BENCHMARKS
 from stsimdiff.errors import ConfigError, DataError, RunFailed

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from helpers.true_answers import shown, true_answer
 from stsimdiff.data import clips
 from stsimdiff.data.clips import dataset

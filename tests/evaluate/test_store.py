@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fresh_python import python
+from helpers.processes import python
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.store import ArmStore, arm_folders, done_ids, read_answers, read_record, write_record
 

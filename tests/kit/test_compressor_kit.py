@@ -10,8 +10,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.fresh_python import python
 from helpers.paths import code_blocks
+from helpers.processes import python
 from stsimdiff.commands import check
 from stsimdiff.compressors.base import Compressor, Places, Run, ScoreCompressor, top
 from stsimdiff.errors import ConfigError

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.fresh_python import python
 from helpers.paths import code_blocks
+from helpers.processes import python
 from stsimdiff import models
 from stsimdiff.engine import Decoder
 from stsimdiff.errors import ConfigError

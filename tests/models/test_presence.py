@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fresh_python import python
 from helpers.paths import CHECKPOINT
+from helpers.processes import python
 from stsimdiff.errors import DataError, MissingParts
 from stsimdiff.evaluate import run
 from stsimdiff.launchers.base import configurations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from scripts import docs_site
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fresh_python import python
+from helpers.processes import python
 from scripts.mutate.changes import changes, sample
 
 SOURCE = '''\

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.fresh_python import python
 from helpers.paths import ROOT
+from helpers.processes import python
 from stsimdiff import compressors
 
 NOTICE = (ROOT / "NOTICE").read_text()

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from helpers import recomputed
-from helpers.fresh_python import python
 from helpers.latex import structure
+from helpers.processes import python
 from helpers.synthetic_run import CATEGORIES, QUESTIONS, answers, failed, make, unparsed, write_arm
 from helpers.written import csv_rows
 from stsimdiff.commands.report import main

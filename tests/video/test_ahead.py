@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import threading
-import time
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 
 from helpers.embedded_runs import ARMS, prepared, stored
-from helpers.fresh_python import python
 from helpers.numbered_clips import numbers, write
+from helpers.processes import gone, python
 from stsimdiff import ranks, video
 from stsimdiff.errors import VideoError
 from stsimdiff.evaluate import run
@@ -250,11 +249,7 @@ def test_readers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = [int(pid) for pid in done.stdout.split()]
     assert len(left) == 2
-    until = time.monotonic() + 20
-    while left and time.monotonic() < until:
-        left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
-        time.sleep(0.05)
-    assert not left
+    assert all(map(gone, left))
 
 
 # A run --------------------------------------------------------------------------------------------------------

