@@ -9,7 +9,7 @@ from helpers.paths import GOLDEN
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.dycoke import DyCoke, most_seen, references
 from stsimdiff.conformance import replay
-from stsimdiff.conformance.cases import load
+from stsimdiff.conformance.cases import read_fields
 from stsimdiff.errors import BudgetError, ConfigError
 from stsimdiff.tokens import Grid, Reason
 
@@ -116,7 +116,7 @@ def test_decoding_begins_anew_with_each_video_and_ends_where_asked():
 
 def test_a_question_about_a_longer_video_stops_the_authors_code(tmp_path):
     file = GOLDEN / "dycoke_09_kv_p08_floor_two_questions.npz"
-    arrays = dict(load(file))
+    arrays = dict(read_fields(file))
     for step in range(4, 8):
         arrays[f"step{step}_attn"] = np.delete(arrays[f"step{step}_attn"], [20, 30], axis=3)
     np.savez(tmp_path / file.name, **arrays)
