@@ -12,6 +12,7 @@ import numpy as np
 from stsimdiff.config.checks import expanded
 from stsimdiff.errors import ConfigError, DataError
 
+Arrays = dict[str, np.ndarray]
 INPUT = "input.npz"
 
 
@@ -35,6 +36,11 @@ class Fields(dict[str, np.ndarray]):
     def meta(self) -> dict:
         """The JSON notes of a file, empty where it has none."""
         return json.loads(str(self["meta"])) if "meta" in self else {}
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, height and width of the recorded video, in tokens."""
+        return int(self["n_frames"]), int(self["height"]), int(self["width"])
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from stsimdiff.conformance.cases import Case, Fields
+from stsimdiff.conformance.cases import Arrays, Case, Fields
 from stsimdiff.conformance.replays import Replay, replay_of
 from stsimdiff.errors import DataError
 
-Arrays = dict[str, np.ndarray]
 SKIPPED = {
     "s1_ambiguous|tie_index": "says where the tie rule applies",
     "newline_kept": "a part of merge_keep_index",

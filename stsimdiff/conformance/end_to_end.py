@@ -17,9 +17,9 @@ from stsimdiff.compressors.base import Compressor, Run
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
-from stsimdiff.conformance.cases import INPUT, Fields, read_fields
+from stsimdiff.conformance.cases import INPUT, Arrays, Fields, read_fields
 from stsimdiff.conformance.prompts import given_prompt, load_family
-from stsimdiff.conformance.selection import Arrays, Sequence, released_method
+from stsimdiff.conformance.selection import Sequence, released_method
 from stsimdiff.conformance.watching import WatchedCompression, WatchedRun
 from stsimdiff.errors import ConfigError
 from stsimdiff.models.base import Family, Prompt

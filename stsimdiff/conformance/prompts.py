@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, Family, LoadOptions, Prompt
@@ -19,7 +19,6 @@ from stsimdiff.models.llava_video import LlavaVideo
 from stsimdiff.models.nvila import NVILA, VIDEO_TOKEN
 from stsimdiff.models.presence import is_of
 
-Arrays = dict[str, np.ndarray]
 FAMILIES = ("llava_video", "nvila", "qwen2_vl")
 """Families that have recordings."""
 IMAGE_TOKEN_INDEX = -200

@@ -8,15 +8,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from stsimdiff.conformance import methods
-from stsimdiff.conformance.cases import Case, Fields
+from stsimdiff.conformance.cases import Arrays, Case, Fields
 from stsimdiff.conformance.selection import METHODS as SELECTIONS
 from stsimdiff.conformance.vision import METHODS as VISION
 from stsimdiff.errors import ConfigError
 
-Arrays = dict[str, np.ndarray]
 SEVEN = (
     "hidden|patch_type|cos|sin|n_frames|height|width|patch_num|image_token_(start_index|end_index|length)"
     "|original_length|cost|similarity_lower_bound|event_upper_bound|ratio_lower_bound|strategy|right|bottom|spatial"

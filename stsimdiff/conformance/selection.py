@@ -15,11 +15,10 @@ from stsimdiff import graph
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import fastv, framefusion, st_simdiff
 from stsimdiff.compressors.st_simdiff import STSimDiff, Thinning
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.errors import ConfigError, DataError
 from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens
 
-Arrays = dict[str, np.ndarray]
 EDGES: dict[tuple[bool, bool], Literal["both", "spatial", "temporal"]] = {
     (True, True): "both",
     (True, False): "spatial",
@@ -44,7 +43,7 @@ class Sequence:
     @classmethod
     def of(cls, data: Fields) -> Sequence:
         """Read from the fields of a recorded file."""
-        grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
+        grid = Grid(*data.grid)
         return cls(int(data["image_token_start_index"]), int(data["original_length"]), grid)
 
     def layout(self, layers: int) -> Layout:

@@ -16,17 +16,12 @@ from stsimdiff.compressors.base import Run
 from stsimdiff.conformance.cases import Fields
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.engine.view import LayerInput
-from stsimdiff.tokens import Grid, Layout
+from stsimdiff.tokens import Layout
 from stsimdiff.trace import Trace
 
 WEIGHT = "weight:"
 STEPS = 8
 """Tokens that are generated, more than any recording has: how many it has is no input."""
-
-
-def grid_of(data: Fields) -> Grid:
-    """The grid of a recorded video."""
-    return Grid(int(data["n_frames"]), int(data["height"]), int(data["width"]))
 
 
 def model_of(data: Fields) -> Any:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from stsimdiff.compressors import fastervlm
 from stsimdiff.conformance import still_images
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 
-Arrays = dict[str, np.ndarray]
 SAMPLES_END = 575
 """Samples of PruMerge+ lie below this patch in the published code, whatever the grid."""
 

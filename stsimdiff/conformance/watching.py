@@ -16,7 +16,8 @@ from stsimdiff.compressors.base import Compressor, Places, Run
 from stsimdiff.compressors.fastv import FastV
 from stsimdiff.compressors.framefusion import FrameFusion
 from stsimdiff.compressors.st_simdiff import STSimDiff
-from stsimdiff.conformance.selection import Arrays, Sequence, released_edges, removable
+from stsimdiff.conformance.cases import Arrays
+from stsimdiff.conformance.selection import Sequence, released_edges, removable
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.engine.attention import attention_rows
 from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens

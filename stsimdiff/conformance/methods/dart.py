@@ -9,12 +9,10 @@ from typing_extensions import override
 
 from stsimdiff.compressors import dart
 from stsimdiff.conformance import small_llama
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.engine import lent
-from stsimdiff.tokens import Layout, Selection, VideoTokens
-
-Arrays = dict[str, np.ndarray]
+from stsimdiff.tokens import Grid, Layout, Selection, VideoTokens
 
 
 def run(data: Fields) -> Arrays:
@@ -24,7 +22,7 @@ def run(data: Fields) -> Arrays:
 
 def _per_pivot(data: Fields, length: int) -> int:
     """Tokens that each pivot takes in the three variants of the code."""
-    tokens, image = small_llama.grid_of(data).tokens, int(data["pivot_image_token"])
+    tokens, image = Grid(*data.grid).tokens, int(data["pivot_image_token"])
     number = image + int(data["pivot_text_token"])
     retain, most = int(data["retain_token_num_for_llava_next"]), int(data["max_num_trunction"])
     if retain >= 0:
@@ -51,7 +49,7 @@ def _alone(data: Fields) -> Arrays:
 
 
 def _selected(data: Fields, keys: Tensor, normed: Tensor) -> Arrays:
-    grid, first, length = small_llama.grid_of(data), int(data["text_before"]), len(keys)
+    grid, first, length = Grid(*data.grid), int(data["text_before"]), len(keys)
     tokens = grid.tokens
     video, after = torch.arange(first, first + tokens), torch.arange(first + tokens, length)
     norms = dart.key_norms(keys)
@@ -113,7 +111,7 @@ class _Recording(dart.DARTRun):
 
 
 def _whole(data: Fields) -> Arrays:
-    model, grid = small_llama.model_of(data), small_llama.grid_of(data)
+    model, grid = small_llama.model_of(data), Grid(*data.grid)
     first, ids = int(data["text_before"]), torch.from_numpy(data["input_ids"].astype(np.int64))
     words = model.get_input_embeddings()(ids).detach()
     embeds = torch.cat((words[:first], torch.from_numpy(data["input_features"]), words[first:]))

@@ -7,8 +7,8 @@ import torch
 
 from stsimdiff import graph
 from stsimdiff.compressors import divprune
-from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Arrays, Replay, refused
+from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.replays import Replay, refused
 
 WINDOW = 35
 """Place where the released code takes the video to begin, whatever the prompt."""

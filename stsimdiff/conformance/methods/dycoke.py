@@ -10,11 +10,9 @@ from typing_extensions import override
 from stsimdiff.compressors import dycoke
 from stsimdiff.compressors.base import Hidden, Places, Run
 from stsimdiff.conformance import small_llama
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.tokens import Grid, Layout
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:

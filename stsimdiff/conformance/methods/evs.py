@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import evs
-from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Arrays, Replay
+from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.replays import Replay
 from stsimdiff.tokens import Grid, VideoTokens
 
 
 def replay(data: Fields) -> Arrays:
     """Our outputs in the recorded dtype."""
-    grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
+    grid = Grid(*data.grid)
     features = torch.from_numpy(data["features"])
     tokens = VideoTokens.full(features.to(getattr(torch, str(data["dtype"]))), grid)
     similarity, ranked = evs.dissimilarity(tokens)

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import density, fastvid
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.errors import ConfigError
 from stsimdiff.tokens import VisionSignals
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
@@ -21,7 +19,7 @@ def run(data: Fields) -> Arrays:
     variant = str(data["variant"])
     if variant not in fastvid.VARIANTS:
         raise ConfigError(f"{data.file} is a case of variant {variant!r}, which is unknown")
-    frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
+    frames, height, width = data.grid
     newline = variant == "video"
     patches = height * (width - newline)
     picture = (

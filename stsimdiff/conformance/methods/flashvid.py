@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import fastv, fastvid, flashvid
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay, same_error
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
@@ -40,7 +38,7 @@ def _cut(data: Fields) -> Arrays:
 
 
 def _compressed(data: Fields) -> Arrays:
-    frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
+    frames, height, width = data.grid
     patches = height * width
     features = torch.from_numpy(data["features"]).view(frames, patches, -1)
     received, method = torch.from_numpy(data["cls_attention"]), str(data["token_selection_method"])

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import holitom
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.errors import DataError
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
@@ -44,7 +42,7 @@ def _inner(data: Fields) -> Arrays:
 
 
 def _outer(data: Fields) -> Arrays:
-    frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
+    frames, height, width = data.grid
     grid = str(data["newline_mode"]) == "grid"
     patches = height * (width - grid)
     picture = np.arange(frames * height * width).reshape(frames, height, width)[:, :, : width - grid].ravel()
@@ -152,7 +150,7 @@ def _outputs(
         rows += [one.features.numpy(), flat[many].numpy()]
     out, kinds, features = np.concatenate(place), np.concatenate(kind), np.concatenate(rows)
     if grid:
-        frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
+        frames, height, width = data.grid
         ends = _ends(out, frames, height, width)
         order = np.argsort(np.concatenate((out, ends)))
         out = np.concatenate((out, ends))[order]

@@ -10,12 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stsimdiff.compressors import density, prunevid
 from stsimdiff.compressors.base import Places, Run
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay, same_error
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
@@ -118,7 +116,7 @@ class _Merging:
 
     def _merge(self) -> None:
         data, out = self.data, self.out
-        frames, height, width = (int(data[name]) for name in ("n_frames", "height", "width"))
+        frames, height, width = data.grid
         patches = height * width
         features = torch.from_numpy(data["features"]).view(frames, patches, -1)
         tau, ratio = float(data["tau"]), float(data["cluster_ratio"])

@@ -11,13 +11,11 @@ from typing_extensions import override
 
 from stsimdiff.compressors.pyramiddrop import PyramidRun
 from stsimdiff.conformance import small_llama
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.engine import lent
-from stsimdiff.tokens import Layout, Read, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Read, Selection, VideoTokens
 from stsimdiff.trace import Trace
-
-Arrays = dict[str, np.ndarray]
 
 
 def run(data: Fields) -> Arrays:
@@ -26,7 +24,7 @@ def run(data: Fields) -> Arrays:
 
 
 def _kept(data: Fields, stage: int) -> int:
-    return int(small_llama.grid_of(data).tokens * data.meta["ratios"][stage])
+    return int(Grid(*data.grid).tokens * data.meta["ratios"][stage])
 
 
 @torch.no_grad()
@@ -52,7 +50,7 @@ def _stage(data: Fields) -> Arrays:
         :, 0
     ]
     score = attention[:, first : first + present].mean(0)
-    grid = small_llama.grid_of(data)
+    grid = Grid(*data.grid)
     tokens = VideoTokens(hidden[0, first : first + present], grid, torch.from_numpy(alive))
     # The layer is no matter to the run, which is asked at the one that it names.
     selection = PyramidRun({1: kept}, "last").before_layer(1, tokens, score) if kept else None
@@ -127,7 +125,7 @@ class _Recording(PyramidRun):
 
 
 def _whole(data: Fields) -> Arrays:
-    model, grid = small_llama.model_of(data), small_llama.grid_of(data)
+    model, grid = small_llama.model_of(data), Grid(*data.grid)
     embeds, first = torch.from_numpy(data["input_embeds"]), int(data["text_before"])
     video = torch.arange(first, first + grid.tokens)
     layout = Layout(grid, video, len(embeds), len(model.model.layers))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stsimdiff.compressors import scissor
-from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Arrays, Replay
+from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.replays import Replay
 from stsimdiff.tokens import Grid
 
 
@@ -35,7 +35,7 @@ class Draws:
 
 def replay(data: Fields) -> Arrays:
     """Our outputs: exact components where every token is sampled, else those of the recorded sample."""
-    grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
+    grid = Grid(*data.grid)
     features, tau = torch.from_numpy(data["features"]), float(data["tau"])
     draws = Draws(data)
     found = scissor.steps(features, grid, tau, False, draws)

@@ -14,12 +14,11 @@ from typing_extensions import override
 
 from stsimdiff.compressors import sparsevlm
 from stsimdiff.conformance import small_llama
-from stsimdiff.conformance.cases import Fields
+from stsimdiff.conformance.cases import Arrays, Fields
 from stsimdiff.conformance.replays import Replay, same_error
 from stsimdiff.engine import lent
-from stsimdiff.tokens import Layout, Reason, Selection, VideoTokens
+from stsimdiff.tokens import Grid, Layout, Reason, Selection, VideoTokens
 
-Arrays = dict[str, np.ndarray]
 VERSIONS = {"1_0": "v1", "2_0": "v2", "video": "video"}
 HEADS = 14
 NO_HEADS = f"RuntimeError: selected index k out of range (fewer than {HEADS} heads)"
@@ -128,7 +127,7 @@ class _Stages:
 
 
 def _layout(data: Fields, after: int, layers: int) -> Layout:
-    grid, first = small_llama.grid_of(data), int(data["text_before"])
+    grid, first = Grid(*data.grid), int(data["text_before"])
     video = torch.arange(first, first + grid.tokens)
     return Layout(grid, video, first + grid.tokens + after, layers)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stsimdiff.budget import Budget
 from stsimdiff.compressors import sttm
-from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Arrays, Replay, refused
+from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.replays import Replay, refused
 from stsimdiff.engine import Compression, Decoder
 from stsimdiff.engine.lent import start
 from stsimdiff.tokens import Grid, Layout
@@ -21,7 +21,7 @@ NEW_TOKENS = 4
 
 def replay(data: Fields) -> Arrays:
     """Our outputs; of a whole run from the hidden states that our own decoder gives."""
-    grid = Grid(*(int(data[name]) for name in ("n_frames", "height", "width")))
+    grid = Grid(*data.grid)
     method = sttm.STTM(
         threshold=float(data["threshold"]),
         temporal_threshold=max(-1.0, float(data["temporal_threshold"])),

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import vidcom2
-from stsimdiff.conformance.cases import Fields
-from stsimdiff.conformance.replays import Arrays, Replay
+from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.replays import Replay
 
 NEWLINES = "llava_vid"
 """The recorded model whose grid ends each row with a newline token; all of them stay, behind their frame's others."""
@@ -17,7 +17,7 @@ ROUNDING = 1e-4
 
 def replay(data: Fields) -> Arrays:
     """Our outputs, as released."""
-    t, h, w = (int(data[name]) for name in ("n_frames", "height", "width"))
+    t, h, w = data.grid
     place = torch.arange(t * h * w).view(t, h, w)
     newlines = str(data["model"]) == NEWLINES
     cells = (place[:, :, :-1] if newlines else place).flatten(1)
@@ -42,7 +42,7 @@ def replay(data: Fields) -> Arrays:
 
 def kept(data: Fields, score: torch.Tensor, counts: torch.Tensor) -> Arrays:
     """The kept tokens, and with a newline column those of it behind each frame's."""
-    t, h, w = (int(data[name]) for name in ("n_frames", "height", "width"))
+    t, h, w = data.grid
     place = np.arange(t * h * w).reshape(t, h, w)
     newlines = str(data["model"]) == NEWLINES
     cells = (place[:, :, :-1] if newlines else place).reshape(t, -1)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from stsimdiff.compressors import vidcom2
-from stsimdiff.conformance.cases import Fields, read_fields
-from stsimdiff.conformance.replays import Arrays, Replay
+from stsimdiff.conformance.cases import Arrays, Fields, read_fields
+from stsimdiff.conformance.replays import Replay
 
 SUFFIX = ":pruning_rate"
 
