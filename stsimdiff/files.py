@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stsimdiff.errors import DataError
+
 BLOCK = 2**20
 
 
@@ -27,6 +29,14 @@ def fingerprint(*things: Any, digits: int = 12) -> str:
         text = thing if isinstance(thing, str | bytes) else json.dumps(thing, sort_keys=True)
         parts.append(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:digits]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there. Raises :class:`DataError` where that is refused."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

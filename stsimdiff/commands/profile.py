@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import unusable_videos
-from stsimdiff.errors import ConfigError, DataError, RunFailed
+from stsimdiff.errors import ConfigError, RunFailed
 from stsimdiff.evaluate.passes import Pass, check_presence, passes_of
 from stsimdiff.evaluate.questions import Question, all_questions, load_task
+from stsimdiff.files import make_folder
 from stsimdiff.launchers import base
 from stsimdiff.lock import Lock
 from stsimdiff.ranks import ranks
@@ -49,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rehearse(passes)
     protocol = Protocol(given.questions, given.repeats, given.warmup, given.new_tokens)
     asked = [_questions(one.settings, protocol) for one in passes]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     # Imported before the measuring, so that an interruption finds it ready.
     from stsimdiff.latency import table
 

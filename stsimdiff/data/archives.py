@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stsimdiff.errors import DataError
-from stsimdiff.files import write_whole
+from stsimdiff.files import make_folder, write_whole
 from stsimdiff.lock import Lock
 from stsimdiff.stand_ins import stand_in
 
@@ -116,10 +116,7 @@ def unpack(root: Path, say: Callable[[str], None], keep: bool = True) -> None:
             the folder; for files of one name with different contents; when another process unpacks there.
     """
     target = root / UNPACKED
-    try:
-        target.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {target}: {error.strerror}") from error
+    make_folder(target)
     lock = Lock(target / ".lock", advice="wait for it")
     lock.take()
     try:

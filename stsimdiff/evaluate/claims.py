@@ -23,6 +23,7 @@ from typing import Any
 
 from stsimdiff import lock
 from stsimdiff.errors import DataError
+from stsimdiff.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,7 @@ class Claims:
         self._beats = threading.Thread(target=self._beat, name="signs of life", daemon=True)
 
     def __enter__(self) -> Claims:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        make_folder(self.folder)
         self._beats.start()
         return self
 

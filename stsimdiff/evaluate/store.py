@@ -27,7 +27,7 @@ from typing_extensions import NotRequired, TypedDict
 from stsimdiff import lock
 from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
-from stsimdiff.files import cut_torn_line, lines, write_whole
+from stsimdiff.files import cut_torn_line, lines, make_folder, write_whole
 from stsimdiff.lock import Lock, LockHeld
 from stsimdiff.terminal import clean
 
@@ -189,9 +189,9 @@ class State(NamedTuple):
 
 
 sync = getattr(os, "fdatasync", os.fsync)
+"""Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
 SYNC_SECONDS = 1.0
 """A file's answers are synced at most so often while it is open, and when it is closed."""
-"""Waits until an answer and the file's new length are on the disk; when it was changed need not be."""
 
 
 class ArmStore:
@@ -225,10 +225,7 @@ class ArmStore:
         self._asking: dict[str, int] = {}
 
     def __enter__(self) -> ArmStore:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        make_folder(self.folder)
         self._take()
         try:
             write_record(self.folder, self.record)

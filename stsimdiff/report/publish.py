@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stsimdiff.errors import DataError
 from stsimdiff.extras import undrawn
-from stsimdiff.files import write_whole
+from stsimdiff.files import make_folder, write_whole
 from stsimdiff.report import attribution_table, breakdown, latex, moments, reasons, render
 from stsimdiff.report.drawing import Draw, begun
 from stsimdiff.report.lock import alone
@@ -88,10 +87,7 @@ def publish(
     run_dir, drawn_for = Path(run_dir), venue(style)
     output = Path(output) if output else run_dir
     if output != run_dir:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot make the folder {output}: {error.strerror}") from None
+        make_folder(output)
     with alone(output) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
         published = RunReport(build(stored, column), output, undrawn())
