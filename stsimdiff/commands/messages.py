@@ -17,6 +17,15 @@ from stsimdiff.errors import UserError
 from stsimdiff.schema import RENAMED_KEYS, suggestion
 
 EXAMPLE = "write key=value, for example budget.retention=0.3 or compressor=random,st_simdiff with -m"
+ADVICE = {
+    r"Sweep parameters '([^']+)' requires": "{0}: a sweep needs -m",
+    r"Multiple values for (\S+)\.": "{0} is given twice; write it once, without a plus",
+    r"Could not append to config\. An item is already at '([^']+)'": (
+        "{0} is there already; write it without a plus: {0}=VALUE"
+    ),
+    r"Could not delete (?:from config\. )?'([^']+)'": "~{0} takes out what is not there; leave it out",
+}
+"""What Hydra says of a key, as a pattern, and what the user is told of it."""
 
 
 def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> str:
@@ -98,7 +107,7 @@ def _bad_key(
     if key in top:
         return f"{key} is missing from the configuration; leave out ~{key}"
     if not parent:
-        return f"{key} is unknown; allowed: {', '.join(top)}{suggestion(key, top)}"
+        return _unknown_key(key, top)
     allowed = _keys(cause.parent_node)
     known = f"it has {', '.join(allowed)}" if allowed else "it has no parameters"
     if parent != "compressor":
@@ -127,36 +136,26 @@ def _one_line_each(key: str, arguments: Sequence[str]) -> str:
 
 
 def _composition(message: str, top: Sequence[str]) -> str:
-    found = re.search(r"Could not override '([^']+)'", message)
-    if found:
-        return f"{found[1]} is unknown; allowed: {', '.join(top)}{suggestion(found[1], top)}"
-    found = re.search(r"Ambiguous value for argument '([^']+)'", message)
-    if found:
-        key, _, value = found[1].partition("=")
+    for pattern, advice in ADVICE.items():
+        if match := re.search(pattern, message):
+            return advice.format(*match.groups())
+    if match := re.search(r"Could not override '([^']+)'", message):
+        return _unknown_key(match[1], top)
+    if match := re.search(r"Override (\S+) looks like a config group .* config group '([^']+)'", message):
+        return f"{match[1]}: {_unknown_key(match[2], top)}"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", message):
+        key, _, value = match[1].partition("=")
         if key in groups():
-            return f"{found[1]}: several values need -m, which runs one after the other: -m {found[1]}"
+            return f"{match[1]}: several values need -m, which runs one after the other: -m {match[1]}"
         return (
-            f"{found[1]}: several values need -m (a sweep over them); a list is written {key}=[{value}], text with a "
+            f"{match[1]}: several values need -m (a sweep over them); a list is written {key}=[{value}], text with a "
             f"comma '{key}=\"{value}\"'"
         )
-    found = re.search(r"Sweep parameters '([^']+)' requires", message)
-    if found:
-        return f"{found[1]}: a sweep needs -m"
-    found = re.search(r"Multiple values for (\S+)\.", message)
-    if found:
-        return f"{found[1]} is given twice; write it once, without a plus"
-    found = re.search(
-        r"Override (\S+) looks like a config group override, but config group '([^']+)'", message
-    )
-    if found:
-        return f"{found[1]}: {found[2]} is unknown; allowed: {', '.join(top)}{suggestion(found[2], top)}"
-    found = re.search(r"Could not append to config\. An item is already at '([^']+)'", message)
-    if found:
-        return f"{found[1]} is there already; write it without a plus: {found[1]}=VALUE"
-    found = re.search(r"Could not delete (?:from config\. )?'([^']+)'", message)
-    if found:
-        return f"~{found[1]} takes out what is not there; leave it out"
     return one_line(message)
+
+
+def _unknown_key(key: str, top: Sequence[str]) -> str:
+    return f"{key} is unknown; allowed: {', '.join(top)}{suggestion(key, top)}"
 
 
 def _unreadable(word: str) -> str:
