@@ -43,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
 
     from stsimdiff.config.checks import expanded
-    from stsimdiff.report.arms import arms
+    from stsimdiff.report.arms import arm_folders
 
     try:
         settings = _settings(given.settings)
         output = Path(expanded("--output", given.output)) if given.output else None
         run_dir = Path(expanded("the run", given.run_dir))
-        arms(run_dir)  # whether it is a run, before what takes long to import
+        arm_folders(run_dir)  # whether it is a run, before what takes long to import
 
         from stsimdiff.report.drawing import drawers
         from stsimdiff.report.publish import publish

@@ -423,17 +423,20 @@ def read_answers(folder: Path) -> list[Row]:
     return [row for _, row in counted_lines(folder).values()]
 
 
-def checked_answers(folder: Path, notes: list[str] | None = None) -> list[Row]:
+def checked_answers(
+    folder: Path, notes: list[str] | None = None, record: Mapping[str, Any] | None = None
+) -> list[Row]:
     """As :func:`read_answers`, each value checked, whole numbers as floats where numbers are counted with.
 
     Args:
         folder: of the arm.
         notes: gets what :func:`counted_lines` says.
+        record: what :func:`checked_record` says of the folder; read from it if not given.
 
     Raises:
         DataError: for a line that is damaged, with file, line number, name and value.
     """
-    server = checked_record(folder)["benchmark"].get("server")
+    server = (record or checked_record(folder))["benchmark"].get("server")
     layers: int | None = None
     rows = []
     for place, line in _counted(folder, notes).values():

@@ -326,7 +326,8 @@ def _stored(
     speeds: list[float] = []
     readings: list[float] = []
     for folder in arm_folders(settings.folder):
-        record, rows = checked_record(folder), checked_answers(folder)
+        record = checked_record(folder)
+        rows = checked_answers(folder, record=record)
         given = [row for row in rows if row["error"] is None]
         if record["arm"] in answered:
             counted = given if settings.retry_failed else rows

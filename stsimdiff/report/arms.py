@@ -20,22 +20,31 @@ def arms(run_dir: Path | str) -> list[StoredArm]:
         DataError: no such folder, no arm in it, or a damaged ``arm.json``.
     """
     run_dir = Path(run_dir)
+    folders, shown = arm_folders(run_dir), read_shown(run_dir)
+    arms_by_id: dict[str, StoredArm] = {}
+    for folder in folders:
+        arm = StoredArm(folder, store.checked_record(folder), shown)
+        if other := arms_by_id.get(arm.id):
+            raise DataError(f"arm {arm.id} is stored twice: {other.folder} and {folder}; remove one")
+        arms_by_id[arm.id] = arm
+    return list(arms_by_id.values())
+
+
+def arm_folders(run_dir: Path) -> list[Path]:
+    """The folders of a run's arms, sorted by name.
+
+    Raises:
+        DataError: no such folder, no arm in it, or answers without an ``arm.json``.
+    """
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: no such folder; give the folder of a run, for example results/<run>")
-    found, shown = [], read_shown(run_dir)
     for folder in sorted(path for path in run_dir.iterdir() if path.is_dir()):
-        if (folder / store.RECORD).is_file():
-            found.append(StoredArm(folder, store.checked_record(folder), shown))
-        elif store.shards(folder):
+        if store.shards(folder) and not (folder / store.RECORD).is_file():
             raise DataError(f"{folder}: holds answers but no arm.json, so nobody knows whose they are")
-    if not found:
+    folders = store.arm_folders(run_dir)
+    if not folders:
         raise DataError(f"{run_dir}: holds no arm (a folder with an arm.json); is it the folder of a run?")
-    folders: dict[str, Path] = {}
-    for arm in found:
-        if arm.id in folders:
-            raise DataError(f"arm {arm.id} is stored twice: {folders[arm.id]} and {arm.folder}; remove one")
-        folders[arm.id] = arm.folder
-    return found
+    return folders
 
 
 def older_arms(found: Sequence[StoredArm]) -> list[StoredArm]:

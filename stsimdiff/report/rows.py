@@ -91,11 +91,11 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
     with _no_garbage_collection():
         for arm in found:
             about = (
-                *(arm.id, arm.method, arm.label, arm.kind, arm.retention),
-                *(models[arm.id], benchmarks[arm.id], arm.folder.name),
-            )
-            rows = store.checked_answers(arm.folder, notes)
-            of_arm = dict(zip(_ABOUT, ([one] * len(rows) for one in about), strict=True))
+                arm.id, arm.method, arm.label, arm.kind, arm.retention, models[arm.id], benchmarks[arm.id],
+                arm.folder.name,
+            )  # fmt: skip
+            rows = store.checked_answers(arm.folder, notes, arm.record)
+            of_arm = {name: [value] * len(rows) for name, value in zip(_ABOUT, about, strict=True)}
             _extend(columns, _flat(rows) | of_arm, len(rows))
         run = one_line(Path(run_dir).resolve().name)
         return StoredRun(run, found, _frame(columns), notes, models, benchmarks)
