@@ -17,8 +17,7 @@ import pandas as pd
 from stsimdiff.evaluate.store import OWN, check_column
 from stsimdiff.report import text
 from stsimdiff.report.columns import block_title
-from stsimdiff.report.section import NAN
-from stsimdiff.report.statistics import Answers, clusters
+from stsimdiff.report.statistics import UNKNOWN, Answers, clusters
 from stsimdiff.report.text import Cell, Cells, csv, escaped, number, printable
 
 if TYPE_CHECKING:
@@ -56,9 +55,9 @@ class BreakdownRow:
     accuracy: float
     ci_low: float
     ci_high: float
-    minus: float = NAN
-    minus_low: float = NAN
-    minus_high: float = NAN
+    minus: float
+    minus_low: float
+    minus_high: float
 
 
 def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[BreakdownRow], list[str]]:
@@ -96,23 +95,27 @@ def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[Brea
         videos = clusters(about["video"])
         for value, places in values.items():
             answers = Answers(right[places], videos[places])
-            own = answers.accuracy(0)
-            gap = answers.difference(0, 1) if compare else None
-            minus = [100 * x for x in (gap.value, gap.low, gap.high)] if gap else [NAN] * 3
+            accuracy = answers.accuracy(0)
+            minus = answers.difference(0, 1) if compare else UNKNOWN
             parts.append(
                 BreakdownRow(
-                    *(
-                        section.model,
-                        section.benchmark,
-                        row.budget,
-                        row.retention,
-                        row.arm,
-                        row.method,
-                        row.label,
-                    ),
-                    *(column, value, answers.n, len(answers.size)),
-                    *(100 * x for x in (own.value, own.low, own.high)),
-                    *minus,
+                    model=section.model,
+                    benchmark=section.benchmark,
+                    budget=row.budget,
+                    retention=row.retention,
+                    arm=row.arm,
+                    method=row.method,
+                    label=row.label,
+                    column=column,
+                    value=value,
+                    n=answers.n,
+                    videos=len(answers.size),
+                    accuracy=100 * accuracy.value,
+                    ci_low=100 * accuracy.low,
+                    ci_high=100 * accuracy.high,
+                    minus=100 * minus.value,
+                    minus_low=100 * minus.low,
+                    minus_high=100 * minus.high,
                 )
             )
     return parts, notes

@@ -17,7 +17,7 @@ import pandas as pd
 from stsimdiff.report import text
 from stsimdiff.report.columns import block_title, share_kept
 from stsimdiff.report.section import NAN
-from stsimdiff.report.statistics import Answers, Interval, apart, clusters
+from stsimdiff.report.statistics import UNKNOWN, Answers, Interval, apart, clusters
 from stsimdiff.report.text import Cell, Cells, csv, escaped, number
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ ALL = "all"
 """Stands for every kind of question, and for every method of a budget."""
 HALF = 0.5
 """A moment of which less than this share of the tokens is kept counts as lost."""
-UNKNOWN = Interval(NAN, NAN, NAN)
 MEANING = (
     "Over the questions that have a moment. Moment kept: of the tokens that show it, the share that is left at the "
     "end. Kept, lost: accuracy where at least half of them are left, and where fewer are; their difference says "
@@ -198,10 +197,10 @@ def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
 
 
 HEADINGS = (
-    *("method", "moment kept %", "accuracy %", "kept", "n", "lost", "n", "kept minus lost", "tokens"),
-    *("recall in time", "in place", "precision in time", "in place"),
-    *("any event: recall in time", "in place", "precision in time", "in place"),
-)
+    "method", "moment kept %", "accuracy %", "kept", "n", "lost", "n", "kept minus lost", "tokens",
+    "recall in time", "in place", "precision in time", "in place",
+    "any event: recall in time", "in place", "precision in time", "in place",
+)  # fmt: skip
 
 
 def _cells(found: Sequence[MomentRow]) -> Cells:
@@ -210,9 +209,13 @@ def _cells(found: Sequence[MomentRow]) -> Cells:
         apart_ = one.kept_minus_lost
         minus = Cell(f"{100 * apart_.value:+.1f} ({100 * apart_.low:+.1f} to {100 * apart_.high:+.1f})")
         line = [
-            *(Cell(one.label), _percent(one.moment_kept), _percent(one.accuracy)),
-            *(_percent(one.accuracy_kept), number(one.n_kept, ".0f")),
-            *(_percent(one.accuracy_lost), number(one.n - one.n_kept, ".0f")),
+            Cell(one.label),
+            _percent(one.moment_kept),
+            _percent(one.accuracy),
+            _percent(one.accuracy_kept),
+            number(one.n_kept, ".0f"),
+            _percent(one.accuracy_lost),
+            number(one.n - one.n_kept, ".0f"),
             minus if apart_.value == apart_.value else Cell(text.EMPTY),
             Cell(one.tokens if one.arm else text.EMPTY),
             *map(_percent, one.measures.values()),

@@ -20,9 +20,9 @@ from stsimdiff.report.section import Section, TableRow
 
 FORMATS = ("pdf", "svg", "png")
 NAMES = (
-    *("accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds"),
-    *("swept", "breakdown", "moments"),
-)
+    "accuracy_flops", "accuracy_retention", "accuracy_latency", "retention_by_layer", "thresholds", "swept",
+    "breakdown", "moments",
+)  # fmt: skip
 """The figures' files, and how their names begin; known without drawing any."""
 FRAMES = "frames"
 """The figure of all tables of a run together."""

@@ -48,6 +48,9 @@ class Interval:
     high: float
 
 
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Difference(Interval):
     """An arm's accuracy minus another's on the same questions.
