@@ -21,9 +21,6 @@ from stsimdiff.errors import ConfigError
 from stsimdiff.extras import is_installed
 from stsimdiff.tokens import Grid
 
-EDGES = ("both", "spatial", "temporal")
-COMMUNITIES = ("connected", "louvain", "leiden")
-
 _BLOCK = {"cpu": 256, "cuda": 2048}
 """Rows compared with all others at once: enough for a product of matrices to run at its full speed."""
 _ROWS = {"cpu": 64, "cuda": 4096}
@@ -155,7 +152,7 @@ def find_communities(
         tokens: N.
         edges: ``(E, 2)`` raster indices.
         similarity: ``(E,)`` edge weights; read by Louvain and Leiden only.
-        method: one of :data:`COMMUNITIES`.
+        method: ``connected``, ``louvain`` or ``leiden``.
 
     Raises:
         ConfigError: for Louvain or Leiden when igraph is not installed.
@@ -170,7 +167,7 @@ def find_communities(
 
 
 def check_installed(method: str) -> None:
-    """Raise :class:`~stsimdiff.errors.ConfigError` where a method of ``COMMUNITIES`` lacks its package."""
+    """Raise :class:`~stsimdiff.errors.ConfigError` where a method of :func:`find_communities` lacks its package."""
     if method != "connected" and not is_installed("igraph"):
         package = __name__.partition(".")[0]
         raise ConfigError(

@@ -60,6 +60,7 @@ class Console(rich.console.Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean(segment.text))
 
+    @override
     def on_broken_pipe(self) -> None:
         """Nobody reads on: the rest is printed nowhere, and the program goes on."""
         self.quiet = True

@@ -63,7 +63,7 @@ def test_low_precision_is_computed_in_float32(dtype):
     np.testing.assert_allclose(found.temporal, want.temporal, atol=1e-6)
 
 
-@pytest.mark.parametrize("kinds", graph.EDGES)
+@pytest.mark.parametrize("kinds", ("both", "spatial", "temporal"))
 def test_edges_are_similar_neighbours_of_the_chosen_kind(kinds):
     grid = Grid(4, 5, 3)
     features = scene(grid)

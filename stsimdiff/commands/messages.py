@@ -47,7 +47,7 @@ def explain(error: Exception, arguments: Sequence[str], top: Sequence[str]) -> s
         return _unknown_option(error)
     cause = _omegaconf(error)
     if cause is not None and cause.full_key:
-        return _bad_key(cause, error, arguments, top)
+        return _bad_key(cause, arguments, top)
     return _composition(str(error), top)
 
 
@@ -86,9 +86,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={name} is unknown; allowed: {', '.join(options)}{suggestion(name, options)}"
 
 
-def _bad_key(
-    cause: OmegaConfBaseException, error: Exception, arguments: Sequence[str], top: Sequence[str]
-) -> str:
+def _bad_key(cause: OmegaConfBaseException, arguments: Sequence[str], top: Sequence[str]) -> str:
     key, reason = str(cause.full_key), _first_line(str(cause))
     parent, _, name = key.rpartition(".")
     if not re.search(r"is not in struct|^Key '.*' not in ", reason):

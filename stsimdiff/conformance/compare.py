@@ -86,7 +86,7 @@ def _difference(name: str, recorded: Fields, own: Arrays, replay: Replay | None)
     if replay and (rule := _matching(replay.rules, name)):
         return rule(name, recorded, own)
     want, have = recorded[name], np.asarray(own[name])
-    if name in TIED and len(ties := _ties(recorded, own)):
+    if name in TIED and len(ties := _ties(recorded)):
         return _tied_difference(name, recorded, own, ties)
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
@@ -117,7 +117,7 @@ def _close(want: np.ndarray, have: np.ndarray, atol: float, rtol: float) -> str:
     return f"differs by up to {worst:.3g}, allowed {allowed}"
 
 
-def _ties(recorded: Fields, own: Arrays) -> np.ndarray:
+def _ties(recorded: Fields) -> np.ndarray:
     """Sequence indices of the tied tokens."""
     if "s1_ambiguous" in recorded:
         return np.flatnonzero(recorded["s1_ambiguous"])

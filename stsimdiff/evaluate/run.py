@@ -220,9 +220,7 @@ def answer_missing(
             stores[arm.id] = stack.enter_context(store)
         if processes.rank == 0:
             note_shown(settings.folder, settings.proposed, {arm.id: arm.shown for arm in arms})
-        withdraw_changed(
-            stores, questions, partial(_not_asked, settings, task, questions, processes), processes
-        )
+        withdraw_changed(stores, questions, partial(_not_asked, task, questions, processes), processes)
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
@@ -246,9 +244,7 @@ def answer_missing(
         return answer_all(session, task, work, processes, claims)
 
 
-def _not_asked(
-    settings: Settings, task: Any, questions: Sequence[Question], processes: Processes
-) -> list[Question]:
+def _not_asked(task: Any, questions: Sequence[Question], processes: Processes) -> list[Question]:
     """The questions of the data that this run does not ask, for the first of its processes; none for the others."""
     if processes.rank > 0:
         return []

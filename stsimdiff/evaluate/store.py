@@ -430,7 +430,7 @@ def checked_answers(
 
     Args:
         folder: of the arm.
-        notes: gets what :func:`counted_lines` says.
+        notes: gets a sentence for every answer and torn line that does not count.
         record: what :func:`checked_record` says of the folder; read from it if not given.
 
     Raises:
@@ -439,7 +439,7 @@ def checked_answers(
     server = (record or checked_record(folder))["benchmark"].get("server")
     layers: int | None = None
     rows = []
-    for place, line in _counted(folder, notes).values():
+    for place, line in _counted(folder, [] if notes is None else notes).values():
         row = _checked_row(line, place)
         if row["error"] is None and row["correct"] is None and not server:
             raise DataError(f"{place}: correct=None without an error; allowed: true or false")
@@ -501,7 +501,7 @@ def check_column(column: str, known: Iterable[str], place: str) -> None:
         )
 
 
-def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, Row]]:
+def counted_lines(folder: Path) -> dict[str, tuple[str, Row]]:
     """The line that counts for each sample of an arm, and its place, in the order they were first given.
 
     An answer supersedes the failures of the same sample, a later failure an earlier one, nothing an answer. A line
@@ -510,23 +510,19 @@ def counted_lines(folder: Path, notes: list[str] | None = None) -> dict[str, tup
 
     Args:
         folder: of the arm.
-        notes: gets a sentence for every answer and torn line that does not count.
 
     Raises:
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
-    return {
-        sample: (place, _parsed(line, place)) for sample, (place, line) in _counted(folder, notes).items()
-    }
+    return {sample: (place, _parsed(line, place)) for sample, (place, line) in _counted(folder, []).items()}
 
 
-def _counted(folder: Path, notes: list[str] | None = None) -> dict[str, tuple[str, bytes]]:
-    """As :func:`counted_lines`, the lines as they stand in the files."""
+def _counted(folder: Path, notes: list[str]) -> dict[str, tuple[str, bytes]]:
+    """As :func:`counted_lines`, the lines as they stand in the files; ``notes`` as :func:`checked_answers` has it."""
     problems: list[str] = []
     found, states, withdrawn = _read(folder, problems)
     _warn(problems)
-    if notes is not None:
-        notes += problems
+    notes += problems
     counting = _counting(states, withdrawn)
     return {
         sample: (f"{file}:{number}", line)

@@ -190,10 +190,10 @@ class MeasuredRun(InterceptedRun):
         return selection
 
 
-def copy_seconds(features: Tensor, repeats: int = 5) -> float:
-    """Median time of a copy of the token matrix into memory that is there already."""
+def copy_seconds(features: Tensor) -> float:
+    """Median time, of five, of a copy of the token matrix into memory that is there already."""
     there, times = torch.empty_like(features), []
-    for _ in range(repeats):
+    for _ in range(5):
         started = time.perf_counter()
         there.copy_(features)
         times.append(time.perf_counter() - started)

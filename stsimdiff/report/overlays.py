@@ -127,12 +127,11 @@ def anchors(samples: pd.DataFrame) -> dict[tuple[str, str], str]:
     return found
 
 
-def read_overlays(run_dir: Path, stored: StoredRun, sections: Sequence[Section]) -> list[Overlay]:
+def read_overlays(stored: StoredRun, sections: Sequence[Section]) -> list[Overlay]:
     """The overlays of a run in the order in which its questions were first stored.
 
     Args:
-        run_dir: ``results/<run>``.
-        stored: its rows.
+        stored: the run's rows.
         sections: of its table; the arms of an overlay stand in their order and under their labels.
 
     Raises:

@@ -46,7 +46,7 @@ def report_page(run_dir: Path, table: Table, stored: StoredRun, figures: Iterabl
     Raises:
         DataError: for stored overlays that are damaged.
     """
-    overlays = read_overlays(run_dir, stored, table.sections)
+    overlays = read_overlays(stored, table.sections)
     films, lost = read_films(run_dir, overlays)
     films, smaller = fitted(films)
     labels = {row.arm: row.label for section in table.sections for row in section.rows}

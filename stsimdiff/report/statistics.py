@@ -238,14 +238,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def questions_needed(
-    value: float, discordant: float, design_effect: float = 1.0, alpha: float = ALPHA, power: float = POWER
+    value: float, discordant: float, design_effect: float = 1.0, alpha: float = ALPHA
 ) -> float:
-    """Questions from which on a test of level ``alpha`` sees such a difference with probability ``power``.
+    """Questions from which on a test of level ``alpha`` sees such a difference with probability :data:`POWER`.
 
     With d the difference, psi the share of discordant questions, D the design effect and z normal quantiles: the
     smallest n with ::
 
-        n |d| - 1 >= sqrt(n D) A,    A = z(1 - alpha / 2) sqrt(psi) + z(power) sqrt(psi - d^2)
+        n |d| - 1 >= sqrt(n D) A,    A = z(1 - alpha / 2) sqrt(psi) + z(POWER) sqrt(psi - d^2)
 
     the sample size of McNemar's test (Connor, Biometrics 43, 1987) with the exact test's continuity correction and
     the variance that clustering leaves. It supposes that difference, discordance and questions in a video stay as
@@ -256,13 +256,12 @@ def questions_needed(
         discordant: share of the questions that only one of the two got right.
         design_effect: as in :class:`Difference`.
         alpha: two-sided level of the test.
-        power: probability to reach.
     """
     gap = abs(value)
     if gap < _ROUNDING:
         return math.inf
     spread = ndtri(1 - alpha / 2) * math.sqrt(discordant)
-    spread += ndtri(power) * math.sqrt(max(discordant - gap**2, 0.0))
+    spread += ndtri(POWER) * math.sqrt(max(discordant - gap**2, 0.0))
     spread *= math.sqrt(design_effect)
     return float(math.ceil(((spread + math.sqrt(spread**2 + 4 * gap)) / (2 * gap)) ** 2))
 

@@ -14,18 +14,18 @@ from transformers.video_utils import VideoMetadata
 from stsimdiff import video
 from stsimdiff.budget import Budget
 from stsimdiff.compressors.controls import NoCompression, NoVideo
-from stsimdiff.data import clips
 from stsimdiff.engine import Compression
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import base, resolve
 from stsimdiff.models.base import LoadOptions
+from stsimdiff.resources import embedded_checkpoint
 
 TEXT = "What color is the ring?\nA. red\nB. blue\nC. green\nD. cyan\nAnswer."
 
 
 @pytest.fixture(scope="module")
 def family():
-    return resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), LoadOptions(device="cpu", dtype="float32"))
+    return resolve("qwen2_5_vl").load(str(embedded_checkpoint()), LoadOptions(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_text_after_a_long_video_follows_its_last_moment(family, clip) -> None:
 
 def test_the_stock_positions_can_be_chosen(family, clip) -> None:
     options = LoadOptions(device="cpu", dtype="float32", family={"positions": "stock"})
-    stock = resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), options)
+    stock = resolve("qwen2_5_vl").load(str(embedded_checkpoint()), options)
     prompt = stock.prompt(stock.encode(video.read(clip, 16)), TEXT)
     assert "position_ids" not in prompt.inputs
     # On clips as short as those it was trained on, both are the same.
@@ -142,7 +142,7 @@ def test_the_stock_positions_can_be_chosen(family, clip) -> None:
     )
     assert torch.equal(released, expected)
     with pytest.raises(ConfigError, match="allowed: released, stock"):
-        resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), LoadOptions(family={"positions": "old"}))
+        resolve("qwen2_5_vl").load(str(embedded_checkpoint()), LoadOptions(family={"positions": "old"}))
 
 
 def test_layouts_and_messages_of_all_families_are_made_in_one_place():

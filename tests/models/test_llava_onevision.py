@@ -15,13 +15,13 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 
 from helpers.scripted import DROPS, Scripted, some
 from helpers.tiny_models import IMAGE_TOKEN, TEXT, VIDEO_TOKEN, Case, masked_reference, text_ids
-from stsimdiff.data import clips
 from stsimdiff.errors import ConfigError
 from stsimdiff.models import resolve
 from stsimdiff.models.base import EncodedVideo, LoadOptions
 from stsimdiff.models.kit import miniatures
 from stsimdiff.models.kit.running import generate
 from stsimdiff.models.llava_onevision import LlavaOnevision
+from stsimdiff.resources import embedded_checkpoint
 from stsimdiff.tokens import Grid
 from stsimdiff.video import Frames
 
@@ -99,7 +99,7 @@ def test_signals_are_the_eager_weights_pooled_as_the_features_are() -> None:
 
 @torch.no_grad()
 def test_a_folder_loads_and_equals_the_stock_path(tmp_path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(clips.MODEL_PATH)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<video>", "<image>"]})
     size = {"height": 30, "width": 30}
     processor = LlavaOnevisionProcessor(
@@ -142,4 +142,4 @@ def test_another_family_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="holds a 'qwen2_5_vl' checkpoint; this family loads 'llava_onevision'"
     ):
-        resolve("llava_onevision").load(str(clips.MODEL_PATH), LoadOptions(device="cpu"))
+        resolve("llava_onevision").load(str(embedded_checkpoint()), LoadOptions(device="cpu"))

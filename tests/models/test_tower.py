@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stsimdiff.data import clips
 from stsimdiff.engine.attention import received_attention
 from stsimdiff.models import resolve
 from stsimdiff.models.base import LoadOptions
+from stsimdiff.resources import embedded_checkpoint
 
 
 @pytest.fixture(scope="module")
 def family():
     options = LoadOptions(device="cpu", dtype="float32", attn_implementation="eager")
-    return resolve("qwen2_5_vl").load(str(clips.MODEL_PATH), options)
+    return resolve("qwen2_5_vl").load(str(embedded_checkpoint()), options)
 
 
 @torch.no_grad()

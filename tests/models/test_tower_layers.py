@@ -16,13 +16,13 @@ from stsimdiff.compressors.base import ScoreCompressor, signals_for
 from stsimdiff.compressors.chain import Chain
 from stsimdiff.compressors.controls import NoCompression
 from stsimdiff.compressors.visionzip import VisionZip
-from stsimdiff.data import clips
 from stsimdiff.engine import lent
 from stsimdiff.errors import ConfigError, MethodFault
 from stsimdiff.evaluate import run
 from stsimdiff.evaluate.features import FeatureMemory, Key
 from stsimdiff.evaluate.packing import pack, unpack
 from stsimdiff.kit import checks
+from stsimdiff.resources import embedded_checkpoint
 from stsimdiff.schema import Folder
 from stsimdiff.tokens import VideoTokens, covers
 

@@ -109,7 +109,7 @@ class TestStored:
         for row in having:
             assert {int(n): tuple(box) for n, box in row["overlay"]["evidence"].items()} == known[row["id"]]
         stored = read(run)
-        overlays = read_overlays(run, stored, build(stored).sections)
+        overlays = read_overlays(stored, build(stored).sections)
         for overlay in overlays:
             taken = next(taken for taken in overlay.taken if not taken.lacking)
             assert {n: tuple(box) for n, box in taken.evidence.items()} == known[overlay.id]
@@ -179,7 +179,7 @@ class TestPictures:
 class TestReadBack:
     def test_what_is_lacking_is_said(self, run: Path) -> None:
         stored = read(run)
-        overlays = read_overlays(run, stored, build(stored).sections)
+        overlays = read_overlays(stored, build(stored).sections)
         assert len(overlays) == 3
         for overlay in overlays:
             lacking = {taken.name: taken.lacking for taken in overlay.taken}
@@ -210,7 +210,7 @@ class TestReadBack:
         stored = read(run)
         damage(next(packed for packed in stored.samples["overlay"] if isinstance(packed, dict)))
         with pytest.raises(DataError, match="the overlay of question 'clip.*' is damaged"):
-            read_overlays(run, stored, [])
+            read_overlays(stored, [])
 
     def test_damage_takes_the_page_and_not_the_table(
         self, run: Path, tmp_path: Path, capsys, monkeypatch
@@ -360,7 +360,7 @@ class TestInspect:
 
     def test_a_film_shows_each_token_in_its_cell(self, run: Path) -> None:
         stored = read(run)
-        overlay = read_overlays(run, stored, [])[0]
+        overlay = read_overlays(stored, [])[0]
         taken = next(taken for taken in overlay.taken if taken.name.startswith("st_simdiff"))
         white = np.full((16, 80, 80, 3), 255, np.uint8)
         codes = np.frombuffer(taken.reason, np.uint8).reshape(8, 8, 8)

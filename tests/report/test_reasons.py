@@ -107,7 +107,7 @@ def answered(tmp_path_factory, data: Path) -> Path:
 
 def test_overlays_have_their_names_and_colours(answered: Path) -> None:
     stored = read(answered)
-    (overlay,) = read_overlays(answered, stored, build(stored).sections)
+    (overlay,) = read_overlays(stored, build(stored).sections)
     own, other = sorted(overlay.taken, key=lambda taken: taken.name.lower(), reverse=True)
     assert (
         own.codes == {"0": "dropped", "32": "object", "33": "background"} and own.colours == Objects.reasons

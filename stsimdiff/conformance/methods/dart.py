@@ -20,7 +20,7 @@ def run(data: Fields) -> Arrays:
     return _whole(data) if "input_features" in data else _alone(data)
 
 
-def _per_pivot(data: Fields, length: int) -> int:
+def _per_pivot(data: Fields) -> int:
     """Tokens that each pivot takes in the three variants of the code."""
     tokens, image = Grid(*data.grid).tokens, int(data["pivot_image_token"])
     number = image + int(data["pivot_text_token"])
@@ -54,7 +54,7 @@ def _selected(data: Fields, keys: Tensor, normed: Tensor) -> Arrays:
     video, after = torch.arange(first, first + tokens), torch.arange(first + tokens, length)
     norms = dart.key_norms(keys)
     out: Arrays = {"key_norm": norms.numpy()}
-    each = _per_pivot(data, length)
+    each = _per_pivot(data)
     method = dart.DART(
         pivot_image_token=int(data["pivot_image_token"]),
         pivot_text_token=int(data["pivot_text_token"]),
@@ -119,7 +119,7 @@ def _whole(data: Fields) -> Arrays:
     layout = Layout(grid, video, len(embeds), len(model.model.layers))
     image, text = int(data["pivot_image_token"]), int(data["pivot_text_token"])
     method = dart.DART(int(data["start_layer"]), image, text, as_released=True)
-    count = image + (image + text) * _per_pivot(data, layout.length)
+    count = image + (image + text) * _per_pivot(data)
     recording = _Recording(method, layout, count)
     found = small_llama.answer(model, embeds, lent.LentRun(recording, layout), layout)
     # The authors' keys are repeated for grouped heads.

@@ -17,10 +17,8 @@ from .rows import FILE, content_revision
 from .world import FPS, FRAMES, SIZE
 from .worlds import WORLDS
 
-MODEL_PATH = Path(__file__).parent / "model"
-
 __all__ = [
-    "CATEGORIES", "GENERATOR_VERSION", "MODEL_PATH", "build", "build_long", "categories", "folder", "moment", "planned",
+    "CATEGORIES", "GENERATOR_VERSION", "build", "build_long", "categories", "folder", "moment", "planned",
     "questions", "revision", "truth",
 ]  # fmt: skip
 

@@ -253,10 +253,10 @@ def build_long(root: Path, *, joined: int, videos: int = LONG_VIDEOS) -> Path:
     return root
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
-    """Encode uint8 RGB frames [frames, height, width, 3] as H.264, yuv420p, on one thread."""
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Encode uint8 RGB frames [frames, height, width, 3] as H.264, yuv420p, `FPS` frames a second, on one thread."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
+        stream = container.add_stream("libx264", rate=FPS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -91,8 +91,9 @@ class Sizes:
     device: str = "cpu"
 
     @classmethod
-    def released(cls, family: str, dtype: torch.dtype, device: str, layers: int = 3) -> Sizes:
-        """The widths of the released checkpoint, with few layers and the small vocabulary."""
+    def released(cls, family: str, dtype: torch.dtype, device: str) -> Sizes:
+        """The widths of the released checkpoint, with three layers and the small vocabulary."""
+        layers = 3
         files = models.resolve(family).released_files
         config = files["config.json"]
         given = files.get("llm/config.json") or config.get("text_config") or config
