@@ -61,15 +61,15 @@ def load(model: str = "embedded", path: str | Path | None = None, **settings: An
         UserError: for a name or a setting that is wrong, and for a checkpoint that is missing or of another family.
     """
     one_of("model", model, options("model"))
-    given = {**settings, **({} if path is None else {"path": expanded("path", str(path))})}
+    model_settings = {**settings, **({} if path is None else {"path": expanded("path", str(path))})}
     words = [
         f"model={model}",
         "compressor=none",
         "logger=none",
-        *(f"model.{name}={_written(value)}" for name, value in given.items()),
+        *(f"model.{name}={_written(value)}" for name, value in model_settings.items()),
     ]
-    (one,) = passes_of(configurations(words))
-    return Model(load_model(one.settings), one.settings)
+    (run_pass,) = passes_of(configurations(words))
+    return Model(load_model(run_pass.settings), run_pass.settings)
 
 
 def _written(value: Any) -> str:
@@ -174,8 +174,8 @@ class Model:
             raise ValueError(
                 f"the trace is of a video of {trace.video} tokens, {video} has {grid.tokens}; give the answer's video"
             )
-        taken = OverlayArm("", title, "", None, None, **reasons(trace, grid, self.family.picture(grid)))
-        return film.stills(frames.pixels, taken, frames.times)
+        shown = OverlayArm("", title, "", None, None, **reasons(trace, grid, self.family.picture(grid)))
+        return film.stills(frames.pixels, shown, frames.times)
 
     def _encode(self, video: str | Path, signals: Signals) -> EncodedVideo:
         file = check_file(Path(expanded("video", str(video))))
@@ -241,9 +241,9 @@ class _Stock:
         def encoder(*args: Any, **kwargs: Any) -> Any:
             with self.family.tower(signals_for([self.compressor])) as reader:
                 outputs = encode(*args, **kwargs)
-            given = inspect.signature(encode).bind(*args, **kwargs).arguments
+            arguments = inspect.signature(encode).bind(*args, **kwargs).arguments
             self._video = self.family.encoded(
-                outputs, reader, {_PIXELS.get(n, n): v for n, v in given.items()}
+                outputs, reader, {_PIXELS.get(n, n): v for n, v in arguments.items()}
             )
             self._begin()
             return outputs
@@ -278,8 +278,8 @@ class _Stock:
 def _around(model: nn.Module) -> Any:
     """The family of a stock model, with nothing of the model changed."""
     classes = {name: models.resolve(name) for name in STOCK}
-    found = [cls for cls in classes.values() if type(model) is cls.model_class]  # type: ignore[attr-defined]
-    if not found:
+    matching = [cls for cls in classes.values() if type(model) is cls.model_class]  # type: ignore[attr-defined]
+    if not matching:
         names = ", ".join(sorted(cls.model_class.__name__ for cls in classes.values()))  # type: ignore[attr-defined]
         raise ConfigError(
             f"a {type(model).__name__} cannot be compressed by itself; allowed: {names}; stsimdiff.load() loads the "
@@ -288,7 +288,7 @@ def _around(model: nn.Module) -> Any:
     if model.training:
         raise ConfigError(f"the {type(model).__name__} is in training mode; call model.eval() first")
     settings = model.generation_config
-    family: Any = found[0](model, None, "")
+    family: Any = matching[0](model, None, "")
     model.generation_config = settings
     # The positions are those that the stock model computes itself.
     family.positions = "stock"

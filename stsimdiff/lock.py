@@ -106,27 +106,27 @@ class Lock:
         """Take the open file unless a live process holds it; ``False``: look again."""
         # The file stays in place and is rewritten under the kernel's lock: unlinking it could remove the lock that a
         # third process has taken meanwhile.
-        taken = _flock(descriptor, fcntl.LOCK_EX)
+        locked = _flock(descriptor, fcntl.LOCK_EX)
         if not self._is_in_place(descriptor):
             return False
         owner = read(self.path)
-        held = None if taken is None else not taken
+        held_elsewhere = None if locked is None else not locked
         if owner is None:
-            if held and time.monotonic() > until + UNREADABLE_FOR:
+            if held_elsewhere and time.monotonic() > until + UNREADABLE_FOR:
                 raise LockHeld(
                     f"{self.path.parent} is being written by a process that does not say which; {self.advice}"
                 )
             fresh = not made and time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR
-            if held or fresh:
+            if held_elsewhere or fresh:
                 # Whoever made it is about to write who it is.
                 time.sleep(0.1)
                 return False
-        elif self._is_earlier_attempt(owner) or not is_alive(owner, held):
-            if held:
+        elif self._is_earlier_attempt(owner) or not is_alive(owner, held_elsewhere):
+            if held_elsewhere:
                 # A machine that died may have left its lock with the server of a shared file system.
                 self.path.unlink(missing_ok=True)
                 return False
-        elif held and not _is_process(owner) and time.monotonic() < until:
+        elif held_elsewhere and not _is_process(owner) and time.monotonic() < until:
             time.sleep(0.05)
             return False
         else:
@@ -134,7 +134,7 @@ class Lock:
                 f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']} (started "
                 f"{owner['since']}); {self.advice}. If no such process exists, remove {self.path}"
             )
-        self._write(descriptor, kernel=taken is not None)
+        self._write(descriptor, kernel=locked is not None)
         return True
 
     def _is_earlier_attempt(self, owner: dict[str, Any]) -> bool:
@@ -181,21 +181,21 @@ def holder(path: Path) -> dict[str, Any] | None:
     return owner if is_alive(owner, None if free is None else not free) else None
 
 
-def is_alive(owner: dict[str, Any], held: bool | None = None) -> bool:
+def is_alive(owner: dict[str, Any], locked: bool | None = None) -> bool:
     """Whether the process that a lock file names exists.
 
     Args:
         owner: what the file says.
-        held: whether some process holds the kernel's lock of the file; ``None``: the kernel cannot tell.
+        locked: whether some process holds the kernel's lock of the file; ``None``: the kernel cannot tell.
     """
     boot = _boot()
-    if held is not None and owner.get("kernel") and boot is not None and owner.get("boot") == boot:
-        return held
+    if locked is not None and owner.get("kernel") and boot is not None and owner.get("boot") == boot:
+        return locked
     if owner["host"] != socket.gethostname():
         return not (owner.get("slurm") and _is_over(owner["slurm"]))
     # Another namespace has other numbers: what cannot be asked is taken to run.
     other = owner.get("namespace") not in (None, _namespace()) and owner.get("boot") == boot
-    return bool(held) or other or _is_process(owner)
+    return bool(locked) or other or _is_process(owner)
 
 
 def _is_process(owner: dict[str, Any]) -> bool:

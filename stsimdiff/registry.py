@@ -22,11 +22,11 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 """The path of a class, as ``my_module.Mine``."""
 
 
-def imported(what: str, path: str, hint: Callable[[BaseException], str] = lambda error: "") -> Any:
+def imported(setting: str, path: str, hint: Callable[[BaseException], str] = lambda error: "") -> Any:
     """What stands at a dotted path: an attribute of a module, or a module.
 
     Args:
-        what: the setting that names it, for the message.
+        setting: the one that names it, for the message.
         path: such as ``my_module.Mine``, of the current folder or an installed package.
         hint: further words of the message about an error.
 
@@ -42,13 +42,13 @@ def imported(what: str, path: str, hint: Callable[[BaseException], str] = lambda
     except (Exception, SystemExit) as error:
         where = own_frame(error) or "looked in the current folder and among the installed packages"
         raise ConfigError(
-            f"{what} cannot be imported: {type(error).__name__}: {error}{hint(error)} ({where})"
+            f"{setting} cannot be imported: {type(error).__name__}: {error}{hint(error)} ({where})"
         ) from error
 
 
 def _inner(path: str, around: Any, name: str) -> Any:
-    found = importlib.util.find_spec(path) if hasattr(around, "__path__") else None
-    return importlib.import_module(path) if found else getattr(around, name)
+    spec = importlib.util.find_spec(path) if hasattr(around, "__path__") else None
+    return importlib.import_module(path) if spec else getattr(around, name)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Registry:
 
     def registered(self) -> dict[str, EntryPoint]:
         """Those of other packages; a name of ours stays ours."""
-        return {one.name: one for one in entry_points(group=self.group) if one.name not in self.builtin}
+        return {
+            entry.name: entry for entry in entry_points(group=self.group) if entry.name not in self.builtin
+        }
 
     def names(self) -> list[str]:
         """All names, built-in ones first."""

@@ -55,26 +55,26 @@ def folders(cls: type) -> list[str]:
     return [name for name, (hint, _) in _hints(cls).items() if hint == Folder]
 
 
-def build(cls: type[T], given: Mapping[str, Any], group: str, **found: Any) -> T:
+def build(cls: type[T], values: Mapping[str, Any], group: str, **found: Any) -> T:
     """A dataclass from a group of the configuration.
 
     Args:
         cls: the dataclass.
-        given: the group, which has all keys that are not :data:`FOUND`, and no others.
+        values: the group, which has all keys that are not :data:`FOUND`, and no others.
         group: name of the group, for messages.
         found: values of other fields.
 
     Raises:
         ConfigError: for a key that is unknown or missing, or a value that is not allowed.
     """
-    only(group, given, settable(cls))
-    return cls(**checked(cls, given, group), **found)
+    only(group, values, settable(cls))
+    return cls(**checked(cls, values, group), **found)
 
 
 def settle(instance: Any, group: str) -> None:
     """Check a frozen dataclass while it is made, and set each value as its type has it; as :func:`checked`."""
-    given = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-    for name, value in checked(type(instance), given, group).items():
+    values = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    for name, value in checked(type(instance), values, group).items():
         object.__setattr__(instance, name, value)
 
 
@@ -83,14 +83,14 @@ def settable(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.init and not field.metadata.get("found")]
 
 
-def checked(cls: Any, given: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+def checked(cls: Any, values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """Values of a dataclass's fields as their types have them: 1 is 1.0 where any number is allowed.
 
     Raises:
         ConfigError: naming the value and what is allowed.
     """
     hints, prefix = _hints(cls), f"{group}." if group else ""
-    return {name: _checked(f"{prefix}{name}", value, *hints[name]) for name, value in given.items()}
+    return {name: _checked(f"{prefix}{name}", value, *hints[name]) for name, value in values.items()}
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
@@ -98,11 +98,11 @@ def check(name: str, value: Any, hint: Any) -> Any:
     return _checked(name, value, hint, _adapter(hint))
 
 
-def only(group: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+def only(group: str, keys: Iterable[str], allowed: Iterable[str]) -> None:
     """Check that a group has these keys, all of them and no others."""
-    given, allowed = list(given), list(allowed)
+    keys, allowed = list(keys), list(allowed)
     prefix = f"{group}." if group else ""
-    for key in given:
+    for key in keys:
         if key not in allowed:
             if now := RENAMED_KEYS.get(f"{prefix}{key}"):
                 raise ConfigError(f"{prefix}{key} is now called {now}")
@@ -110,7 +110,7 @@ def only(group: str, given: Iterable[str], allowed: Iterable[str]) -> None:
                 f"{prefix}{key} is unknown; allowed: {', '.join(allowed)}{suggestion(key, allowed)}"
             )
     for key in allowed:
-        if key not in given:
+        if key not in keys:
             raise ConfigError(f"{prefix}{key} is missing; leave out ~{prefix}{key}")
 
 

@@ -227,15 +227,15 @@ class _Code:
             self._user_module(".".join(parts[:end]))
 
     def _user_module(self, name: str) -> None:
-        found = self._counted(name)
-        if found is None or name in self._seen:
+        file = self._counted(name)
+        if file is None or name in self._seen:
             return
         self._seen.add(name)
-        if found.suffix != ".py":
-            if found.is_file():
-                self.items.append(sha256(found))
+        if file.suffix != ".py":
+            if file.is_file():
+                self.items.append(sha256(file))
             return
-        self._user_file(found, name)
+        self._user_file(file, name)
 
     def _user_file(self, file: Path, name: str) -> None:
         module = _parsed(file, name, file.name == "__init__.py")
@@ -530,12 +530,12 @@ def _file_of(name: str) -> Path | None:
     for part in inner[:-1]:
         folders = [folder / part for folder in folders if (folder / part).is_dir()]
     for folder in folders:
-        found = [
+        candidates = [
             folder / inner[-1] / "__init__.py",
             folder / f"{inner[-1]}.py",
             *folder.glob(f"{inner[-1]}.*.so"),
         ]
-        for file in found:
+        for file in candidates:
             if file.is_file():
                 return file
     return None

@@ -175,8 +175,8 @@ def errors_as_messages(overrides: list[str]) -> Iterator[None]:
     except RunFailed as error:
         _stop(error, str(error), 1)
     except KeyboardInterrupt as error:
-        said, code = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        _stop(error, f"{said}; start the same command again to go on", code)
+        ending, code = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        _stop(error, f"{ending}; start the same command again to go on", code)
     except Exception as error:
         message = _composing(error, overrides)
         if message is None:

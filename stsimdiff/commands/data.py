@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("benchmark", help=", ".join(BENCHMARKS))
     parser.add_argument("--data", help="a folder that holds the data already; nothing is fetched then")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        one = DataRequest(by_name(given.benchmark), check("--data", given.data, Folder | None))
+        request = DataRequest(by_name(options.benchmark), check("--data", options.data, Folder | None))
     except UserError as error:
         say(error, error=True)
         return 2
-    return _prepared([one], keep=True)
+    return _prepared([request], keep=True)
 
 
 def _composed(words: Sequence[str]) -> int:
@@ -86,15 +86,15 @@ def _composed(words: Sequence[str]) -> int:
 
 def _prepared(requests: Sequence[DataRequest], keep: bool) -> int:
     """Say what room everything takes, then prepare one after the other; the exit code."""
-    needs = announce([one.benchmark for one in requests if one.data is None], keep, say)
+    needs = announce([request.benchmark for request in requests if request.data is None], keep, say)
     failed = 0
-    for one in requests:
-        need = needs.get(one.benchmark.name) if one.data is None else None
+    for request in requests:
+        need = needs.get(request.benchmark.name) if request.data is None else None
         try:
             if isinstance(need, UserError):
                 raise need
-            place = one.benchmark, one.data, say, one.seconds, one.decoder
-            prepare(*place, limit=one.limit, keep=keep, need=need)
+            place = request.benchmark, request.data, say, request.seconds, request.decoder
+            prepare(*place, limit=request.limit, keep=keep, need=need)
         except UserError as error:
             say(error, error=True)
             failed += 1

@@ -79,9 +79,9 @@ class Doctor:
             name: what is checked, at the head of the line.
             probe: returns what was measured; raises what went wrong.
         """
-        state, said = outcome(probe)
+        state, text = outcome(probe)
         self.states[state] += 1
-        first, *rest = said.splitlines() or [""]
+        first, *rest = text.splitlines() or [""]
         self.say(f"{state:<8}{name:<{NAME_WIDTH}}{' ' if len(name) >= NAME_WIDTH else ''}{first}")
         for line in rest:
             self.say(" " * (8 + NAME_WIDTH) + line)
@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in error.parts:
             doctor.check("data", partial(_missing, part))
         return 1
-    _machine(doctor, [one.settings for one in passes])
-    questions = _data(doctor, [one.settings for one in passes])
+    _machine(doctor, [run_pass.settings for run_pass in passes])
+    questions = _data(doctor, [run_pass.settings for run_pass in passes])
     for group in _by_model(passes):
         _model(doctor, group, questions)
     process.shared().close()
@@ -133,14 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if states["FAILED"] else 0
 
 
-def _missing(what: str) -> str:
-    raise DataError(what)
+def _missing(part: str) -> str:
+    raise DataError(part)
 
 
 def _where(error: BaseException) -> str:
     """The last line of our own code that an unexpected error passed through."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "stsimdiff" in frame.filename]
-    return f"at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "stsimdiff" in frame.filename]
+    return f"at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 # The machine ---------------------------------------------------------------------------------------------------
@@ -148,19 +148,19 @@ def _where(error: BaseException) -> str:
 
 def _machine(doctor: Doctor, settings: Sequence[Settings]) -> None:
     doctor.check("versions", _versions)
-    for folder in dict.fromkeys(one.folder.parent for one in settings):
+    for folder in dict.fromkeys(each.folder.parent for each in settings):
         doctor.check("disk for answers", partial(_disk, folder))
-    for decoder in dict.fromkeys(one.benchmark.decoder for one in settings):
+    for decoder in dict.fromkeys(each.benchmark.decoder for each in settings):
         doctor.check(f"decoder {decoder}", partial(_decoder, decoder))
-    for logger in {str(one.logger): one.logger for one in settings}.values():
+    for logger in {str(each.logger): each.logger for each in settings}.values():
         doctor.check("W&B", partial(_wandb, logger))
 
 
 def _versions() -> str:
     from stsimdiff.evaluate.provenance import PACKAGES, versions
 
-    found = {"python": platform.python_version(), **versions(PACKAGES)}
-    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    installed = {"python": platform.python_version(), **versions(PACKAGES)}
+    return ", ".join(f"{name} {version}" for name, version in installed.items() if version)
 
 
 def _disk(folder: Path) -> str:
@@ -227,14 +227,14 @@ class CheckSample:
 
 def _data(doctor: Doctor, settings: Sequence[Settings]) -> dict[str, CheckSample]:
     """Check every benchmark once; a sample of each that can be used, by the benchmark's name."""
-    found: dict[str, CheckSample] = {}
-    for one in {one.benchmark.name: one for one in settings}.values():
-        name = one.benchmark.name
-        doctor.check(f"data {name}", partial(_benchmark, one, found, name))
-    return found
+    samples: dict[str, CheckSample] = {}
+    for each in {each.benchmark.name: each for each in settings}.values():
+        name = each.benchmark.name
+        doctor.check(f"data {name}", partial(_benchmark, each, samples, name))
+    return samples
 
 
-def _benchmark(settings: Settings, found: dict[str, CheckSample], name: str) -> str:
+def _benchmark(settings: Settings, samples: dict[str, CheckSample], name: str) -> str:
     from stsimdiff.data.benchmarks import by_task
     from stsimdiff.data.videos import listing, over, too_many, unusable_videos
     from stsimdiff.evaluate.questions import all_questions, load_task
@@ -255,7 +255,7 @@ def _benchmark(settings: Settings, found: dict[str, CheckSample], name: str) -> 
         height, width = max(sizes, key=lambda size: size[0] * size[1])
         question = next(question for question in questions if question.video == sound[0])
         longest = max((question.text for question in questions), key=len)
-        found[name] = CheckSample(
+        samples[name] = CheckSample(
             dataclasses.replace(settings, benchmark=benchmark, plan=False), question, longest, height, width
         )
     counts = f"{len(questions)} questions about {len(videos)} videos"
@@ -276,8 +276,8 @@ def _by_model(passes: Sequence[Pass]) -> list[list[Pass]]:
     from stsimdiff.evaluate.shared import model_key
 
     groups: dict[str, list[Pass]] = {}
-    for one in passes:
-        groups.setdefault(model_key(one.settings), []).append(one)
+    for run_pass in passes:
+        groups.setdefault(model_key(run_pass.settings), []).append(run_pass)
     return list(groups.values())
 
 
@@ -299,7 +299,7 @@ def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, CheckSampl
     doctor.check("dropping equals masking", lambda: masking(case()))
     doctor.check("nothing is left behind", lambda: _said(checks.nothing_is_left_behind, case()))
     _arms(doctor, family, passes, samples)
-    frames = max(one.settings.model.frames for one in passes)
+    frames = max(run_pass.settings.model.frames for run_pass in passes)
     doctor.check("largest prompt", lambda: _largest(family, passes, samples, frames))
 
 
@@ -309,8 +309,8 @@ def _files(settings: Settings) -> str:
     model = settings.model
     if model.checkpoint is None:
         raise DataError(f"no checkpoint at model.path={model.path}; get one: {fetching(model.family)}")
-    if lacking := absent(model.family, model.path) + unready(model.family, model.path):
-        raise DataError("\n".join(lacking))
+    if problems := absent(model.family, model.path) + unready(model.family, model.path):
+        raise DataError("\n".join(problems))
     weights = list(Path(str(model.path)).rglob("*.safetensors"))
     size = sum(file.stat().st_size for file in weights)
     return f"{len(weights)} safetensors files, {size / 1e9:.3g} GB, fingerprint {model.checkpoint}"
@@ -379,14 +379,14 @@ def _ids_of(case: FamilyCase) -> list[int]:
     inputs = case.prompt.inputs
     if "input_ids" in inputs:
         return inputs["input_ids"][0].tolist()
-    table, found = case.family.model.get_input_embeddings().weight, []
+    table, ids = case.family.model.get_input_embeddings().weight, []
     video = set(case.prompt.layout.video.tolist())
     for place, row in enumerate(inputs["inputs_embeds"][0]):
         same = [] if place in video else torch.nonzero((table == row.to(table)).all(1))[:1, 0].tolist()
         if not same and place not in video:
             raise DataError(f"token {place} of the prompt is none of the vocabulary's")
-        found.append(same[0] if same else -1)
-    return found
+        ids.append(same[0] if same else -1)
+    return ids
 
 
 def keep_all(case: FamilyCase) -> str:
@@ -407,11 +407,11 @@ def keep_all(case: FamilyCase) -> str:
         if len(stock) == 1:
             raise
         kept = _distinct(keeping_all(case)[0] for _ in range(RUNS))
-        apart = max(float((one - stock[0]).abs().max()) for one in stock)
+        apart = max(float((result - stock[0]).abs().max()) for result in stock)
         differences = (
             f"{len(stock)} results of the stock model itself in {RUNS} runs, up to {apart:.2g} apart"
         )
-        others = [one for one in kept if not any(torch.equal(one, own) for own in stock)]
+        others = [result for result in kept if not any(torch.equal(result, reference) for reference in stock)]
         if others:
             raise AssertionError(
                 f"keeping all tokens gives {len(others)} results that are none of {differences}"
@@ -424,11 +424,11 @@ def _distinct(results: Iterable[Tensor]) -> list[Tensor]:
     """Those that differ in a bit from each other."""
     import torch
 
-    found: list[Tensor] = []
-    for one in results:
-        if not any(torch.equal(one, other) for other in found):
-            found.append(one)
-    return found
+    distinct: list[Tensor] = []
+    for result in results:
+        if not any(torch.equal(result, other) for other in distinct):
+            distinct.append(result)
+    return distinct
 
 
 def masking(case: FamilyCase, reference: FamilyCase | None = None) -> str:
@@ -488,27 +488,32 @@ def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[
     from stsimdiff.evaluate.session import Session
 
     seen: set[str] = set()
-    for one in passes:
-        arms = {f"{arm.label} {arm.budget} {one.settings.model.frames}": arm for arm in one.arms.values()}
+    for run_pass in passes:
+        arms = {
+            f"{arm.label} {arm.budget} {run_pass.settings.model.frames}": arm
+            for arm in run_pass.arms.values()
+        }
         arms = {key: arm for key, arm in arms.items() if key not in seen}
         seen |= arms.keys()
         if not arms:
             continue
-        sample = samples.get(one.settings.benchmark.name)
-        settings = dataclasses.replace(sample.settings if sample else one.settings, model=one.settings.model)
+        sample = samples.get(run_pass.settings.benchmark.name)
+        settings = dataclasses.replace(
+            sample.settings if sample else run_pass.settings, model=run_pass.settings.model
+        )
         session = Session(dataclasses.replace(settings, plan=False), family)
         # Once for all of them, where the first one asks.
-        asked = cache(partial(_asked, session, list(arms.values()), sample))
+        prepared = cache(partial(_asked, session, list(arms.values()), sample))
         for arm in arms.values():
-            doctor.check(arm.method, partial(_arm, session, arm, asked))
+            doctor.check(arm.method, partial(_arm, session, arm, prepared))
 
 
-def _arm(session: Session, arm: Arm, asked: Callable[[], tuple[Question, PreparedQuestion]]) -> str:
+def _arm(session: Session, arm: Arm, prepared: Callable[[], tuple[Question, PreparedQuestion]]) -> str:
     from stsimdiff.budget import TOLERANCE
     from stsimdiff.config.arms import UNBUDGETED
 
     session.check([arm])
-    question, put = asked()
+    question, put = prepared()
     started = time.perf_counter()
     answered = session.answer(arm, question, put)
     seconds = time.perf_counter() - started
@@ -564,7 +569,7 @@ def _largest(family: Family, passes: Sequence[Pass], samples: dict[str, CheckSam
     from stsimdiff.latency.measure import PeakMemory
     from stsimdiff.models.kit.running import TEXT
 
-    names = [one.settings.benchmark.name for one in passes]
+    names = [run_pass.settings.benchmark.name for run_pass in passes]
     there = [samples[name] for name in names if name in samples]
     sizes = [(sample.height, sample.width) for sample in there] or [FRAME]
     height, width = max(sizes, key=lambda size: size[0] * size[1])

@@ -75,18 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output}: cannot make this folder: {error.strerror}") from error
-    taken, films = [], {}
-    for number, (one, frames) in enumerate(passes):
+    shown, films = [], {}
+    for number, (run_pass, frames) in enumerate(passes):
         name = f"{number}"
         films[name] = _film(request, frames)
-        for arm, found in answers(request, one, frames, name):
-            taken.append(found)
-            stills = film.stills(frames.pixels, found, films[name].seconds)
+        for arm, overlay_arm in answers(request, run_pass, frames, name):
+            shown.append(overlay_arm)
+            stills = film.stills(frames.pixels, overlay_arm, films[name].seconds)
             film.write_mp4(output / f"{arm.folder}.mp4", stills)
             film.write_gif(output / f"{arm.folder}.gif", stills)
-            _say(found, output / arm.folder)
+            _say(overlay_arm, output / arm.folder)
     id_, name = request.file.stem, request.file.name
-    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, request.question, None, taken)
+    overlay = Overlay(f"overlay-{id_}", id_, "", "inspect", name, request.question, None, shown)
     page = output / "inspect.html"
     write_whole(page, overlay_page(name, [overlay], films))
     say(f"\nPage: {page}")
@@ -100,12 +100,12 @@ def read_words(words: Sequence[str]) -> InspectRequest:
         ConfigError: when there is no video, more than one, or an unknown flag.
         DataError: when the video is missing or empty.
     """
-    own = {"question": QUESTION, "output": ""}
+    values = {"question": QUESTION, "output": ""}
     settings, files = [], []
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and key in own:
-            own[key] = value
+        if equals and key in values:
+            values[key] = value
         elif word.startswith("-"):
             raise ConfigError(f"{word} is no flag of inspect; allowed: --help, and settings key=value")
         elif equals and not Path(word).is_file():
@@ -117,11 +117,11 @@ def read_words(words: Sequence[str]) -> InspectRequest:
         raise ConfigError(
             f"inspect was given {which}; write: python -m stsimdiff inspect VIDEO [key=value ...]"
         )
-    if not own["question"].strip():
-        raise ConfigError(f"question={own['question']!r} is empty; leave it out to ask {QUESTION!r}")
-    output = Path(expanded("output", own["output"])) if own["output"] else None
+    if not values["question"].strip():
+        raise ConfigError(f"question={values['question']!r} is empty; leave it out to ask {QUESTION!r}")
+    output = Path(expanded("output", values["output"])) if values["output"] else None
     return InspectRequest(
-        video.check_file(Path(expanded("the video", files[0]))), own["question"], output, settings
+        video.check_file(Path(expanded("the video", files[0]))), values["question"], output, settings
     )
 
 
@@ -140,21 +140,23 @@ def prepare(request: InspectRequest) -> list[tuple[Pass, video.Frames]]:
     rehearse(passes)
     return [
         (
-            one,
-            video.read(request.file, video.Sampling.of(one.settings.model), one.settings.benchmark.decoder),
+            run_pass,
+            video.read(
+                request.file, video.Sampling.of(run_pass.settings.model), run_pass.settings.benchmark.decoder
+            ),
         )
-        for one in passes
+        for run_pass in passes
     ]
 
 
 def answers(
-    request: InspectRequest, one: Pass, frames: video.Frames, name: str
+    request: InspectRequest, run_pass: Pass, frames: video.Frames, name: str
 ) -> list[tuple[Arm, OverlayArm]]:
     """What each arm of a pass answers, and its tokens.
 
     Args:
         request: the command line.
-        one: the pass.
+        run_pass: the arms that share a model, and their settings.
         frames: what its model is given.
         name: of these frames.
 
@@ -170,32 +172,32 @@ def answers(
     from stsimdiff.report.overlays import OverlayArm, unpacked
 
     question = Question(request.file.stem, str(request.file), "inspect", request.question, MAX_NEW_TOKENS, {})
-    session = Session(one.settings)
-    session.check(one.arms.values())
-    signals = session.signals(one.arms.values())
+    session = Session(run_pass.settings)
+    session.check(run_pass.arms.values())
+    signals = session.signals(run_pass.arms.values())
     try:
         encoded = session.family.encode(frames, signals=signals)
         encoded.frames = frames
         put = session.ask(question, encoded)
     except ValueError as error:
         # A question that holds the model's video token, or frames that its tower cannot take.
-        raise DataError(f"{one.settings.model.name} cannot process {request.file}: {error}") from error
+        raise DataError(f"{run_pass.settings.model.name} cannot process {request.file}: {error}") from error
     grid = put.prompt.layout.grid
-    found = []
-    for arm in one.arms.values():
+    overlays = []
+    for arm in run_pass.arms.values():
         try:
             answered = session.answer(arm, question, put)
         except (MethodFault, SampleTimeout) as error:
             raise RunFailed(f"{arm.label}: {error}") from error
         packed = overlay(question.text, answered.trace, grid, session.family.picture(grid))
         label = f"{arm.label} at {100 * arm.budget.retention:.4g} % ({arm.budget.kind})"
-        model = one.settings.model.name
-        own = is_proposed(one.settings.proposed, arm.method, arm.compressor)
-        taken = OverlayArm(
-            arm.id, label, model, answered.text, None, "", name, **unpacked(packed), proposed=own
+        model = run_pass.settings.model.name
+        proposed = is_proposed(run_pass.settings.proposed, arm.method, arm.compressor)
+        overlay_arm = OverlayArm(
+            arm.id, label, model, answered.text, None, "", name, **unpacked(packed), proposed=proposed
         )
-        found.append((arm, taken))
-    return found
+        overlays.append((arm, overlay_arm))
+    return overlays
 
 
 def _film(request: InspectRequest, frames: video.Frames) -> Film:
@@ -205,10 +207,10 @@ def _film(request: InspectRequest, frames: video.Frames) -> Film:
     return Film(request.file.name, jpegs(frames.pixels, SIDE), list(frames.times))
 
 
-def _say(taken: OverlayArm, path: Path) -> None:
-    counts = taken.counts()
-    kept = len(taken.reason) - counts.get("dropped", 0)
+def _say(arm: OverlayArm, path: Path) -> None:
+    counts = arm.counts()
+    kept = len(arm.reason) - counts.get("dropped", 0)
     reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
-    say(f"{taken.name}: {kept} of {len(taken.reason)} tokens left ({reasons})")
-    say(f"  answer: {taken.answer!r}")
+    say(f"{arm.name}: {kept} of {len(arm.reason)} tokens left ({reasons})")
+    say(f"  answer: {arm.answer!r}")
     say(f"  {path}.mp4\n  {path}.gif")

@@ -16,23 +16,24 @@ from stsimdiff.config.checks import Folder
 from stsimdiff.schema import check
 from stsimdiff.terminal import say
 
-_told: dict[str, str | None] | None = None
+_told: tuple[str | None, str | None] | None = None
 
 
-def tell(data: Any, own: Any) -> None:
-    """Say where the data lies: ``data``, a folder that holds one for each public benchmark, or ``own``, that of the
-    benchmark itself; ``None`` for the usual places."""
+def tell(data: Any, benchmark_data: Any) -> None:
+    """Say where the data lies: ``data``, a folder that holds one for each public benchmark, or ``benchmark_data``, that
+    of the benchmark itself; ``None`` for the usual places."""
     global _told
-    _told = {"data": check("data", data, Folder | None), "own": check("benchmark.data", own, Folder | None)}
+    _told = check("data", data, Folder | None), check("benchmark.data", benchmark_data, Folder | None)
 
 
 def root(name: str | None) -> str | None:
     """The folder of a benchmark as told; of one that is no public one (``None``) only its own."""
     from stsimdiff.data.benchmarks import folder_in
 
-    if _told is None or _told["own"]:
-        return _told["own"] if _told else None
-    return str(folder_in(Path(_told["data"]), name)) if _told["data"] and name else None
+    data, benchmark_data = _told or (None, None)
+    if benchmark_data or not data or not name:
+        return benchmark_data
+    return str(folder_in(Path(data), name))
 
 
 @contextmanager

@@ -115,8 +115,8 @@ class StSimDiff(lmms):
                     raise ConfigError(f"--model_args: {key} is given twice; write it once, here or as a flag")
             # As text: lmms-eval's parser would turn a run named 2024_11_25 into a number, and -1 into -1.0.
             values = [word.partition("=")[2].strip() for word in words]
-            given: dict[str, Any] = dict(zip(keys, values, strict=True))
-            return cls(**given, **flags)
+            arguments: dict[str, Any] = dict(zip(keys, values, strict=True))
+            return cls(**arguments, **flags)
 
     def _check(
         self, overrides: list[str], task: Any = None, generation: Mapping[str, Any] | None = None
@@ -133,11 +133,11 @@ class StSimDiff(lmms):
                 raise ConfigError("--model_args names one arm; sweep with python -m stsimdiff -m instead")
             budget_from_config(config)  # also where the method has no budget
             settings = settings_from_config(config)
-            if lacking := absent_weights([config]):
-                raise MissingParts(lacking)
+            if absent := absent_weights([config]):
+                raise MissingParts(absent)
             if generation is not None:
-                asked = _asked(generation, settings.benchmark.generation, task)
-                benchmark = dataclasses.replace(settings.benchmark, generation=asked)
+                limits = _asked(generation, settings.benchmark.generation, task)
+                benchmark = dataclasses.replace(settings.benchmark, generation=limits)
                 settings = dataclasses.replace(settings, benchmark=benchmark)
             arm = arm_from_config(config, settings)
             if generation is None:
@@ -167,10 +167,10 @@ class StSimDiff(lmms):
             )
         answers: dict[tuple[str, str], str] = {}
         self.unread: list[str] = []
-        for task_name, asked in by_task.items():
-            questions = [question for _, question in asked]
-            answers.update(self._answer(task_name, asked[0][0], questions, generations[task_name]))
-        keys = [(name, question.id) for name, asked in by_task.items() for _, question in asked]
+        for task_name, pairs in by_task.items():
+            questions = [question for _, question in pairs]
+            answers.update(self._answer(task_name, pairs[0][0], questions, generations[task_name]))
+        keys = [(name, question.id) for name, pairs in by_task.items() for _, question in pairs]
         missing = [key for key in keys if key not in answers]
         if missing:
             raise SystemExit(
@@ -243,11 +243,11 @@ def _words(arguments: str) -> list[str]:
     return words
 
 
-def _asked(given: Mapping[str, Any], own: Mapping[str, Any], task: Any) -> dict[str, Any]:
+def _asked(requested: Mapping[str, Any], stored: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """How long answers may be, as a task says it or ``--gen_kwargs``; raises as :func:`asked_generation`."""
-    keys = dict(given)
+    keys = dict(requested)
     # Where a task's file says no text that ends an answer, lmms-eval fills in the one between its examples.
-    if not own["until"] and keys.get("until") in (None, [task.config.fewshot_delimiter]):
+    if not stored["until"] and keys.get("until") in (None, [task.config.fewshot_delimiter]):
         keys.pop("until", None)
     return asked_generation(keys, "--gen_kwargs")
 

@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError: for wrong input, before a model is loaded.
         RunFailed: when an arm failed; the others were measured.
     """
-    given = _parse(arguments)
-    configurations = base.configurations(given.settings)
+    options = _parse(arguments)
+    configurations = base.configurations(options.settings)
     passes = passes_of(configurations)
     folder = _folder(passes)
     check_presence(configurations, passes)
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from stsimdiff.latency.protocol import PassMeasurement, Protocol
 
     rehearse(passes)
-    protocol = Protocol(given.questions, given.repeats, given.warmup, given.new_tokens)
-    asked = [_questions(one.settings, protocol) for one in passes]
+    protocol = Protocol(options.questions, options.repeats, options.warmup, options.new_tokens)
+    questions_by_pass = [_questions(run_pass.settings, protocol) for run_pass in passes]
     make_folder(folder)
     # Imported before the measuring, so that an interruption finds it ready.
     from stsimdiff.latency import table
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         drop_torn_line(folder / MEASUREMENTS)
         shared = SharedModel()
-        for one, questions in zip(passes, asked, strict=True):
-            family = shared.family(one.settings, load_model)
+        for run_pass, questions in zip(passes, questions_by_pass, strict=True):
+            family = shared.family(run_pass.settings, load_model)
             failures += PassMeasurement(
-                one.settings, list(one.arms.values()), questions, protocol, family
+                run_pass.settings, list(run_pass.arms.values()), questions, protocol, family
             ).run()
             del family  # another model may need the room
     finally:
@@ -108,10 +108,10 @@ def _from(least: int) -> Any:
 
 def _folder(passes: Sequence[Pass]) -> Path:
     """The run's folder; checks what does not go with this command."""
-    folders = {one.settings.folder for one in passes}
+    folders = {run_pass.settings.folder for run_pass in passes}
     if len(folders) > 1:
         raise ConfigError("run and results name one folder here; leave them out of the sweep")
-    if any(one.settings.plan for one in passes):
+    if any(run_pass.settings.plan for run_pass in passes):
         raise ConfigError("plan=true does not go with profile; plan the run without `profile`")
     if ranks().world > 1:
         raise ConfigError("profile measures in one process: start it without torch.distributed.run")
@@ -120,12 +120,12 @@ def _folder(passes: Sequence[Pass]) -> Path:
 
 def _questions(settings: Settings, protocol: Protocol) -> list[Question]:
     """The first question about each of the first videos."""
-    found: dict[str, Question] = {}
+    by_video: dict[str, Question] = {}
     for question in all_questions(
         load_task(settings.benchmark), settings.limit, settings.benchmark.categories
     ):
-        found.setdefault(question.video, question)
-    chosen = list(found.values())[: protocol.questions]
+        by_video.setdefault(question.video, question)
+    chosen = list(by_video.values())[: protocol.questions]
     if len(chosen) < protocol.questions:
         raise ConfigError(
             f"--questions {protocol.questions} needs as many videos; {settings.benchmark.name} has {len(chosen)} "

@@ -40,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="COLUMN",
         help="accuracies by the values of a column of the benchmark's rows: domain, task_type, duration ...",
     )
-    given = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
 
     from stsimdiff.config.checks import expanded
     from stsimdiff.report.arms import arm_folders
 
     try:
-        settings = _settings(given.settings)
-        output = Path(expanded("--output", given.output)) if given.output else None
-        run_dir = Path(expanded("the run", given.run_dir))
+        settings = _settings(options.settings)
+        output = Path(expanded("--output", options.output)) if options.output else None
+        run_dir = Path(expanded("the run", options.run_dir))
         arm_folders(run_dir)  # whether it is a run, before what takes long to import
 
         from stsimdiff.report.drawing import drawers
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_dir,
             Console(),
             output,
-            older=given.older,
-            full=given.full,
-            column=given.breakdown,
+            older=options.older,
+            full=options.full,
+            column=options.breakdown,
             processes=drawers(),
             **settings,
         )
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
     """What ``columns=`` and ``style=`` say; raises :class:`ConfigError` for other words."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if name not in ("columns", "style") or not equals:
             raise ConfigError(f"report {word}: allowed: columns=A,B and style={'|'.join(VENUES)}")
-        found[name] = value.split(",") if name == "columns" else value
-    return found
+        settings[name] = value.split(",") if name == "columns" else value
+    return settings

@@ -87,5 +87,5 @@ def _declared(word: str | None, docstring: str | None) -> dict[str, str] | None:
     if word is None:
         return None
     paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
-    found = next((text for text in paragraphs if text.startswith("Fidelity: ")), "")
-    return {"word": word, "reason": " ".join(found.removeprefix("Fidelity: ").split())}
+    paragraph = next((text for text in paragraphs if text.startswith("Fidelity: ")), "")
+    return {"word": word, "reason": " ".join(paragraph.removeprefix("Fidelity: ").split())}

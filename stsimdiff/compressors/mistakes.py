@@ -91,23 +91,25 @@ def cause_of(error: BaseException, layout: Layout, attention: Any, run: object) 
     if "None" not in str(error):
         return ""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [frame for frame in frames if not str(frame.f_globals.get("__name__")).startswith(f"{OURS}.engine")]
-    if layout.vision is None and any("vision" in frame.f_code.co_names for frame in own):
+    users = [
+        frame for frame in frames if not str(frame.f_globals.get("__name__")).startswith(f"{OURS}.engine")
+    ]
+    if layout.vision is None and any("vision" in frame.f_code.co_names for frame in users):
         return (
             "layout.vision is None, since the class does not ask for it: write needs_vision: ClassVar[bool] = True "
             "into the compressor"
         )
     for name, flag in (("frames", "needs_frames"), ("memory", "remembers")):
-        named = [frame.f_code.co_names for frame in own if name in frame.f_code.co_names]
+        named = [frame.f_code.co_names for frame in users if name in frame.f_code.co_names]
         # A grid has frames too.
         if getattr(layout, name) is None and any("grid" not in names for names in named):
             return (
                 f"layout.{name} is None, since the class does not ask for it: write {flag}: ClassVar[bool] = True into "
                 "the compressor"
             )
-    if attention is None and any("attention" in frame.f_code.co_varnames for frame in own):
+    if attention is None and any("attention" in frame.f_code.co_varnames for frame in users):
         places: Any = getattr(run, "places", Places())
-        kind = "watched" if any(frame.f_code.co_name == "at_token" for frame in own) else "attention"
+        kind = "watched" if any(frame.f_code.co_name == "at_token" for frame in users) else "attention"
         if not getattr(places, kind):
             return (
                 f"attention is None, since places names no layer whose attention is read: add {kind}=frozenset({{1}}), "
@@ -121,19 +123,19 @@ def cause_of(error: BaseException, layout: Layout, attention: Any, run: object) 
 
 
 def _of_class(cls: type[Compressor]) -> Iterator[str]:
-    own = vars(cls)
+    members = vars(cls)
     loose = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
-    if loose and "__dataclass_params__" not in own:
+    if loose and "__dataclass_params__" not in members:
         yield f"lacks @dataclass(frozen=True), without which {loose[0]} is no parameter; write it above the class"
-    lacking = sorted(getattr(cls, "__abstractmethods__", ()))
-    for name in lacking:
-        close = difflib.get_close_matches(name, [key for key in own if key not in lacking], n=1)
+    abstract = sorted(getattr(cls, "__abstractmethods__", ()))
+    for name in abstract:
+        close = difflib.get_close_matches(name, [key for key in members if key not in abstract], n=1)
         meant = f"; is {close[0]} meant to be it?" if close else ""
-        if name == "start" and any(place in own for place in OF_A_RUN):
+        if name == "start" and any(place in members for place in OF_A_RUN):
             continue
         yield f"lacks {name}: write def {name}(self, {OF_A_COMPRESSOR.get(name, '...')}){meant}"
     for name in (*OF_A_RUN, "places"):
-        if name in own:
+        if name in members:
             yield (
                 f"has {name}, which belongs to the run of one video: start(layout, budget) returns that, a class "
                 f"derived from {BASE}.Run"
@@ -153,11 +155,11 @@ class _Place:
 
 def _of_run(run: Any, name: str) -> Iterator[str]:
     if not isinstance(run, Run):
-        said = "None; is a return missing" if run is None else f"a {type(run).__name__}"
+        result = "None; is a return missing" if run is None else f"a {type(run).__name__}"
         if isinstance(run, type) and issubclass(run, Run):
-            said = f"the class {run.__name__} and not one of it; are its brackets missing"
+            result = f"the class {run.__name__} and not one of it; are its brackets missing"
         yield (
-            f"{name}.start returned {said}{'?' if 'missing' in said else ';'} It returns the run of one video: an "
+            f"{name}.start returned {result}{'?' if 'missing' in result else ';'} It returns the run of one video: an "
             f"instance of a class derived from {BASE}.Run"
         )
         return
@@ -177,9 +179,9 @@ def _of_run(run: Any, name: str) -> Iterator[str]:
         if not hasattr(value, "__iter__") or any(type(layer) is not int for layer in value):
             yield f"Places({kind}={value!r}) of {where} is no set of layers; write {kind}=frozenset({{2}})"
             return
-    asked = {"at_input": places.input, "before_layer": places.before, "between": places.between}
-    asked["at_token"] = places.decoding
-    for act, announced in asked.items():
+    places_of = {"at_input": places.input, "before_layer": places.before, "between": places.between}
+    places_of["at_token"] = places.decoding
+    for act, announced in places_of.items():
         if announced and act not in acts:
             yield f"{where} announces {act} in its places and lacks it; write def {act}(self, {OF_A_RUN[act]})"
     # That of the coming layer is there before the layer runs.
@@ -209,23 +211,23 @@ def _signatures(cls: type, called: dict[str, str]) -> Iterator[str]:
         try:
             inspect.signature(function).bind(None, *[None] * count)
         except TypeError:
-            given = ", ".join(inspect.signature(function).parameters)
+            parameters = ", ".join(inspect.signature(function).parameters)
             yield (
-                f"{cls.__name__}.{name} ({place_of(function)}) takes ({given}) and is called with more or less: write "
-                f"def {name}(self, {arguments})"
+                f"{cls.__name__}.{name} ({place_of(function)}) takes ({parameters}) and is called with more or less: "
+                f"write def {name}(self, {arguments})"
             )
         if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
             yield f"{cls.__name__}.{name} ({place_of(function)}) must return its result: it has yield or async"
 
 
-def is_compressor(found: Any) -> bool:
+def is_compressor(thing: Any) -> bool:
     """Whether something is a class of compressors whose parameters are its fields."""
     # Arguments of an __init__ of its own would be no fields: they could not be set, nor make another arm.
     return (
-        isinstance(found, type)
-        and issubclass(found, Compressor)
-        and is_dataclass(found)
-        and ("__dataclass_params__" in vars(found) or "__init__" not in vars(found))
+        isinstance(thing, type)
+        and issubclass(thing, Compressor)
+        and is_dataclass(thing)
+        and ("__dataclass_params__" in vars(thing) or "__init__" not in vars(thing))
     )
 
 

@@ -80,8 +80,8 @@ class Arm:
 
     def build(self) -> Compressor:
         """The compressor itself."""
-        given = dict(self.compressor)
-        return _made(_compressor_class(given.pop("_target_")), given)
+        parameters = dict(self.compressor)
+        return _made(_compressor_class(parameters.pop("_target_")), parameters)
 
 
 def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
@@ -96,21 +96,21 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
         BudgetError: for a budget that the method can never meet.
     """
     settings = settings or settings_from_config(cfg)
-    given = group(cfg, "compressor")
-    cls = _compressor_class(given.get("_target_"))
-    compressor = _made(cls, {key: value for key, value in given.items() if key != "_target_"})
+    node = group(cfg, "compressor")
+    cls = _compressor_class(node.get("_target_"))
+    compressor = _made(cls, {key: value for key, value in node.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
     _check_positions(compressor, settings.model.family)
     try:
         compressor.check(budget, settings.model.layers)
     except ValueError as error:
-        raise ConfigError(f"compressor {given['_target_']} refuses this budget or model: {error}") from error
+        raise ConfigError(f"compressor {node['_target_']} refuses this budget or model: {error}") from error
     parameters = {field.name: getattr(compressor, field.name) for field in dataclasses.fields(compressor)}
     config = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_jsonable(parameters)}
     known = config | {name: _contents(name, config[name]) for name in folders(cls)}
     method, code = _method_name(cls), compressors.code_version(cls, *map(type, compressor.parts))
     shown = told(cfg, "compressor")
-    safe = {key: shown[key] for key in given if key != "_target_" and shown[key] != given[key]}
+    safe = {key: shown[key] for key in node if key != "_target_" and shown[key] != node[key]}
     return Arm(
         method=method,
         label=_label(method, compressor, settings.seed, safe),
@@ -173,8 +173,8 @@ def _identity(
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (categories, limit) and where the answers go are left out too.
     model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
-    asked = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
-    benchmark = {key: getattr(settings.benchmark, key) for key in asked}
+    keys = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
+    benchmark = {key: getattr(settings.benchmark, key) for key in keys}
     if settings.benchmark.decoder_code:
         benchmark["decoder_code"] = settings.benchmark.decoder_code
     codes = [code, version_of(*BENEATH)]
@@ -245,14 +245,14 @@ def _compressor_class(target: Any, key: str = "compressor._target_") -> type[Com
             f"{key}={target!r} is no class; write compressor=NAME with one of "
             f"{', '.join(compressors.names())}, or compressor._target_=my_module.MyMethod"
         )
-    found = imported(f"{key}={target}", target, mistakes.of_import)
-    if not mistakes.is_compressor(found):
+    cls = imported(f"{key}={target}", target, mistakes.of_import)
+    if not mistakes.is_compressor(cls):
         raise ConfigError(
             f"{key}={target} is not a compressor; it must be a class derived from "
             "stsimdiff.compressors.base.Compressor or ScoreCompressor, with @dataclass(frozen=True) of its own"
         )
-    mistakes.check_class(found)
-    return found
+    mistakes.check_class(cls)
+    return cls
 
 
 def _made(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:

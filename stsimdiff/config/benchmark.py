@@ -97,19 +97,19 @@ class BenchmarkSettings:
         if not self.source:
             return None
         named = f"metadata.data={self.source} of the task {self.task}"
-        found = imported(named, self.source)
-        if hasattr(found, "FAMILIES") and not hasattr(found, "CATEGORIES"):
+        data_module = imported(named, self.source)
+        if hasattr(data_module, "FAMILIES") and not hasattr(data_module, "CATEGORIES"):
             raise ConfigError(f"{named}: FAMILIES is now called CATEGORIES")
-        return found
+        return data_module
 
 
 def benchmark_settings(
-    given: dict[str, Any], prompts: Mapping[str, str], data: str | None
+    node: dict[str, Any], prompts: Mapping[str, str], data: str | None
 ) -> BenchmarkSettings:
     """The checked group ``benchmark``, its prompt and its folder chosen.
 
     Args:
-        given: the group.
+        node: the group.
         prompts: those that the model's file names, by benchmark.
         data: the folder with a folder for each public benchmark.
 
@@ -119,7 +119,7 @@ def benchmark_settings(
     from stsimdiff.data.benchmarks import BENCHMARKS, by_task, folder_in
     from stsimdiff.video import DECODERS, decoder_of
 
-    benchmark = build(BenchmarkSettings, given, "benchmark")
+    benchmark = build(BenchmarkSettings, node, "benchmark")
     if benchmark.decoder not in DECODERS.builtin:
         benchmark = replace(benchmark, decoder_code=version_of(decoder_of(benchmark.decoder)))
     elif not is_installed({"pyav": "av"}.get(benchmark.decoder, benchmark.decoder)):
@@ -178,17 +178,17 @@ def with_data(benchmark: BenchmarkSettings, needs_data: bool = True) -> Benchmar
 def _task(benchmark: BenchmarkSettings, public: Any) -> dict[str, Any]:
     """``code``, the version of what makes the prompts and scores; ``generation``: how answers end; ``source``."""
     parts = [f"lmms_eval {version('lmms_eval')}"]
-    given: dict[str, Any] = {}
-    said: dict[str, Any] = {}
+    generation: dict[str, Any] = {}
+    metadata_values: dict[str, Any] = {}
     file = task_file(benchmark.task, benchmark.tasks)
-    for one in (file, public.stock_file) if public else (file,):
-        config, sources = read_task(one)
-        given |= config.get("generation_kwargs") or {}
-        metadata = config.get("metadata") if one == file else None
+    for task_yaml in (file, public.stock_file) if public else (file,):
+        config, sources = read_task(task_yaml)
+        generation |= config.get("generation_kwargs") or {}
+        metadata = config.get("metadata") if task_yaml == file else None
         for part in metadata if isinstance(metadata, list) else [metadata]:
-            said |= part if isinstance(part, dict) else {}
+            metadata_values |= part if isinstance(part, dict) else {}
         parts.append(task_version(config, sources))
     if benchmark.max_new_tokens is not None:
-        given["max_new_tokens"] = benchmark.max_new_tokens
-    asked = asked_generation(given, f"benchmark.task={benchmark.task}")
-    return {"code": ", ".join(parts), "generation": asked, "source": said.get("data")}
+        generation["max_new_tokens"] = benchmark.max_new_tokens
+    checked_generation = asked_generation(generation, f"benchmark.task={benchmark.task}")
+    return {"code": ", ".join(parts), "generation": checked_generation, "source": metadata_values.get("data")}

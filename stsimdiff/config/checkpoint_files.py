@@ -43,25 +43,25 @@ NEUTRAL_ONE = ("repetition_penalty", "encoder_repetition_penalty")
 """Factors, of which 1 changes nothing; of all others that is what is empty, 0 or false."""
 
 
-def files_read(folder: Path, family: str, trusted: bool = False, own: bool = False) -> dict[str, Path]:
+def files_read(folder: Path, family: str, trusted: bool = False, is_own: bool = False) -> dict[str, Path]:
     """The files that loading a checkpoint reads, by a name that does not depend on where the folder lies.
 
     Args:
         folder: the checkpoint.
         family: its model family.
         trusted: whether code of the checkpoint runs.
-        own: whether the family is a user's own: then every file counts that is no trace of a training.
+        is_own: whether the family is a user's own: then every file counts that is no trace of a training.
     """
-    if own:
-        found: dict[Any, Any] = {}
+    if is_own:
+        files: dict[Any, Any] = {}
         for part in (folder, *sorted(file.parent for file in folder.glob("*/config.json"))):
             if part == folder or not STRAY.fullmatch(part.name):
-                found |= {
+                files |= {
                     file.relative_to(folder).as_posix(): file
                     for file in part.iterdir()
                     if file.is_file() and not STRAY.fullmatch(file.name)
                 }
-        return found
+        return files
     chosen = []
     for part in (folder, *(folder / name for name in info(family).parts)):
         if not part.is_dir():
@@ -72,11 +72,11 @@ def files_read(folder: Path, family: str, trusted: bool = False, own: bool = Fal
         if trusted:
             # The checkpoint's modules may lie in packages.
             chosen += [file for file in part.rglob("*.py") if not _hidden(file.relative_to(part))]
-    found = {file.relative_to(folder).as_posix(): file for file in chosen if file.is_file()}
+    files = {file.relative_to(folder).as_posix(): file for file in chosen if file.is_file()}
     if info(family).tower:
         tower = tower_file(folder, str(_json(folder / "config.json").get("mm_vision_tower")))
-        found |= {"vision_tower_config.json": tower} if tower else {}
-    return found
+        files |= {"vision_tower_config.json": tower} if tower else {}
+    return files
 
 
 def _hidden(path: Path) -> bool:
@@ -88,20 +88,20 @@ def _weights(folder: Path) -> list[Path]:
     named = _json(folder / "config.json").get("transformers_weights")
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     first = folder / str(named) if named else whole if whole.is_file() else index
-    found = [first, *folder.glob("adapter_model.safetensors")]
+    files = [first, *folder.glob("adapter_model.safetensors")]
     if first.name.endswith(".index.json"):
         shards = _json(first).get("weight_map")
-        found += [folder / str(name) for name in set(shards.values())] if isinstance(shards, dict) else []
-    return found
+        files += [folder / str(name) for name in set(shards.values())] if isinstance(shards, dict) else []
+    return files
 
 
-def checkpoint_version(folder: Path, family: str, trusted: bool = False, own: bool = False) -> str:
+def checkpoint_version(folder: Path, family: str, trusted: bool = False, is_own: bool = False) -> str:
     """12 hex digits that change with the content of any file that loading reads; see :func:`files_read`.
 
     Raises:
         DataError: for a file that cannot be read.
     """
-    files = files_read(folder, family, trusted, own)
+    files = files_read(folder, family, trusted, is_own)
     say_what_takes_long(files.values(), f"the checkpoint {folder}")
     try:
         parts = [[name, file_digest(file)] for name, file in sorted(files.items())]
@@ -116,12 +116,12 @@ def generation(folder: Path, family: str) -> dict[str, Any]:
     The stock class reads ``generation_config.json``; without that file, what an old ``config.json`` says of generation.
     """
     folder = folder / "llm" if "llm" in info(family).parts else folder
-    given = _json(folder / "generation_config.json")
-    if not given:
+    values = _json(folder / "generation_config.json")
+    if not values:
         config = _json(folder / "config.json")
         text = config.get("text_config")
-        given = {**config, **(text if isinstance(text, dict) else {})}
-    return {name: given[name] for name in GENERATION if name in given and not _neutral(name, given[name])}
+        values = {**config, **(text if isinstance(text, dict) else {})}
+    return {name: values[name] for name in GENERATION if name in values and not _neutral(name, values[name])}
 
 
 def _neutral(name: str, value: Any) -> bool:
@@ -133,6 +133,6 @@ def _neutral(name: str, value: Any) -> bool:
 def _json(file: Path) -> dict[str, Any]:
     """What a file says; nothing where it is absent or broken, which loading reports."""
     with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
     return {}

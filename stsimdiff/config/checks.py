@@ -48,29 +48,29 @@ Name = Annotated[
 Seconds = Annotated[int | float, Field(gt=0, description="a number above 0")]
 
 
-def expanded(name: str, given: str) -> str:
+def expanded(name: str, path: str) -> str:
     """A path with ``~`` and ``$VARIABLES`` filled in.
 
     Raises:
         ConfigError: for an unknown user or variable, and for what can be no path.
     """
-    for found in VARIABLE.finditer(given):
-        variable = found[1] or found[2]
+    for match in VARIABLE.finditer(path):
+        variable = match[1] or match[2]
         if not os.environ.get(variable):
-            raise ConfigError(f"{name}={given}: the environment variable {variable} is not set, or empty")
-    place = os.path.expanduser(os.path.expandvars(given))
+            raise ConfigError(f"{name}={path}: the environment variable {variable} is not set, or empty")
+    place = os.path.expanduser(os.path.expandvars(path))
     if place.startswith("~"):
         raise ConfigError(
-            f"{name}={given}: there is no user {place.partition('/')[0][1:]}; write the whole path"
+            f"{name}={path}: there is no user {place.partition('/')[0][1:]}; write the whole path"
         )
     if UNPRINTABLE.search(place):
         raise ConfigError(
-            f"{name}={given}: the path holds characters that cannot be shown or stored; use another"
+            f"{name}={path}: the path holds characters that cannot be shown or stored; use another"
         )
     longest = max(len(os.fsencode(part)) for part in place.split("/"))
     if longest > MOST_NAME or len(os.fsencode(place)) > MOST_PATH:
         raise ConfigError(
-            f"{name}={given}: the path is too long; allowed: {MOST_PATH} bytes, {MOST_NAME} for each folder"
+            f"{name}={path}: the path is too long; allowed: {MOST_PATH} bytes, {MOST_NAME} for each folder"
         )
     return place
 
@@ -100,10 +100,10 @@ def told(cfg: DictConfig, group: str) -> dict[str, Any]:
     written: Any = OmegaConf.to_container(cfg, resolve=False)
     names = set(ENVIRONMENT.findall(str(written)))
     values = {os.environ[name]: f"${{oc.env:{name}}}" for name in names if os.environ.get(name)}
-    found: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+    filled_in: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
     return {
         key: _hidden(value, values) if "${" in str(written[group][key]) else value
-        for key, value in found.items()
+        for key, value in filled_in.items()
     }
 
 
@@ -113,8 +113,8 @@ def _hidden(value: Any, values: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_hidden(item, values) for item in value]
     if isinstance(value, str):
-        for said in sorted(values, key=len, reverse=True):
-            value = value.replace(said, values[said])
+        for secret in sorted(values, key=len, reverse=True):
+            value = value.replace(secret, values[secret])
     return value
 
 

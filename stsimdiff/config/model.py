@@ -96,7 +96,7 @@ class ModelSettings:
         return values | self.options
 
 
-def model_settings(given: dict[str, Any]) -> ModelSettings:
+def model_settings(node: dict[str, Any]) -> ModelSettings:
     """The checked group ``model``.
 
     Raises:
@@ -105,16 +105,18 @@ def model_settings(given: dict[str, Any]) -> ModelSettings:
     from stsimdiff import models
 
     known = settable(ModelSettings)
-    if "family" in given:
-        checked(ModelSettings, {"family": given["family"]}, "model")
-        if models.is_own(given["family"]):
-            _own_family(given["family"])
-        options = models.options_of(given["family"])
+    if "family" in node:
+        checked(ModelSettings, {"family": node["family"]}, "model")
+        if models.is_own(node["family"]):
+            _own_family(node["family"])
+        options = models.options_of(node["family"])
     else:
         options = {}
-    only("model", given, (*known, *options))
-    own = {name: check(f"model.{name}", given[name], own_hint(values)) for name, values in options.items()}
-    model = build(ModelSettings, {name: given[name] for name in known}, "model", options=own)
+    only("model", node, (*known, *options))
+    family_options = {
+        name: check(f"model.{name}", node[name], own_hint(values)) for name, values in options.items()
+    }
+    model = build(ModelSettings, {name: node[name] for name in known}, "model", options=family_options)
     if model.device_map is not None and model.device != "auto":
         raise ConfigError(
             f"model.device={model.device} and model.device_map={model.device_map} say different things; leave one of "
@@ -138,8 +140,8 @@ def with_checkpoint(model: ModelSettings, needs_weights: bool = True) -> ModelSe
     from stsimdiff.models.presence import fetching, instead
 
     if not needs_weights and model.name != "embedded":
-        given = Path(model.path) if model.path else None
-        if given is None or not (given / "config.json").is_file():
+        folder = Path(model.path) if model.path else None
+        if folder is None or not (folder / "config.json").is_file():
             return model
     path = _checkpoint(model)
     if not (path / "config.json").is_file():
@@ -150,22 +152,22 @@ def with_checkpoint(model: ModelSettings, needs_weights: bool = True) -> ModelSe
             else "make train-embedded makes it"
         )
         raise DataError(f"no checkpoint at model.path={path}; {instead(path) or hint}")
-    own = models.is_own(model.family)
+    is_own = models.is_own(model.family)
     return replace(
         model,
         path=str(path.resolve()),
         layers=_layers(path),
-        checkpoint=checkpoint_version(path, model.family, model.trust_remote_code, own),
+        checkpoint=checkpoint_version(path, model.family, model.trust_remote_code, is_own),
         generation=generation(path, model.family),
-        code=_family_code(model.family, own),
+        code=_family_code(model.family, is_own),
     )
 
 
-def _family_code(family: str, own: bool) -> str:
+def _family_code(family: str, is_own: bool) -> str:
     """Version of the code that loads, encodes and prompts; a built-in family is not imported for it."""
     from stsimdiff import models
 
-    if own:
+    if is_own:
         return version_of(models.resolve(family))
     module, _, name = models.info(family).cls.partition(".")[2].rpartition(".")
     return version_of(f"{module}:{name}")

@@ -32,20 +32,20 @@ def check_protocol(cfg: DictConfig) -> None:
     Raises:
         ConfigError: for a protocol that is unknown, changed, or of another family.
     """
-    given = group(cfg, "protocol")
-    one_of("protocol", given.get("name"), names())
-    own = _file(given["name"])["protocol"]
-    for key in {**own, **given}:
-        if key not in given or key not in own or given[key] != own[key]:
+    node = group(cfg, "protocol")
+    one_of("protocol", node.get("name"), names())
+    stored = _file(node["name"])["protocol"]
+    for key in {**stored, **node}:
+        if key not in node or key not in stored or node[key] != stored[key]:
             raise ConfigError(
-                f"protocol.{key}={given.get(key)!r} is not what protocol={given['name']} says; choose another "
+                f"protocol.{key}={node.get(key)!r} is not what protocol={node['name']} says; choose another "
                 "protocol=NAME, or change the model's settings: the table names what differs from the protocol"
             )
     family = cfg.model.family
-    if own["family"] not in (None, family):
+    if stored["family"] not in (None, family):
         fitting = [name for name in names() if _file(name)["protocol"]["family"] in (None, family)]
         raise ConfigError(
-            f"protocol={given['name']} is one of model.family={own['family']}, not of {family}; allowed: "
+            f"protocol={node['name']} is one of model.family={stored['family']}, not of {family}; allowed: "
             f"{', '.join(fitting)}"
         )
 
@@ -94,11 +94,11 @@ def _changed(cfg: DictConfig, model: Mapping[str, Any], benchmark: BenchmarkSett
     """What a configuration says otherwise than the protocol of the model, as words of the command line."""
     changed = []
     for key, value in model.items():
-        found = cfg.model.get(key)
+        configured = cfg.model.get(key)
         if key == "prompts":
-            asked = value.get(benchmark.name)
-            if asked not in (None, benchmark.prompt):
+            prompt = value.get(benchmark.name)
+            if prompt not in (None, benchmark.prompt):
                 changed.append(f"benchmark.prompt={benchmark.prompt}")
-        elif found != value:
-            changed.append(f"model.{key}={'null' if found is None else found}")
+        elif configured != value:
+            changed.append(f"model.{key}={'null' if configured is None else configured}")
     return changed

@@ -158,10 +158,10 @@ def settings_from_config(cfg: DictConfig) -> Settings:
         wandb_mode(values["logger"].mode)
     values["cache"] = build(CacheSettings, group(cfg, "cache"), "cache")
     values["video"] = build(VideoSettings, group(cfg, "video"), "video")
-    given, asked = group(cfg, "model"), group(cfg, "benchmark")
+    model_node, benchmark_node = group(cfg, "model"), group(cfg, "benchmark")
     check_protocol(cfg)
-    model = model_settings(given)
-    benchmark = benchmark_settings(asked, model.prompts or {}, data)
+    model = model_settings(model_node)
+    benchmark = benchmark_settings(benchmark_node, model.prompts or {}, data)
     # Free text that is stored and shown.
     model = replace(model, name=told(cfg, "model")["name"])
     safe = told(cfg, "benchmark")
@@ -196,21 +196,21 @@ def budget_from_config(cfg: DictConfig) -> Budget:
     Raises:
         ConfigError: for an unknown kind or key, or a retention out of range.
     """
-    given = group(cfg, "budget")
-    only("budget", given, settable(Budget))
-    return Budget(**given)
+    node = group(cfg, "budget")
+    only("budget", node, settable(Budget))
+    return Budget(**node)
 
 
 def _together(*parts: Callable[[], Any]) -> list[Any]:
     """What each part gives, or all that is missing: a user should not have to fetch things one by one."""
-    found, missing = [], []
+    results, missing = [], []
     for part in parts:
         try:
-            found.append(part())
+            results.append(part())
         except MissingParts as error:
             missing += error.parts
         except DataError as error:
             missing.append(str(error))
     if missing:
         raise MissingParts(missing)
-    return found
+    return results

@@ -34,18 +34,20 @@ def expand(cfg: DictConfig, overrides: Sequence[str], compose: Compose) -> list[
             "arms must be a list of command lines, such as ['compressor=random budget.retention=0.3']"
         )
     parser = OverridesParser.create()
-    given = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
-    found: list[DictConfig] = []
+    keys = {override.key_or_group for override in parser.parse_overrides(list(overrides))}
+    configurations: list[DictConfig] = []
     for line in lines:
         words = parser.parse_overrides(arm_words(line))
         for word in words:
-            if word.key_or_group in given:
+            if word.key_or_group in keys:
                 raise ConfigError(
                     f"{word.key_or_group} is set by the arms of this experiment ({line}); leave it out, or leave the "
                     "experiment out and sweep with -m"
                 )
-        found += composed(([*overrides, *combination] for combination in combinations(words)), compose)
-    return found
+        configurations += composed(
+            ([*overrides, *combination] for combination in combinations(words)), compose
+        )
+    return configurations
 
 
 def composed(jobs: Iterable[Sequence[str]], compose: Compose) -> Iterator[DictConfig]:

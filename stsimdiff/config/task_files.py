@@ -36,29 +36,31 @@ MEANINGLESS = ("top_p", "top_k", "min_p", "typical_p", "seed", "image_aspect_rat
 NAMED = re.compile(r"^task:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
 
 
-def task_file(name: str, own: str | None) -> Path:
+def task_file(name: str, user_folder: str | None) -> Path:
     """The YAML of a task, of ours or in a user's own folder.
 
     Args:
         name: as the YAML's key ``task`` says it.
-        own: the user's folder, ``benchmark.tasks``.
+        user_folder: ``benchmark.tasks``.
 
     Raises:
         ConfigError: when there is no such task, or lmms-eval has another one of the same name: it would run its own.
     """
-    place = Path(own) if own else folder("tasks")
+    place = Path(user_folder) if user_folder else folder("tasks")
     if not place.is_dir():
-        raise ConfigError(f"benchmark.tasks={own} is no folder")
+        raise ConfigError(f"benchmark.tasks={user_folder} is no folder")
     files = _named(place)
-    if own and not files:
-        raise ConfigError(f"benchmark.tasks={own} holds no YAML file with a line `task: NAME`")
+    if user_folder and not files:
+        raise ConfigError(f"benchmark.tasks={user_folder} holds no YAML file with a line `task: NAME`")
     if name not in files:
         where = (
-            f"benchmark.tasks={own} has no task {name!r}" if own else f"benchmark.task={name!r} is unknown"
+            f"benchmark.tasks={user_folder} has no task {name!r}"
+            if user_folder
+            else f"benchmark.task={name!r} is unknown"
         )
-        hint = "" if own else "; benchmark.tasks=DIR names a folder with tasks of your own"
+        hint = "" if user_folder else "; benchmark.tasks=DIR names a folder with tasks of your own"
         raise ConfigError(f"{where}; allowed: {', '.join(sorted(files))}{suggestion(name, files)}{hint}")
-    if own and name in {**_stock(), **_named(folder("tasks"))}:
+    if user_folder and name in {**_stock(), **_named(folder("tasks"))}:
         raise ConfigError(
             f"{files[name]}: task: {name} is also the name of a task of lmms-eval or of stsimdiff, which would be run "
             f"in its place without a word; call yours something else, such as my_{name}"
@@ -68,15 +70,15 @@ def task_file(name: str, own: str | None) -> Path:
 
 def _named(place: Path) -> dict[str, Path]:
     """The tasks below a folder by name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(place.rglob("*.yaml")):
         for name in NAMED.findall(file.read_text(encoding="utf-8", errors="replace")):
-            if name in found:
+            if name in files:
                 raise ConfigError(
-                    f"{found[name]} and {file} both say task: {name}; a name stands for one task"
+                    f"{files[name]} and {file} both say task: {name}; a name stands for one task"
                 )
-            found[name] = file
-    return found
+            files[name] = file
+    return files
 
 
 @cache
@@ -109,16 +111,16 @@ def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:
 
     Loader.add_constructor("!function", function)
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"the task's file {file} cannot be read: {error}") from error
-    included = found.pop("include", [])
+    included = content.pop("include", [])
     whole: dict[str, Any] = {}
     for name in reversed([included] if isinstance(included, str) else included):
         config, more = read_task(file.parent / name)
         whole |= config
         sources |= more
-    return whole | found, {path for path in sources if path.is_file()}
+    return whole | content, {path for path in sources if path.is_file()}
 
 
 def task_version(config: Mapping[str, Any], sources: set[Path]) -> str:

@@ -28,13 +28,13 @@ def wandb_mode(mode: str | None) -> str | None:
     """
     if mode not in (None, *MODES):
         raise ConfigError(f"logger.mode={mode} is unknown; allowed: {', '.join(MODES)}, or null for offline")
-    said = os.environ.get("WANDB_MODE")
-    if said and said not in ENVIRONMENT:
+    variable = os.environ.get("WANDB_MODE")
+    if variable and variable not in ENVIRONMENT:
         raise ConfigError(
-            f"WANDB_MODE={said} is unknown; allowed: {', '.join(ENVIRONMENT)}; unset or correct it"
+            f"WANDB_MODE={variable} is unknown; allowed: {', '.join(ENVIRONMENT)}; unset or correct it"
         )
     if mode is None:
-        return None if said and ENVIRONMENT[said] is None else "offline"
+        return None if variable and ENVIRONMENT[variable] is None else "offline"
     if mode == "online" and not has_key():
         raise ConfigError(
             "logger.mode=online needs a key of W&B: run `wandb login`, set WANDB_API_KEY, or use logger.mode=offline"

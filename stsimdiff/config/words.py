@@ -72,7 +72,7 @@ def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
     """
     parser = OverridesParser.create()
     known: dict[str, Any] = {}
-    found: list[str] = []
+    settled_words: list[str] = []
     for word in words:
         if word.startswith("benchmark.tasks="):
             (override,) = parser.parse_overrides([_with_home(word)])
@@ -87,8 +87,8 @@ def settled(words: Sequence[str], sweep: str = "-m ") -> list[str]:
         if key in known:
             raise ConfigError(f"{key} is given twice, as {known[key]} and {word}; write it once")
         known[key] = word
-        found.append(word if override.is_delete() else _settled(override, sweep))
-    return found
+        settled_words.append(word if override.is_delete() else _settled(override, sweep))
+    return settled_words
 
 
 def arm_words(line: str) -> list[str]:
@@ -128,14 +128,14 @@ def options(group: str) -> list[str]:
 
 def _settled(override: Override, sweep: str) -> str:
     word, key = str(override.input_line), override.key_or_group
-    said, _, written = word.partition("=")
+    assigned, _, written = word.partition("=")
     if key in groups() or key == LAUNCHER:
         _check_choice(override, sweep)
     if override.value_type == ValueType.INTERVAL_SWEEP:
         raise ConfigError(f"{word}: only lists of values can be swept, such as {sweep}{key}=1,2,3")
     value = override._value
     if isinstance(value, Glob) or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        return f"{said}={','.join(_matching(override))}"
+        return f"{assigned}={','.join(_matching(override))}"
     if isinstance(value, RangeSweep):
         # 0.1 + 0.2 is not 0.3 in binary, but it is meant to be.
         numbers = [float(f"{n:.12g}") if isinstance(n, float) else n for n in override.sweep_iterator()]
@@ -143,12 +143,12 @@ def _settled(override: Override, sweep: str) -> str:
             raise ConfigError(
                 f"{word} is an empty range; allowed: range(start, stop, step) with values in it"
             )
-        return f"{said}={','.join(map(str, numbers))}"
+        return f"{assigned}={','.join(map(str, numbers))}"
     if key in TEXT:
         if isinstance(value, (bool, int, float)):
-            return f"{said}={quoted(written)}"
+            return f"{assigned}={quoted(written)}"
         if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not set(written) & set("'\"[{("):
-            return f"{said}={','.join(quoted(part.strip()) for part in written.split(','))}"
+            return f"{assigned}={','.join(quoted(part.strip()) for part in written.split(','))}"
     return word
 
 
@@ -212,14 +212,19 @@ def offer_benchmarks(place: str, names: Collection[str] | None = None) -> None:
                 f"{file}: benchmark={file.stem} is one of stsimdiff's; give the file another name"
             )
         try:
-            given = OmegaConf.to_container(OmegaConf.load(file)) or {}
+            settings = OmegaConf.to_container(OmegaConf.load(file)) or {}
         except (OSError, YAMLError) as error:
             raise ConfigError(f"{file} cannot be read: {error}") from error
-        if not isinstance(given, dict):
+        if not isinstance(settings, dict):
             raise ConfigError(f"{file} holds no settings; docs/benchmarks.md shows what belongs there")
         # A key `task` would make lmms-eval's own command take this file for the task.
-        own = {"defaults": ["_base", "_self_"], "name": file.stem, "task": file.stem, "tasks": str(place)}
-        node = OmegaConf.create(own | given, flags={"struct": False})
+        defaults = {
+            "defaults": ["_base", "_self_"],
+            "name": file.stem,
+            "task": file.stem,
+            "tasks": str(place),
+        }
+        node = OmegaConf.create(defaults | settings, flags={"struct": False})
         ConfigStore.instance().store(group="benchmark", name=file.stem, node=node, provider=str(file))
 
 
@@ -239,7 +244,7 @@ def _matching(override: Override) -> list[str]:
         )
     named = [name for name in options(key) if name != "custom"]
     glob: Any = override._value
-    found = glob.filter(named)
-    if not found:
+    matches = glob.filter(named)
+    if not matches:
         raise ConfigError(f"{override.input_line} fits none of {', '.join(named)}")
-    return found
+    return matches

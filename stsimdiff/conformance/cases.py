@@ -126,16 +126,16 @@ def find(path: str | Path) -> list[Case]:
     place = Path(expanded("the case", str(path)))
     if place.is_file():
         return [Case(place)]
-    found: list[Case] = []
+    cases: list[Case] = []
     if place.is_dir():
         folders = [place, *sorted(inner for inner in place.iterdir() if inner.is_dir())]
         for folder in folders:
             if is_folder_case(folder):
-                found += [Case(folder, run) for run in runs(folder)]
+                cases += [Case(folder, run) for run in runs(folder)]
             elif folder == place:
-                found += [Case(file) for file in sorted(folder.glob("*.npz"))]
-    if not found:
+                cases += [Case(file) for file in sorted(folder.glob("*.npz"))]
+    if not cases:
         raise DataError(
             f"no recorded case at {place}: neither a .npz file nor a folder with {INPUT} and checkpoint/"
         )
-    return found
+    return cases

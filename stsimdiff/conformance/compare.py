@@ -53,7 +53,7 @@ class Comparison:
     differences: list[str] = field(default_factory=list)
 
 
-def compare(case: Case, recorded: Fields, own: Arrays) -> Comparison:
+def compare(case: Case, recorded: Fields, outputs: Arrays) -> Comparison:
     """Compare every recorded output of a case with ours.
 
     Raises:
@@ -62,15 +62,15 @@ def compare(case: Case, recorded: Fields, own: Arrays) -> Comparison:
     result = Comparison()
     # The file of a run holds outputs only; its inputs are files of their own.
     replay = None if case.run is not None else replay_of(case, recorded)
-    outputs = [name for name in recorded if replay is None or not replay.is_input(name)]
-    if not outputs:
+    names = [name for name in recorded if replay is None or not replay.is_input(name)]
+    if not names:
         raise DataError(f"{case.recorded} holds no recorded outputs to compare with; replay() gives ours")
-    for name in outputs:
+    for name in names:
         if reason := _matching({**(replay.skipped if replay else {}), **SKIPPED}, name):
             result.skipped[name] = reason
             continue
         result.compared.append(name)
-        difference = _difference(name, recorded, own, replay)
+        difference = _difference(name, recorded, outputs, replay)
         if difference:
             result.differences.append(f"{name}: {difference}")
     return result
@@ -80,14 +80,14 @@ def _matching(table: Mapping[str, Any], name: str) -> Any:
     return next((value for pattern, value in table.items() if re.fullmatch(pattern, name)), None)
 
 
-def _difference(name: str, recorded: Fields, own: Arrays, replay: Replay | None) -> str:
-    if name not in own:
+def _difference(name: str, recorded: Fields, outputs: Arrays, replay: Replay | None) -> str:
+    if name not in outputs:
         return "recorded, but not among our outputs"
     if replay and (rule := _matching(replay.rules, name)):
-        return rule(name, recorded, own)
-    want, have = recorded[name], np.asarray(own[name])
+        return rule(name, recorded, outputs)
+    want, have = recorded[name], np.asarray(outputs[name])
     if name in TIED and len(ties := _ties(recorded)):
-        return _tied_difference(name, recorded, own, ties)
+        return _tied_difference(name, recorded, outputs, ties)
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     if name in RANKED and not np.array_equal(want, have):
@@ -124,25 +124,27 @@ def _ties(recorded: Fields) -> np.ndarray:
     return recorded.get("tie_index", np.array([], dtype=np.int64))
 
 
-def _tied_difference(name: str, recorded: Fields, own: Arrays, ties: np.ndarray) -> str:
+def _tied_difference(name: str, recorded: Fields, outputs: Arrays, ties: np.ndarray) -> str:
     """The survivors outside the ties are equal; inside, each community keeps as many, tied event tokens aside."""
     prefix = "s1_" if name.startswith("s1_") else ""
     keep = "s1_keep_idx" if prefix else "merge_keep_index"
     if keep not in recorded:
         return ""
-    want, have = set(recorded[keep].tolist()), set(np.asarray(own[keep]).tolist())
-    events = set(np.asarray(own["s1_event_idx" if prefix else "event_index"]).tolist())
+    want, have = set(recorded[keep].tolist()), set(np.asarray(outputs[keep]).tolist())
+    events = set(np.asarray(outputs["s1_event_idx" if prefix else "event_index"]).tolist())
     slack = len(events & set(ties.tolist()))
     if name not in ("s1_keep_idx", "merge_keep_index"):
         # Follow from the survivors; only the number of those can be compared beyond them.
-        sizes = recorded[name].size, np.asarray(own[name]).size
+        sizes = recorded[name].size, np.asarray(outputs[name]).size
         if name == "s1_patch_type_out":
             return "" if abs(sizes[0] - sizes[1]) <= slack else f"{sizes[1]} tokens, recorded {sizes[0]}"
-        return _close(recorded[name], np.asarray(own[name]), 1e-9 + slack / _tokens(recorded, own), 0.0)
+        return _close(
+            recorded[name], np.asarray(outputs[name]), 1e-9 + slack / _tokens(recorded, outputs), 0.0
+        )
     outside = (want ^ have) - set(ties.tolist())
     if outside:
         return f"{len(outside)} tokens outside the ties differ, first {min(outside)}"
-    for number, members in enumerate(_communities(own)):
+    for number, members in enumerate(_communities(outputs)):
         tied = members & set(ties.tolist())
         extra = len(have & members) - len(want & members)
         if tied and abs(extra) > len(events & tied):
@@ -150,14 +152,17 @@ def _tied_difference(name: str, recorded: Fields, own: Arrays, ties: np.ndarray)
     return ""
 
 
-def _communities(own: Arrays) -> list[set[int]]:
-    if "s1_component_of" in own:
-        label = own["s1_component_of"]
+def _communities(outputs: Arrays) -> list[set[int]]:
+    if "s1_component_of" in outputs:
+        label = outputs["s1_component_of"]
         return [set(np.flatnonzero(label == number).tolist()) for number in range(label.max() + 1)]
-    return [set(part.tolist()) for part in np.split(own["component_members"], own["component_offsets"][1:-1])]
+    return [
+        set(part.tolist())
+        for part in np.split(outputs["component_members"], outputs["component_offsets"][1:-1])
+    ]
 
 
-def _tokens(recorded: Fields, own: Arrays) -> int:
+def _tokens(recorded: Fields, outputs: Arrays) -> int:
     return int(
-        recorded["image_token_length"] if "image_token_length" in recorded else own["image_token_length"]
+        recorded["image_token_length"] if "image_token_length" in recorded else outputs["image_token_length"]
     )

@@ -53,8 +53,8 @@ def settings_of(folder: Path, run: str) -> dict[str, Any]:
         ConfigError: for a name that says no method this product has.
     """
     for method, (pattern, names) in RUNS.items():
-        if found := pattern.fullmatch(run):
-            settings: dict[str, Any] = dict(zip(names, map(float, found.groups()), strict=True))
+        if match := pattern.fullmatch(run):
+            settings: dict[str, Any] = dict(zip(names, map(float, match.groups()), strict=True))
             settings.update(_noted(folder, run))
             return {**settings, "method": method}
     raise ConfigError(

@@ -23,15 +23,15 @@ SEVEN = (
 )
 
 
-def refused(name: str, recorded: Fields, own: Arrays) -> str:
+def refused(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Rule of a recorded error: ours refuses too, and has no other output; its words are our own."""
-    others = sorted(set(own) - {name})
+    others = sorted(set(outputs) - {name})
     return f"ours gives {', '.join(others)}" if others else ""
 
 
-def same_error(name: str, recorded: Fields, own: Arrays) -> str:
+def same_error(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Rule of a recorded error: of the same type; its words are those of the libraries that it was recorded with."""
-    want, have = (str(fields[name]).partition(":")[0] for fields in (recorded, own))
+    want, have = (str(fields[name]).partition(":")[0] for fields in (recorded, outputs))
     return f"{have}, recorded {want}" if want != have else ""
 
 
@@ -88,5 +88,5 @@ def replay_of(case: Case, data: Fields) -> Replay:
             f"{case.path} is a case of {method!r}, which this product does not implement; it has "
             f"{', '.join(sorted(METHODS))}"
         )
-    found = METHODS[method]
-    return next((part for name, part in found.parts.items() if name in data), found)
+    replay = METHODS[method]
+    return next((part for name, part in replay.parts.items() if name in data), replay)

@@ -93,9 +93,9 @@ def released_method(settings: dict[str, Any], layers: int) -> STSimDiff:
     )
 
 
-def released_edges(found: Thinning, method: STSimDiff, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def released_edges(thinning: Thinning, method: STSimDiff, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Edges ``(E, 2)`` and similarities ``(E,)`` in the recorded order: temporal ones by place, then spatial ones."""
-    edges, value = graph.similar_edges(found.similarities, grid, method.tau_sim, method.edges)
+    edges, value = graph.similar_edges(thinning.similarities, grid, method.tau_sim, method.edges)
     first = edges[:, 0]
     temporal = edges[:, 1] - first == grid.per_frame
     # Ours are temporal, right, bottom, each in raster order; only the temporal ones were recorded in another.
@@ -117,56 +117,56 @@ def replay_stsimdiff(data: Fields) -> Arrays:
     cost = float(data["cost"])
     rows = slice(place.start, place.start + place.grid.tokens)
     tokens = VideoTokens.full(torch.from_numpy(data["hidden"][0, rows]), place.grid)
-    found = st_simdiff.select(tokens, cost, method)
-    out = _first_stage(data, place, found, method)
+    thinning = st_simdiff.select(tokens, cost, method)
+    out = _first_stage(data, place, thinning, method)
     out["s1_sparsity_upper_bound"] = np.float64(st_simdiff.released_ratio(cost, None, layers))
     if "s2_attn" in data:
         out.update(_second_stage(data, place, tokens, method, out))
     return out
 
 
-def _first_stage(data: Fields, place: Sequence, found: Thinning, method: STSimDiff) -> Arrays:
+def _first_stage(data: Fields, place: Sequence, thinning: Thinning, method: STSimDiff) -> Arrays:
     grid, start = place.grid, place.start
     n = grid.tokens
     by_patch = place.by_patch(np.arange(n))
     earlier = np.full(n, -2.0, dtype=np.float32)
-    earlier[grid.per_frame :] = found.similarities.temporal.flatten().numpy()
-    edges, value = released_edges(found, method, grid)
-    keep = place.with_text(found.selection.keep.numpy())
+    earlier[grid.per_frame :] = thinning.similarities.temporal.flatten().numpy()
+    edges, value = released_edges(thinning, method, grid)
+    keep = place.with_text(thinning.selection.keep.numpy())
     component = np.full(place.length, -1)
-    component[start : start + n] = found.communities.label
+    component[start : start + n] = thinning.communities.label
     centrality = np.full(place.length, np.nan, dtype=np.float32)
-    centrality[start : start + n] = found.centrality
+    centrality[start : start + n] = thinning.centrality
     out = {
         "s1_token_index_by_patch": by_patch + start,
         "s1_similarity_by_patch": earlier[by_patch],
         "s1_edges": edges + start,
         "s1_edge_sim": value,
-        "s1_event_idx": np.flatnonzero(found.event) + start,
+        "s1_event_idx": np.flatnonzero(thinning.event) + start,
         "s1_component_of": component,
-        "s1_component_weight": found.weight.astype(np.float32),
-        "s1_component_order": np.argsort(-found.weight, kind="stable"),
-        "s1_components_processed": np.int64(len(found.visited)),
+        "s1_component_weight": thinning.weight.astype(np.float32),
+        "s1_component_order": np.argsort(-thinning.weight, kind="stable"),
+        "s1_components_processed": np.int64(len(thinning.visited)),
         "s1_centrality": centrality,
         "s1_keep_idx": keep,
-        "s1_sparsity_list": np.array([1 - len(found.selection.keep) / n] if len(edges) else []),
+        "s1_sparsity_list": np.array([1 - len(thinning.selection.keep) / n] if len(edges) else []),
     }
     if "patch_type" in data:
         out["s1_patch_type_out"] = data["patch_type"][:, keep]
     if method.edges != "temporal":
-        out["s1_right_sim"] = np.pad(found.similarities.right.numpy(), ((0, 0), (0, 0), (0, 1)))
-        out["s1_bottom_sim"] = np.pad(found.similarities.bottom.numpy(), ((0, 0), (0, 1), (0, 0)))
+        out["s1_right_sim"] = np.pad(thinning.similarities.right.numpy(), ((0, 0), (0, 0), (0, 1)))
+        out["s1_bottom_sim"] = np.pad(thinning.similarities.bottom.numpy(), ((0, 0), (0, 1), (0, 0)))
     return out
 
 
 def _second_stage(
-    data: Fields, place: Sequence, tokens: VideoTokens, method: STSimDiff, own: Arrays
+    data: Fields, place: Sequence, tokens: VideoTokens, method: STSimDiff, first_stage: Arrays
 ) -> Arrays:
     """Stage two, from the recorded survivors of stage one where they are there, as the recording demands."""
     rows = data["s2_attn"].shape[3]
-    recorded = data if "s1_keep_idx" in data and "s1_sparsity_list" in data else own
+    recorded = data if "s1_keep_idx" in data and "s1_sparsity_list" in data else first_stage
     # Survivors that the attention does not fit are wrong; the comparison of stage one says so.
-    source = recorded if len(recorded["s1_keep_idx"]) == rows else own
+    source = recorded if len(recorded["s1_keep_idx"]) == rows else first_stage
     survivors, sparsity = source["s1_keep_idx"], source["s1_sparsity_list"]
     if len(survivors) != rows:
         raise DataError(f"{data.file}: s2_attn covers {rows} tokens, but stage one left {len(survivors)}")
@@ -204,8 +204,8 @@ def replay_framefusion(data: Fields) -> Arrays:
     for i in range(calls):
         if not run.pruning:
             break
-        given = data.get(f"call{i}_in_hidden")
-        hidden = hidden if given is None else given[0]
+        recorded = data.get(f"call{i}_in_hidden")
+        hidden = hidden if recorded is None else recorded[0]
         if len(hidden) != len(present):
             raise DataError(
                 f"{data.file}: call {i} is given {len(hidden)} tokens, but {len(present)} were left"

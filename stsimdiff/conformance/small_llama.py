@@ -26,10 +26,12 @@ STEPS = 8
 
 def model_of(data: Fields) -> Any:
     """The stock model with the recorded weights, in float32."""
-    given = {key: value for key, value in data.meta["config"].items() if key != "attention"}
-    given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
+    config = {key: value for key, value in data.meta["config"].items() if key != "attention"}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
     biased = any(name.endswith("q_proj.bias") for name in data)
-    model: Any = Qwen2ForCausalLM(Qwen2Config(**given)) if biased else LlamaForCausalLM(LlamaConfig(**given))
+    model: Any = (
+        Qwen2ForCausalLM(Qwen2Config(**config)) if biased else LlamaForCausalLM(LlamaConfig(**config))
+    )
     model.eval()
     weights = {}
     for name, value in data.items():
@@ -83,11 +85,11 @@ def answer(model: Any, embeds: Tensor, run: Run, layout: Layout) -> Answer:
         ]
         for step in range(STEPS):
             if step == 0:
-                given = {"inputs_embeds": embeds[None]}
+                inputs = {"inputs_embeds": embeds[None]}
             else:
                 place = torch.tensor([[layout.length + step - 1]])
-                given = {"input_ids": logits[-1].argmax()[None, None], "position_ids": place}
-            logits.append(model(**given, past_key_values=cache, use_cache=True).logits[0, -1])
+                inputs = {"input_ids": logits[-1].argmax()[None, None], "position_ids": place}
+            logits.append(model(**inputs, past_key_values=cache, use_cache=True).logits[0, -1])
             if step == 0:
                 cached = [layer.keys.shape[-2] for layer in cache.layers]
     for hook in hooks:
@@ -129,19 +131,19 @@ def coming(data: Fields, hidden: Tensor) -> LayerInput:
     return LayerInput(layer, hidden[None], {"position_embeddings": embeddings}, None)
 
 
-def _first_steps(name: str, recorded: Fields, own: dict[str, np.ndarray]) -> str:
+def _first_steps(name: str, recorded: Fields, outputs: dict[str, np.ndarray]) -> str:
     """So many steps as were recorded are equal; logits to 1e-4."""
     want = recorded[name]
-    have = np.asarray(own[name])[: len(want)]
+    have = np.asarray(outputs[name])[: len(want)]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     off = np.abs(have - want).max()
     return f"differs by up to {off:.3g}" if off > (1e-4 if name == "logits" else 0) else ""
 
 
-def _cached(name: str, recorded: Fields, own: dict[str, np.ndarray]) -> str:
+def _cached(name: str, recorded: Fields, outputs: dict[str, np.ndarray]) -> str:
     """The caches hold the prefill, and every generated token but the last."""
-    have = np.asarray(own[name]) + len(recorded["sequences"]) - 1
+    have = np.asarray(outputs[name]) + len(recorded["sequences"]) - 1
     return (
         "" if np.array_equal(recorded[name], have) else f"{have.tolist()}, recorded {recorded[name].tolist()}"
     )

@@ -90,15 +90,15 @@ def replay_prumergeplus(data: Fields) -> Arrays:
 def _prumerge_kept(data: Fields) -> tuple[Tensor, float, Tensor, Arrays]:
     attention = still_images.cls_attention(_tensor(data, "q_cls"), _tensor(data, "k"))
     ratio = float(data["reduction_ratio"])
-    found: Arrays = {}
+    outliers: Arrays = {}
     if bool(data["if_adaptive"]):
         ratio = still_images.adaptive_ratio(attention)
         bounds = still_images.outlier_bounds(attention)
         names = ("outlier_q1", "outlier_q3", "outlier_upper_bound")
-        found = dict(zip(names, bounds.numpy(), strict=True))
-        found["outlier_flat_idx"] = (attention.flatten() > bounds[2]).nonzero()[:, 0].numpy()
+        outliers = dict(zip(names, bounds.numpy(), strict=True))
+        outliers["outlier_flat_idx"] = (attention.flatten() > bounds[2]).nonzero()[:, 0].numpy()
     index = still_images.kept_patches(attention, ratio)
-    out = found | {
+    out = outliers | {
         "cls_attn": attention.numpy(),
         "ratio": np.float64(ratio),
         "left_tokens": np.int64(index.shape[1]),

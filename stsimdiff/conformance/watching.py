@@ -210,23 +210,23 @@ class WatchedCompression(Compression):
 
 
 def _thinning(watched: WatchedRun, place: Sequence, method: STSimDiff) -> Arrays:
-    found = watched.details
-    assert found is not None
+    thinning = watched.details
+    assert thinning is not None
     grid, start = place.grid, place.start
-    edges, value = released_edges(found, method, grid)
-    label = found.communities.label
+    edges, value = released_edges(thinning, method, grid)
+    label = thinning.communities.label
     member = np.flatnonzero(label >= 0)
     member = member[np.argsort(label[member], kind="stable")]
-    keep = found.selection.keep.numpy()
+    keep = thinning.selection.keep.numpy()
     out = {
         "graph_edges": np.column_stack((edges + start, value)).astype(np.float32),
-        "component_offsets": np.concatenate((np.zeros(1, np.int64), np.cumsum(found.communities.size))),
+        "component_offsets": np.concatenate((np.zeros(1, np.int64), np.cumsum(thinning.communities.size))),
         "component_members": member + start,
-        "component_weight": found.weight.astype(np.float32),
-        "component_token_weight": found.centrality[member],
-        "component_processed": found.visited,
+        "component_weight": thinning.weight.astype(np.float32),
+        "component_token_weight": thinning.centrality[member],
+        "component_processed": thinning.visited,
         # Not recorded; the rule on ties needs it.
-        "event_index": np.flatnonzero(found.event) + start,
+        "event_index": np.flatnonzero(thinning.event) + start,
         "merge_keep_index": place.with_text(keep),
         "sparsity_after_merge": np.array([1 - len(keep) / grid.tokens] if len(edges) else []),
     }

@@ -69,28 +69,28 @@ class ArithmeticCounter(TorchDispatchMode):
         if function._overloadpacket not in flop_registry:
             # In inference mode operations that consist of others come here whole.
             with self:
-                found = function.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
-        found = function(*args, **kwargs)
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = function(*args, **kwargs)
         packet = function._overloadpacket
         # In-place operations share the name of the others but for the underscore.
         name = packet.__name__.removesuffix("_") if not packet.__name__.startswith("_") else packet.__name__
         if packet in flop_registry:
-            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=found))
+            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=result))
         elif name == "_cdist_forward":
-            self.flops += 2 * _floating(found) * args[0].shape[-1]
+            self.flops += 2 * _floating(result) * args[0].shape[-1]
         elif name.startswith("_embedding_bag"):
             self.flops += 2 * args[1].numel() * args[0].shape[1]
         elif name in WITH_VECTOR:
             self.flops += 2 * _floating(args[WITH_VECTOR[name]])
         elif name in ELEMENTWISE:
-            self.flops += _floating(found)
+            self.flops += _floating(result)
         elif name in REDUCING:
             self.flops += REDUCING[name] * _floating(args[0])
         elif name in ADDING and (name != "index_put" or (len(args) > 3 and args[3])):
             self.flops += _floating(args[ADDING[name]])
-        return found
+        return result
 
 
 class _Uncounted:

@@ -118,11 +118,11 @@ def continued_flops(
     Such a layer costs what the text adds to what is held. All of the text counts, although a part of it stands before
     the video: this is the most it can be. The other arguments are those of :func:`prefill_flops`.
     """
-    held = [
+    shared_flops = [
         attention_flops(shape, video) + mlp_flops(shape, video_mlp)
         for video, video_mlp in zip(entering[:shared], mlp[:shared], strict=True)
     ]
-    return prefill_flops(shape, text, entering, mlp) - sum(held)
+    return prefill_flops(shape, text, entering, mlp) - sum(shared_flops)
 
 
 def prefill_flops_all(shape: DecoderShape, text: int, video: int) -> int:

@@ -74,10 +74,10 @@ def compressor_flops(
             return None
         signals = signal_flops(tower, work)
     keys = (tower.heads, tower.width // tower.heads) if tower else None
-    own = compressor.flops(trace, grid, decoder.hidden, keys)
-    if own is None:
+    selection = compressor.flops(trace, grid, decoder.hidden, keys)
+    if selection is None:
         return None
-    return own + read_flops(trace, decoder) + signals
+    return selection + read_flops(trace, decoder) + signals
 
 
 def sample_flops(

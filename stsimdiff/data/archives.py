@@ -58,8 +58,8 @@ BROKEN = (
 
 def archives(root: Path) -> dict[str, list[Path]]:
     """The archives below a folder: their name, and the file or the parts in order."""
-    found = grouped(path.relative_to(root).as_posix() for path in _visible(root))
-    return {name: [root / part for part in parts] for name, parts in found.items()}
+    names = grouped(path.relative_to(root).as_posix() for path in _visible(root))
+    return {name: [root / part for part in parts] for name, parts in names.items()}
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
@@ -73,7 +73,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
             parts.setdefault(part[1], []).append((len(part[2]), part[2].lower(), name))
     # Of parts that somebody has joined the whole is read.
     joined = {
-        name: [part for *_, part in sorted(found)] for name, found in parts.items() if name not in whole
+        name: [part for *_, part in sorted(numbered)] for name, numbered in parts.items() if name not in whole
     }
     return dict(sorted({**whole, **joined}.items()))
 
@@ -82,12 +82,12 @@ def foreign(root: Path) -> list[str]:
     """The archives below a folder that are not unpacked here, a sentence each: what they are, and what unpacks them."""
     sentences = []
     for path in _visible(root):
-        found = _FOREIGN.fullmatch(path.name)
-        if found and found["seven"]:
+        match = _FOREIGN.fullmatch(path.name)
+        if match and match["seven"]:
             sentences.append(f"{path} is unpacked by hand: 7z x {path.name}")
-        elif found and found["zst"]:
+        elif match and match["zst"]:
             sentences.append(f"{path} is unpacked by hand: tar -xf {path.name}, or zstd -d {path.name}")
-        elif found:
+        elif match:
             whole = path.with_suffix(".zip").name
             sentences.append(
                 f"{path} is a part of {whole}, a zip of several: zip -s 0 {whole} --out whole.zip joins them"
@@ -122,16 +122,16 @@ def unpack(root: Path, say: Callable[[str], None], keep: bool = True) -> None:
     try:
         done = _read_notes(target / DONE, say)
         for depth in range(NESTED + 1):
-            found = (
+            pending = (
                 archives(root) if depth == 0 else {f"{UNPACKED}/{n}": p for n, p in archives(target).items()}
             )
             if not keep:
-                for name in [name for name, parts in found.items() if done.get(name) == _state(parts)]:
-                    _remove(found.pop(name))
-            found = {name: parts for name, parts in found.items() if done.get(name) != _state(parts)}
-            if found and depth == NESTED:
-                raise DataError(f"{next(iter(found))} lies in archives of archives; unpack it by hand")
-            for name, parts in found.items():
+                for name in [name for name, parts in pending.items() if done.get(name) == _state(parts)]:
+                    _remove(pending.pop(name))
+            pending = {name: parts for name, parts in pending.items() if done.get(name) != _state(parts)}
+            if pending and depth == NESTED:
+                raise DataError(f"{next(iter(pending))} lies in archives of archives; unpack it by hand")
+            for name, parts in pending.items():
                 say(f"unpacking {name}")
                 _one(root, target, name, parts, known=name in done)
                 done[name] = _state(parts)
@@ -159,12 +159,12 @@ def check_space(root: Path, say: Callable[[str], None], keep: bool) -> None:
         DataError: where the disk has less.
     """
     done = _read_notes(root / UNPACKED / DONE, say)
-    found = [parts for name, parts in archives(root).items() if done.get(name) != _state(parts)]
-    sizes = [(sum(part.stat().st_size for part in parts), _unpacked_size(parts)) for parts in found]
-    most = taken = 0
+    pending = [parts for name, parts in archives(root).items() if done.get(name) != _state(parts)]
+    sizes = [(sum(part.stat().st_size for part in parts), _unpacked_size(parts)) for parts in pending]
+    most = used = 0
     for packed, unpacked in sizes:
-        most = max(most, taken := taken + unpacked)
-        taken -= 0 if keep else packed
+        most = max(most, used := used + unpacked)
+        used -= 0 if keep else packed
     free = shutil.disk_usage(root).free
     if sizes:
         say(
@@ -229,24 +229,24 @@ def _check_parts(name: str, parts: list[Path]) -> None:
             raise DataError(f"archive {path} is {pointer}")
         if not path.stat().st_size:
             raise DataError(f"archive {path} is empty (0 bytes); fetch it again")
-    found = [
+    matches = [
         part for path in parts if (part := _PART.fullmatch(path.name)) and not _WHOLE.fullmatch(path.name)
     ]
-    if not found:
+    if not matches:
         return
-    suffixes = [part[2].lower() for part in found]
+    suffixes = [part[2].lower() for part in matches]
     numbers = [_number(suffix) for suffix in suffixes]
     # `split` begins at aa or 00, others at 1; it writes longer suffixes behind yz.
     first, last = 0 if numbers[0] == 0 or suffixes[0].isalpha() else 1, max(numbers)
-    if total := max(int(part[3] or 0) for part in found):
+    if total := max(int(part[3] or 0) for part in matches):
         first = int(last == total)
         last = total - 1 + first
     lost = sorted(set(range(first, last + 1)) - set(numbers))
     if lost and len({len(suffix) for suffix in suffixes if suffix.isalpha()}) < 2:
         example = parts[numbers.index(numbers[0])].name
-        at = found[0].start(2)
+        at = matches[0].start(2)
         named = [
-            example[:at] + _suffix(number, suffixes[0]) + example[found[0].end(2) :] for number in lost[:4]
+            example[:at] + _suffix(number, suffixes[0]) + example[matches[0].end(2) :] for number in lost[:4]
         ]
         more = f" and {len(lost) - 4} more" if lost[4:] else ""
         raise DataError(
@@ -369,10 +369,10 @@ def _state(parts: list[Path]) -> list[list[int]]:
 def _read_notes(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Which archives were unpacked, as they were then."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        damage = f"a {type(found).__name__} where an object was expected"
+        notes = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(notes, dict):
+            return notes
+        damage = f"a {type(notes).__name__} where an object was expected"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

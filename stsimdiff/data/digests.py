@@ -68,25 +68,25 @@ def file_digest(path: str | Path) -> str:
     known = _known.get(path)
     if known is not None and known[0] == state:
         return known[1]
-    found: str | None
+    digest: str | None
     if not _writes:
-        found = _peek(path, state) or sha256(path)
+        digest = _peek(path, state) or sha256(path)
         if _state(path) == state:
-            _known[path] = (state, found)
-        return found
+            _known[path] = (state, digest)
+        return digest
     with _entry(path) as entry:
-        found = _remembered(entry, state)
-        if found is None:
-            found = sha256(path)
+        digest = _remembered(entry, state)
+        if digest is None:
+            digest = sha256(path)
             # A file that changed while it was read, or a moment before, is read again next time.
             if _state(path) != state or time.time_ns() - max(state[2:]) < SETTLED:
-                return found
-            _remember(entry, state, found)
-    _known[path] = (state, found)
-    return found
+                return digest
+            _remember(entry, state, digest)
+    _known[path] = (state, digest)
+    return digest
 
 
-def say_what_takes_long(paths: Iterable[str | Path], what: str) -> None:
+def say_what_takes_long(paths: Iterable[str | Path], subject: str) -> None:
     """Log one line where the files that nothing is remembered of are so large that reading them takes a while."""
     new = 0
     for path in map(os.path.realpath, paths):
@@ -98,20 +98,25 @@ def say_what_takes_long(paths: Iterable[str | Path], what: str) -> None:
     if new >= LARGE:
         log.warning(
             "reading %s once for its fingerprint: %.0f GB; it is remembered while the files stay as they are",
-            what,
+            subject,
             new / 1e9,
         )
 
 
 def _state(path: str) -> State:
     """Size, inode, time of change and time of the status's change, in nanoseconds."""
-    found = os.stat(path)
+    status = os.stat(path)
     if os.path.isdir(path):
         # What of a folder changes with its files: how many, how large, and when the last one was written.
         inner = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
-        times = [(one.st_mtime_ns, one.st_ctime_ns) for one in (*inner, found)]
-        return [sum(one.st_size for one in inner), len(inner), max(times)[0], max(time[1] for time in times)]
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        times = [(stat.st_mtime_ns, stat.st_ctime_ns) for stat in (*inner, status)]
+        return [
+            sum(stat.st_size for stat in inner),
+            len(inner),
+            max(times)[0],
+            max(time[1] for time in times),
+        ]
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _place(path: str) -> Path:
@@ -155,8 +160,8 @@ def _remembered(entry: int | None, state: State) -> str | None:
 def _agreeing(content: bytes, state: State) -> str | None:
     """The digest in an entry; ``None`` where it is of another state, or was cut off while it was written."""
     try:
-        found = json.loads(content)
-        return str(found["sha256"]) if found["state"] == state else None
+        content_state = json.loads(content)
+        return str(content_state["sha256"]) if content_state["state"] == state else None
     except (ValueError, KeyError, TypeError):
         return None
 

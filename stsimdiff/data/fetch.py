@@ -26,24 +26,24 @@ def announce(benchmarks: Iterable[Benchmark], keep: bool, say: Say) -> dict[str,
         keep: whether archives stay once they are unpacked.
         say: takes a line for the user.
     """
-    found: dict[str, Need | UserError] = {}
+    needs_by_name: dict[str, Need | UserError] = {}
     for benchmark in benchmarks:
         try:
             need = look(benchmark, keep, say)
-            say(need.said)
-            found[benchmark.name] = need if need.fits else DataError(need.too_large())
+            say(need.summary)
+            needs_by_name[benchmark.name] = need if need.fits else DataError(need.too_large())
         except UserError as error:
-            found[benchmark.name] = error
-    needs = [need for need in found.values() if isinstance(need, Need)]
+            needs_by_name[benchmark.name] = error
+    needs = [need for need in needs_by_name.values() if isinstance(need, Need)]
     total = sum(need.open for need in needs)
     if len(needs) > 1 and total > needs[0].free:
         names = ", ".join(need.benchmark.name for need in needs)
-        said = DataError(
+        refusal = DataError(
             f"{names} need {gib(total)} together, and {gib(needs[0].free)} are free: fetch fewer, or set "
             "XDG_CACHE_HOME to a larger disk"
         )
-        found |= {need.benchmark.name: said for need in needs if need.open}
-    return found
+        needs_by_name |= {need.benchmark.name: refusal for need in needs if need.open}
+    return needs_by_name
 
 
 def prepare(

@@ -43,7 +43,7 @@ class Need:
         benchmark: which one.
         root: the folder that it goes to.
         revision: of the hub's repository; ``None`` where everything was fetched before.
-        said: a line for the user.
+        summary: a line for the user.
         open: bytes that the disk needs beyond what is there, at most.
         free: bytes that it has.
         files: those to fetch whole, with their sizes.
@@ -54,7 +54,7 @@ class Need:
     benchmark: Benchmark
     root: Path
     revision: str | None
-    said: str
+    summary: str
     open: int = 0
     free: int = 0
     files: dict[str, int] = field(default_factory=dict)
@@ -105,22 +105,20 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
     free = shutil.disk_usage(existing(root)).free
     if part:
         files, members = part
-        most = sum(info.file_size for found in members.values() for info in found)
+        most = sum(info.file_size for infos in members.values() for info in infos)
         most += sum(files.values())
         packed = sum(sizes[name] for name in members)
-        told = f"{gib(most)}, read out of archives of {gib(packed)}, which are not fetched whole"
+        summary = f"{gib(most)}, read out of archives of {gib(packed)}, which are not fetched whole"
     else:
         files, members = sizes, {}
         groups = [sum(sizes[name] for name in names) for names in grouped(sizes).values()]
         packed, total = sum(groups), sum(sizes.values())
         # Videos hardly shrink in an archive.
         most = total + (packed if keep else max(groups, default=0))
-        told = f"{gib(total)} to fetch, {gib(packed)} of it in {len(groups)} archives, about as much again unpacked"
-        told += "" if keep else "; each archive is removed once it is unpacked"
+        summary = f"{gib(total)} to fetch, {gib(packed)} of it in {len(groups)} archives, about as much again unpacked"
+        summary += "" if keep else "; each archive is removed once it is unpacked"
     left = max(0, most - here)
-    message = (
-        f"{benchmark.name}: {told}; {gib(left)} more than now on the disk at most, {gib(free)} free at {root}"
-    )
+    message = f"{benchmark.name}: {summary}; {gib(left)} more than now on the disk at most, {gib(free)} free at {root}"
     return Need(benchmark, root, info.sha, message, left, free, files, part is not None, members)
 
 
@@ -172,29 +170,29 @@ def _part(
     benchmark: Benchmark, root: Path, revision: str, sizes: dict[str, int], say: Say
 ) -> tuple[dict[str, int], dict[str, list[zipfile.ZipInfo]]] | None:
     """The files and the members of archives that the questions need; ``None`` where that cannot be told."""
-    own = {
+    annotation_files = {
         name: size
         for name, size in sizes.items()
         if {part.lower() for part in PurePosixPath(name).parts[:-1]} & {*benchmark.configs}
     }
-    if not own:
+    if not annotation_files:
         return None
-    _download(benchmark, root, revision, own, True, say)
+    _download(benchmark, root, revision, annotation_files, True, say)
     wanted = {benchmark.video(row) for row in read_rows(benchmark, root)}
     loose = {name: size for name, size in sizes.items() if _video(name) in wanted}
-    lacking = wanted - {_video(name) for name in loose}
+    missing = wanted - {_video(name) for name in loose}
     members: dict[str, list[zipfile.ZipInfo]] = {}
     for name, parts in grouped(sizes).items():
-        if lacking and name.lower().endswith(".zip") and len(parts) == 1:
-            found = _tried(partial(_listed, benchmark, revision, name), say)
-            members[name] = [info for info in found if _video(info.filename) in lacking]
-            lacking -= {_video(info.filename) for info in members[name]}
-    if lacking:
+        if missing and name.lower().endswith(".zip") and len(parts) == 1:
+            listed = _tried(partial(_listed, benchmark, revision, name), say)
+            members[name] = [info for info in listed if _video(info.filename) in missing]
+            missing -= {_video(info.filename) for info in members[name]}
+    if missing:
         say(
-            f"{len(lacking)} of {len(wanted)} videos are in no zip of {benchmark.hub} by name: all of it is fetched"
+            f"{len(missing)} of {len(wanted)} videos are in no zip of {benchmark.hub} by name: all of it is fetched"
         )
         return None
-    return own | loose, {name: found for name, found in members.items() if found}
+    return annotation_files | loose, {name: listed for name, listed in members.items() if listed}
 
 
 def _video(name: str) -> str | None:

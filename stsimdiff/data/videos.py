@@ -69,23 +69,23 @@ class VideoFolder:
         Raises:
             DataError: when several different files could be meant.
         """
-        asked = PurePosixPath(name)
-        found = self._by_name.get(asked.name, [])
-        if not found and asked.suffix.lower() in SUFFIXES:
+        wanted = PurePosixPath(name)
+        paths = self._by_name.get(wanted.name, [])
+        if not paths and wanted.suffix.lower() in SUFFIXES:
             # The same video in another container.
-            found = self._by_name.get(asked.stem, [])
+            paths = self._by_name.get(wanted.stem, [])
         if exact:
-            found = [*found, *self._pictures.get(asked.name, [])]
-        if len(found) > 1 or exact:
-            stem = str(asked.with_suffix("")) if asked.suffix.lower() in SUFFIXES else name
-            ending = [p for p in found if f"/{p.with_suffix('').as_posix()}".endswith(f"/{stem}")]
-            found = ending if exact else ending or found
-        if len({path.stat().st_size for path in found}) > 1:
-            listed = ", ".join(str(path) for path in found)
+            paths = [*paths, *self._pictures.get(wanted.name, [])]
+        if len(paths) > 1 or exact:
+            stem = str(wanted.with_suffix("")) if wanted.suffix.lower() in SUFFIXES else name
+            ending = [p for p in paths if f"/{p.with_suffix('').as_posix()}".endswith(f"/{stem}")]
+            paths = ending if exact else ending or paths
+        if len({path.stat().st_size for path in paths}) > 1:
+            listed = ", ".join(str(path) for path in paths)
             raise DataError(f"several files could be the video {name!r}: {listed}; remove all but one")
-        if found:
-            return found[0]
-        return self.root / (name if asked.suffix.lower() in SUFFIXES else f"{name}{SUFFIXES[0]}")
+        if paths:
+            return paths[0]
+        return self.root / (name if wanted.suffix.lower() in SUFFIXES else f"{name}{SUFFIXES[0]}")
 
 
 class Index:
@@ -103,8 +103,8 @@ class Index:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         named = fingerprint(str(self.root))
-        own, cached = self.root / self.NAME, cache_folder() / "index" / f"{named}.json"
-        self.file = own if os.access(self.root, os.W_OK) else cached
+        inside, cached = self.root / self.NAME, cache_folder() / "index" / f"{named}.json"
+        self.file = inside if os.access(self.root, os.W_OK) else cached
         self.entries: dict[str, dict[str, Any]] = {}
         # One that was cut or altered is made again.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -178,7 +178,7 @@ def _too_slow_for(entry: dict[str, Any], seconds: float | None) -> bool:
 
 def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) -> dict[str, Any]:
     try:
-        found = process.shared().probe(path, seconds, decoder)
+        probe = process.shared().probe(path, seconds, decoder)
     except VideoError as error:
         state = path.stat() if path.exists() else None
         known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns} if state else {}
@@ -187,8 +187,8 @@ def _inspect(path: Path, checksum: bool, seconds: float | None, decoder: str) ->
     entry = {
         "size": state.st_size,
         "mtime_ns": state.st_mtime_ns,
-        "frames": found.frames,
-        "seconds": round(found.seconds, 3),
+        "frames": probe.frames,
+        "seconds": round(probe.seconds, 3),
     }
     return {**entry, "sha256": sha256(path)} if checksum else entry
 
@@ -211,8 +211,8 @@ def unusable_videos(benchmark: Any, paths: Iterable[str], limit: int | str = 0) 
     if benchmark.root:
         index = Index(Path(benchmark.root))
         files = {path: Part.of(path).file for path in paths}
-        found = index.check(files.values(), seconds=benchmark.video_seconds, decoder=benchmark.decoder)
-        unusable = {path: found[file] for path, file in files.items() if file in found}
+        reasons = index.check(files.values(), seconds=benchmark.video_seconds, decoder=benchmark.decoder)
+        unusable = {path: reasons[file] for path, file in files.items() if file in reasons}
     else:
         unusable = {}
         for path in paths:
@@ -255,7 +255,7 @@ def _packed(benchmark: Any) -> str:
     """What to do first where the folder holds archives: the videos may be in them."""
     root = benchmark.root
     if not root or not archives(Path(root)):
-        return "".join(f"{said}; " for said in foreign(Path(root))[:SHOWN]) if root else ""
+        return "".join(f"{sentence}; " for sentence in foreign(Path(root))[:SHOWN]) if root else ""
     name = benchmark.task.removeprefix("stsimdiff_")
     return f"archives lie there, `make data BENCHMARK={name} DATA={root}` unpacks them; "
 

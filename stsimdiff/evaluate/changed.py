@@ -46,12 +46,12 @@ def withdraw_changed(
         processes: this process among those of the run, which share the videos that have to be looked at.
     """
     processes = processes or Processes()
-    asked = {question.id: question for question in questions}
+    by_id = {question.id: question for question in questions}
     stored = set().union(*(store.states for store in stores.values()))
-    left = stored - asked.keys()
+    left = stored - by_id.keys()
     more = {question.id: question for question in others()} if left else {}
     gone = sorted(left - more.keys()) if more else []
-    known = {**more, **asked}
+    known = {**more, **by_id}
     files = {id_: Part.of(question.video).file for id_, question in known.items()}
     turn = {file: i for i, file in enumerate(sorted(set(files.values())))}
     looked_at = [
@@ -64,12 +64,12 @@ def withdraw_changed(
     for question in looked_at:
         for store in stores.values():
             state = store.states.get(question.id)
-            what = _changed(state.of, question) if state and state.of else None
-            if what:
-                changed[question.id] = what
-                store.withdraw(question.id, f"the {what} has changed")
+            part = _changed(state.of, question) if state and state.of else None
+            if part:
+                changed[question.id] = part
+                store.withdraw(question.id, f"the {part} has changed")
     if changed:
-        named = [f"{sample} (the {what})" for sample, what in changed.items()]
+        named = [f"{sample} (the {part})" for sample, part in changed.items()]
         log.warning(
             "%d stored questions have changed since they were answered: %s; those answers no longer count, and the "
             "questions are asked again",
@@ -87,8 +87,8 @@ def withdraw_changed(
 
 def _changed(of: str, question: Question) -> str | None:
     """What is not as it was: the question, its video, or nothing."""
-    asked, _, video = of.partition("-")
-    if asked != question.digest:
+    question_digest, _, video = of.partition("-")
+    if question_digest != question.digest:
         return "question"
     now = video_digest(question.video)
     return "video" if UNKNOWN not in (video, now) and video != now else None

@@ -187,8 +187,8 @@ class Claims:
     def clear(self) -> None:
         """Remove all claims of the run, unless another process works on it."""
         names = {path.name.rpartition(".")[0] for path in self.folder.glob("[!.]*")}
-        held = {claim.path.name for claim in self._held}
-        if not any(self.alive(name, self.last(name)) for name in names - held):
+        names_here = {claim.path.name for claim in self._held}
+        if not any(self.alive(name, self.last(name)) for name in names - names_here):
             shutil.rmtree(self.folder, ignore_errors=True)  # another process may do the same
 
     def _now(self) -> float:

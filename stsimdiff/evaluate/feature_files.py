@@ -74,7 +74,7 @@ class FeatureFiles:
         path = self._path(name)
         try:
             with safe_open(path, framework="pt") as file:
-                found = _read(file, about, signals)
+                packed = _read(file, about, signals)
             # Used last, so removed last.
             os.utime(path)
         except FileNotFoundError:
@@ -82,7 +82,7 @@ class FeatureFiles:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be used (%s); the video is encoded again", path, _said(error))
             return None
-        return found
+        return packed
 
     def write(self, name: str, about: str, packed: PackedVideo) -> None:
         """Keep features, in place of those used longest ago where there is no room.

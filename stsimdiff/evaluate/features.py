@@ -69,8 +69,8 @@ class FeatureMemory:
 
     def holds(self, name: str, signals: Signals) -> bool:
         """Whether :meth:`get` would find them."""
-        found = self._held.get(name)
-        return found is not None and covers(found.signals, signals)
+        packed = self._held.get(name)
+        return packed is not None and covers(packed.signals, signals)
 
     def put(self, key: Key, packed: PackedVideo, limit: float) -> None:
         """Hold features within ``limit`` bytes over all; a video larger than that is not held."""
@@ -130,14 +130,14 @@ class FeatureCache:
             return None
         watch = Stopwatch(family.device)
         key, origin = self.key(family, path), "memory"
-        found = self._memory.get(key, signals) if self._limit else None
-        if found is None and self._files is not None:
-            found, origin = self._files.read(key.name, key.about, signals), "disk"
-            if found is not None and self._limit:
-                self._memory.put(key, found, self._limit)
-        if found is None:
+        packed = self._memory.get(key, signals) if self._limit else None
+        if packed is None and self._files is not None:
+            packed, origin = self._files.read(key.name, key.about, signals), "disk"
+            if packed is not None and self._limit:
+                self._memory.put(key, packed, self._limit)
+        if packed is None:
             return None
-        ready = unpack(found, family.device)
+        ready = unpack(packed, family.device)
         ready.origin, ready.seconds = origin, {"features": watch.lap()}
         return ready
 
@@ -146,8 +146,8 @@ class FeatureCache:
         if not self.on:
             return False
         name = self.key(family, path).name
-        held = bool(self._limit) and self._memory.holds(name, signals)
-        return held or (self._files is not None and self._files.holds(name))
+        in_memory = bool(self._limit) and self._memory.holds(name, signals)
+        return in_memory or (self._files is not None and self._files.holds(name))
 
     def put(self, family: Family, path: str, encoded: EncodedVideo) -> None:
         """Keep what was encoded, in memory and on disk as far as these are on.

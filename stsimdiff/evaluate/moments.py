@@ -45,16 +45,16 @@ def with_moments(
         DataError: for a row of the file that fits no video or question, or lies beyond the video's end.
     """
     if benchmark.moments:
-        asked, happens = _annotated(read_moments(Path(benchmark.moments)), every())
+        by_question, by_video = _annotated(read_moments(Path(benchmark.moments)), every())
         return [
-            replace(q, moments=tuple(asked.get(q.id, ())), events=tuple(happens.get(q.video, ())))
+            replace(q, moments=tuple(by_question.get(q.id, ())), events=tuple(by_video.get(q.video, ())))
             for q in questions
         ]
     known = getattr(benchmark.module(), "truth", None)
     moments = [known(question.document) if known else None for question in questions]
     return [
-        replace(question, moments=one[0], events=one[1]) if one else question
-        for question, one in zip(questions, moments, strict=True)
+        replace(question, moments=truth[0], events=truth[1]) if truth else question
+        for question, truth in zip(questions, moments, strict=True)
     ]
 
 
@@ -68,19 +68,19 @@ def _annotated(
         about.setdefault(question.video, {})[question.id] = None
         for name in (question.video_name, Path(question.video_name).name, Path(question.video_name).stem):
             videos.setdefault(name, set()).add(question.video)
-    asked: dict[str, list[Moment]] = {}
-    happens: dict[str, list[Moment]] = {}
+    by_question: dict[str, list[Moment]] = {}
+    by_video: dict[str, list[Moment]] = {}
     seconds: dict[Path, float] = {}
     for row in rows:
-        found = videos.get(row.video, set())
-        if len(found) != 1:
+        paths = videos.get(row.video, set())
+        if len(paths) != 1:
             why = (
-                f"is the name of {len(found)} videos" if found else "is no video of the benchmark's questions"
+                f"is the name of {len(paths)} videos" if paths else "is no video of the benchmark's questions"
             )
             raise DataError(
-                f"{row.place}: video={row.video} {why}{'' if found else suggestion(row.video, videos)}"
+                f"{row.place}: video={row.video} {why}{'' if paths else suggestion(row.video, videos)}"
             )
-        (path,) = found
+        (path,) = paths
         if row.question is not None and row.question not in about[path]:
             near = suggestion(row.question, about[path])
             raise DataError(f"{row.place}: question={row.question} is no question about {row.video}{near}")
@@ -93,10 +93,10 @@ def _annotated(
             raise DataError(
                 f"{row.place}: end={row.moment.end:g} lies beyond the {seconds[file]:g} seconds of {row.video}"
             )
-        happens.setdefault(path, []).append(row.moment)
+        by_video.setdefault(path, []).append(row.moment)
         for id_ in about[path] if row.question is None else (row.question,):
-            asked.setdefault(id_, []).append(row.moment)
-    return asked, happens
+            by_question.setdefault(id_, []).append(row.moment)
+    return by_question, by_video
 
 
 def entry(
@@ -116,10 +116,10 @@ def entry(
     assert trace.reason is not None, "the prefill has ended"
     reason = trace.reason.numpy().reshape(grid.frames, grid.per_frame)
     codes = reason[:, _cells(picture)].reshape(grid.frames, picture.height, picture.width)
-    found = {"kept": codes != int(Reason.DROPPED), "event": codes == int(Reason.EVENT)}
+    masks = {"kept": codes != int(Reason.DROPPED), "event": codes == int(Reason.EVENT)}
     return {
         "moment": {
-            truth: _counted(covered(moments, grid.frames, picture, tuple(times)), found)
+            truth: _counted(covered(moments, grid.frames, picture, tuple(times)), masks)
             for truth, moments in (("question", question.moments), ("video", question.events))
         }
     }
@@ -143,12 +143,12 @@ def _cells(picture: Picture) -> NDArray[np.int_]:
     return (rows[:, None] * picture.stride + columns).ravel()
 
 
-def _counted(truth: Mask, found: dict[str, Mask]) -> dict[str, Any]:
+def _counted(truth: Mask, masks: dict[str, Mask]) -> dict[str, Any]:
     """Tokens and rows in time of the truth; of each kind of token how many there are, how many of them lie in its time,
     how many in its time and place, and in how many of its rows in time there is one of them, wherever."""
     rows = truth.any(axis=(1, 2))
     counts: dict[str, Any] = {"tokens": int(truth.sum()), "rows": int(rows.sum())}
-    for name, mask in found.items():
+    for name, mask in masks.items():
         right = mask & truth
         counts[name] = {
             "tokens": int(mask.sum()),

@@ -47,16 +47,16 @@ def chosen(questions: Sequence[Question], count: int) -> set[str]:
     categories: dict[str, list[Question]] = {}
     for question in questions:
         categories.setdefault(question.category, []).append(question)
-    found: set[str] = set()
+    ids: set[str] = set()
     videos: set[str] = set()
-    while len(found) < min(count, len(questions)):
+    while len(ids) < min(count, len(questions)):
         for category in categories.values():
-            left = [question for question in category if question.id not in found]
-            if left and len(found) < count:
-                taken = next((question for question in left if question.video not in videos), left[0])
-                found.add(taken.id)
-                videos.add(taken.video)
-    return found
+            left = [question for question in category if question.id not in ids]
+            if left and len(ids) < count:
+                choice = next((question for question in left if question.video not in videos), left[0])
+                ids.add(choice.id)
+                videos.add(choice.video)
+    return ids
 
 
 class Overlays:
@@ -148,14 +148,14 @@ def reasons(trace: Trace, grid: Grid, picture: Picture) -> dict[str, Any]:
 
 def jpegs(pixels: np.ndarray, side: int = SIDE) -> list[bytes]:
     """Frames ``(T, height, width, 3)`` uint8 as JPEG files whose longer side has at most ``side`` pixels."""
-    found = []
+    files = []
     for frame in pixels:
         image = Image.fromarray(frame)
         image.thumbnail((side, side))
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=QUALITY, optimize=True)
-        found.append(stream.getvalue())
-    return found
+        files.append(stream.getvalue())
+    return files
 
 
 def _move(unfinished: Path, folder: Path) -> None:

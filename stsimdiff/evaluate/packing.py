@@ -80,7 +80,7 @@ def unpack(packed: PackedVideo, device: torch.device) -> EncodedVideo:
         inputs=_made(packed.tree["inputs"], packed.tensors, device, made),
         signals=signals
         and VisionSignals(
-            **{**signals, "layers": tuple(TowerLayer(**one) for one in signals["layers"].values())}
+            **{**signals, "layers": tuple(TowerLayer(**layer) for layer in signals["layers"].values())}
         ),
         times=tuple(packed.tree["times"]),
     )

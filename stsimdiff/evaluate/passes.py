@@ -43,7 +43,7 @@ def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
     for number, (cfg, settings) in enumerate(zip(configurations, shared, strict=True)):
         if settings.proposed:
             settings = replace(settings, proposed=proposed_method(settings.proposed))
-        group = next((one for one in passes if one.settings == settings), None)
+        group = next((known for known in passes if known.settings == settings), None)
         if group is None:
             group = Pass(settings, {}, number)
             passes.append(group)
@@ -55,7 +55,7 @@ def passes_of(configurations: Sequence[DictConfig]) -> list[Pass]:
 def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
     """Settings of each configuration; all of these and the budgets are checked before torch is imported."""
     known: dict[str, Settings | None] = {}
-    found, missing = [], []
+    settings_list, missing = [], []
     for cfg in configurations:
         budget_from_config(cfg)
         # The jobs of a sweep mostly share their settings; the checkpoint is hashed once for all of them.
@@ -69,55 +69,63 @@ def _settings(configurations: Sequence[DictConfig]) -> list[Settings]:
             except MissingParts as error:
                 known[key] = None
                 missing += error.parts
-        found.append(known[key])
+        settings_list.append(known[key])
     if missing:
-        raise MissingParts(missing + absent_weights(configurations) + _unwritable(filter(None, found)))
-    return [settings for settings in found if settings is not None]
+        raise MissingParts(
+            missing + absent_weights(configurations) + _unwritable(filter(None, settings_list))
+        )
+    return [settings for settings in settings_list if settings is not None]
 
 
 def last_of_folders(passes: Sequence[Pass]) -> list[Pass]:
     """The last pass of each run's folder: it makes the table of all of them, once."""
-    return list({one.settings.folder: one for one in passes}.values())
+    return list({run_pass.settings.folder: run_pass for run_pass in passes}.values())
 
 
 def check_presence(configurations: Sequence[DictConfig], passes: Sequence[Pass]) -> None:
     """Raise :class:`MissingParts`, naming everything, if weights or the videos of a later pass lack, or a
     folder cannot be made."""
-    if lacking := absent_weights(configurations) + _unwritable(one.settings for one in passes):
-        raise MissingParts(lacking)
+    if problems := absent_weights(configurations) + _unwritable(run_pass.settings for run_pass in passes):
+        raise MissingParts(problems)
     if len(passes) > 1:
         from stsimdiff.evaluate.preflight import check_data  # imports lmms-eval
 
-        check_data(one.settings for one in passes)
+        check_data(run_pass.settings for run_pass in passes)
 
 
 def absent_weights(configurations: Sequence[DictConfig]) -> list[str]:
     """What the checkpoint folders lack, a sentence each."""
-    asked = dict.fromkeys(
+    checkpoints = dict.fromkeys(
         (cfg.model.family, check("model.path", cfg.model.path, Folder | None))
         for cfg in configurations
         if cfg.plan is not True
     )
-    return [said for family, place in asked for said in (*absent(family, place), *unready(family, place))]
+    return [
+        problem
+        for family, place in checkpoints
+        for problem in (*absent(family, place), *unready(family, place))
+    ]
 
 
-def _unwritable(asked: Iterable[Settings]) -> list[str]:
+def _unwritable(settings_list: Iterable[Settings]) -> list[str]:
     """The folders that a run could not write, a sentence each; nothing is made."""
-    found: dict[str, None] = {}
-    for settings in asked:
+    problems: dict[str, None] = {}
+    for settings in settings_list:
         if settings.plan:
             continue
-        place, cache, own = settings.folder, settings.cache.folder, cache_folder()
+        place, cache, user_cache = settings.folder, settings.cache.folder, cache_folder()
         # The packaged benchmarks are drawn into it.
-        drawn = not settings.benchmark.root and not settings.benchmark.data and not own.is_dir()
-        if drawn and (why := obstacle(own)):
-            found[f"the cache folder {own} cannot be made: {why}; set XDG_CACHE_HOME to one that can"] = None
+        drawn = not settings.benchmark.root and not settings.benchmark.data and not user_cache.is_dir()
+        if drawn and (why := obstacle(user_cache)):
+            problems[
+                f"the cache folder {user_cache} cannot be made: {why}; set XDG_CACHE_HOME to one that can"
+            ] = None
         if why := obstacle(place):
-            found[
+            problems[
                 f"results={place.parent} cannot hold the run {place.name}: {why}; name another results=FOLDER"
             ] = None
         if cache and (why := obstacle(Path(cache))):
-            found[
+            problems[
                 f"cache.folder={cache} cannot be used: {why}; name a folder that can be written, or null"
             ] = None
-    return list(found)
+    return list(problems)

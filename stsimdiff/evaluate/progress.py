@@ -92,13 +92,13 @@ class Board:
 
     def others(self) -> Counts:
         """How far the others are together, as far as they have said it."""
-        found = Counts()
+        counts = Counts()
         for path in () if self._alone else sorted(self._folder.glob(f"{self._launch}.*.json")):
             # One that another revision wrote, or that a disk lost, is one the less in a bar.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 if path.name != self._own:
-                    found += Counts(**json.loads(path.read_bytes()))
-        return found
+                    counts += Counts(**json.loads(path.read_bytes()))
+        return counts
 
 
 class Progress:
@@ -194,12 +194,12 @@ class Progress:
 
     def _all(self) -> Counts:
         """All processes together: the work is that of this one, which they share."""
-        own = self._own
-        own.seconds = time.monotonic() - self._started
+        here = self._own
+        here.seconds = time.monotonic() - self._started
         # What is stored tells of processes that are no part of this launch, too; what they say is newer.
-        done = own.done + max(self._others.done, self._elsewhere)
-        work = {"total": own.total, "videos": own.videos, "questions": own.questions}
-        return replace(own + self._others, done=done, **work)
+        done = here.done + max(self._others.done, self._elsewhere)
+        work = {"total": here.total, "videos": here.videos, "questions": here.questions}
+        return replace(here + self._others, done=done, **work)
 
     def elsewhere(self, samples: int) -> None:
         """Other processes have stored some of the answers, in the time of this one."""

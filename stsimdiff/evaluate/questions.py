@@ -147,16 +147,16 @@ def _built(file: Path, benchmark: BenchmarkSettings) -> Any:
     return task
 
 
-def _below(root: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _below(root: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What loads a user's own files, those without a whole path from ``root``."""
-    files = given.get("data_files") or []
-    for said in files.values() if isinstance(files, dict) else [files]:
-        for name in [said] if isinstance(said, str) else said:
+    files = options.get("data_files") or []
+    for names in files.values() if isinstance(files, dict) else [files]:
+        for name in [names] if isinstance(names, str) else names:
             if "://" not in name and not Path(name).is_absolute() and not any(root.glob(name)):
                 raise DataError(
                     f"{root / name} is not there; benchmark.data=DIR names the folder of the data"
                 )
-    return {**given, "data_dir": str(root)}
+    return {**options, "data_dir": str(root)}
 
 
 def question_from(
@@ -201,8 +201,8 @@ def category_of(row: Mapping[str, Any]) -> str:
     Its key is ``category``. Revisions before called it ``family``; rows that are so read are still taken, as are those
     of the built-in benchmarks, whose rows are read by code that is part of an arm's identity.
     """
-    said = (row[key] for key in ("family", "category") if row.get(key) is not None)
-    return str(next(said, "all"))
+    values = (row[key] for key in ("family", "category") if row.get(key) is not None)
+    return str(next(values, "all"))
 
 
 def _content(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,15 +227,15 @@ def _columns(task: Any, document: Mapping[str, Any]) -> dict[str, Any]:
     """The short columns of a row, but for its id, its options and its answer."""
     public = by_task(task.config.task)
     left_out = {*TOLD, *((public.id, public.columns[-1]) if public else ())}
-    found = {name: value for name, value in document.items() if name not in left_out and _short(value)}
+    columns = {name: value for name, value in document.items() if name not in left_out and _short(value)}
     return {
-        name: v for name, v in found.items() if not (public and re.fullmatch(rf"{public.put_in}\d+", name))
+        name: v for name, v in columns.items() if not (public and re.fullmatch(rf"{public.put_in}\d+", name))
     }
 
 
 def _short(value: Any) -> bool:
     if isinstance(value, list):
-        return 0 < len(value) <= MOST_VALUES and all(isinstance(one, str) and _short(one) for one in value)
+        return 0 < len(value) <= MOST_VALUES and all(isinstance(item, str) and _short(item) for item in value)
     if isinstance(value, str):
         return 0 < len(value) <= SHORT
     return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
@@ -282,9 +282,9 @@ def judge(task: Any, question: Question, answer: str) -> Judgement:
     """
     result = next(iter(task.process_results(question.document, [answer]).values()))
     if getattr(task, "root", None) and isinstance(result, (bool, int, float)) and result in (0, 1):
-        said = answer.strip() or None
-        right = bool(result) and said is not None
-        return Judgement(said, str(task.doc_to_target(question.document)), right, said, right)
+        text = answer.strip() or None
+        right = bool(result) and text is not None
+        return Judgement(text, str(task.doc_to_target(question.document)), right, text, right)
     if not isinstance(result, Mapping) or not {"parsed", "target", "correct"} <= set(result):
         raise DataError(
             f"task {task.config.task} gives no parsed, target and correct for an answer, but {result!r}"

@@ -86,10 +86,10 @@ class Reader:
         """Frames of a video; raises as :meth:`stsimdiff.video.process.VideoProcess.read` does."""
         started = time.monotonic()
         try:
-            found = self._ready.pop(path)() if path in self._ready else None
+            ready = self._ready.pop(path)() if path in self._ready else None
             # One that has changed since is read again.
-            if found and found[0] == video_digest(path):
-                return found[1]
+            if ready and ready[0] == video_digest(path):
+                return ready[1]
             return self._by(process.shared(), path)
         finally:
             self.waited += time.monotonic() - started

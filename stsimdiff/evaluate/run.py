@@ -170,8 +170,8 @@ def _reasons(settings: Settings, arms: Sequence[Arm]) -> str:
         for row in checked_answers(settings.folder / arm.folder):
             if row["error"] is not None:
                 where = row["error"].get("where")
-                said = f"{row['error']['type']}: {row['error']['message']}"
-                counts[said + (f"\n    {where}" if where else "")] += 1
+                reason = f"{row['error']['type']}: {row['error']['message']}"
+                counts[reason + (f"\n    {where}" if where else "")] += 1
     return "".join(f"\n  {count} times {reason}" for reason, count in counts.most_common(3))
 
 

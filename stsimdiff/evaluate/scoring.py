@@ -42,20 +42,20 @@ class Scores:
     unread: list[str]
 
 
-def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Question]) -> Scores:
+def score(settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]) -> Scores:
     """Score every arm whose answers, questions or task have changed; returns what is wrong with them.
 
     Args:
         settings: what the arms share.
         task: the lmms-eval task.
         arms: the arms of this pass.
-        asked: all questions that they were asked.
+        questions: all that they were asked.
 
     Raises:
         DataError: for a stored line that cannot be read.
         OSError: when ``metrics.json`` cannot be written.
     """
-    by_id = {question.id: question for question in asked}
+    by_id = {question.id: question for question in questions}
     names = fingerprint(*by_id, digits=64)
     failed, unread = 0, []
     for arm in arms:
@@ -70,13 +70,13 @@ def score(settings: Settings, task: Any, arms: Sequence[Arm], asked: Sequence[Qu
             write_whole(folder / METRICS, json.dumps(known, indent=1) + "\n")
         failed += known["n_failed"]
         if arm.method != "no_video" and parsing.mostly_unread(known["n_unread"], known["n"]):
-            unread.append(_unread(arm, known, asked))
+            unread.append(_unread(arm, known, questions))
     return Scores(failed, unread)
 
 
-def _unread(arm: Arm, known: Mapping[str, Any], asked: Sequence[Question]) -> str:
+def _unread(arm: Arm, known: Mapping[str, Any], questions: Sequence[Question]) -> str:
     name = f"{arm.label} at {100 * arm.budget.retention:.4g} %"
-    tokens = max(one.max_new_tokens for one in asked)
+    tokens = max(question.max_new_tokens for question in questions)
     return (
         f"{known['n_unread']} of {known['n']} answers of {name} give no letter, such as {', '.join(known['unread'])}: "
         "its accuracy says nothing about the method. Look at the weights, model.dtype and benchmark.prompt; a model "
@@ -105,8 +105,8 @@ def _scored(folder: Path, task: Any, by_id: Mapping[str, Question], settings: Se
 
 def _submission(folder: Path, by_id: Mapping[str, Question]) -> str:
     rows = [row for row in checked_answers(folder) if row["id"] in by_id and row["parsed"] is not None]
-    found = {by_id[row["id"]].document["video_idx"]: LETTERS.index(row["parsed"]) for row in rows}
-    return json.dumps(found, indent=1) + "\n"
+    choices = {by_id[row["id"]].document["video_idx"]: LETTERS.index(row["parsed"]) for row in rows}
+    return json.dumps(choices, indent=1) + "\n"
 
 
 def _stock(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -143,8 +143,8 @@ def _state(folder: Path, names: str, settings: Settings) -> str:
 @cache
 def _code() -> str:
     """Version of what scores beside the task's own files."""
-    own = b"".join(Path(str(module.__file__)).read_bytes() for module in (parsing, questions))
-    return f"{fingerprint(own)}, lmms_eval {version('lmms_eval')}"
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (parsing, questions))
+    return f"{fingerprint(sources)}, lmms_eval {version('lmms_eval')}"
 
 
 def _known(path: Path) -> dict[str, Any]:

@@ -327,18 +327,18 @@ class ArmStore:
             self._asking[sample] = max(asking + 1, self._asking.get(sample, 0))
             if sample in self.states and self.states[sample].asking <= asking:
                 del self.states[sample]
-        found = {one: state for one, state in states.items() if state.asking >= self._asking.get(one, 0)}
-        for sample, state in found.items():
+        lines = {id_: state for id_, state in states.items() if state.asking >= self._asking.get(id_, 0)}
+        for sample, state in lines.items():
             if sample not in self.states or self.states[sample].gives_way_to(state):
                 self.states[sample] = state
-        return set(found)
+        return set(lines)
 
     def _place(self, number: int) -> tuple[Path, Lock]:
         """The file of answers of a number, and its lock. The first has the name that version 0.1.0 gave it."""
-        answers, held = (
+        answers, lock_name = (
             (f"answers.{number}.jsonl", f".lock.{number}") if number else ("answers.jsonl", ".lock.0-of-1")
         )
-        return self.folder / answers, Lock(self.folder / held, self._launch)
+        return self.folder / answers, Lock(self.folder / lock_name, self._launch)
 
     def _take(self) -> None:
         for number in chain([self._first], (n for n in count() if n != self._first)):
@@ -486,18 +486,18 @@ def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
         if first["type"] == "missing":
             problem = f"holds no {name}"
         else:
-            given = clean(repr(first["input"]))
-            problem = f"{name}={given[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
+            shown = clean(repr(first["input"]))
+            problem = f"{name}={shown[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
         raise DataError(f"{place}: {problem}; the file was changed or damaged") from None
 
 
 def check_column(column: str, known: Iterable[str], place: str) -> None:
     """Raise :class:`DataError` for a column to break accuracies down by that the rows of a benchmark do not have."""
-    found = sorted({*known, *OWN})
-    if column not in found:
+    columns = sorted({*known, *OWN})
+    if column not in columns:
         now = "; family is now called category" if column == "family" else ""
         raise DataError(
-            f"breakdown={column}: {place} has no such column; its rows have {', '.join(found)}{now}"
+            f"breakdown={column}: {place} has no such column; its rows have {', '.join(columns)}{now}"
         )
 
 
@@ -520,13 +520,13 @@ def counted_lines(folder: Path) -> dict[str, tuple[str, Row]]:
 def _counted(folder: Path, notes: list[str]) -> dict[str, tuple[str, bytes]]:
     """As :func:`counted_lines`, the lines as they stand in the files; ``notes`` as :func:`checked_answers` has it."""
     problems: list[str] = []
-    found, states, withdrawn = _read(folder, problems)
+    lines, states, withdrawn = _read(folder, problems)
     _warn(problems)
     notes += problems
     counting = _counting(states, withdrawn)
     return {
         sample: (f"{file}:{number}", line)
-        for sample, (file, number, line) in found.items()
+        for sample, (file, number, line) in lines.items()
         if sample in counting
     }
 
@@ -566,9 +566,9 @@ def shards(folder: Path) -> list[Path]:
 
 def _read_states(folder: Path, ends: Ends) -> tuple[dict[str, State], dict[str, int]]:
     """The state of each sample that has a line that counts, and the number of the next asking where it is not 0."""
-    said: list[str] = []
-    _, states, withdrawn = _read(folder, said, ends=ends)
-    _warn(said)
+    notes: list[str] = []
+    _, states, withdrawn = _read(folder, notes, ends=ends)
+    _warn(notes)
     return _counting(states, withdrawn), {sample: number + 1 for sample, number in withdrawn.items()}
 
 
@@ -577,13 +577,13 @@ def _counting(states: Mapping[str, State], withdrawn: Mapping[str, int]) -> dict
 
 
 def _read(
-    folder: Path, said: list[str], *, ends: Ends | None = None, but: Path | None = None
+    folder: Path, notes: list[str], *, ends: Ends | None = None, but: Path | None = None
 ) -> tuple[dict[str, tuple[str, int, bytes]], dict[str, State], dict[str, int]]:
     """By sample: its best line with its place, what that says, and the last asking that was withdrawn.
 
     Args:
         folder: of the arm.
-        said: gets a sentence for each answer and torn line that does not count.
+        notes: gets a sentence for each answer and torn line that does not count.
         ends: what of each file was read before, which is not read again; moved to where this comes to.
         but: a file that is left out.
     """
@@ -595,7 +595,7 @@ def _read(
         if path == but:
             continue
         file = str(path)
-        for number, line in _lines(path, said, ends):
+        for number, line in _lines(path, notes, ends):
             if answered := _answered(line):
                 sample, state = answered
             else:
@@ -610,7 +610,7 @@ def _read(
                 lines[sample], states[sample] = (file, number, line), state
             elif state.answered and state.asking == earlier.asking:
                 there, first, _ = lines[sample]
-                said.append(
+                notes.append(
                     f"{file}:{number}: question {sample!r} is answered in {there}:{first} already; that one counts"
                 )
     return lines, states, withdrawn
@@ -620,9 +620,9 @@ _LOGGED: set[str] = set()
 """What was said of lines that do not count: an arm is read more than once in a run."""
 
 
-def _warn(said: list[str]) -> None:
+def _warn(notes: list[str]) -> None:
     """Log each sentence once."""
-    for sentence in said:
+    for sentence in notes:
         if sentence not in _LOGGED:
             _LOGGED.add(sentence)
             log.warning(sentence)
@@ -643,12 +643,12 @@ def _answered(line: bytes) -> tuple[str, State] | None:
     return name.decode(), State(True, tail[2].decode(), int(tail[1] or 0))
 
 
-def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, notes: list[str], ends: Ends) -> Iterator[tuple[int, bytes]]:
     """Complete lines with their numbers; a torn last one is left out and said.
 
     Args:
         path: of the file.
-        said: gets a sentence of a torn line.
+        notes: gets a sentence of a torn line.
         ends: what of the file was read before; moved to the end of the last complete line.
     """
     start, before = ends.get(path, (0, 0))
@@ -660,7 +660,7 @@ def _lines(path: Path, said: list[str], ends: Ends) -> Iterator[tuple[int, bytes
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     ends[path] = start + sum(map(len, complete)) + len(complete), before + len(complete)
     if torn:
-        said.append(
+        notes.append(
             f"{path}:{before + len(complete) + 1}: the last line is torn and was dropped: its writer was stopped, or "
             "is still writing; run again to answer it"
         )
@@ -706,11 +706,11 @@ def strict_json(text: bytes | str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
+    return row
 
 
 def _no_number(name: str) -> None:

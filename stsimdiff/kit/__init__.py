@@ -75,9 +75,9 @@ def named_compressor(words: list[str]) -> Compressor:
         )
     written = [word for word in words if "=" in word]
     try:
-        found = OverridesParser.create().parse_overrides(
+        overrides = OverridesParser.create().parse_overrides(
             [word.lstrip("+").removeprefix("compressor.") for word in written]
         )
     except OverrideParseException as error:
         raise ConfigError(f"cannot read {error.override!r}; a parameter is written NAME=VALUE") from error
-    return compressor_from(named[0], {override.key_or_group: override.value() for override in found})
+    return compressor_from(named[0], {override.key_or_group: override.value() for override in overrides})

@@ -97,19 +97,19 @@ def _budgeted(case: CompressorCase) -> None:
         raise CheckSkipped("acts during decoding alone, which changes no prefill")
 
 
-def _meets(case: CompressorCase, trace: Trace, kind: str, retention: float, what: str) -> None:
-    want, found = (
+def _meets(case: CompressorCase, trace: Trace, kind: str, retention: float, place: str) -> None:
+    want, left = (
         retention * trace.video,
         achieved(trace.video, trace.entering, trace.final)[kind] * trace.video,
     )
     # Half a token of rounding; of kind compute as much again, where a method rounds at several places.
     excused = max(1.0 if kind == "compute" else 0.5, case.tolerance * want) + 1e-6
-    if abs(found - want) <= excused or (trace.final == 1 and want < 1):
+    if abs(left - want) <= excused or (trace.final == 1 and want < 1):
         return
-    kept = f"{found:.4g} of {trace.video} tokens" + (" a layer" if kind == "compute" else "")
+    kept = f"{left:.4g} of {trace.video} tokens" + (" a layer" if kind == "compute" else "")
     never = "" if trace.stages else "; no place returned a Selection"
     raise AssertionError(
-        f"{what} at budget={kind}, retention {retention:g}: {kept} are left where {want:.4g} are allowed{never}; "
+        f"{place} at budget={kind}, retention {retention:g}: {kept} are left where {want:.4g} are allowed{never}; "
         "count with budget.keep(layout.grid.tokens, layout.layers, entering)"
     )
 
@@ -144,7 +144,9 @@ def question_is_not_read(case: CompressorCase) -> None:
     )
     places = lent.start(case.compressor, layout, case.budget).places
     if not places.attention and not places.reads:
-        first, second = (fates(case.drive(features, one, case.budget)) for one in (layout, other))
+        first, second = (
+            fates(case.drive(features, prompt_layout, case.budget)) for prompt_layout in (layout, other)
+        )
         assert first == second, message
     model = miniature("llava_video")
     prefix: Prefix | None = None
@@ -152,9 +154,9 @@ def question_is_not_read(case: CompressorCase) -> None:
     prompts = (model.prompt, model.family.prompt(model.video, running.TEXT.replace("cat", "horse"), "kit"))
     try:
         case.compressor.check(case.budget, len(model.family.decoder))
-        for prompt, given in ((prompts[0], False), (prompts[1], True), (prompts[1], False)):
+        for prompt, continues in ((prompts[0], False), (prompts[1], True), (prompts[1], False)):
             run = lent.start(case.compressor, prompt.layout, case.budget)
-            engine = SharedPrefix(model.family.decoder, run, prompt.layout, prefix if given else None)
+            engine = SharedPrefix(model.family.decoder, run, prompt.layout, prefix if continues else None)
             logits.append(running.generate(dataclasses.replace(model, prompt=prompt), engine)[0])
             prefix = engine.prefix
             if prefix is None:
@@ -172,16 +174,16 @@ def question_is_not_read(case: CompressorCase) -> None:
 def no_state_is_carried(case: CompressorCase) -> None:
     """A video's selection is the same after another video, and while another one is under way."""
     layout = layout_for(GRID)
-    one, other = (video("mixed", GRID, seed=seed) for seed in (0, 1))
+    features, other = (video("mixed", GRID, seed=seed) for seed in (0, 1))
     before = state_of(case.compressor)
-    alone = [fates(case.drive(features, layout, case.budget)) for features in (one, other)]
+    alone = [fates(case.drive(features, layout, case.budget)) for features in (features, other)]
     hint = "what one video needs lies in its run: start returns a new one each time"
-    assert fates(case.drive(one, layout, case.budget)) == alone[0], (
+    assert fates(case.drive(features, layout, case.budget)) == alone[0], (
         f"another video before it changes a selection; {hint}"
     )
     small = Grid(3, 5, 4)
     case.drive(video("mixed", small), layout_for(small), case.budget)
-    assert fates(case.drive(one, layout, case.budget)) == alone[0], (
+    assert fates(case.drive(features, layout, case.budget)) == alone[0], (
         f"a shorter video changes the next one's; {hint}"
     )
     second: list[object] = []
@@ -189,7 +191,7 @@ def no_state_is_carried(case: CompressorCase) -> None:
     def then() -> None:
         second.append(fates(case.drive(other, layout, case.budget)))
 
-    first = case.drive(one, layout, case.budget, wrap=lambda run: InterruptedRun(run, then))
+    first = case.drive(features, layout, case.budget, wrap=lambda run: InterruptedRun(run, then))
     assert fates(first) == alone[0] and second in ([], alone[1:]), (
         f"two videos at once change each other; {hint}"
     )
@@ -240,10 +242,10 @@ def places_are_used(case: CompressorCase) -> None:
         raise AssertionError("the run acts nowhere; say where: places = Places(input=True)")
     trace = case.drive(video("mixed", GRID), layout_for(GRID), case.budget)
     if not run.finished:
-        asked = {(place, layer) for place, layer, _ in trace.asked}
+        visited = {(place, layer) for place, layer, _ in trace.asked}
         announced = {("input", 0)} if places.input else set()
         announced |= {(kind, layer) for kind in ("before", "between") for layer in getattr(places, kind)}
-        assert asked <= announced, f"asked at {sorted(asked - announced)}, which places does not announce"
+        assert visited <= announced, f"asked at {sorted(visited - announced)}, which places does not announce"
     for layers in (2, 4):
         layout = layout_for(GRID, layers)
         try:

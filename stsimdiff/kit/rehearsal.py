@@ -36,11 +36,11 @@ CERTAIN = (AttributeError, NameError, TypeError, ImportError, SyntaxError)
 
 def rehearse(passes: Iterable[Pass]) -> None:
     """Raise :class:`~stsimdiff.errors.ConfigError` for the first method of the user's own that cannot work."""
-    for one in passes:
-        for arm in one.arms.values():
+    for run_pass in passes:
+        for arm in run_pass.arms.values():
             compressor = arm.build()
             if type(compressor).__module__.partition(".")[0] != OURS:
-                _try(compressor, arm, one.settings.model.layers or LAYERS)
+                _try(compressor, arm, run_pass.settings.model.layers or LAYERS)
 
 
 def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
@@ -65,9 +65,9 @@ def _try(compressor: Compressor, arm: Arm, layers: int) -> None:
                 f"{message}\npython -m stsimdiff check {arm.compressor['_target_']} says more"
             ) from raised
         log.warning("%s; on the model's own tokens it may not", message)
-    changed = [f"changed {what}" for what in left]
+    changed = [f"changed {state}" for state in left]
     differ = changed_state(kept, state_of(compressor))
-    changed += [f"changed {what}: what one video needs lies in its run" for what in differ]
+    changed += [f"changed {state}: what one video needs lies in its run" for state in differ]
     if changed:
         raise ConfigError(
             f"{name} {'; '.join(changed)}. An answer would depend on the one before; python -m stsimdiff check "

@@ -183,13 +183,13 @@ class PassMeasurement:
 
     def _key(self, described: dict[str, str]) -> str:
         """Of what may be compared: the same machine, model, questions, protocol and arms."""
-        asked = [question.id for question in self.questions]
+        question_ids = [question.id for question in self.questions]
         everything = [
             {key: value for key, value in self.settings.model.stored().items() if key != "path"},
             self.settings.benchmark.name,
             self.settings.benchmark.revision,
             self.protocol.new_tokens,
-            asked,
+            question_ids,
             sorted(arm.id for arm in self.arms),
             described,
             _machine(self.family.device),

@@ -46,8 +46,8 @@ class Spread:
         middle = statistics.median(values)
         if len(values) < 6:
             return cls(middle, math.nan, math.nan)
-        found = quantile_test(values, q=middle, p=0.5).confidence_interval(0.95)
-        return cls(middle, float(found.low), float(found.high))
+        bounds = quantile_test(values, q=middle, p=0.5).confidence_interval(0.95)
+        return cls(middle, float(bounds.low), float(bounds.high))
 
 
 @dataclass
@@ -164,11 +164,13 @@ def beside_the_paper(lines: Sequence[Line]) -> list[PaperComparison]:
             int(row["frames"]): {key: float(value) if value else None for key, value in row.items()}
             for row in csv.DictReader(stream)
         }
-    found = []
+    comparisons = []
     for line in lines:
         if line.of["label"] != "st_simdiff" or line.of["budget"]["retention"] != 0.3 or line.error:
             continue
         ratio = line.ratios.get("inference")
         saving = Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low) if ratio else None
-        found.append(PaperComparison(line.of["frames"], line, saving, printed.get(line.of["frames"], {})))
-    return found
+        comparisons.append(
+            PaperComparison(line.of["frames"], line, saving, printed.get(line.of["frames"], {}))
+        )
+    return comparisons

@@ -131,28 +131,28 @@ def _beside(lines: Sequence[Line]) -> Cells:
         "peak GB, all tokens", "paper's", "peak GB, st_simdiff", "paper's",
     ]  # fmt: skip
     rows = []
-    for found in beside_the_paper(lines):
+    for comparison in beside_the_paper(lines):
         full = next(
             (
                 line.spreads
                 for line in lines
-                if line.of["pass"] == found.line.of["pass"] and line.of["method"] == "none"
+                if line.of["pass"] == comparison.line.of["pass"] and line.of["method"] == "none"
             ),
             {},
         )
-        own, paper = found.line.spreads, found.paper
+        spreads, paper = comparison.line.spreads, comparison.paper
         rows.append(
             [
-                number(found.frames, ".0f"),
-                _ratio(found.saving),
+                number(comparison.frames, ".0f"),
+                _ratio(comparison.saving),
                 _number(paper.get("relative_saving"), ".3f"),
                 _number(full.get("inference"), ".3f"),
                 _number(paper.get("inference_seconds_all_tokens"), ".2f"),
-                _number(own.get("inference"), ".3f"),
+                _number(spreads.get("inference"), ".3f"),
                 _number(paper.get("inference_seconds_st_simdiff"), ".2f"),
                 _number(full.get("peak_bytes"), ".2f", GIGA),
                 _number(paper.get("peak_memory_gb_all_tokens"), ".1f"),
-                _number(own.get("peak_bytes"), ".2f", GIGA),
+                _number(spreads.get("peak_bytes"), ".2f", GIGA),
                 _number(paper.get("peak_memory_gb_st_simdiff"), ".1f"),
             ]
         )
@@ -166,7 +166,7 @@ def _number(value: Spread | float | None, form: str, unit: float = 1.0) -> Cell:
 
 
 def _paper_note(lines: Sequence[Line]) -> str:
-    same = all(found.same_model for found in beside_the_paper(lines))
+    same = all(comparison.same_model for comparison in beside_the_paper(lines))
     other = "" if same else " Measured here was another model: for reference only."
     return (
         "ST-SimDiff at 30 % beside the paper's LLaVA-Video-7B (inference from the frames in memory to the last token; "

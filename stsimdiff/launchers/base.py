@@ -54,13 +54,13 @@ def configurations(words: Sequence[str]) -> list[DictConfig]:
     def compose(overrides: Sequence[str]) -> DictConfig:
         return without_hydra(hydra.compose("config", overrides=list(overrides)))
 
-    found = []
+    expanded = []
     parsed = OverridesParser.create().parse_overrides(settled(words, sweep=""))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder("configs"))):
         jobs = [list(combination) for combination in combinations(parsed)]
         for job, cfg in zip(jobs, composed(jobs, compose), strict=True):
-            found += expand(cfg, job, compose)
-    return found
+            expanded += expand(cfg, job, compose)
+    return expanded
 
 
 class BatchLauncher(Launcher):
@@ -75,9 +75,9 @@ class BatchLauncher(Launcher):
         batch: list[DictConfig] = []
         written: list[Sequence[str]] = []
         for overrides, cfg in zip(job_overrides, composed(job_overrides, self.compose), strict=True):
-            found = expand(cfg, list(overrides), self.compose)
-            batch += found
-            written += [overrides] * len(found)
+            expanded = expand(cfg, list(overrides), self.compose)
+            batch += expanded
+            written += [overrides] * len(expanded)
         self.run(batch, written, initial_job_idx)
         return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
 

@@ -43,10 +43,10 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
     passes = passes_of(configurations)
     if planned(passes):
         return
-    for one in passes:
-        if one.settings.jobs > 1:
+    for run_pass in passes:
+        if run_pass.settings.jobs > 1:
             raise ConfigError(
-                f"jobs={one.settings.jobs} needs a launcher that starts jobs: -m hydra/launcher=NAME with one of "
+                f"jobs={run_pass.settings.jobs} needs a launcher that starts jobs: -m hydra/launcher=NAME with one of "
                 f"{', '.join(CLUSTERS)}. Several processes on this machine: python -m torch.distributed.run "
                 "--standalone --nproc_per_node N -m stsimdiff ..."
             )
@@ -62,19 +62,23 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
 
     shared, failures = SharedModel(), []
     last = last_of_folders(passes)
-    for number, one in enumerate(passes, start=1):
+    for number, run_pass in enumerate(passes, start=1):
         if len(passes) > 1:
-            log.info("pass %d of %d: %d arms", number, len(passes), len(one.arms))
+            log.info("pass %d of %d: %d arms", number, len(passes), len(run_pass.arms))
         try:
-            report = make_report if one in last else None
-            run_arms(one.settings, list(one.arms.values()), shared, report=report, processes=processes)
+            report = make_report if run_pass in last else None
+            run_arms(
+                run_pass.settings, list(run_pass.arms.values()), shared, report=report, processes=processes
+            )
         except RunFailed as failure:
             failures.append(str(failure))
             if isinstance(failure, Stopped):
                 break
         except UserError:
             if number > 1:
-                log.info("what was answered is stored: python -m stsimdiff report %s", one.settings.folder)
+                log.info(
+                    "what was answered is stored: python -m stsimdiff report %s", run_pass.settings.folder
+                )
             raise
     if failures:
         raise RunFailed("\n".join(failures))
@@ -82,11 +86,11 @@ def _run(configurations: Sequence[DictConfig], processes: Processes | None) -> N
 
 def planned(passes: Sequence[Pass]) -> bool:
     """Show what the passes would cost, if that is all that was asked for (``plan=true``)."""
-    if not any(one.settings.plan for one in passes):
+    if not any(run_pass.settings.plan for run_pass in passes):
         return False
     from stsimdiff.plan.show import show
 
-    show([(one.settings, list(one.arms.values())) for one in passes])
+    show([(run_pass.settings, list(run_pass.arms.values())) for run_pass in passes])
     return True
 
 

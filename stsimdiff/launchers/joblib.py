@@ -52,4 +52,4 @@ class JoblibLauncher(JobLauncher, joblib_launcher.JoblibLauncher):
         except TerminatedWorkerError as error:
             # joblib stops the whole pool then, and does not say whose process it was.
             return [[JobResult(error=f"a process of the pool died: {first_line(error)}")]]
-        return [[one.return_value] for one in returns]
+        return [[job.return_value] for job in returns]

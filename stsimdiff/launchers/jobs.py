@@ -215,48 +215,50 @@ class JobLauncher(BatchLauncher):
         if planned(passes):
             return
         self.check()
-        for one in passes:
-            if one.settings.model.device_map and self.tasks() > 1:
+        for run_pass in passes:
+            if run_pass.settings.model.device_map and self.tasks() > 1:
                 raise ConfigError(
-                    f"model.device_map={one.settings.model.device_map} spreads one model over the devices of a job, "
-                    f"which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
+                    f"model.device_map={run_pass.settings.model.device_map} spreads one model over the devices of a "
+                    f"job, which {self.tasks()} processes would each do: set hydra.launcher.tasks_per_node=1"
                 )
         check_presence(configurations, passes)
         from stsimdiff.kit.rehearsal import rehearse
 
         rehearse(passes)
-        prepared = [_prepared(one) for one in passes]
+        prepared = [_prepared(run_pass) for run_pass in passes]
         jobs, words = [], []
-        for one, _, questions, unusable in prepared:
-            for job in _missing(one, questions, unusable, self.tasks()):
+        for run_pass, _, questions, unusable in prepared:
+            for job in _missing(run_pass, questions, unusable, self.tasks()):
                 jobs.append(job)
-                words.append(_words(overrides[one.first], job.settings))
+                words.append(_words(overrides[run_pass.first], job.settings))
         failures, died = [], []
         if jobs:
             self.task_function = Jobs(jobs, first, self.engine)
             for number, job in enumerate(jobs):
                 log.info("job %d: %s", number, job)
             for number, ended in enumerate(self.start(words, first)):
-                died += [f"job {number} ({jobs[number]}): {one.error}" for one in ended if one.error]
-        last = last_of_folders([one for one, *_ in prepared])
-        for one, task, questions, _ in prepared:
+                died += [
+                    f"job {number} ({jobs[number]}): {run_pass.error}" for run_pass in ended if run_pass.error
+                ]
+        last = last_of_folders([run_pass for run_pass, *_ in prepared])
+        for run_pass, task, questions, _ in prepared:
             try:
-                report = make_report if one in last else None
-                conclude(one.settings, task, list(one.arms.values()), questions, report=report)
+                report = make_report if run_pass in last else None
+                conclude(run_pass.settings, task, list(run_pass.arms.values()), questions, report=report)
             except RunFailed as failure:
                 failures.append(str(failure))
         if failures:
             raise RunFailed("\n".join([*died, *failures]))
-        for said in died:
-            log.warning("%s; other jobs answered what it left", said)
+        for reason in died:
+            log.warning("%s; other jobs answered what it left", reason)
 
 
-def _prepared(one: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
+def _prepared(run_pass: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
     """The pass with all of its paths absolute, its task, questions and unusable videos."""
     from stsimdiff.evaluate.run import prepare
 
-    settings, task, questions, unusable = prepare(_absolute(one.settings))
-    return dataclasses.replace(one, settings=settings), task, questions, unusable
+    settings, task, questions, unusable = prepare(_absolute(run_pass.settings))
+    return dataclasses.replace(run_pass, settings=settings), task, questions, unusable
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -275,10 +277,10 @@ def _absolute(settings: Settings) -> Settings:
 
 
 def _missing(
-    one: Pass, questions: Sequence[Question], unusable: Mapping[str, str], tasks: int
+    run_pass: Pass, questions: Sequence[Question], unusable: Mapping[str, str], tasks: int
 ) -> Iterator[Job]:
     """The jobs of a pass that have something to answer."""
-    settings, arms = one.settings, tuple(one.arms.values())
+    settings, arms = run_pass.settings, tuple(run_pass.arms.values())
     done = [done_ids(settings.folder / arm.folder, settings.retry_failed) for arm in arms]
     videos = {question.video for question in questions if any(question.id not in ids for ids in done)}
     # A job more than there are videos would find nothing to do.
@@ -289,8 +291,8 @@ def _missing(
 
 def _words(overrides: Sequence[str], settings: Settings) -> list[str]:
     """What Hydra composes for a job: the words that its arms share, and the run's folder wherever the job runs."""
-    own = ("compressor", "budget", "results", "run")
+    per_arm = ("compressor", "budget", "results", "run")
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    kept = [str(word.input_line) for word in parsed if word.key_or_group.partition(".")[0] not in own]
+    kept = [str(word.input_line) for word in parsed if word.key_or_group.partition(".")[0] not in per_arm]
     results = str(settings.folder.parent).replace("'", r"\'")
     return [*kept, f"results='{results}'", f"run={settings.run}"]

@@ -51,4 +51,4 @@ class RayLauncher(JobLauncher, ray_launcher.RayLauncher):  # type: ignore[misc]
             return [[JobResult(error=f"Ray gave it up: {error}")]]
         finally:
             ray.shutdown()
-        return [[one.return_value] for one in returns]
+        return [[job.return_value] for job in returns]

@@ -220,14 +220,16 @@ def _ended(job: submitit.Job) -> list[JobResult]:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     job.wait()
-    found = []
+    results = []
     for task in range(job.num_tasks):
-        one = job.task(task) if job.num_tasks > 1 else job
+        process = job.task(task) if job.num_tasks > 1 else job
         try:
-            found.append(one.result().return_value)
+            results.append(process.result().return_value)
         except (FailedJobError, UncompletedJobError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            found.append(
-                JobResult(error=f"it died: {lines[-1] if lines else error}; its log is {one.paths.stderr}")
+            results.append(
+                JobResult(
+                    error=f"it died: {lines[-1] if lines else error}; its log is {process.paths.stderr}"
+                )
             )
-    return found
+    return results

@@ -42,18 +42,18 @@ def resolve(name: str) -> type[Family]:
     Raises:
         ConfigError: for a name that is unknown, or whose class cannot be imported or is no family.
     """
-    found = REGISTRY.resolve(name)
+    cls = REGISTRY.resolve(name)
     from stsimdiff.models.base import Family
 
-    if not (isinstance(found, type) and issubclass(found, Family)):
+    if not (isinstance(cls, type) and issubclass(cls, Family)):
         raise ConfigError(
             f"model.family={name} is no model family; it must be a class derived from stsimdiff.models.base.Family"
         )
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise ConfigError(
             f"model.family={name} lacks {', '.join(missing)}; docs/families.md says what they do"
         )
-    return found
+    return cls
 
 
 def options_of(name: str) -> Mapping[str, tuple[Any, ...]]:

@@ -55,29 +55,33 @@ def absent(family: str, path: str | Path | None) -> list[str]:
         return []
     # NVILA's checkpoint is three checkpoints in folders of their own.
     parts = [folder, *sorted(file.parent for file in folder.glob("*/config.json"))]
-    found = [f"{file} is {pointer}" for part in parts for file in _texts(part) if (pointer := stand_in(file))]
+    problems = [
+        f"{file} is {pointer}" for part in parts for file in _texts(part) if (pointer := stand_in(file))
+    ]
     config = _read(folder / "config.json")
-    if found or config is None:
-        return found or [f"{folder / 'config.json'} holds no configuration: {fetching(family, str(folder))}"]
+    if problems or config is None:
+        return problems or [
+            f"{folder / 'config.json'} holds no configuration: {fetching(family, str(folder))}"
+        ]
     if adapter := _adapter(folder):
         return [adapter]
     if other := _mismatch(family, folder, config):
         return [other]
-    found += _quantised(family, folder, parts)
+    problems += _quantised(family, folder, parts)
     lost = [name for name in info(family).parts if not (folder / name / "config.json").is_file()]
     if lost:
-        found.append(f"{folder} lacks the folder {', '.join(lost)}: {fetching(family, str(folder))}")
-    own = info(family).parts
-    holding = [folder / name for name in own if name not in lost] if own else parts
+        problems.append(f"{folder} lacks the folder {', '.join(lost)}: {fetching(family, str(folder))}")
+    subfolders = info(family).parts
+    holding = [folder / name for name in subfolders if name not in lost] if subfolders else parts
     bare = [part for part in holding if not list(part.glob("*.safetensors*"))]
-    if bare and (own or len(bare) == len(holding)):
-        named = ", ".join(map(str, bare)) if own else str(folder)
+    if bare and (subfolders or len(bare) == len(holding)):
+        named = ", ".join(map(str, bare)) if subfolders else str(folder)
         others = next((file.name for file in bare[0].glob("*.bin")), None)
         why = f" ({others} is not read: it may run code)" if others else ""
-        found.append(f"{named} holds no safetensors weights{why}: {fetching(family, str(folder))}")
+        problems.append(f"{named} holds no safetensors weights{why}: {fetching(family, str(folder))}")
     for part in parts:
-        found += _damaged(part, f"again: {fetching(family, str(folder))}")
-    return found + _tower(family, folder)
+        problems += _damaged(part, f"again: {fetching(family, str(folder))}")
+    return problems + _tower(family, folder)
 
 
 def unready(family: str, path: str | Path | None) -> list[str]:
@@ -90,17 +94,17 @@ def unready(family: str, path: str | Path | None) -> list[str]:
     if folder is None or not row.types or not (folder / "config.json").is_file():
         return []
     texts = folder / "llm" if "llm" in row.parts else folder
-    found = []
+    problems = []
     if not any((texts / name).is_file() for name in TOKENIZERS):
-        found.append(f"{texts} has no tokenizer ({' or '.join(TOKENIZERS)})")
-    found += [f"{folder} has no {name}" for name in row.needed if not (folder / name).is_file()]
+        problems.append(f"{texts} has no tokenizer ({' or '.join(TOKENIZERS)})")
+    problems += [f"{folder} has no {name}" for name in row.needed if not (folder / name).is_file()]
     if not row.original and not any((folder / name).is_file() for name in PROCESSORS):
-        found.append(f"{folder} has no preprocessor ({' or '.join(PROCESSORS)})")
+        problems.append(f"{folder} has no preprocessor ({' or '.join(PROCESSORS)})")
     if row.templated and not _template(texts, processor=not row.original):
-        found.append(
+        problems.append(
             f"{texts} has no chat template (chat_template.jinja), without which the model cannot be asked a question"
         )
-    return [f"{said}: {fetching(family, str(folder))}" for said in found]
+    return [f"{problem}: {fetching(family, str(folder))}" for problem in problems]
 
 
 def instead(folder: Path) -> str | None:
@@ -117,10 +121,10 @@ def instead(folder: Path) -> str | None:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _texts(folder: Path) -> list[Path]:
@@ -162,17 +166,19 @@ def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | Non
     original = kind == "internvl_chat" or "mm_vision_tower" in config or "vision_tower_cfg" in config
     converted = not original and "vision_config" in config
     alone = not original and not converted and any(name.endswith("ForCausalLM") for name in named)
-    what = f"{folder} holds a {kind!r} checkpoint{f' ({named[0]})' if named else ''}"
+    subject = f"{folder} holds a {kind!r} checkpoint{f' ({named[0]})' if named else ''}"
     if alone:
-        problem = f"{what}, a language model alone, without a vision tower"
+        problem = f"{subject}, a language model alone, without a vision tower"
     elif converted and row.original:
-        problem = f"{what} in the converted form (-hf); model.family={family} reads the original one"
+        problem = f"{subject} in the converted form (-hf); model.family={family} reads the original one"
     elif original and not row.original:
-        problem = f"{what} in its original form; model.family={family} reads the converted one"
+        problem = f"{subject} in its original form; model.family={family} reads the converted one"
     else:
-        problem = f"{what}; model.family={family} reads {' or '.join(row.types)}"
+        problem = f"{subject}; model.family={family} reads {' or '.join(row.types)}"
     others = [
-        name for name, one in FAMILIES.items() if kind in one.types and name != family and kind != "llava"
+        name
+        for name, candidate in FAMILIES.items()
+        if kind in candidate.types and name != family and kind != "llava"
     ]
     hint = f"model={others[0]} reads this one, or " if others and not alone else ""
     return f"{problem}: {hint}{fetching(family)}"
@@ -199,30 +205,30 @@ def _quantised(family: str, folder: Path, parts: list[Path]) -> list[str]:
 
 def _damaged(folder: Path, again: str) -> list[str]:
     """Shards that are not there, weights that are cut off or no weights, indices that cannot be read."""
-    found, named = [], set()
+    problems, named = [], set()
     for file in sorted(folder.glob("*.safetensors.index.json")):
         index = _read(file)
         weights = index.get("weight_map") if index else None
         if isinstance(weights, dict):
             named |= {str(name) for name in weights.values()}
         else:
-            found.append(f"{file} names no weights; {again}")
+            problems.append(f"{file} names no weights; {again}")
     files = {file.name for file in folder.glob("*.safetensors")}
     numbers = [re.fullmatch(r"(.*-)(\d+)-of-(\d+)\.safetensors", name) for name in sorted(files)]
     if not named and "model.safetensors" not in files and any(numbers):
-        found.append(f"{folder} lacks the index of its shards, model.safetensors.index.json; {again}")
+        problems.append(f"{folder} lacks the index of its shards, model.safetensors.index.json; {again}")
         for part in filter(None, numbers):
             width = len(part[2])
             named |= {f"{part[1]}{n:0{width}}-of-{part[3]}.safetensors" for n in range(1, int(part[3]) + 1)}
     lost = sorted(name for name in named if not (folder / name).is_file())
     if lost:
         shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if lost[SHOWN:] else "")
-        found.append(f"{folder} lacks {shown}, which its index names; {again}")
+        problems.append(f"{folder} lacks {shown}, which its index names; {again}")
     whole = {"model.safetensors"} & files or files
     for name in sorted((named or whole) - set(lost)):
         if damage := _cut(folder / name):
-            found.append(f"{folder / name} {damage}; {again}")
-    return found
+            problems.append(f"{folder / name} {damage}; {again}")
+    return problems
 
 
 def _cut(file: Path) -> str | None:

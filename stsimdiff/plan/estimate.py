@@ -298,11 +298,11 @@ def _fill(
         return [round(n * factor) for n in trace.entering], [round(n * factor) for n in trace.mlp]
 
     work = shape.tower_work(typical)
-    own = compressor_flops(compressor, trace, typical, decoder, shape.tower, work)
-    if own is not None and compressor.needs_vision:
+    selection = compressor_flops(compressor, trace, typical, decoder, shape.tower, work)
+    if selection is not None and compressor.needs_vision:
         # The tower's attention is read once for a video and counts there, not with each question.
-        own -= signal_flops(shape.tower, work)
-    plan.compressor = own
+        selection -= signal_flops(shape.tower, work)
+    plan.compressor = selection
     plan.each = prefill_flops(decoder, text, trace.entering, trace.mlp)
     plan.each_all = prefill_flops_all(decoder, text, trace.video)
     everything = closed_form(decoder, text, [trace.video] * decoder.layers)
@@ -312,7 +312,7 @@ def _fill(
         counts = scaled(grid)
         first = prefill_flops(decoder, text, *counts)
         further = continued_flops(decoder, text, *counts, plan.layers_shared)
-        method = questions * round((own or 0) * grid.tokens / typical.tokens)
+        method = questions * round((selection or 0) * grid.tokens / typical.tokens)
         plan.flops += videos * (questions * first + method)
         plan.flops_shared += videos * (first + (questions - 1) * further + method)
 
@@ -328,14 +328,14 @@ def _stored(
     for folder in arm_folders(settings.folder):
         record = checked_record(folder)
         rows = checked_answers(folder, record=record)
-        given = [row for row in rows if row["error"] is None]
+        succeeded = [row for row in rows if row["error"] is None]
         if record["arm"] in answered:
-            counted = given if settings.retry_failed else rows
+            counted = succeeded if settings.retry_failed else rows
             answered[record["arm"]] = {row["id"] for row in counted}
         if rows:
             sizes.append(sum(path.stat().st_size for path in shards(folder)) // len(rows))
         same = record["model"].get("checkpoint") == settings.model.checkpoint
-        for row in given if same and settings.model.checkpoint else ():
+        for row in succeeded if same and settings.model.checkpoint else ():
             # A time that was not taken is null, or not there.
             times = {
                 name: seconds for name, seconds in (row.get("times") or {}).items() if seconds is not None

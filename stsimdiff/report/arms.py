@@ -47,18 +47,18 @@ def arm_folders(run_dir: Path) -> list[Path]:
     return folders
 
 
-def older_arms(found: Sequence[StoredArm]) -> list[StoredArm]:
+def older_arms(stored: Sequence[StoredArm]) -> list[StoredArm]:
     """The arms of which the run was asked for another version since: all the same but the code.
 
     Which one was asked for last, the run says; of arms of which it says nothing, none is older.
     """
     same: dict[tuple[Any, ...], list[StoredArm]] = {}
-    for arm in found:
+    for arm in stored:
         same.setdefault(all_but_code(arm), []).append(arm)
     older: list[StoredArm] = []
     for versions in same.values():
-        asked = list(versions[0].shown.arms)
-        latest = max(versions, key=lambda arm: asked.index(arm.id) if arm.id in asked else -1)
-        if latest.id in asked:
+        ids = list(versions[0].shown.arms)
+        latest = max(versions, key=lambda arm: ids.index(arm.id) if arm.id in ids else -1)
+        if latest.id in ids:
             older += [arm for arm in versions if arm.version != latest.version]
     return older

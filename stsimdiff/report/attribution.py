@@ -98,12 +98,12 @@ class Attribution:
 
     def causes(self, change: str) -> Counter[str]:
         """How often each cause turned a question so."""
-        return Counter(one.cause for one in self.changes if one.change == change)
+        return Counter(item.cause for item in self.changes if item.change == change)
 
     def undone(self, part: str, change: str) -> int:
         """Changes that the arm without the part undoes, alone or as others do too."""
         return sum(
-            undoes(one.change, one.without[part].right) for one in self.changes if one.change == change
+            undoes(item.change, item.without[part].right) for item in self.changes if item.change == change
         )
 
     def alone(self, cause: str, change: str) -> int:
@@ -137,10 +137,10 @@ def attributions(group: ArmGroup, sections: Sequence[Section]) -> tuple[list[Att
         group: arms that may be compared.
         sections: of the group, which hold the comparisons in pairs.
     """
-    found: list[Attribution] = []
+    results: list[Attribution] = []
     notes: list[str] = []
     if group.server:
-        return found, notes
+        return results, notes
     pairs = {section.budget: section.pairs for section in sections}
     for arm in group.arms:
         if arm.method != METHOD or not all(_on(arm, part) for part in PARTS) or not _has(group, arm):
@@ -151,20 +151,20 @@ def attributions(group: ArmGroup, sections: Sequence[Section]) -> tuple[list[Att
         everything = group.everything(arm)
         if everything is not None and not _has(group, everything):
             everything = None
-        lacking = [f"{part}=false" for part, other in without.items() if other is None]
-        lacking += [] if everything is not None else ["compressor=none"]
-        if lacking or everything is None:
+        absent = [f"{part}=false" for part, other in without.items() if other is None]
+        absent += [] if everything is not None else ["compressor=none"]
+        if absent or everything is None:
             notes.append(
                 f"No attribution for {group.labels[arm.id]} at {100 * arm.retention:.4g} % ({arm.kind}): no answers of "
-                f"an arm with {', '.join(lacking)}; experiment=attribution has them all."
+                f"an arm with {', '.join(absent)}; experiment=attribution has them all."
             )
         else:
-            one = _attribution(group, everything, arm, without)
+            result = _attribution(group, everything, arm, without)
             minus = against(pairs.get(arm.kind, ()), arm.retention, group.labels[arm.id])
             names = {part: group.labels[other.id] for part, other in without.items() if other is not None}
             apart = {part: minus[name].turned() for part, name in names.items() if name in minus}
-            found.append(replace(one, differences=apart))
-    return sorted(found, key=lambda one: (one.budget, -one.retention)), notes
+            results.append(replace(result, differences=apart))
+    return sorted(results, key=lambda result: (result.budget, -result.retention)), notes
 
 
 def _has(group: ArmGroup, arm: StoredArm) -> bool:
@@ -202,7 +202,7 @@ def _attribution(
     newly_wrong: Counter[str] = Counter()
     newly_right: Counter[str] = Counter()
     for id_ in group.common:
-        answers = {part: found[id_] for part, found in off.items()}
+        answers = {part: outcome[id_] for part, outcome in off.items()}
         if before[id_].right == after[id_].right:
             for part, answer in answers.items():
                 newly_wrong[part] += before[id_].right and not answer.right
@@ -212,8 +212,8 @@ def _attribution(
         parts = [part for part in PARTS if undoes(change, answers[part].right)]
         row = about.loc[id_]
         target = None if pd.isna(row["target"]) else str(row["target"])
-        found = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
-        changes.append(Change(str(id_), str(row["video"]), str(row["category"]), target, change, *found))
+        outcome = (before[id_], after[id_], answers, " and ".join(parts) or NO_SINGLE)
+        changes.append(Change(str(id_), str(row["video"]), str(row["category"]), target, change, *outcome))
     place = (group.model, group.benchmark, arm.kind, arm.retention, group.labels[arm.id])
     return Attribution(*place, len(group.common), changes, newly_wrong, newly_right)
 

@@ -47,17 +47,27 @@ def files(
 def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """A line for every question that turned; for each arm what was read from its answer, and whether it is right."""
     lines = []
-    for one in attributions:
+    for attribution in attributions:
         place = dict(
-            zip(PLACE, (one.model, one.benchmark, one.budget, one.retention, one.label), strict=True)
+            zip(
+                PLACE,
+                (
+                    attribution.model,
+                    attribution.benchmark,
+                    attribution.budget,
+                    attribution.retention,
+                    attribution.label,
+                ),
+                strict=True,
+            )
         )
-        for change in one.changes:
+        for change in attribution.changes:
             about = {name: getattr(change, name) for name in ("id", "video", "category", "target", "change")}
             arms = {"all_tokens": change.all_tokens, "compressed": change.compressed}
             arms |= {f"without_{part}": change.without[part] for part in PARTS}
             answers = {name: answer.parsed for name, answer in arms.items()}
             right = {f"{name}_right": answer.right for name, answer in arms.items()}
-            link = _link(anchors.get((one.benchmark, change.id)))
+            link = _link(anchors.get((attribution.benchmark, change.id)))
             lines.append(place | about | answers | right | {"cause": change.cause, "overlay": link})
     names = ("all_tokens", "compressed", *(f"without_{part}" for part in PARTS))
     columns = [
@@ -76,29 +86,30 @@ def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str],
 def markdown(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str], str]) -> str:
     """Counts first, then every question that turned."""
     parts = ["# What turned the answers", MEANING]
-    for one in attributions:
-        budget = f"{100 * one.retention:.4g} % ({one.budget})"
+    for attribution in attributions:
+        budget = f"{100 * attribution.retention:.4g} % ({attribution.budget})"
         parts += [
-            f"## {escaped(f'{one.label} at {budget}, {one.model} on {one.benchmark}')}",
-            escaped(one.sentence()),
-            *([_differences(one)] if one.differences else []),
-            _counts(one),
+            f"## {escaped(f'{attribution.label} at {budget}, {attribution.model} on {attribution.benchmark}')}",
+            escaped(attribution.sentence()),
+            *([_differences(attribution)] if attribution.differences else []),
+            _counts(attribution),
         ]
-        if one.changes:
-            parts.append(_questions(one, anchors))
+        if attribution.changes:
+            parts.append(_questions(attribution, anchors))
     return "\n\n".join(parts) + "\n"
 
 
-def _differences(one: Attribution) -> str:
+def _differences(attribution: Attribution) -> str:
     """What each part is worth: the whole method minus the arm without it."""
     shown = [PAIR_HEADINGS.index(heading) for heading in ("points", "95 % interval", "Holm p", "verdict")]
     lines = [
-        [Cell(f"{part} off"), *(pair_line(pair)[i] for i in shown)] for part, pair in one.differences.items()
+        [Cell(f"{part} off"), *(pair_line(pair)[i] for i in shown)]
+        for part, pair in attribution.differences.items()
     ]
     return _grid(["whole minus part off", *(PAIR_HEADINGS[i] for i in shown)], lines)
 
 
-def _counts(one: Attribution) -> str:
+def _counts(attribution: Attribution) -> str:
     headings = ["part", "lost, undone", "by it alone", "gained, undone", "by it alone"]
     headings += ["unchanged, but right turns wrong", "unchanged, but wrong turns right"]
     lines = []
@@ -106,24 +117,33 @@ def _counts(one: Attribution) -> str:
         counts = [
             f(change)
             for change in (LOST, GAINED)
-            for f in (partial(one.undone, part), partial(one.alone, part))
+            for f in (partial(attribution.undone, part), partial(attribution.alone, part))
         ]
         lines.append(
-            [Cell(part), *(number(n, ".0f") for n in (*counts, one.newly_wrong[part], one.newly_right[part]))]
+            [
+                Cell(part),
+                *(
+                    number(n, ".0f")
+                    for n in (*counts, attribution.newly_wrong[part], attribution.newly_right[part])
+                ),
+            ]
         )
-    for name, causes in (("several together", one.several), (NO_SINGLE, partial(one.alone, NO_SINGLE))):
+    for name, causes in (
+        ("several together", attribution.several),
+        (NO_SINGLE, partial(attribution.alone, NO_SINGLE)),
+    ):
         lost, gained = (number(causes(change), ".0f") for change in (LOST, GAINED))
         lines.append([Cell(name), Cell(""), lost, Cell(""), gained, Cell(""), Cell("")])
     return _grid(headings, lines)
 
 
-def _questions(one: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
+def _questions(attribution: Attribution, anchors: Mapping[tuple[str, str], str]) -> str:
     headings = ["question", "video", "category", "right", "change", "all tokens", "method"]
     lines = []
-    for change in one.changes:
+    for change in attribution.changes:
         about = [change.video, change.category, change.target or EMPTY, change.change]
         answers = [change.all_tokens, change.compressed, *(change.without[part] for part in PARTS)]
-        link = _link(anchors.get((one.benchmark, change.id))) or ""
+        link = _link(anchors.get((attribution.benchmark, change.id))) or ""
         lines.append([Cell(change.id, link=link), *map(Cell, [*about, *map(_said, answers), change.cause])])
     return _grid([*headings, *(f"without {part}" for part in PARTS), "what did it"], lines)
 

@@ -69,17 +69,17 @@ def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[Brea
     if group.server or not group.common:
         return [], []
     about = next(rows for rows in group.answered.values() if len(rows)).loc[group.common]
-    lacking = int(about["columns"].isna().sum()) if column not in OWN else 0
+    without_columns = int(about["columns"].isna().sum()) if column not in OWN else 0
     place = f"{section.model} on {section.benchmark}"
-    if lacking == len(about):
+    if without_columns == len(about):
         return [], [
             f"No breakdown by {column} of {place}: its answers were stored before lines kept their columns."
         ]
     values = _values(about, column, place)
     notes = []
-    if lacking:
+    if without_columns:
         notes.append(
-            f"{lacking} of {len(about)} questions of {place} were stored without columns: not broken down."
+            f"{without_columns} of {len(about)} questions of {place} were stored without columns: not broken down."
         )
     arms = {arm.id: arm for arm in group.arms}
     parts = []
@@ -123,19 +123,19 @@ def breakdown(group: ArmGroup, section: Section, column: str) -> tuple[list[Brea
 
 def _values(about: pd.DataFrame, column: str, place: str) -> dict[str, list[int]]:
     """The places of the questions by value, sorted."""
-    columns = [dict(one) if isinstance(one, dict) else {} for one in about["columns"]]
-    check_column(column, {name for one in columns for name in one}, place)
-    held = about[column].tolist() if column in OWN else [one.get(column) for one in columns]
+    columns = [dict(entry) if isinstance(entry, dict) else {} for entry in about["columns"]]
+    check_column(column, {name for entry in columns for name in entry}, place)
+    values = about[column].tolist() if column in OWN else [entry.get(column) for entry in columns]
     numbers = sorted(
-        value for value in held if isinstance(value, (int, float)) and not isinstance(value, bool)
+        value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
     )
     edges = np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(set(numbers)) > MOST else []
-    found: dict[tuple[bool, Any], list[int]] = {}
-    for number_, value in enumerate(held):
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and one == one:
-                found.setdefault(_key(one, edges), []).append(number_)
-    ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1]))
+    by_value: dict[tuple[bool, Any], list[int]] = {}
+    for number_, value in enumerate(values):
+        for entry in value if isinstance(value, list) else [value]:
+            if entry is not None and entry == entry:
+                by_value.setdefault(_key(entry, edges), []).append(number_)
+    ordered = sorted(by_value.items(), key=lambda item: (item[0][0], item[0][1]))
     ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(edges, edges[1:], strict=False)]
     return {
         (ranges[int(key)] if edges and not words else f"{key:.6g}" if not words else printable(key)): places
@@ -173,16 +173,16 @@ def tables(parts: Sequence[BreakdownRow]) -> list[tuple[str, Cells]]:
     sections: dict[tuple[str, str, str], list[BreakdownRow]] = {}
     for part in parts:
         sections.setdefault((part.model, part.benchmark, part.budget), []).append(part)
-    found = []
-    for (model, benchmark, budget), held in sections.items():
+    titled = []
+    for (model, benchmark, budget), rows in sections.items():
         place = f"{model} on {benchmark}, budget of kind {budget}"
-        column = held[0].column
-        found.append((f"Accuracy in % by {column}, {place}", _cells(held, "accuracy", ".1f")))
-        compared = [part for part in held if part.minus == part.minus]
+        column = rows[0].column
+        titled.append((f"Accuracy in % by {column}, {place}", _cells(rows, "accuracy", ".1f")))
+        compared = [part for part in rows if part.minus == part.minus]
         if compared:
             title = f"Minus all tokens, in points by {column}, {place}"
-            found.append((title, _cells(compared, "minus", "+.1f")))
-    return found
+            titled.append((title, _cells(compared, "minus", "+.1f")))
+    return titled
 
 
 def _cells(parts: Sequence[BreakdownRow], name: str, form: str) -> Cells:

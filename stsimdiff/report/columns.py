@@ -236,7 +236,7 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
 
 def texts(row: TableRow) -> dict[str, str]:
     """A row's texts by their names in the files; those that are empty are left out."""
-    return {column.name: found for column in COLUMNS if column.is_text and (found := column.value(row))}
+    return {column.name: text for column in COLUMNS if column.is_text and (text := column.value(row))}
 
 
 def published(section: Section) -> list[Column]:
@@ -257,14 +257,14 @@ def columns(section: Section) -> list[Column]:
 def in_files(sections: Sequence[Section]) -> list[Column]:
     """The columns of the files of a run, in their order."""
     names = dict.fromkeys(name for section in sections for name in section.categories)
-    held = [column for column in COLUMNS if any(map(column.is_in, sections))]
+    columns = [column for column in COLUMNS if any(map(column.is_in, sections))]
     taken_names = {"method", "model", "benchmark", *(column.name for column in COLUMNS)}
     parameters = dict.fromkeys(name for section in sections for row in section.rows for name in row.swept)
-    held += [
+    columns += [
         Column(f"compressor.{name}" if name in taken_names else name, of=partial(_swept, name), later=4)
         for name in parameters
     ]
-    return sorted([*held, *categories(list(names))], key=lambda column: column.later)
+    return sorted([*columns, *categories(list(names))], key=lambda column: column.later)
 
 
 def main_cells(section: Section) -> Cells:

@@ -69,9 +69,9 @@ class ArmGroup:
 
     def everything(self, arm: StoredArm) -> StoredArm | None:
         """All tokens with the settings of an arm, or else with any; None where they have no answers."""
-        found = [other for other in self.arms if other.method == "none" and len(self.answered[other.id])]
-        same = [other for other in found if self.settings[other.id] == self.settings[arm.id]]
-        return next(iter(same or found), None)
+        candidates = [other for other in self.arms if other.method == "none" and len(self.answered[other.id])]
+        same = [other for other in candidates if self.settings[other.id] == self.settings[arm.id]]
+        return next(iter(same or candidates), None)
 
     def _members(self, kind: str) -> list[StoredArm]:
         """The kind's arms, and all references: they have no retention, so no kind either."""
@@ -90,11 +90,11 @@ class ArmGroup:
             for arm, whole in full.items()
             if answers and whole is not None
         }
-        found = [
+        unranked = [
             self._row(arm, kind, categories, accuracies.get(arm.id), relative.get(arm.id)) for arm in members
         ]
-        found, hard = self._with_hard(found, answering) if answers else (found, [])
-        rows = _ranked(at_equal_compute(found))
+        unranked, hard = self._with_hard(unranked, answering) if answers else (unranked, [])
+        rows = _ranked(at_equal_compute(unranked))
         planned = members[0].shown.proposed
         pairs = all_pairs(answering, self.labels, answers, kind, full, bool(planned)) if answers else []
         records = [arm.record for arm in members]
@@ -109,8 +109,14 @@ class ArmGroup:
         beside = retained(rows, first.benchmark)
         printed = for_information(first.model[0], first.benchmark)
         about.append(provenance(records, scored=not self.server))
-        said = [text for text in (gate and gate.said, beside, printed) if text]
-        notes = [*said, *self._submissions(members), *self._coverage(members), *_warnings(rows, kind), *hard]
+        remarks = [text for text in (gate and gate.sentence, beside, printed) if text]
+        notes = [
+            *remarks,
+            *self._submissions(members),
+            *self._coverage(members),
+            *_warnings(rows, kind),
+            *hard,
+        ]
         macro = any(arm.record["benchmark"].get("macro") for arm in members)
         if macro:
             about.insert(1, MACRO)
@@ -123,7 +129,7 @@ class ArmGroup:
     def _with_hard(self, rows: list[TableRow], arms: list[StoredArm]) -> tuple[list[TableRow], list[str]]:
         """The rows with their accuracies on the hard questions, of arms that have answers."""
         kept = {arm.id: self.compared[arm.id] for arm in arms}
-        right = {id_: held["correct"].to_numpy(dtype=bool) for id_, held in kept.items()}
+        right = {id_: rows["correct"].to_numpy(dtype=bool) for id_, rows in kept.items()}
         full = {arm.id: everything.id for arm in arms if (everything := self.everything(arm)) is not None}
         videos = clusters(kept[arms[0].id]["video"])
         return with_hard(rows, right, full, videos)
@@ -137,14 +143,14 @@ class ArmGroup:
         return Answers(correct, clusters(kept[0]["video"]))
 
     def _categories(self, members: list[StoredArm]) -> tuple[str, ...]:
-        given = [name for arm in members for name in arm.record["benchmark"].get("categories") or ()]
-        declared = list(map(printable, given))
+        configured = [name for arm in members for name in arm.record["benchmark"].get("categories") or ()]
+        declared = list(map(printable, configured))
         stored = [
             name for arm in members for name in sorted(self.stored[arm.id]["category"].dropna().unique())
         ]
-        found = tuple(dict.fromkeys(declared + stored))
+        names = tuple(dict.fromkeys(declared + stored))
         # The one category of a benchmark that has no kinds of questions is what overall says already.
-        return () if found == (WHOLE,) else found
+        return () if names == (WHOLE,) else names
 
     def _row(
         self,
@@ -266,7 +272,7 @@ class ArmGroup:
 
     def _stock(self, members: list[StoredArm]) -> list[str]:
         """Where lmms-eval's own reading of the answers gives another accuracy."""
-        told, lots = [], []
+        differences, lots = [], []
         for arm in members:
             rows = self.compared[arm.id]
             if without := int(rows["stock_error"].notna().sum()):
@@ -274,13 +280,15 @@ class ArmGroup:
             known = rows["stock_correct"].notna()
             stock, ours = (rows.loc[known, name].astype(bool) for name in ("stock_correct", "correct"))
             if differing := int((stock != ours).sum()):
-                told.append(
+                differences.append(
                     f"{self._name(arm)} {differing} of {len(stock)} ({100 * stock.mean():.1f} % instead of "
                     f"{100 * ours.mean():.1f} %)"
                 )
         notes = []
-        if told:
-            notes.append(f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(told)}.")
+        if differences:
+            notes.append(
+                f"Read by lmms-eval's own function, answers score otherwise: {'; '.join(differences)}."
+            )
         if lots:
             notes.append(
                 f"Answers that lmms-eval's own function scores by chance, or fails on: {'; '.join(lots)}."
@@ -333,10 +341,10 @@ class ArmGroup:
 
 def _fidelity(members: list[StoredArm]) -> list[str]:
     """Why a method is another variant than the one whose numbers were published."""
-    found = {arm.method: arm.fidelity for arm in members if arm.fidelity.get("word") == "variant"}
+    variants = {arm.method: arm.fidelity for arm in members if arm.fidelity.get("word") == "variant"}
     return [
-        f"Fidelity of {method}, a variant of what was published: {said.get('reason') or 'it does not say how'}"
-        for method, said in found.items()
+        f"Fidelity of {method}, a variant of what was published: {fidelity.get('reason') or 'it does not say how'}"
+        for method, fidelity in variants.items()
     ]
 
 
@@ -360,14 +368,14 @@ def _all_tokens(rows: list[TableRow]) -> TableRow | None:
 
 def _ranked(rows: list[TableRow]) -> list[TableRow]:
     """Marks the best and the second of each block with at least two rows that compete; equals share a place."""
-    found: dict[float, set[float]] = {}
+    accuracies: dict[float, set[float]] = {}
     counted = Counter(row.retention for row in rows if row.competes)
     for row in rows:
         if row.competes and counted[row.retention] > 1:
-            found.setdefault(row.retention, set()).add(round(row.overall, 1))
+            accuracies.setdefault(row.retention, set()).add(round(row.overall, 1))
     marked = []
     for row in rows:
-        places = sorted(found.get(row.retention, ()), reverse=True)
+        places = sorted(accuracies.get(row.retention, ()), reverse=True)
         place = places.index(round(row.overall, 1)) if row.competes and places else None
         marked.append(replace(row, best=place == 0, second=place == 1))
     return marked
@@ -385,10 +393,12 @@ def _warnings(rows: list[TableRow], kind: str) -> list[str]:
     over = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.over_budget]
     if over:
         notes.append(f"Over its budget, so out of the contest for the best: {', '.join(over)}.")
-    for fault, said in FAULTS.items():
+    for fault, meaning in FAULTS.items():
         names = [f"{row.label} at {100 * row.retention:.4g} %" for row in rows if row.fault == fault]
         if names:
-            notes.append(f"{fault.upper()}, so out of the contest for the best: {', '.join(names)}: {said}.")
+            notes.append(
+                f"{fault.upper()}, so out of the contest for the best: {', '.join(names)}: {meaning}."
+            )
     if any(row.values["n_unparsed"] and not math.isnan(row.overall) for row in rows):
         notes.append("Answers that could not be parsed count as wrong; column unparsed says how many.")
     return notes

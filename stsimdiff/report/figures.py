@@ -110,7 +110,7 @@ def slug(section: Section) -> str:
 
 def save(figure: Figure, about: str) -> dict[str, bytes]:
     """A figure in every format, by the format's name; ``about`` is the title in the files' description."""
-    found = {}
+    files = {}
     # It stays where it has been laid out: with an engine, even an empty one, every format lays it out again.
     layout = figure.get_layout_engine()
     if layout is not None:
@@ -121,8 +121,8 @@ def save(figure: Figure, about: str) -> dict[str, bytes]:
         dated = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}[kind]
         stream = BytesIO()
         figure.savefig(stream, format=kind, dpi=DPI, metadata={dated: None, "Title": about})
-        found[kind] = stream.getvalue()
-    return found
+        files[kind] = stream.getvalue()
+    return files
 
 
 def accuracy(section: Section, costs: tuple[str, ...], styles: Looks) -> Figure | None:
@@ -198,26 +198,24 @@ def retention_by_layer(section: Section, layers: dict[str, np.ndarray], styles: 
 def thresholds(section: Section, stored: StoredRun) -> Figure | None:
     """Maps of the accuracy over tau_sim and tau_diff or two other swept parameters, one scale for all of them."""
     maps = threshold_maps(section, stored.arms)
-    known = [cell for found in maps for cell in found.accuracy.ravel() if not math.isnan(cell)]
+    known = [cell for grid in maps for cell in grid.accuracy.ravel() if not math.isnan(cell)]
     if not known:
         return None
     figure, panels = _panels(len(maps))
     low, high = min(known), max(known)
-    for axes, found in zip(panels, maps, strict=False):
-        image = axes.imshow(
-            found.accuracy, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower"
-        )
-        for y, x in np.ndindex(found.accuracy.shape):
-            value = found.accuracy[y, x]
+    for axes, grid in zip(panels, maps, strict=False):
+        image = axes.imshow(grid.accuracy, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
+        for y, x in np.ndindex(grid.accuracy.shape):
+            value = grid.accuracy[y, x]
             dark = math.isnan(value) or value < (low + high) / 2
             text = "–" if math.isnan(value) else f"{value:.1f}"
             colour = "black" if math.isnan(value) or not dark else "white"
             axes.text(x, y, text, ha="center", va="center", color=colour)
-        axes.set_xticks(range(len(found.similar)), found.similar)
-        axes.set_yticks(range(len(found.different)), found.different)
-        axes.set_xlabel(greek(found.names[0]))
-        axes.set_ylabel(greek(found.names[1]))
-        axes.set_title(_wrapped(axes, greek(found.title)))
+        axes.set_xticks(range(len(grid.similar)), grid.similar)
+        axes.set_yticks(range(len(grid.different)), grid.different)
+        axes.set_xlabel(greek(grid.names[0]))
+        axes.set_ylabel(greek(grid.names[1]))
+        axes.set_title(_wrapped(axes, greek(grid.title)))
     figure.colorbar(image, ax=panels, label="accuracy, %")
     return figure
 
@@ -228,21 +226,21 @@ def swept(section: Section) -> Figure | None:
     return _over(sweeps(section), whole)
 
 
-def by_frames(found: Sequence[Sweep], styles: Looks) -> Figure | None:
+def by_frames(sweeps: Sequence[Sweep], styles: Looks) -> Figure | None:
     """The accuracy of each arm, with its interval, over the number of frames; a panel a model and benchmark."""
-    return _over(found, math.nan, styles)
+    return _over(sweeps, math.nan, styles)
 
 
-def _over(found: Sequence[Sweep], whole: float, styles: Looks | None = None) -> Figure | None:
+def _over(sweeps: Sequence[Sweep], whole: float, styles: Looks | None = None) -> Figure | None:
     """Lines and bars of sweeps; with ``styles`` in the colours of the methods, each budget with a line of its own."""
-    if not found:
+    if not sweeps:
         return None
-    figure, panels = _panels(len(found), beside=2, sharey=True)
+    figure, panels = _panels(len(sweeps), beside=2, sharey=True)
     handles: list[Line2D] = []
-    for axes, sweep in zip(panels, found, strict=True):
+    for axes, sweep in zip(panels, sweeps, strict=True):
         width = 0.8 / len(sweep.lines)
         for turn, (label, by) in enumerate(sweep.lines.items()):
-            values, rows = zip(*sorted(by.items(), key=lambda one: sweep.values.index(one[0])), strict=True)
+            values, rows = zip(*sorted(by.items(), key=lambda line: sweep.values.index(line[0])), strict=True)
             again, place = divmod(len(handles), len(STYLES))
             drawn: Look | Style = STYLES[place]
             if styles:
@@ -264,13 +262,13 @@ def _over(found: Sequence[Sweep], whole: float, styles: Looks | None = None) -> 
                     error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": GREY},
                 )  # fmt: skip
                 look |= {"marker": "s", "ls": "none"}
-            said = label if sweep.name == FRAMES else f"{sweep.name}: {label}"
-            handles.append(Line2D([], [], label=_filled(figure, said), **look))
+            text = label if sweep.name == FRAMES else f"{sweep.name}: {label}"
+            handles.append(Line2D([], [], label=_filled(figure, text), **look))
         if not math.isnan(whole):
             axes.axhline(whole, color=GREY, lw=0.8, ls="--")
         if not sweep.numbers:
             axes.set_xticks(range(len(sweep.values)), [str(value) for value in sweep.values])
-        if sweep.name != FRAMES or len(found) > 1:
+        if sweep.name != FRAMES or len(sweeps) > 1:
             axes.set_title(sweep.method)
         _tidy(axes, greek(sweep.name), "accuracy, %\n(95 % interval)")
     if not math.isnan(whole):
@@ -282,15 +280,15 @@ def _over(found: Sequence[Sweep], whole: float, styles: Looks | None = None) -> 
 def by_value(section: Section, parts: Sequence[BreakdownRow], styles: Looks) -> Figure | None:
     """For each value of a column what every method loses against all tokens, with its interval; a panel a block. The
     accuracies themselves where there is nothing to compare with."""
-    own = {row.arm for row in section.rows}
+    arms = {row.arm for row in section.rows}
     place = (section.model, section.benchmark, section.budget)
-    held = [part for part in parts if part.arm in own and (part.model, part.benchmark, part.budget) == place]
-    compared = [part for part in held if not math.isnan(part.minus)]
-    shown = compared or held
+    rows = [part for part in parts if part.arm in arms and (part.model, part.benchmark, part.budget) == place]
+    compared = [part for part in rows if not math.isnan(part.minus)]
+    shown = compared or rows
     if not shown:
         return None
-    what = "accuracy minus all tokens, points" if compared else "accuracy, %"
-    values = list(dict.fromkeys(part.value for part in held))
+    heading = "accuracy minus all tokens, points" if compared else "accuracy, %"
+    values = list(dict.fromkeys(part.value for part in rows))
     blocks = sorted({part.retention for part in shown}, reverse=True)
     figure, panels = _panels(len(blocks), tall=0.4 * len(values), sharey=True, sharex=True)
     for axes, retention in zip(panels, blocks, strict=True):
@@ -321,9 +319,9 @@ def by_value(section: Section, parts: Sequence[BreakdownRow], styles: Looks) -> 
         if compared:
             axes.axvline(0, color=GREY, lw=0.8)
         axes.set_title(f"budget {100 * retention:.4g} %")
-        counts = {part.value: part.n for part in held}
+        counts = {part.value: part.n for part in rows}
         axes.set_yticks(range(len(values)), [f"{value} (n {counts[value]})" for value in values])
-        _tidy(axes, f"{what}, by {held[0].column}", "")
+        _tidy(axes, f"{heading}, by {rows[0].column}", "")
     panels[0].set_ylim(len(values) - 0.5, -0.5)
     arms = {part.arm for part in shown}
     _legend(figure, [row for row in section.rows if row.arm in arms], styles, [])
@@ -352,34 +350,34 @@ def _panels(count: int, beside: int = 3, tall: float = 0, **shared: bool) -> tup
 
 
 def _by_label(rows: list[TableRow]) -> dict[str, list[TableRow]]:
-    found: dict[str, list[TableRow]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for row in rows:
-        found.setdefault(row.label, []).append(row)
-    return found
+        groups.setdefault(row.label, []).append(row)
+    return groups
 
 
-def by_moment(section: Section, found: Sequence[MomentRow], styles: Looks) -> Figure | None:
+def by_moment(section: Section, moments: Sequence[MomentRow], styles: Looks) -> Figure | None:
     """Accuracy on the questions that have a moment against how much of it is kept, a mark an arm, with intervals."""
     rows = {row.arm: row for row in section.rows}
     place = (section.model, section.benchmark, section.budget)
     shown = [
-        one
-        for one in found
-        if one.category == ALL and one.arm in rows and (one.model, one.benchmark, one.budget) == place
+        mark
+        for mark in moments
+        if mark.category == ALL and mark.arm in rows and (mark.model, mark.benchmark, mark.budget) == place
     ]
     if not shown:
         return None
     figure, (axes,) = _panels(1)
-    for one in shown:
-        look = styles[one.method, one.label]
-        x, y = one.moment_kept, one.accuracy
+    for mark in shown:
+        look = styles[mark.method, mark.label]
+        x, y = mark.moment_kept, mark.accuracy
         reach = [[[100 * _distance(of.value, of.low)], [100 * _distance(of.high, of.value)]] for of in (x, y)]
         axes.errorbar(
             [100 * x.value], [100 * y.value], xerr=reach[0], yerr=reach[1], color=look.colour, marker=look.marker,
             ms=5, mec=look.colour, mew=1.6 if look.thin else 0.4, ls="none", elinewidth=0.6, capsize=2, alpha=0.9,
         )  # fmt: skip
     _tidy(axes, "moment kept, % of its tokens", "accuracy, %\n(questions with a moment)")
-    _legend(figure, [rows[one.arm] for one in shown], styles, [])
+    _legend(figure, [rows[mark.arm] for mark in shown], styles, [])
     return figure
 
 
@@ -414,13 +412,13 @@ def _below(figure: Figure, handles: Sequence[Line2D]) -> None:
     figure.set_size_inches(width, height + box.height / figure.dpi)
 
 
-def _wrapped(axes: Axes, said: str) -> str:
+def _wrapped(axes: Axes, text: str) -> str:
     """Text on as many lines as a panel's width asks for."""
     place = axes.get_subplotspec()
     assert place is not None
     letter = 0.56 * rcParams["font.size"] / 72
     width = 0.75 * rcParams["figure.figsize"][0] / place.get_gridspec().ncols
-    return textwrap.fill(said, int(width / letter))
+    return textwrap.fill(text, int(width / letter))
 
 
 def _tidy(axes: Axes, x: str, y: str) -> None:

@@ -19,12 +19,12 @@ INK, SOFT, PAPER = "#E6E8EB", "#A2A8B0", "#16181B"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def stills(pixels: np.ndarray, taken: OverlayArm, seconds: Sequence[float]) -> list[Image.Image]:
+def stills(pixels: np.ndarray, arm: OverlayArm, seconds: Sequence[float]) -> list[Image.Image]:
     """The pictures of a film, all of one size with even sides.
 
     Args:
         pixels: frames ``(T, height, width, 3)`` uint8.
-        taken: the tokens of one arm.
+        arm: its tokens.
         seconds: when each frame is shown in the video.
     """
     height, width = pixels.shape[1:3]
@@ -33,27 +33,27 @@ def stills(pixels: np.ndarray, taken: OverlayArm, seconds: Sequence[float]) -> l
     font = ImageFont.load_default(TEXT)
     # A very narrow video must leave room for the words.
     room = max(size[0], SIDE // 2 * 2)
-    most = max(len(_words(taken, number, seconds, font, room)) for number in range(len(pixels)))
+    most = max(len(_words(arm, number, seconds, font, room)) for number in range(len(pixels)))
     strip = 2 * round((2 * MARGIN + LINE * most) / 2)
-    found = []
+    pictures = []
     for number, frame in enumerate(pixels):
         still = Image.new("RGB", (room, size[1] + strip), PAPER)
         image = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
-        still.paste(painted(image, taken, number), ((room - size[0]) // 2, 0))
-        _write(still, size[1] + MARGIN, _words(taken, number, seconds, font, room), font)
-        found.append(still)
-    return found
+        still.paste(painted(image, arm, number), ((room - size[0]) // 2, 0))
+        _write(still, size[1] + MARGIN, _words(arm, number, seconds, font, room), font)
+        pictures.append(still)
+    return pictures
 
 
-def painted(frame: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
+def painted(frame: Image.Image, arm: OverlayArm, number: int) -> Image.Image:
     """A frame with its tokens coloured.
 
     Args:
         frame: as an image.
-        taken: the tokens.
+        arm: its tokens.
         number: which frame it is.
     """
-    codes = frame_codes(taken, number)
+    codes = frame_codes(arm, number)
     rows, columns = codes.shape
     width, height = frame.size
     across = np.rint(np.arange(columns + 1) * width / columns).astype(int)
@@ -61,8 +61,8 @@ def painted(frame: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
     image = np.asarray(frame, dtype=np.float32).copy()
     edge = max(1, round(min(width / columns, height / rows) / 14))
     for (y, x), code in np.ndenumerate(codes):
-        name = taken.codes[str(code)]
-        colour = np.array(ImageColor.getrgb(_colour(taken, name)), dtype=np.float32)
+        name = arm.codes[str(code)]
+        colour = np.array(ImageColor.getrgb(_colour(arm, name)), dtype=np.float32)
         cell = image[down[y] : down[y + 1], across[x] : across[x + 1]]
         cell += COVERS.get(name, COVERS["others"]) * (colour - cell)
         if name != "dropped":
@@ -71,11 +71,11 @@ def painted(frame: Image.Image, taken: OverlayArm, number: int) -> Image.Image:
     return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
 
 
-def frame_codes(taken: OverlayArm, number: int) -> np.ndarray:
+def frame_codes(arm: OverlayArm, number: int) -> np.ndarray:
     """``(height, width)`` codes of the cells of one frame; tokens that lie in no frame are not among them."""
-    grid, picture = taken.grid, taken.picture
+    grid, picture = arm.grid, arm.picture
     time = min(number // picture["frames"], grid["frames"] - 1)
-    row = np.frombuffer(taken.reason, np.uint8).reshape(grid["frames"], -1)[time]
+    row = np.frombuffer(arm.reason, np.uint8).reshape(grid["frames"], -1)[time]
     places = np.arange(picture["height"])[:, None] * picture["stride"] + np.arange(picture["width"])
     return row[places]
 
@@ -104,15 +104,13 @@ Word = tuple[str, str]
 """A piece of text and the colour of the square before it; no square where that is empty."""
 
 
-def _words(
-    taken: OverlayArm, number: int, seconds: Sequence[float], font: Font, room: int
-) -> list[list[Word]]:
+def _words(arm: OverlayArm, number: int, seconds: Sequence[float], font: Font, room: int) -> list[list[Word]]:
     """The lines below a frame: the arm, the frame, and how many of its tokens have which reason."""
-    counts = np.bincount(frame_codes(taken, number).ravel(), minlength=256)
-    reasons = sorted(taken.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
-    counted = [(f"{name} {counts[int(code)]}", _colour(taken, name)) for code, name in reasons]
+    counts = np.bincount(frame_codes(arm, number).ravel(), minlength=256)
+    reasons = sorted(arm.codes.items(), key=lambda item: (item[0] == "0", int(item[0])))
+    counted = [(f"{name} {counts[int(code)]}", _colour(arm, name)) for code, name in reasons]
     place = f"frame {number + 1} of {len(seconds)}, {seconds[number]:.1f} s"
-    lines = [[(word, "")] for word in _wrapped(taken.name, font, room)]
+    lines = [[(word, "")] for word in _wrapped(arm.name, font, room)]
     return lines + [[(place, "")]] + _filled(counted, font, room)
 
 
@@ -153,5 +151,5 @@ def _write(still: Image.Image, top: int, lines: Sequence[Sequence[Word]], font: 
         top += LINE
 
 
-def _colour(taken: OverlayArm, name: str) -> str:
-    return taken.colours.get(name) or REASONS.get(name, UNKNOWN_REASON)
+def _colour(arm: OverlayArm, name: str) -> str:
+    return arm.colours.get(name) or REASONS.get(name, UNKNOWN_REASON)

@@ -34,7 +34,7 @@ def with_hard(
         full: by arm, the arm of all tokens with its settings.
         videos: ``(n,)`` the video of each question.
     """
-    found: list[TableRow] = []
+    results: list[TableRow] = []
     notes: dict[str, None] = {}
     for row in rows:
         plain = [
@@ -46,7 +46,7 @@ def with_hard(
         everything = right.get(full.get(row.arm, ""))
         unnamed = row.reference or row.method in PLAIN or row.arm not in right
         if unnamed or not plain or everything is None:
-            found.append(row)
+            results.append(row)
             continue
         chosen = everything & ~np.any([right[other.arm] for other in plain], axis=0)
         names = " and ".join(dict.fromkeys(other.method for other in plain))
@@ -58,5 +58,5 @@ def with_hard(
             interval = Answers(right[row.arm][chosen, None], videos[chosen]).accuracy(0)
             hard, low, high = (100 * bound for bound in (interval.value, interval.low, interval.high))
             row = replace(row, hard=hard, hard_low=low, hard_high=high, n_hard=int(chosen.sum()))
-        found.append(row)
-    return found, list(notes)
+        results.append(row)
+    return results, list(notes)

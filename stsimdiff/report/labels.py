@@ -46,7 +46,7 @@ def model_names(arms: Sequence[StoredArm]) -> dict[str, str]:
     parts = {
         arm.id: [prefix + part for prefix, part in zip(prefixes, arm.model, strict=True)] for arm in arms
     }
-    return _named({id_: (own[0], tuple(own[1:])) for id_, own in parts.items()})
+    return _named({id_: (name, tuple(rest)) for id_, (name, *rest) in parts.items()})
 
 
 def benchmark_names(arms: Sequence[StoredArm]) -> dict[str, str]:
@@ -61,10 +61,10 @@ def questions_key(arm: StoredArm) -> tuple[str, ...]:
 
 def all_but_code(arm: StoredArm) -> tuple[Any, ...]:
     """Equal for arms that differ in nothing but the code that answered: the method's, or any other."""
-    rest = [one for one in _flat(_told(arm.record)) if one[0] not in ("beneath", "model.code")]
-    asked = [said for said in _questions(arm) if not said.startswith("task's code")]
+    rest = [setting for setting in _flat(_told(arm.record)) if setting[0] not in ("beneath", "model.code")]
+    questions = [question for question in _questions(arm) if not question.startswith("task's code")]
     method = arm.compressor.get("_target_"), arm.configured, arm.kind, arm.retention, arm.record.get("seed")
-    return (*method, arm.model, arm.benchmark, *asked, *rest)
+    return (*method, arm.model, arm.benchmark, *questions, *rest)
 
 
 def _questions(arm: StoredArm) -> list[str]:
@@ -84,7 +84,7 @@ def _named(arms: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
 
     The last part, which repeats much of the others, is left out where they suffice.
     """
-    found = {}
+    names = {}
     for id_, (name, parts) in arms.items():
         same = sorted({other for shown, other in arms.values() if shown == name})
         differing = [i for i, values in enumerate(zip(*same, strict=True)) if len(set(values)) > 1]
@@ -92,25 +92,28 @@ def _named(arms: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
             same
         ):
             differing.pop()
-        told = ", ".join(parts[i] for i in differing)
-        found[id_] = f"{name} ({told})" if told else name
-    return found
+        details = ", ".join(parts[i] for i in differing)
+        names[id_] = f"{name} ({details})" if details else name
+    return names
 
 
 def settings(arms: Sequence[StoredArm]) -> dict[str, dict[str, str]]:
     """Of each arm the settings in which any two of them differ, as text by name: ``model.pooling``."""
     flat = {arm.id: dict(_flat(_told(arm.record))) for arm in arms}
-    names = dict.fromkeys(name for one in flat.values() for name in one)
-    differing = [name for name in names if len({one.get(name) for one in flat.values()}) > 1]
-    shown = {name: _shortened([one[name] for one in flat.values() if name in one]) for name in differing}
+    names = dict.fromkeys(name for values in flat.values() for name in values)
+    differing = [name for name in names if len({values.get(name) for values in flat.values()}) > 1]
+    shown = {
+        name: _shortened([values[name] for values in flat.values() if name in values]) for name in differing
+    }
     return {
-        id_: {name: shown[name](one[name]) for name in differing if name in one} for id_, one in flat.items()
+        id_: {name: shown[name](values[name]) for name in differing if name in values}
+        for id_, values in flat.items()
     }
 
 
 def swept(arms: Sequence[StoredArm]) -> dict[str, dict[str, Any]]:
     """Of each arm the parameters in which the arms of its method differ, with their values."""
-    found: dict[str, dict[str, Any]] = {arm.id: {} for arm in arms}
+    parameters: dict[str, dict[str, Any]] = {arm.id: {} for arm in arms}
     for same in _by(arms, lambda arm: arm.method).values():
         for name in dict.fromkeys(name for arm in same for name in arm.compressor if name != "_target_"):
             values = [arm.compressor.get(name) for arm in same]
@@ -118,8 +121,8 @@ def swept(arms: Sequence[StoredArm]) -> dict[str, dict[str, Any]]:
                 for arm in same:
                     value = arm.compressor.get(name)
                     plain = value is None or isinstance(value, (bool, int, float, str))
-                    found[arm.id][one_line(name)] = value if plain else json.dumps(value, sort_keys=True)
-    return found
+                    parameters[arm.id][one_line(name)] = value if plain else json.dumps(value, sort_keys=True)
+    return parameters
 
 
 def order(value: Any) -> tuple[bool, float, str]:
@@ -130,8 +133,8 @@ def order(value: Any) -> tuple[bool, float, str]:
 
 def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     """Labels by arm id, unique in a block: method, parameters, and what else the arms of a table differ in."""
-    found = settings(arms)
-    told = {arm.id: [f"{name}={value}" for name, value in found[arm.id].items()] for arm in arms}
+    differing = settings(arms)
+    details = {arm.id: [f"{name}={value}" for name, value in differing[arm.id].items()] for arm in arms}
     values = swept(arms)
     named = {}
     for arm in arms:
@@ -154,10 +157,10 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
         if len(set(codes)) > 1:
             short = _shortened(codes)
             for arm, code in zip(same, codes, strict=True):
-                told[arm.id].append(f"code {short(code)}")
+                details[arm.id].append(f"code {short(code)}")
 
     def label(arm: StoredArm) -> str:
-        return " ".join([named[arm.id], *told[arm.id]])
+        return " ".join([named[arm.id], *details[arm.id]])
 
     def place(arm: StoredArm) -> tuple:
         return label(arm), arm.retention, None if arm.reference else arm.kind
@@ -165,12 +168,13 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     for same in _by(arms, place).values():
         if len(same) > 1:
             flat = [dict(_flat({"seed": arm.record.get("seed"), **arm.compressor})) for arm in same]
-            names = dict.fromkeys(name for one in flat for name in one)
-            for arm, one in zip(same, flat, strict=True):
-                told[arm.id] += [
-                    f"{name}={one[name]}"
+            names = dict.fromkeys(name for arm_parameters in flat for name in arm_parameters)
+            for arm, arm_parameters in zip(same, flat, strict=True):
+                details[arm.id] += [
+                    f"{name}={arm_parameters[name]}"
                     for name in names
-                    if name in one and any(other.get(name) != one[name] for other in flat)
+                    if name in arm_parameters
+                    and any(other.get(name) != arm_parameters[name] for other in flat)
                 ]
     labelled: dict[str, str] = {}
     for same in _by(arms, place).values():
@@ -185,26 +189,26 @@ def greek(label: str) -> str:
 
 
 def _by(arms: Iterable[StoredArm], key: Callable[[StoredArm], Any]) -> dict[Any, list[StoredArm]]:
-    found: dict[Any, list[StoredArm]] = {}
+    groups: dict[Any, list[StoredArm]] = {}
     for arm in arms:
-        found.setdefault(key(arm), []).append(arm)
-    return found
+        groups.setdefault(key(arm), []).append(arm)
+    return groups
 
 
 def _told(record: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a record that may stand in a label."""
-    told = {name: value for name, value in record.items() if name not in RECORD}
+    values = {name: value for name, value in record.items() if name not in RECORD}
     for group, untold in UNTOLD.items():
-        told[group] = {name: value for name, value in record[group].items() if name not in untold}
-    return told
+        values[group] = {name: value for name, value in record[group].items() if name not in untold}
+    return values
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
-    for name, one in value.items():
-        if isinstance(one, Mapping):
-            yield from _flat(one, f"{before}{name}.")
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{before}{name}.")
         else:
-            yield one_line(f"{before}{name}"), _said(one)
+            yield one_line(f"{before}{name}"), _said(item)
 
 
 def _said(value: Any) -> str:

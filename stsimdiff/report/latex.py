@@ -130,12 +130,12 @@ def _offered(section: Section) -> list[Column]:
 
 def _columns(section: Section, chosen: Sequence[str]) -> list[Column]:
     """The columns of a section, those that were chosen in the order in which they were."""
-    own = categories(section.categories) if len(section.categories) > 1 else []
+    of_categories = categories(section.categories) if len(section.categories) > 1 else []
     overall = replace(OVERALL, heading="overall")
     if not chosen:
-        return [*own, overall, *published(section)]
+        return [*of_categories, overall, *published(section)]
     named = {column.name: [column] for column in _offered(section)} | {
-        CATEGORIES: own,
+        CATEGORIES: of_categories,
         OVERALL.name: [overall],
     }
     return [column for name in dict.fromkeys(chosen) for column in named.get(name, [])]
@@ -148,7 +148,7 @@ def _marked(
 
     A remark on a row gets a letter in ``notes``, which stands at the row's accuracy.
     """
-    found: dict[str, list[Cell]] = {row.label: [] for row in rows}
+    cells_by_label: dict[str, list[Cell]] = {row.label: [] for row in rows}
     for column in shown:
         # A mark such as "!" is a note here.
         cells = {row.label: (cell := column.cell(row))._replace(text=cell.text.rstrip("!")) for row in rows}
@@ -162,11 +162,11 @@ def _marked(
         best = sorted(set(rivals.values()), reverse=True)[:2] if ranked else []
         for label, cell in cells.items():
             rank = 1 + best.index(rivals[label]) if rivals.get(label) in best else 0
-            found[label].append(cell._replace(rank=rank))
+            cells_by_label[label].append(cell._replace(rank=rank))
     if shown:
         names = [column.name for column in shown]
         at = names.index(OVERALL.name) if OVERALL.name in names else 0
         for row in rows:
-            letters = [notes.setdefault(said, chr(ord("a") + len(notes))) for said in _remarks(row)]
-            found[row.label][at] = found[row.label][at]._replace(note=",".join(letters))
-    return found
+            letters = [notes.setdefault(remark, chr(ord("a") + len(notes))) for remark in _remarks(row)]
+            cells_by_label[row.label][at] = cells_by_label[row.label][at]._replace(note=",".join(letters))
+    return cells_by_label

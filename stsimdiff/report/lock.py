@@ -24,7 +24,7 @@ def alone(folder: Path, name: str = REPORT) -> Iterator[None]:
         DataError: when another process has been at it for longer than ``PATIENCE``.
     """
     lock = FileLock(folder / name)
-    held = True
+    locked = True
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
@@ -33,9 +33,9 @@ def alone(folder: Path, name: str = REPORT) -> Iterator[None]:
             "wait for it, or end it"
         ) from None
     except (OSError, NotImplementedError):
-        held = False  # a folder that cannot be written, where nothing will be, or a disk without locks
+        locked = False  # a folder that cannot be written, where nothing will be, or a disk without locks
     try:
         yield
     finally:
-        if held:
+        if locked:
             lock.release()

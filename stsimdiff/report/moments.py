@@ -78,15 +78,19 @@ class MomentRow:
 
     def line(self) -> dict[str, Any]:
         """As ``moments.csv`` holds it: percentages and points, each with its bounds."""
-        held: dict[str, Any] = {}
+        cells: dict[str, Any] = {}
         for name, value in vars(self).items():
             intervals = value if isinstance(value, Mapping) else {name: value}
-            for key, one in intervals.items():
-                if isinstance(one, Interval):
-                    held |= {key: 100 * one.value, f"{key}_low": 100 * one.low, f"{key}_high": 100 * one.high}
+            for key, item in intervals.items():
+                if isinstance(item, Interval):
+                    cells |= {
+                        key: 100 * item.value,
+                        f"{key}_low": 100 * item.low,
+                        f"{key}_high": 100 * item.high,
+                    }
                 elif key not in ("arm", "method"):
-                    held["method" if key == "label" else key] = one
-        return held
+                    cells["method" if key == "label" else key] = item
+        return cells
 
 
 MEASURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float]]] = {
@@ -105,14 +109,14 @@ def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
     each category."""
     if group.server or not group.common:
         return []
-    found: list[MomentRow] = []
+    results: list[MomentRow] = []
     for retention, rows in section.blocks().items():
-        held = {}
+        by_arm = {}
         for row in rows:
             answered = group.compared[row.arm]
             shares = answered["moment"].map(share_kept) if len(answered) else pd.Series(dtype=float)
             if shares.notna().any():
-                held[row.arm] = answered.assign(share=shares.astype(float))[shares.notna()]
+                by_arm[row.arm] = answered.assign(share=shares.astype(float))[shares.notna()]
         place = {
             "model": section.model,
             "benchmark": section.benchmark,
@@ -120,14 +124,14 @@ def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
             "retention": retention,
         }
         for row in rows:
-            if row.arm in held:
+            if row.arm in by_arm:
                 about = place | {"arm": row.arm, "method": row.method, "label": row.label}
-                found += _categories(about, held[row.arm])
-        methods = [held[row.arm] for row in rows if row.arm in held and not row.reference]
+                results += _categories(about, by_arm[row.arm])
+        methods = [by_arm[row.arm] for row in rows if row.arm in by_arm and not row.reference]
         if len(methods) > 1:
             about = place | {"arm": "", "method": ALL, "label": "all methods"}
-            found += _categories(about, pd.concat(methods))
-    return found
+            results += _categories(about, pd.concat(methods))
+    return results
 
 
 def _categories(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
@@ -143,10 +147,10 @@ def _found(place: dict[str, Any], category: str, answered: pd.DataFrame) -> Mome
     videos = clusters(answered["video"])
     kept = share >= HALF
     moments = answered["moment"].tolist()
-    tokens = "event" if any(one["video"]["event"]["tokens"] for one in moments) else "kept"
+    tokens = "event" if any(moment["video"]["event"]["tokens"] for moment in moments) else "kept"
     measures = {
         f"{prefix}{name}": _mean(
-            np.array([_divided(*counts(one[truth], one[truth][tokens])) for one in moments]), videos
+            np.array([_divided(*counts(moment[truth], moment[truth][tokens])) for moment in moments]), videos
         )
         for truth, prefix in TRUTHS.items()
         for name, counts in MEASURES.items()
@@ -177,22 +181,26 @@ def _mean(values: np.ndarray, videos: np.ndarray) -> Interval:
     return Answers(values[known, None], videos[known]).accuracy(0) if known.any() else UNKNOWN
 
 
-def files(found: Sequence[MomentRow], run: str) -> dict[str, str | None]:
+def files(rows: Sequence[MomentRow], run: str) -> dict[str, str | None]:
     """``moments.md`` and ``moments.csv`` by name; None where no stored answer knows its moment."""
-    if not found:
+    if not rows:
         return {f"{NAME}.md": None, f"{NAME}.csv": None}
     blocks = [f"# {escaped(run)}: moments that matter", escaped(MEANING)]
     sections: dict[str, list[MomentRow]] = {}
-    for one in found:
-        if one.category == ALL:
-            place = f"{one.model} on {one.benchmark}, budget of kind {one.budget}"
-            sections.setdefault(place, []).append(one)
-    for title, held in sections.items():
-        n = max(one.n for one in held if one.arm)
-        blocks += [f"## {escaped(title)}", f"{n} questions with a moment.", text.markdown(_cells(held))]
+    for row in rows:
+        if row.category == ALL:
+            place = f"{row.model} on {row.benchmark}, budget of kind {row.budget}"
+            sections.setdefault(place, []).append(row)
+    for title, section_rows in sections.items():
+        n = max(row.n for row in section_rows if row.arm)
+        blocks += [
+            f"## {escaped(title)}",
+            f"{n} questions with a moment.",
+            text.markdown(_cells(section_rows)),
+        ]
     return {
         f"{NAME}.md": "\n\n".join(blocks) + "\n",
-        f"{NAME}.csv": csv(pd.DataFrame([one.line() for one in found])),
+        f"{NAME}.csv": csv(pd.DataFrame([row.line() for row in rows])),
     }
 
 
@@ -203,24 +211,24 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def _cells(found: Sequence[MomentRow]) -> Cells:
+def _cells(rows: Sequence[MomentRow]) -> Cells:
     blocks: dict[float, list[list[Cell]]] = {}
-    for one in found:
-        apart_ = one.kept_minus_lost
+    for row in rows:
+        apart_ = row.kept_minus_lost
         minus = Cell(f"{100 * apart_.value:+.1f} ({100 * apart_.low:+.1f} to {100 * apart_.high:+.1f})")
         line = [
-            Cell(one.label),
-            _percent(one.moment_kept),
-            _percent(one.accuracy),
-            _percent(one.accuracy_kept),
-            number(one.n_kept, ".0f"),
-            _percent(one.accuracy_lost),
-            number(one.n - one.n_kept, ".0f"),
+            Cell(row.label),
+            _percent(row.moment_kept),
+            _percent(row.accuracy),
+            _percent(row.accuracy_kept),
+            number(row.n_kept, ".0f"),
+            _percent(row.accuracy_lost),
+            number(row.n - row.n_kept, ".0f"),
             minus if apart_.value == apart_.value else Cell(text.EMPTY),
-            Cell(one.tokens if one.arm else text.EMPTY),
-            *map(_percent, one.measures.values()),
+            Cell(row.tokens if row.arm else text.EMPTY),
+            *map(_percent, row.measures.values()),
         ]
-        blocks.setdefault(one.retention, []).append(line)
+        blocks.setdefault(row.retention, []).append(line)
     return Cells(HEADINGS, [(block_title(retention), lines) for retention, lines in blocks.items()])
 
 

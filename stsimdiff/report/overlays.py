@@ -117,14 +117,14 @@ class Overlay:
 
 def anchors(samples: pd.DataFrame) -> dict[tuple[str, str], str]:
     """The place on the page of every question with a stored overlay, by benchmark and question."""
-    found: dict[tuple[str, str], str] = {}
+    names: dict[tuple[str, str], str] = {}
     having = samples[samples["overlay"].notna()]
     for benchmark, id_ in dict.fromkeys(zip(having["benchmark"], having["id"], strict=True)):
         anchor = f"overlay-{id_}"
-        if anchor in found.values():
+        if anchor in names.values():
             anchor = f"overlay-{benchmark}-{id_}"
-        found[str(benchmark), str(id_)] = anchor
-    return found
+        names[str(benchmark), str(id_)] = anchor
+    return names
 
 
 def read_overlays(stored: StoredRun, sections: Sequence[Section]) -> list[Overlay]:
@@ -142,21 +142,21 @@ def read_overlays(stored: StoredRun, sections: Sequence[Section]) -> list[Overla
     arms = {arm.id: arm for arm in stored.arms}
     rows = {row.arm: row for section in sections for row in section.rows}
     ordered = [*rows, *(id_ for id_ in arms if id_ not in rows)]
-    found: list[Overlay] = []
+    overlays: list[Overlay] = []
     places = anchors(samples)
     for (benchmark, id_), kept in having.groupby(["benchmark", "id"], sort=False):
         same = samples[(samples["benchmark"] == benchmark) & (samples["id"] == id_)].set_index("arm")
-        taken = [
+        shown = [
             _taken(arms[arm], stored.models[arm], rows.get(arm), same.loc[arm] if arm in same.index else None)
             for arm in ordered
             if stored.benchmarks[arm] == benchmark
         ]
-        taken = [replace(one, proposed=arms[one.arm].proposed) for one in taken]
+        shown = [replace(item, proposed=arms[item.arm].proposed) for item in shown]
         first = kept.iloc[0]
         question = str(first["overlay"].get("question", ""))
         about = (str(first["category"]), str(first["video"]), question, _text(first["target"]))
-        found.append(Overlay(places[str(benchmark), str(id_)], str(id_), str(benchmark), *about, taken))
-    return found
+        overlays.append(Overlay(places[str(benchmark), str(id_)], str(id_), str(benchmark), *about, shown))
+    return overlays
 
 
 def read_films(run_dir: Path, overlays: Iterable[Overlay]) -> tuple[dict[str, Film], list[str]]:
@@ -167,11 +167,11 @@ def read_films(run_dir: Path, overlays: Iterable[Overlay]) -> tuple[dict[str, Fi
     """
     films, notes = {}, []
     for overlay in overlays:
-        for taken in overlay.taken:
-            if taken.film and taken.film not in films:
-                films[taken.film] = film = _film(run_dir / FRAMES / taken.film, overlay.video)
+        for arm in overlay.taken:
+            if arm.film and arm.film not in films:
+                films[arm.film] = film = _film(run_dir / FRAMES / arm.film, overlay.video)
                 if not film.jpegs:
-                    notes.append(f"The frames of {overlay.video} are not in {FRAMES}/{taken.film}.")
+                    notes.append(f"The frames of {overlay.video} are not in {FRAMES}/{arm.film}.")
     return films, notes
 
 
@@ -180,20 +180,20 @@ def fitted(films: Mapping[str, Film], most: int = FRAME_BYTES) -> tuple[dict[str
 
     Frames that fit stay the files that are stored. Those of very many videos may have more bytes at :data:`LEAST_SIDE`.
     """
-    found = dict(films)
+    smaller = dict(films)
     stored = side = max(
         (max(_opened(film.jpegs[0]).size) for film in films.values() if film.jpegs), default=0
     )
     while (
-        size := sum(len(jpeg) for film in found.values() for jpeg in film.jpegs)
+        size := sum(len(jpeg) for film in smaller.values() for jpeg in film.jpegs)
     ) > most and side > LEAST_SIDE:
         # Smaller frames have more bytes a pixel: the bytes grow with about the power 1.5 of the side.
         side = max(LEAST_SIDE, int(0.97 * side * (most / size) ** (1 / 1.5)))
         for name, film in films.items():
-            found[name] = replace(film, jpegs=[_shrunk(jpeg, side) for jpeg in film.jpegs])
+            smaller[name] = replace(film, jpegs=[_shrunk(jpeg, side) for jpeg in film.jpegs])
     if side == stored:
-        return found, []
-    return found, [
+        return smaller, []
+    return smaller, [
         f"The frames have at most {side} pixels a side here, which keeps the page small; "
         f"those that are stored, in {FRAMES}/, have up to {stored}."
     ]
@@ -206,12 +206,10 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
             "No overlays are stored in this run: it ran with overlays=0, or its answers are older than overlays. "
             "Another run=NAME with overlays=8 stores some."
         ]
-    lacking = {
-        (taken.name, taken.lacking) for overlay in overlays for taken in overlay.taken if taken.lacking
-    }
-    if not lacking:
+    absent = {(arm.name, arm.lacking) for overlay in overlays for arm in overlay.taken if arm.lacking}
+    if not absent:
         return []
-    names = sorted({name for name, _ in lacking})
+    names = sorted({name for name, _ in absent})
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 

@@ -148,9 +148,9 @@ def _about(section: Section, stored: StoredRun) -> tuple[tuple[str, str], ...]:
     answered = [path.stat().st_mtime for arm in arms for path in shards(arm.folder)]
     day = f", answered {datetime.fromtimestamp(max(answered), timezone.utc):%Y-%m-%d}" if answered else ""
     n = max((row.n for row in section.rows), default=0)
-    what = f"{section.model} on {section.benchmark}: {n} questions{day}, protocol {arms[0].protocol_name}"
+    subject = f"{section.model} on {section.benchmark}: {n} questions{day}, protocol {arms[0].protocol_name}"
     note = next((line for line in section.about if line.startswith("Benchmark ")), "")
-    return ("what", what), ("note", note)
+    return ("what", subject), ("note", note)
 
 
 def _section(section: Section) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _failures(stored: StoredRun, table: Table) -> list[dict[str, Any]]:
     kinds = failed.groupby(["arm", "retention", "error_type", "error_message"], sort=False, dropna=False)[
         "id"
     ]
-    found = [
+    failures = [
         {
             "arm": labels.get(arm, arm),
             "retention": f"{100 * retention:.4g}",
@@ -226,7 +226,7 @@ def _failures(stored: StoredRun, table: Table) -> list[dict[str, Any]]:
         }
         for (arm, retention, kind, message), ids in kinds
     ]
-    return sorted(found, key=lambda kind: -kind["count"])
+    return sorted(failures, key=lambda kind: -kind["count"])
 
 
 def _arm(arm: StoredArm, label: str) -> dict[str, str]:
@@ -243,29 +243,29 @@ def _overlay(overlay: Overlay, films: Mapping[str, Film]) -> dict[str, Any]:
         "taken": [
             {
                 **{
-                    name: getattr(taken, name)
+                    name: getattr(arm, name)
                     for name in ("arm", "name", "model", "answer", "correct", "lacking", "proposed")
                 },
-                **{name: getattr(taken, name) for name in ("film", "grid", "picture", "codes", "colours")},
+                **{name: getattr(arm, name) for name in ("film", "grid", "picture", "codes", "colours")},
                 # Packed as it is stored: the page unpacks what it shows.
-                "reason": taken.packed,
-                "counts": {code: taken.reason.count(int(code)) for code in taken.codes},
-                "evidence": _evidence(taken, films.get(taken.film)),
+                "reason": arm.packed,
+                "counts": {code: arm.reason.count(int(code)) for code in arm.codes},
+                "evidence": _evidence(arm, films.get(arm.film)),
             }
-            for taken in overlay.taken
+            for arm in overlay.taken
         ],
     }
 
 
-def _evidence(taken: OverlayArm, film: Film | None) -> dict[int, tuple[int, int, int, int]]:
+def _evidence(arm: OverlayArm, film: Film | None) -> dict[int, tuple[int, int, int, int]]:
     """The cells of what the question asks for: top, left, bottom, right, ends excluded, by the frame's place."""
-    found = {}
+    boxes = {}
     for place, index in enumerate(film.numbers if film else []):
-        if index in taken.evidence:
-            left, top, right, bottom = taken.evidence[index]
-            rows, columns = cells((left, top, right, bottom), taken.picture["height"], taken.picture["width"])
-            found[place] = rows.start, columns.start, rows.stop, columns.stop
-    return found
+        if index in arm.evidence:
+            left, top, right, bottom = arm.evidence[index]
+            rows, columns = cells((left, top, right, bottom), arm.picture["height"], arm.picture["width"])
+            boxes[place] = rows.start, columns.start, rows.stop, columns.stop
+    return boxes
 
 
 def _film(film: Film) -> dict[str, Any]:

@@ -86,16 +86,16 @@ def compared(
     for arm in members:
         if not arm.reference:
             blocks.setdefault(arm.retention, []).append(arm)
-    found = [pair for block in blocks.values() for pair in combinations(block, 2)]
-    known = {(first.id, second.id) for first, second in found}
+    pairs = [pair for block in blocks.values() for pair in combinations(block, 2)]
+    known = {(first.id, second.id) for first, second in pairs}
     for arm in members:
         everything = full[arm.id]
         if everything is arm:  # all tokens, once more with other settings
             everything = next(other for other in members if other.method == "none")
         if everything is not None and everything is not arm and (everything.id, arm.id) not in known:
-            found.append((arm, everything))
+            pairs.append((arm, everything))
             known.add((arm.id, everything.id))
-    return sorted(found, key=lambda pair: -pair[0].retention)
+    return sorted(pairs, key=lambda pair: -pair[0].retention)
 
 
 def all_pairs(
@@ -123,14 +123,14 @@ def all_pairs(
     # The last one counts: the first of those with their own defaults, else the first of all.
     variants = sorted((arm for arm in members[::-1] if arm.proposed), key=lambda arm: arm.bare)
     anchors = {arm.retention: arm.id for arm in variants} if planned else {}
-    own = [i for i, pair in enumerate(chosen) if {arm.id for arm in pair} & {*anchors.values()}]
-    of_own = dict(zip(own, holm([apart[i].p for i in own]), strict=True))
-    found = []
+    planned_places = [i for i, pair in enumerate(chosen) if {arm.id for arm in pair} & {*anchors.values()}]
+    planned_p = dict(zip(planned_places, holm([apart[i].p for i in planned_places]), strict=True))
+    pairs = []
     for i, corrected in enumerate(holm([gap.p for gap in apart])):
         (first, second), gap = chosen[i], apart[i]
         # The first step of Holm's: what a pair has to pass at most.
-        level = ALPHA / len(of_own if i in of_own else chosen)
-        found.append(
+        level = ALPHA / len(planned_p if i in planned_p else chosen)
+        pairs.append(
             Pair(
                 retention=first.retention,
                 budget=kind,
@@ -143,12 +143,12 @@ def all_pairs(
                 p_holm=corrected,
                 n=answers.n,
                 p_cluster=gap.p_cluster,
-                verdict=_verdict(gap.value, of_own.get(i, corrected)),
+                verdict=_verdict(gap.value, planned_p.get(i, corrected)),
                 n_needed=questions_needed(gap.value, gap.discordant, gap.design_effect, level),
-                p_planned=of_own.get(i, math.nan),
+                p_planned=planned_p.get(i, math.nan),
             )
         )
-    return found
+    return pairs
 
 
 def _verdict(value: float, p: float) -> str:
@@ -159,9 +159,9 @@ def _verdict(value: float, p: float) -> str:
 
 def against(pairs: Iterable[Pair], retention: float, name: str) -> dict[str, Pair]:
     """The comparisons of a block's arms with the arm ``name``, each seen from the other arm, by its name."""
-    found: dict[str, Pair] = {}
+    pairs_by_name: dict[str, Pair] = {}
     for pair in pairs:
         if pair.retention == retention and name in (pair.method, pair.against):
             seen = pair if pair.against == name else pair.turned()
-            found[seen.method] = seen
-    return found
+            pairs_by_name[seen.method] = seen
+    return pairs_by_name

@@ -84,8 +84,8 @@ OWN = (
 )
 """Markers for methods of users, by turns in the order of their names; no known method has one of them."""
 OTHERS = tuple(
-    Style(colour, *own)
-    for colour, own in zip(("#A0522D", "#5B8C1F", "#D0508F", "#4F7F8C"), OWN, strict=False)
+    Style(colour, *marker)
+    for colour, marker in zip(("#A0522D", "#5B8C1F", "#D0508F", "#4F7F8C"), OWN, strict=False)
 )
 """The first of them; the colours of further ones go round the circle of hues."""
 LINES: tuple[tuple[str | tuple[int, tuple[int, ...]], str], ...] = (
@@ -146,10 +146,10 @@ def styles(methods: Iterable[str], proposed: str = PROPOSED) -> dict[str, Style]
         proposed: the one that has the star.
     """
     named = sorted(set(methods))
-    own = [method for method in named if method not in KNOWN]
+    others = [method for method in named if method not in KNOWN]
     star = next(iter(STAR.values()))
     known = {**KNOWN, **PLAIN, proposed: star}
-    return {method: known.get(method) or _own(own.index(method)) for method in named}
+    return {method: known.get(method) or _own(others.index(method)) for method in named}
 
 
 def _own(number: int) -> Style:
@@ -169,13 +169,13 @@ def looks(rows: Iterable[TableRow]) -> dict[tuple[str, str], Look]:
         known = labels.setdefault(row.method, [])
         if row.label not in known:
             known.append(row.label)
-    found = {}
+    by_label = {}
     for method, style in styles(labels, proposed).items():
         for number, label in enumerate(labels[method]):
             line, dash = LINES[number % len(LINES)]
             colour = _shade(style.colour, number, len(labels[method]))
-            found[method, label] = Look(colour, style.marker, style.symbol, line, dash)
-    return found
+            by_label[method, label] = Look(colour, style.marker, style.symbol, line, dash)
+    return by_label
 
 
 def _shade(colour: str, number: int, of: int) -> str:

@@ -53,7 +53,7 @@ class Gate:
     """Whether our all-token accuracy is the published one, which every comparison with published numbers rests on."""
 
     met: bool
-    said: str
+    sentence: str
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -111,11 +111,11 @@ def paper_number(
     # The paper's ST-SimDiff is our st_simdiff, and so on: of its own spelling only letters and digits count.
     spelled = {plain(name): name for name in paper_table(TABLE1)["method"]}
     name = _ALL_TOKENS if whole else spelled.get(label.replace("_", ""))
-    found = _cell(TABLE1, "method", name, column, retention)
-    if found != found and abs(retention - 0.3) < 1e-6:
+    accuracy = _cell(TABLE1, "method", name, column, retention)
+    if accuracy != accuracy and abs(retention - 0.3) < 1e-6:
         brief = column.removesuffix("_overall")
-        found = _cell(_ABLATION, "configuration", _ABLATIONS.get(label), brief)
-    return found
+        accuracy = _cell(_ABLATION, "configuration", _ABLATIONS.get(label), brief)
+    return accuracy
 
 
 def retained(rows: Sequence[TableRow], benchmark: str) -> str | None:
@@ -132,9 +132,9 @@ def retained(rows: Sequence[TableRow], benchmark: str) -> str | None:
     theirs = printed_all_tokens(benchmark)
     sentences = []
     for row in beside:
-        own, printed = 100 * row.overall / whole.overall, 100 * row.paper / theirs
+        here, printed = 100 * row.overall / whole.overall, 100 * row.paper / theirs
         sentences.append(
-            f"{row.label} at {100 * row.retention:.4g} % {own:.1f} and {printed:.1f} ({own - printed:+.1f})"
+            f"{row.label} at {100 * row.retention:.4g} % {here:.1f} and {printed:.1f} ({here - printed:+.1f})"
         )
     return (
         "Accuracy retained, in percent of the all-token row, ours and the paper's, which took its all-token row "
@@ -149,23 +149,27 @@ def for_information(model: str, benchmark: str) -> str | None:
     known = next((known for name, known in _OTHERS.items() if name in plain(model)), None)
     if known is None or benchmark == "egoschema":  # its printed accuracies are of the full set
         return None
-    name, table, what, where, unknown = known
+    name, table, template, where, unknown = known
     column = printed_column(benchmark)
-    found = []
+    reported = []
     if column:
         for line in paper_table(table).to_dict("records"):
-            found.append(
-                (what.format(**line), line.get(column), where.format(**line).removesuffix(" (all tokens)"))
+            reported.append(
+                (
+                    template.format(**line),
+                    line.get(column),
+                    where.format(**line).removesuffix(" (all tokens)"),
+                )
             )
-        found.append((unknown, None, "ST-SimDiff's paper"))
+        reported.append((unknown, None, "ST-SimDiff's paper"))
     others = paper_table("other_reported")
     for line in others[
         (others["model"] == name) & (others["benchmark"].map(plain) == plain(benchmark))
     ].to_dict("records"):
-        found.append((line["method"], line["value"], line["source"]))
+        reported.append((line["method"], line["value"], line["source"]))
     sources = [
         f"{of} {'not published' if value is None or value != value else f'{value:.1f}'} ({source})"
-        for of, value, source in found
+        for of, value, source in reported
     ]
     listed = (
         f"For information, as their protocols are not published, accuracies of {name}: {'; '.join(sources)}."

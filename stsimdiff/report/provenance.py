@@ -14,11 +14,11 @@ def provenance(records: Sequence[Mapping[str, Any]], scored: bool = True) -> str
             and its resumption, is given with all its values: such rows are not the same measurement.
         scored: whether the answers were, or only asked for.
     """
-    stored = [one for record in records for one in (record.get("provenance"), *record.get("resumed", ()))]
-    flat = [_flat(one) for one in stored if one]
+    stored = [entry for record in records for entry in (record.get("provenance"), *record.get("resumed", ()))]
+    flat = [_flat(entry) for entry in stored if entry]
     parts, differing = [], []
-    for name in dict.fromkeys(key for one in flat for key in one):
-        values = list(dict.fromkeys(one.get(name, "unknown") for one in flat))
+    for name in dict.fromkeys(key for entry in flat for key in entry):
+        values = list(dict.fromkeys(entry.get(name, "unknown") for entry in flat))
         parts.append(f"{name} {' | '.join(values)}")
         if len(values) > 1:
             differing.append(name)

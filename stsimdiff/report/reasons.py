@@ -26,18 +26,18 @@ MEANING = (
 
 def reasons(group: ArmGroup, section: Section) -> list[dict[str, Any]]:
     """For each row of the section the share in % of each reason, and where the row stands (:data:`PLACE`)."""
-    found = []
+    lines = []
     for row in section.rows:
         counts: Counter[str] = Counter()
-        for one in group.compared[row.arm][NAME]:
-            for name, count in one.items() if isinstance(one, dict) else ():
+        for stored in group.compared[row.arm][NAME]:
+            for name, count in stored.items() if isinstance(stored, dict) else ():
                 counts[name] += count
         total = counts.total()
         if total:
             shares = {name: 100 * count / total for name, count in sorted(counts.items())}
             place = (section.model, section.benchmark, row.budget, row.retention, row.label)
-            found.append({**dict(zip(PLACE, place, strict=True)), **shares})
-    return found
+            lines.append({**dict(zip(PLACE, place, strict=True)), **shares})
+    return lines
 
 
 def files(lines: Sequence[dict[str, Any]], run: str) -> dict[str, str | None]:
@@ -48,10 +48,10 @@ def files(lines: Sequence[dict[str, Any]], run: str) -> dict[str, str | None]:
     sections: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
         sections.setdefault(tuple(line[name] for name in PLACE[:3]), []).append(line)
-    for (model, benchmark, budget), held in sections.items():
+    for (model, benchmark, budget), section_lines in sections.items():
         blocks += [
             f"## {escaped(f'{model} on {benchmark}, budget of kind {budget}')}",
-            text.markdown(_cells(held)),
+            text.markdown(_cells(section_lines)),
         ]
     return {f"{NAME}.md": "\n\n".join(blocks) + "\n", f"{NAME}.csv": csv(pd.DataFrame(lines).fillna(0.0))}
 

@@ -64,7 +64,7 @@ def shown_pairs(section: Section) -> list[Pair]:
     """
     if section.planned:
         return planned_pairs(section)
-    found: dict[tuple[float, frozenset[str]], Pair] = {}
+    pairs: dict[tuple[float, frozenset[str]], Pair] = {}
     for retention, rows in section.blocks().items():
         variants = [row for row in rows if row.proposed]
         proposed = [row for row in variants if row.bare] or variants[:1]
@@ -74,17 +74,17 @@ def shown_pairs(section: Section) -> list[Pair]:
         anchors = [row.label for row in ([first] if first else []) + proposed]
         for anchor in dict.fromkeys(anchors):
             for name, pair in against(section.pairs, retention, anchor).items():
-                found.setdefault((retention, frozenset((name, anchor))), pair)
+                pairs.setdefault((retention, frozenset((name, anchor))), pair)
         for row in rows:
             if row.reference:
-                found.update(
+                pairs.update(
                     ((retention, frozenset((pair.method, pair.against))), pair)
                     for pair in section.pairs
                     if pair.retention == retention and pair.method == row.label
                 )
     labelled = {(row.retention, row.label): row for row in section.rows}
     full = {row.label for row in section.rows if row.method == "none"}
-    return [_forwards(pair, labelled, full) for pair in found.values()]
+    return [_forwards(pair, labelled, full) for pair in pairs.values()]
 
 
 def _forwards(pair: Pair, rows: Mapping[tuple[float, str], TableRow], full: Collection[str]) -> Pair:
@@ -243,7 +243,7 @@ def show(table: Table, console: Console) -> None:
         _print_line(console, f"- {line}", "yellow")
     for note in dict.fromkeys(section.about[0] for section in table.sections if section.about):
         _print_lines(console, [note])  # whole: it says what the numbers are not
-    _print_lines(console, [one.sentence() for one in table.attributions])
+    _print_lines(console, [attribution.sentence() for attribution in table.attributions])
     show_breakdown(table, console)
 
 
@@ -262,7 +262,7 @@ def clauses(line: str, width: int) -> str:
     if cell_len(line) <= width:
         return line
     for end in (r"(?<=\.)(?= )|[;:](?= )|(?= \()", ",(?= )"):
-        ends = [found.start() for found in re.finditer(end, line)]
+        ends = [match.start() for match in re.finditer(end, line)]
         parts = [line[:place] for place in ends if line[:place].count("(") == line[:place].count(")")]
         if fitting := [part for part in parts if cell_len(part) <= width]:
             return fitting[-1]
@@ -298,8 +298,10 @@ def show_full(table: Table, console: Console) -> None:
         _print_lines(console, section.verdicts)
     if table.attributions:
         console.print(Text("\nWhat turned the answers (attribution.md):", style="bold"))
-        for one in table.attributions:
-            _print_lines(console, [one.sentence(), *map(difference_line, one.differences.values())])
+        for attribution in table.attributions:
+            _print_lines(
+                console, [attribution.sentence(), *map(difference_line, attribution.differences.values())]
+            )
 
 
 def _print_line(console: Console, line: str, style: str) -> None:

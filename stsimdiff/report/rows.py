@@ -76,10 +76,10 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
         run_dir: ``results/<run>``.
         older: whether arms count of whose code the run was asked for another version since.
     """
-    found = arms(run_dir)
+    stored = arms(run_dir)
     notes: list[str] = []
-    if not older and (left_out := older_arms(found)):
-        found = [arm for arm in found if arm not in left_out]
+    if not older and (left_out := older_arms(stored)):
+        stored = [arm for arm in stored if arm not in left_out]
         name = Path(run_dir).resolve().name
         notes.append(
             f"Older versions of arms, whose code has changed since, that are kept and left out here: {len(left_out)}. "
@@ -87,9 +87,9 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
             "removes them."
         )
     columns: dict[str, list[Any]] = {name: [] for name in (*_ABOUT, *_flat([]))}
-    models, benchmarks = model_names(found), benchmark_names(found)
+    models, benchmarks = model_names(stored), benchmark_names(stored)
     with _no_garbage_collection():
-        for arm in found:
+        for arm in stored:
             about = (
                 arm.id, arm.method, arm.label, arm.kind, arm.retention, models[arm.id], benchmarks[arm.id],
                 arm.folder.name,
@@ -98,7 +98,7 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
             of_arm = {name: [value] * len(rows) for name, value in zip(_ABOUT, about, strict=True)}
             _extend(columns, _flat(rows) | of_arm, len(rows))
         run = one_line(Path(run_dir).resolve().name)
-        return StoredRun(run, found, _frame(columns), notes, models, benchmarks)
+        return StoredRun(run, stored, _frame(columns), notes, models, benchmarks)
 
 
 @contextmanager
@@ -134,22 +134,22 @@ def _extend(columns: dict[str, list[Any]], more: Mapping[str, list[Any]], n: int
 def _flat(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns of stored lines, with their times and errors spread over several."""
     names = dict.fromkeys(chain(_BLANK, *rows))
-    found = {name: [row.get(name, _BLANK.get(name, math.nan)) for row in rows] for name in names}
-    errors, times = found.pop("error"), [taken or {} for taken in found.pop("times")]
+    columns = {name: [row.get(name, _BLANK.get(name, math.nan)) for row in rows] for name in names}
+    errors, times = columns.pop("error"), [seconds or {} for seconds in columns.pop("times")]
     for name in TEXTS:
-        found[name] = [None if text is None else printable(text) for text in found[name]]
+        columns[name] = [None if text is None else printable(text) for text in columns[name]]
     # What nobody could parse is never right, whatever the scorer made of it.
-    found["correct"] = [
+    columns["correct"] = [
         None if error is not None else right and parsed is not None
-        for error, right, parsed in zip(errors, found["correct"], found["parsed"], strict=True)
+        for error, right, parsed in zip(errors, columns["correct"], columns["parsed"], strict=True)
     ]
     for name in dict.fromkeys(chain(TIMES, *times)):
-        found[f"{name}_s"] = [taken.get(name) for taken in times]
-    found["failed"] = [error is not None for error in errors]
+        columns[f"{name}_s"] = [seconds.get(name) for seconds in times]
+    columns["failed"] = [error is not None for error in errors]
     for name in ("type", "message"):
-        said = [(error or {}).get(name) for error in errors]
-        found[f"error_{name}"] = [None if text is None else printable(text) for text in said]
-    return found
+        texts = [(error or {}).get(name) for error in errors]
+        columns[f"error_{name}"] = [None if text is None else printable(text) for text in texts]
+    return columns
 
 
 # fmt: off

@@ -134,7 +134,7 @@ class Section:
 
     def blocks(self) -> dict[float, list[TableRow]]:
         """Rows by retention, the highest retention first."""
-        found: dict[float, list[TableRow]] = {}
+        groups: dict[float, list[TableRow]] = {}
         for row in self.rows:
-            found.setdefault(row.retention, []).append(row)
-        return found
+            groups.setdefault(row.retention, []).append(row)
+        return groups

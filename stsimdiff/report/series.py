@@ -61,14 +61,14 @@ def by_layer(samples: pd.DataFrame) -> dict[str, np.ndarray]:
     Args:
         samples: what ``rows.read_samples`` returns.
     """
-    found = {}
+    shares = {}
     answered = samples[
         ~samples["failed"] & samples["tokens_per_layer"].notna() & (samples["video_tokens"] > 0)
     ]
     for arm, rows in answered.groupby("arm", sort=False):
         counts = np.array(rows["tokens_per_layer"].tolist(), dtype=float)
-        found[arm] = (counts / rows["video_tokens"].to_numpy(float)[:, None]).mean(axis=0)
-    return found
+        shares[arm] = (counts / rows["video_tokens"].to_numpy(float)[:, None]).mean(axis=0)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
     pairs = {method: _pair(rows) for method, rows in _methods(section).items()}
     groups: dict[tuple, list[TableRow]] = {}
     for row in section.rows:
-        given, names = parameters.get(row.arm), pairs[row.method]
-        if given and names and all(name in given for name in names):
-            rest = {key: value for key, value in given.items() if key not in names}
+        values, names = parameters.get(row.arm), pairs[row.method]
+        if values and names and all(name in values for name in names):
+            rest = {key: value for key, value in values.items() if key not in names}
             key = (row.method, row.retention, json.dumps(rest, sort_keys=True), row.settings)
             groups.setdefault(key, []).append(row)
     maps = []
@@ -118,10 +118,10 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
 
 
 def _methods(section: Section) -> dict[str, list[TableRow]]:
-    found: dict[str, list[TableRow]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for row in section.rows:
-        found.setdefault(row.method, []).append(row)
-    return found
+        groups.setdefault(row.method, []).append(row)
+    return groups
 
 
 def _pair(rows: Iterable[TableRow]) -> tuple[str, str] | None:
@@ -161,7 +161,7 @@ class Sweep:
 
 def sweeps(section: Section) -> list[Sweep]:
     """For each parameter that was swept the rows that differ in nothing else, where there are two."""
-    found = []
+    results = []
     for method, rows in _methods(section).items():
         for name in dict.fromkeys(name for row in rows for name in row.swept):
             groups: dict[tuple, dict[Any, TableRow]] = {}
@@ -178,8 +178,8 @@ def sweeps(section: Section) -> list[Sweep]:
             }
             if lines:
                 values = sorted({value for group in lines.values() for value in group}, key=order)
-                found.append(Sweep(method, name, values, lines))
-    return found
+                results.append(Sweep(method, name, values, lines))
+    return results
 
 
 def over_frames(sections: Iterable[Section], arms: Iterable[StoredArm]) -> list[Sweep]:
@@ -196,13 +196,13 @@ def over_frames(sections: Iterable[Section], arms: Iterable[StoredArm]) -> list[
             key = (arm.model[0], section.benchmark, section.budget, arm.model[1], *shown)
             label = row.label if row.reference else f"{row.label} at {100 * row.retention:.4g} %"
             groups.setdefault(key, {}).setdefault(label, {})[model["frames"]] = row
-    found = []
+    results = []
     for (model, benchmark, *_), lines in groups.items():
         several = {label: by for label, by in lines.items() if len(by) > 1}
         values = sorted({value for by in several.values() for value in by})
         if several:
-            found.append(Sweep(f"{model} on {benchmark}", FRAMES, values, several))
-    return found
+            results.append(Sweep(f"{model} on {benchmark}", FRAMES, values, several))
+    return results
 
 
 def _said(value: object) -> str:

@@ -54,13 +54,13 @@ class Table:
     def frame(self) -> pd.DataFrame:
         """The rows as ``table.csv`` holds them; model and benchmark lead where a run has several."""
         several = len({(section.model, section.benchmark) for section in self.sections}) > 1
-        held = in_files(self.sections)
+        columns = in_files(self.sections)
         lines = []
         for section in self.sections:
             for row in section.rows:
                 place = {"model": section.model, "benchmark": section.benchmark} if several else {}
                 lines.append(
-                    place | {"method": row.label} | {column.name: column.value(row) for column in held}
+                    place | {"method": row.label} | {column.name: column.value(row) for column in columns}
                 )
         return pd.DataFrame(lines)
 
@@ -87,7 +87,7 @@ def build(stored: StoredRun, column: str | None = None) -> Table:
     groups: dict[tuple, list[StoredArm]] = {}
     for arm in stored.arms:
         groups.setdefault((arm.model, *questions_key(arm)), []).append(arm)
-    sections, found, notes = [], [], list(stored.notes)
+    sections, results, notes = [], [], list(stored.notes)
     parts: list[BreakdownRow] = []
     why: list[dict[str, Any]] = []
     times: list[MomentRow] = []
@@ -96,21 +96,21 @@ def build(stored: StoredRun, column: str | None = None) -> Table:
         group = ArmGroup(arms, stored.samples, stored.models[arms[0].id], stored.benchmarks[arms[0].id])
         compared = group.sections()
         sections += compared
-        attributed, lacking = attributions(group, compared)
-        found += attributed
-        notes += lacking
+        attributed, absent = attributions(group, compared)
+        results += attributed
+        notes += absent
         why += [line for section in compared for line in reasons(group, section)]
-        times += [one for section in compared for one in moments(group, section)]
+        times += [row for section in compared for row in moments(group, section)]
         for section in compared if column else ():
             try:
-                told, said = breakdown(group, section, str(column))
+                rows, remarks = breakdown(group, section, str(column))
             except DataError as error:
                 unknown.append(error)
                 continue
-            parts += told
-            notes += [one for one in said if one not in notes]
+            parts += rows
+            notes += [remark for remark in remarks if remark not in notes]
     if unknown and not parts:
         raise unknown[0]
     notes += dict.fromkeys(map(str, unknown))
     failed = int(stored.samples["failed"].sum())
-    return Table(stored.run, sections, failed, notes, found, anchors(stored.samples), parts, why, times)
+    return Table(stored.run, sections, failed, notes, results, anchors(stored.samples), parts, why, times)

@@ -175,10 +175,10 @@ def tex(text: str) -> str:
     return re.sub(r"τ_([A-Za-z]+)|.", _tex, unicodedata.normalize("NFC", " ".join(text.split())))
 
 
-def _tex(found: re.Match[str]) -> str:
-    if found[1]:
-        return rf"$\tau_\mathrm{{{found[1]}}}$"
-    character = found[0]
+def _tex(match: re.Match[str]) -> str:
+    if match[1]:
+        return rf"$\tau_\mathrm{{{match[1]}}}$"
+    character = match[0]
     if character in _TEX or " " <= character <= "~":
         return _TEX.get(character, character)
     parts = unicodedata.normalize("NFD", character)

@@ -24,28 +24,30 @@ FEW = 4
 
 def verdicts(section: Section) -> list[str]:
     """A sentence for each block, in the order of printing."""
-    found = []
+    sentences = []
     for retention, rows in section.blocks().items():
         parts = _references(section, [row for row in rows if row.reference])
         methods = [row for row in rows if not row.reference]
         if methods:
             parts.append(_contest(section, retention, methods))
             parts += _plan(section, retention)
-        found.append(" ".join(parts))
-    return found
+        sentences.append(" ".join(parts))
+    return sentences
 
 
 def planned_pairs(section: Section) -> list[Pair]:
     """The planned comparisons of a section, each as the method that the run is about minus another arm."""
-    found = []
+    pairs = []
     for pair in section.pairs:
-        own = {row.label: row for row in section.rows if row.proposed and row.retention == pair.retention}
-        first, second = own.get(pair.method), own.get(pair.against)
+        proposed = {
+            row.label: row for row in section.rows if row.proposed and row.retention == pair.retention
+        }
+        first, second = proposed.get(pair.method), proposed.get(pair.against)
         # Of two variants the one with its own defaults is what the plan is about.
         turned = first is None or (second is not None and second.bare and not first.bare)
         if pair.planned:
-            found.append(pair.turned() if turned else pair)
-    return found
+            pairs.append(pair.turned() if turned else pair)
+    return pairs
 
 
 def _plan(section: Section, retention: float) -> list[str]:
@@ -103,11 +105,13 @@ def _contest(section: Section, retention: float, rows: Sequence[TableRow]) -> st
     if level:
         # Who cannot be told from the leader is a choice of what to spend.
         level = _cheapest_first(level)
-        said = [f"{row.label} ({_times(row, median)})" if _ratio(row, median) else row.label for row in level]
-        said = said if len(said) <= FEW else [f"{len(said)} others"]
+        names_level = [
+            f"{row.label} ({_times(row, median)})" if _ratio(row, median) else row.label for row in level
+        ]
+        names_level = names_level if len(names_level) <= FEW else [f"{len(names_level)} others"]
         # By its name where another was named after it.
         name = best.label if len(tied) > 1 or any(" it leads " not in part for part in elsewhere) else "it"
-        parts.append(f"{NO_DIFFERENCE} between {name} and {_listed(said)}")
+        parts.append(f"{NO_DIFFERENCE} between {name} and {_listed(names_level)}")
     worse = [
         others[row.label] for row in rivals if row.label in others and others[row.label].verdict == WORSE
     ]

@@ -197,9 +197,9 @@ def _pages(run_dir: Path) -> list[_Page]:
     samples = dict(list(stored.samples.groupby("arm", sort=False)))
     rows = {row.arm: (section, row) for section in build(stored).sections for row in section.rows}
     pages = [_arm_page(arm, *rows[arm.id], samples[arm.id]) for arm in stored.arms if arm.id in samples]
-    found = sorted(path for pattern in FILES for path in run_dir.glob(pattern))
-    if pages and found:
-        files = {str(path.relative_to(run_dir)): path for path in found}
+    files_made = sorted(path for pattern in FILES for path in run_dir.glob(pattern))
+    if pages and files_made:
+        files = {str(path.relative_to(run_dir)): path for path in files_made}
         about = sorted({tag for page in pages for tag in page.tags[:2]})
         notes = "Table, figures and page of all arms of this group."
         config = {"run": stored.run, "arms": [page.id for page in pages]}
@@ -235,25 +235,25 @@ def _name(row: TableRow) -> str:
 
 def _numbers(row: TableRow, samples: pd.DataFrame) -> dict[str, float]:
     """The row's numbers, its mean TFLOPs and median times; shares in percent, and none that cannot be averaged."""
-    held = [column for column in columns.COLUMNS if not column.is_text and column.name != "budget"]
-    found = {
+    averaged = [column for column in columns.COLUMNS if not column.is_text and column.name != "budget"]
+    numbers = {
         key(column.name): (100 if column.name in FRACTIONS else column.scale) * column.value(row)
-        for column in held
+        for column in averaged
     }
     for name, accuracy in row.categories.items():
-        found[_category(one_line(name), found)] = accuracy
+        numbers[_category(one_line(name), numbers)] = accuracy
     answered = samples[~samples["failed"]]
-    found[key("llm_tflops")] = float(answered["llm_flops"].mean()) / 1e12
+    numbers[key("llm_tflops")] = float(answered["llm_flops"].mean()) / 1e12
     for time in TIMES:
-        found.setdefault(key(f"{time}_ms"), 1000 * float(answered[f"{time}_s"].median()))
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+        numbers.setdefault(key(f"{time}_ms"), 1000 * float(answered[f"{time}_s"].median()))
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
-def _category(name: str, taken: Mapping[str, float]) -> str:
+def _category(name: str, used: Mapping[str, float]) -> str:
     """W&B's name of a category, whatever its benchmark calls it: nothing, as another one, or as a column here."""
     names = [f"accuracy/{name}"] if name else []
     further = (f"accuracy/category_{name}{'_' * n}" for n in itertools.count())
-    return next(one for one in itertools.chain(names, further) if one not in taken)
+    return next(candidate for candidate in itertools.chain(names, further) if candidate not in used)
 
 
 def key(name: str) -> str:
@@ -364,17 +364,17 @@ def _uid(run_dir: Path) -> str:
         return known["uid"]
     origin = Path(known["folder"]) / UID if known else None
     moved = origin is not None and _told(origin) != known
-    found = {"uid": known["uid"] if known and moved else secrets.token_hex(16), "folder": here}
-    write_whole(file, json.dumps(found) + "\n")
+    identity = {"uid": known["uid"] if known and moved else secrets.token_hex(16), "folder": here}
+    write_whole(file, json.dumps(identity) + "\n")
     # Of several processes the last one decides for all.
-    return (_told(file) or found)["uid"]
+    return (_told(file) or identity)["uid"]
 
 
 def _told(file: Path) -> dict[str, str] | None:
     """What a folder's file says of it; ``None`` where it is absent or broken."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        return {"uid": str(told["uid"]), "folder": str(told["folder"])}
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {"uid": str(content["uid"]), "folder": str(content["folder"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

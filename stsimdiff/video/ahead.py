@@ -110,12 +110,12 @@ class ReadAhead(Generic[T, R]):
         while (task := self._tasks.get()) is not None and not self._room.closed:
             number, item, future = task
             try:
-                found = self._read(process, item, partial(self._room.reserve, number))
+                result = self._read(process, item, partial(self._room.reserve, number))
             except BaseException as error:
                 future.set_exception(error)
             else:
-                future.set_result(found)
-                del found
+                future.set_result(result)
+                del result
             finally:
                 self._room.pass_by(number)
             del task, item, future
@@ -157,7 +157,7 @@ class _Room:
         """Give back what a number and those before it hold, or would."""
         with self._changed:
             self._freed = number
-            self._held = {held: size for held, size in self._held.items() if held > number}
+            self._held = {reserved: size for reserved, size in self._held.items() if reserved > number}
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -199,20 +199,20 @@ def check_ends(file: Path) -> None:
     """
     if cut_off(file):
         raise _cut(file, *lengths(file))
-    seen, reached, said = _look(file, None)
+    seen, reached, stated = _look(file, None)
     if not seen:
         raise VideoError(f"video {file} cannot be decoded: no frame at its start")
     for back in BACK:
-        seen, reached, said = _look(file, back + 2 * _slack(said))
+        seen, reached, stated = _look(file, back + 2 * _slack(stated))
         if seen:
             break
     else:
         raise VideoError(f"video {file} cannot be decoded: no frame at its end")
-    if reached < said - _slack(said):
+    if reached < stated - _slack(stated):
         # A jump may have led astray; reading from the start does not.
-        reached, said = lengths(file)
-        if reached < said - _slack(said):
-            raise _cut(file, reached, said)
+        reached, stated = lengths(file)
+        if reached < stated - _slack(stated):
+            raise _cut(file, reached, stated)
 
 
 def _look(file: Path, back: float | None) -> tuple[bool, float, float]:

@@ -29,8 +29,8 @@ def _part(name: str) -> re.Match[str] | None:
 
 def file_of(name: str) -> str:
     """What a name has before the part that it names; the name itself where it names none. No file is looked at."""
-    found = _part(name)
-    return found["file"] if found else name
+    match = _part(name)
+    return match["file"] if match else name
 
 
 @dataclass(frozen=True)

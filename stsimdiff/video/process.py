@@ -107,7 +107,7 @@ class VideoProcess:
         if (process := self._process) and self._owner == os.getpid():
             process.kill()
 
-    def _ask(self, what: str, arguments: tuple[Any, ...], seconds: float | None, by: str) -> Any:
+    def _ask(self, request: str, arguments: tuple[Any, ...], seconds: float | None, by: str) -> Any:
         path = arguments[0]
         with self._lock:
             self._start()
@@ -115,7 +115,7 @@ class VideoProcess:
             until = None if seconds is None else started + seconds
             try:
                 assert self._pipe is not None
-                self._pipe.send((what, arguments, seconds))
+                self._pipe.send((request, arguments, seconds))
                 reply, shape, shared = self._receive(until)
                 if shape:
                     pixels = self._mapped(until, shape) if shared else self._piped(until, shape)
@@ -248,25 +248,25 @@ def serve(parent: int, pipe: int) -> None:
     with Connection(pipe) as requests, contextlib.suppress(EOFError):
         requests.send("ready")
         while True:
-            what, arguments, seconds = requests.recv()
+            request, arguments, seconds = requests.recv()
             # Python's handlers run between two of its own steps only; the signal's default ends a hanging decoder too.
             signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + GRACE)
-            found = _answer(what, arguments)
-            if isinstance(found, Frames):
-                _send(requests, found, parent)
+            reply = _answer(request, arguments)
+            if isinstance(reply, Frames):
+                _send(requests, reply, parent)
             else:
-                requests.send((found, None, False))
-            del found
+                requests.send((reply, None, False))
+            del reply
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _send(requests: Connection[Any, Any], found: Frames, parent: int) -> None:
-    memory = _shared(found.pixels)
+def _send(requests: Connection[Any, Any], frames: Frames, parent: int) -> None:
+    memory = _shared(frames.pixels)
     requests.send(
-        (dataclasses.replace(found, pixels=found.pixels[:0]), found.pixels.shape, memory is not None)
+        (dataclasses.replace(frames, pixels=frames.pixels[:0]), frames.pixels.shape, memory is not None)
     )
     if memory is None:
-        for part in _parts(found.pixels):
+        for part in _parts(frames.pixels):
             requests.send_bytes(part)
         return
     try:
@@ -295,10 +295,10 @@ def _shared(pixels: np.ndarray) -> int | None:
     return memory
 
 
-def _answer(what: str, arguments: tuple[Any, ...]) -> Any:
+def _answer(request: str, arguments: tuple[Any, ...]) -> Any:
     """What was asked for, or the error."""
     try:
-        return getattr(reading, what)(*arguments)
+        return getattr(reading, request)(*arguments)
     except (VideoError, ConfigError) as error:
         return error
     except Exception as error:

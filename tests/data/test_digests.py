@@ -211,16 +211,16 @@ def test_the_configuration_of_a_vision_tower_elsewhere_counts(checkpoint, tmp_pa
 
 
 def test_of_a_user_s_own_family_whatever_is_no_trace_of_training_counts(checkpoint):
-    before = checkpoint_version(checkpoint, "mine.Family", own=True)
+    before = checkpoint_version(checkpoint, "mine.Family", is_own=True)
     for name in ("nohup.out", "optimizer.pt", "checkpoint-10/config.json", "trainer_state.json", "README.md"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_text("{}")
-    assert checkpoint_version(checkpoint, "mine.Family", own=True) == before
+    assert checkpoint_version(checkpoint, "mine.Family", is_own=True) == before
     found = {before}
     for name in ("weights.npz", "pytorch_model.bin", "part/config.json", "params.json"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_text("{}")
-        found.add(checkpoint_version(checkpoint, "mine.Family", own=True))
+        found.add(checkpoint_version(checkpoint, "mine.Family", is_own=True))
     assert len(found) == 5
 
 

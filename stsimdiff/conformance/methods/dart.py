@@ -71,11 +71,11 @@ def _selected(data: Fields, keys: Tensor, normed: Tensor) -> Arrays:
     free = torch.ones(tokens, dtype=torch.bool)
     free[image] = False
     similarity = dart.cosines(normed[video], normed[places])[turns]
-    taken = dart.take(similarity, [each] * number, free)
+    rows_by_turn = dart.take(similarity, [each] * number, free)
     taken_by = torch.full((tokens,), -1)
     taken_by[image] = -2
     shown = similarity.clone()
-    for turn, rows in enumerate(taken):
+    for turn, rows in enumerate(rows_by_turn):
         shown[turn, ~free] = torch.nan
         free[rows] = False
         taken_by[rows] = turn
@@ -89,7 +89,7 @@ def _selected(data: Fields, keys: Tensor, normed: Tensor) -> Arrays:
         "pivot_text_idx": words.numpy(),
         "pivot_sequence_idx": places[turns].numpy(),
         "pivot_similarity": shown.numpy(),
-        "pivot_taken": torch.stack(taken).numpy(),
+        "pivot_taken": torch.stack(rows_by_turn).numpy(),
         "taken_by": taken_by.numpy(),
         "keep_idx": keep,
         "kept_sequence_idx": np.sort(np.r_[text, keep + first]),
@@ -121,7 +121,7 @@ def _whole(data: Fields) -> Arrays:
     method = dart.DART(int(data["start_layer"]), image, text, as_released=True)
     count = image + (image + text) * _per_pivot(data)
     recording = _Recording(method, layout, count)
-    found = small_llama.answer(model, embeds, lent.LentRun(recording, layout), layout)
+    answer = small_llama.answer(model, embeds, lent.LentRun(recording, layout), layout)
     # The authors' keys are repeated for grouped heads.
     keys = recording.keys.repeat_interleave(model.config.num_attention_heads // recording.keys.shape[1], 1)
     out = _selected(data, keys, recording.normed)
@@ -133,9 +133,9 @@ def _whole(data: Fields) -> Arrays:
         "keys": keys.numpy(),
         "hidden_into_layer": recording.hidden.numpy()[kept],
         "position_ids_prefill": kept,
-        "position_ids_decode": found.positions[:, -1],
-        "sequences": found.tokens,
-        "logits": found.logits,
+        "position_ids_decode": answer.positions[:, -1],
+        "sequences": answer.tokens,
+        "logits": answer.logits,
     }
 
 

@@ -26,16 +26,16 @@ def replay(data: Fields) -> Arrays:
     sequence, start, n = _sequence(data)
     count = round(float(data["subset_ratio"]) * n)
     try:
-        found = divprune.choose(torch.from_numpy(sequence[WINDOW : WINDOW + n]), count, as_released=True)
+        choice = divprune.choose(torch.from_numpy(sequence[WINDOW : WINDOW + n]), count, as_released=True)
     except ValueError:
         return {"official_error": np.array("RuntimeError: selected index k out of range")}
     return {
         "image_feature_length": np.int64(n),
         "token_count": np.int64(count),
-        "first_score": found.first.numpy(),
-        "step_score": found.step.numpy(),
-        "last_score": found.last.numpy(),
-        **kept(data, found.order.numpy()),
+        "first_score": choice.first.numpy(),
+        "step_score": choice.step.numpy(),
+        "last_score": choice.last.numpy(),
+        **kept(data, choice.order.numpy()),
     }
 
 
@@ -50,12 +50,12 @@ def kept(data: Fields, order: np.ndarray) -> Arrays:
     return {"selection_idx": order, "kept_sequence_idx": stay, "keep_idx": keep, "out_features": out}
 
 
-def same_choice(name: str, recorded: Fields, own: Arrays) -> str:
+def same_choice(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Choices are equal until rounding decides; each recorded one after that is among the best there, by our scores."""
     order = recorded["selection_idx"].astype(np.int64)
     certain = int(recorded["first_ambiguous_step"])
-    ours = own["selection_idx"]
-    if len(order) != len(ours) or not np.array_equal(order[:certain], ours[:certain]):
+    chosen_here = outputs["selection_idx"]
+    if len(order) != len(chosen_here) or not np.array_equal(order[:certain], chosen_here[:certain]):
         return f"other choices than recorded before step {certain}"
     sequence, _, n = _sequence(recorded)
     unit = graph.unit(torch.from_numpy(sequence[WINDOW : WINDOW + n]), guarded=False)

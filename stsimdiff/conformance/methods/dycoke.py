@@ -99,7 +99,7 @@ def _whole(data: Fields) -> Arrays:
     grid, layers = Grid(1, 1, len(rows)), len(model.model.layers)
     layout = Layout(grid, torch.arange(first, first + len(rows)), len(embeds), layers)
     decoding = _Decoding(_method(data), first, len(rows) - 1, len(embeds))
-    found = small_llama.answer(model, embeds, decoding, layout)
+    answer = small_llama.answer(model, embeds, decoding, layout)
     steps = int(data["n_steps"])
     for seen in decoding.out[:steps]:
         out |= seen
@@ -107,8 +107,8 @@ def _whole(data: Fields) -> Arrays:
         "num_keep": np.int64((len(rows) - 1) * (1 - decoding.method.dycoke_p)),
         "similarity": np.array(decoding.similarity[:steps], np.float32),
         "updated": np.array(decoding.updated[:steps]),
-        "sequences": found.tokens,
-        "logits": found.logits,
+        "sequences": answer.tokens,
+        "logits": answer.logits,
     }
 
 
@@ -139,9 +139,9 @@ def _merged(data: Fields) -> Arrays:
     return out
 
 
-def _outside_ties(name: str, recorded: Fields, own: Arrays) -> str:
+def _outside_ties(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal in order where no cut is tied, else the same tokens but for those within rounding of a cut."""
-    want, have = recorded[name], np.asarray(own[name])
+    want, have = recorded[name], np.asarray(outputs[name])
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     per_frame = int(recorded["num_tokens_per_frame"])
@@ -158,11 +158,11 @@ def _outside_ties(name: str, recorded: Fields, own: Arrays) -> str:
     return f"{len(wrong)} tokens differ, first {wrong.flat[0]}" if len(wrong) else ""
 
 
-def _same_keys(name: str, recorded: Fields, own: Arrays) -> str:
+def _same_keys(name: str, recorded: Fields, outputs: Arrays) -> str:
     """The same keys; their order, which decides nothing, was left open."""
-    if np.array_equal(np.sort(recorded[name]), np.sort(own[name])):
+    if np.array_equal(np.sort(recorded[name]), np.sort(outputs[name])):
         return ""
-    return f"{len(np.setxor1d(recorded[name], own[name]))} keys differ"
+    return f"{len(np.setxor1d(recorded[name], outputs[name]))} keys differ"
 
 
 REPLAY = Replay(

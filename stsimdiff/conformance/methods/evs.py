@@ -34,23 +34,23 @@ def replay(data: Fields) -> Arrays:
     }
 
 
-def same_order(name: str, recorded: Fields, own: Arrays) -> str:
+def same_order(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Our order sorts the recorded dissimilarities too, up to rounding."""
     value = recorded["dissimilarity"]
-    if sorted(own[name]) == list(range(len(value))) and np.allclose(
-        value[own[name]], value[recorded[name]], rtol=0, atol=2e-6
+    if sorted(outputs[name]) == list(range(len(value))) and np.allclose(
+        value[outputs[name]], value[recorded[name]], rtol=0, atol=2e-6
     ):
         return ""
     return "orders the recorded dissimilarities otherwise"
 
 
-def same_tokens(name: str, recorded: Fields, own: Arrays) -> str:
+def same_tokens(name: str, recorded: Fields, outputs: Arrays) -> str:
     """The kept tokens are equal but for those that rounding decides."""
-    differ = np.setxor1d(recorded["keep_idx"], own["keep_idx"])
+    differ = np.setxor1d(recorded["keep_idx"], outputs["keep_idx"])
     wrong = differ[~recorded["ambiguous"][differ]]
     if len(wrong):
         return f"{len(wrong)} tokens differ that no rounding decides, first {wrong[0]}"
-    if len(differ) or np.array_equal(recorded[name], own[name]):
+    if len(differ) or np.array_equal(recorded[name], outputs[name]):
         return ""
     return "differs for the same tokens"
 

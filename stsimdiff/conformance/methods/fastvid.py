@@ -29,15 +29,15 @@ def run(data: Fields) -> Arrays:
     every, share, beta = int(data["dtm_p"]), float(data["stprune_d"]), float(data["dtm_beta"])
     vectors = torch.from_numpy(data["frame_global"]) if "frame_global" in data else features.mean(1)
     similarity = fastvid.frame_similarities(vectors)
-    found = fastvid.segments(similarity, int(data["dyseg_c"]), float(data["dyseg_tau"]))
-    recorded = data["cut_idx"] if "cut_idx" in data else np.array(found.cuts)
-    if recorded.tolist() != found.cuts and _as_good(similarity.numpy(), recorded, found.cuts):
-        found = fastvid.segments(similarity, 1, float(data["dyseg_tau"]), recorded.tolist())
+    segments = fastvid.segments(similarity, int(data["dyseg_c"]), float(data["dyseg_tau"]))
+    recorded = data["cut_idx"] if "cut_idx" in data else np.array(segments.cuts)
+    if recorded.tolist() != segments.cuts and _as_good(similarity.numpy(), recorded, segments.cuts):
+        segments = fastvid.segments(similarity, 1, float(data["dyseg_tau"]), recorded.tolist())
     ignore = float(data["dyseg_ignore"]) if variant == "qwen" else None
     kept = int(patches * float(data["retention_ratio"]))
-    valid = [fastvid.kept_frames(part, found, ignore) for part in found.parts]
+    valid = [fastvid.kept_frames(part, segments, ignore) for part in segments.parts]
     salient, context = fastvid.released_counts(
-        variant, found.parts, valid, kept, share, every, frames, patches
+        variant, segments.parts, valid, kept, share, every, frames, patches
     )
     chosen = fastvid.salient_tokens(torch.from_numpy(data["frame_attn"]), salient)
     dense = range(frames) if variant == "onevision" else [f for f in range(frames) if context[f]]
@@ -47,32 +47,34 @@ def run(data: Fields) -> Arrays:
     if "density_noise" in data:
         drawn = torch.from_numpy(data["density_noise"])
         noise = {f: drawn[a:b] for f, a, b in zip(dense, bounds[:-1], bounds[1:], strict=True)}
-    own = int(kept * share) if variant == "onevision" else None
-    options = (features, chosen, context, found.parts, variant, every, beta, own)
+    per_anchor = int(kept * share) if variant == "onevision" else None
+    options = (features, chosen, context, segments.parts, variant, every, beta, per_anchor)
     merged = fastvid.merge(*options, noise)
     flat = features.flatten(0, 1)
     peaks = [density.peaks(flat[rest[f]], fastvid.NEIGHBOURS, noise and noise[f]) for f in dense]
     out = _outputs(picture, chosen, merged, flat)
     # Without noise the authors' code takes none of equal tokens for denser than the others.
     quiet = fastvid.merge(*options, {f: torch.zeros(len(rest[f])) for f in dense})
-    out["keep_idx_zero_noise"] = np.sort(picture[torch.cat([*chosen, *(one.place for one in quiet)]).numpy()])
+    out["keep_idx_zero_noise"] = np.sort(
+        picture[torch.cat([*chosen, *(anchor.place for anchor in quiet)]).numpy()]
+    )
     out |= {
         "frame_sim": similarity.numpy(),
-        "cut_cos_idx": np.array(found.below, dtype=np.int64),
-        "cut_idx": np.array(found.cuts, dtype=np.int64),
-        "segment_sizes": np.array([len(part) for part in found.parts]),
+        "cut_cos_idx": np.array(segments.below, dtype=np.int64),
+        "cut_idx": np.array(segments.cuts, dtype=np.int64),
+        "segment_sizes": np.array([len(part) for part in segments.parts]),
         "frame_retain_num": np.int64(kept),
         "salient_num": np.array(salient),
         "context_num": np.array(context),
         "density_frame": np.array(list(dense)),
         "density_off": bounds,
         "density_idx": picture[torch.cat([rest[f] for f in dense]).numpy()],
-        "density": torch.cat([one.density for one in peaks]).numpy(),
-        "delta": torch.cat([one.delta for one in peaks]).numpy(),
-        "density_score": torch.cat([one.score for one in peaks]).numpy(),
+        "density": torch.cat([anchor.density for anchor in peaks]).numpy(),
+        "delta": torch.cat([anchor.delta for anchor in peaks]).numpy(),
+        "density_score": torch.cat([anchor.score for anchor in peaks]).numpy(),
     }
     if variant == "onevision":
-        out["cut_topk_idx"] = np.array(found.least, dtype=np.int64)
+        out["cut_topk_idx"] = np.array(segments.least, dtype=np.int64)
         out["frame_salient_num"], out["frame_context_num"] = (
             np.int64(kept - int(kept * share)),
             np.int64(int(kept * share)),
@@ -99,9 +101,9 @@ def _scores(data: Fields) -> Arrays:
     query, key = (torch.from_numpy(data[name]) for name in ("queries", "keys"))
     frames, width = int(data["n_frames"]), query.shape[3]
     mean = query.unflatten(0, (frames, -1)).mean((1, 2)) * width**-0.5
-    found = VisionSignals(torch.zeros(len(key)), key.mean(1), mean).mean_query()
-    assert found is not None
-    return {"frame_attn": found.view(frames, -1).numpy()}
+    attention = VisionSignals(torch.zeros(len(key)), key.mean(1), mean).mean_query()
+    assert attention is not None
+    return {"frame_attn": attention.view(frames, -1).numpy()}
 
 
 @torch.inference_mode()
@@ -142,23 +144,23 @@ def _head(data: Fields) -> Arrays:
 def _outputs(
     picture: np.ndarray, chosen: list[torch.Tensor], merged: list[fastvid.Anchor], flat: torch.Tensor
 ) -> Arrays:
-    keep = torch.cat([*chosen, *(one.place for one in merged)])
-    rows = torch.cat([flat[torch.cat(chosen)], *(one.features for one in merged)])
+    keep = torch.cat([*chosen, *(anchor.place for anchor in merged)])
+    rows = torch.cat([flat[torch.cat(chosen)], *(anchor.features for anchor in merged)])
     place = picture[keep.numpy()]
     order = np.argsort(place)
 
     def joined(name: str) -> np.ndarray:
-        found = [getattr(one, name) for one in merged]
-        return torch.cat(found).numpy() if found else np.zeros(0, dtype=np.int64)
+        parts = [getattr(anchor, name) for anchor in merged]
+        return torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.int64)
 
     return {
         "salient_idx": picture[torch.cat(chosen).numpy()],
-        "anchor_frame": np.array([one.frame for one in merged]),
-        "context_off": np.cumsum([0, *(len(one.place) for one in merged)]),
+        "anchor_frame": np.array([anchor.frame for anchor in merged]),
+        "context_off": np.cumsum([0, *(len(anchor.place) for anchor in merged)]),
         "context_idx": picture[joined("place")],
         "context_weight": joined("weight"),
         "context_count": joined("count"),
-        "assign_off": np.cumsum([0, *(len(one.source) for one in merged)]),
+        "assign_off": np.cumsum([0, *(len(anchor.source) for anchor in merged)]),
         "assign_source_idx": picture[joined("source")],
         "assign_target_idx": picture[joined("target")],
         "keep_idx": place[order],
@@ -173,8 +175,8 @@ def _as_good(similarity: np.ndarray, recorded: np.ndarray, ours: list[int]) -> b
     )
 
 
-def _same_cuts(name: str, recorded: Fields, own: Arrays) -> str:
-    want, have = recorded[name], own[name]
+def _same_cuts(name: str, recorded: Fields, outputs: Arrays) -> str:
+    want, have = recorded[name], outputs[name]
     if want.shape != have.shape:
         return f"{len(have)} cuts, recorded {len(want)}"
     similarity = recorded["frame_sim"]
@@ -182,9 +184,9 @@ def _same_cuts(name: str, recorded: Fields, own: Arrays) -> str:
     return f"similarities at the cuts differ by {worst:.3g}" if worst > 2e-6 else ""
 
 
-def _up_to_twins(name: str, recorded: Fields, own: Arrays) -> str:
+def _up_to_twins(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal; where a frame holds identical tokens, any of them is right, and their densities are not compared."""
-    want, have = recorded[name], np.asarray(own[name])
+    want, have = recorded[name], np.asarray(outputs[name])
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     tied = recorded["ambiguous"] if "ambiguous" in recorded else np.zeros(0, dtype=bool)

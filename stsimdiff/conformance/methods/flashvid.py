@@ -22,8 +22,8 @@ def _cut(data: Fields) -> Arrays:
     length = data["hidden"].shape[1]
     attention = torch.from_numpy(data["attention"][0, :, -1])
     count = math.ceil(int(data["visual_token_length"]) * float(data["llm_retention_ratio"]))
-    found = fastv.select(attention[:, where], count)
-    kept = where[found.keep.numpy()]
+    selection = fastv.select(attention[:, where], count)
+    kept = where[selection.keep.numpy()]
     stay = np.ones(length, dtype=bool)
     stay[where] = False
     stay[kept] = True
@@ -118,31 +118,33 @@ def _compressed(data: Fields) -> Arrays:
             }
             for name, attribute in names.items():
                 grids[name][inside] = getattr(left, attribute).numpy()
-        total = sum(len(one) for one in left.place)
+        total = sum(len(tokens) for tokens in left.place)
         ratio = (budget - selected) * len(part) / total
         adaptive[-1] = ratio
-        for frame, own, x in zip(part, left.place, left.features, strict=True):
-            place.append(own.numpy() + frame * patches)
+        for frame, tokens_left, x in zip(part, left.place, left.features, strict=True):
+            place.append(tokens_left.numpy() + frame * patches)
             rows.append(x)
-            many = len(own) if ratio >= 1 else math.ceil(len(own) * ratio)
+            many = len(tokens_left) if ratio >= 1 else math.ceil(len(tokens_left) * ratio)
             clusters[frame] = many
             if ratio >= 1:
-                output[frame] += [(int(i) + frame * patches, 1, row) for i, row in zip(own, x, strict=True)]
+                output[frame] += [
+                    (int(i) + frame * patches, 1, row) for i, row in zip(tokens_left, x, strict=True)
+                ]
                 continue
             noise = None
             if "density_noise" in data:
-                noise = torch.from_numpy(data["density_noise"][frame])[own] * 1e-6
-            given = _recorded_centres(data, frame, patches, own)
-            centre, merged, label, peaks = flashvid.clustered(x, many, noise, given)
+                noise = torch.from_numpy(data["density_noise"][frame])[tokens_left] * 1e-6
+            fixed = _recorded_centres(data, frame, patches, tokens_left)
+            centre, merged, label, peaks = flashvid.clustered(x, many, noise, fixed)
             if peaks is not None and label is not None:
-                grids["density"][frame, own.numpy()] = peaks.density.numpy()
-                grids["dpc_score"][frame, own.numpy()] = peaks.score.numpy()
-                grids["cluster_of"][frame, own.numpy()] = label.numpy()
+                grids["density"][frame, tokens_left.numpy()] = peaks.density.numpy()
+                grids["dpc_score"][frame, tokens_left.numpy()] = peaks.score.numpy()
+                grids["cluster_of"][frame, tokens_left.numpy()] = label.numpy()
                 best = torch.sort(peaks.score, descending=True).values[: many + 1]
                 tied[frame] = bool((best[1:] == best[:-1]).any())
-            centres.append(own[centre].numpy() + frame * patches)
+            centres.append(tokens_left[centre].numpy() + frame * patches)
             output[frame] += [
-                (int(own[i]) + frame * patches, 1, row) for i, row in zip(centre, merged, strict=True)
+                (int(tokens_left[i]) + frame * patches, 1, row) for i, row in zip(centre, merged, strict=True)
             ]
     sequence = [row for frame in output for row in sorted(frame, key=lambda row: row[:2])]
     if method != "attn_div_v2":
@@ -172,20 +174,20 @@ def _compressed(data: Fields) -> Arrays:
     )
 
 
-def _recorded_centres(data: Fields, frame: int, patches: int, own: torch.Tensor) -> torch.Tensor | None:
+def _recorded_centres(data: Fields, frame: int, patches: int, tokens: torch.Tensor) -> torch.Tensor | None:
     """Centres of a frame in which scores are tied, as recorded; ``None`` where they are not, or were not recorded."""
     if "tied_frames" not in data or "centre_idx" not in data or not data["tied_frames"][frame]:
         return None
     chosen = data["centre_idx"][data["centre_idx"] // patches == frame] % patches
-    return torch.searchsorted(own, torch.from_numpy(chosen.astype(np.int64)))
+    return torch.searchsorted(tokens, torch.from_numpy(chosen.astype(np.int64)))
 
 
-def _same_rows(name: str, recorded: Fields, own: Arrays) -> str:
+def _same_rows(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal but for the order of two rows of one token, which an unstable sort gave, and for frames of tied scores."""
     patches = int(recorded["height"]) * int(recorded["width"])
     tied = np.append(recorded.get("tied_frames", np.zeros(int(recorded["n_frames"]), dtype=bool)), False)
     ordered = []
-    for rows in (recorded, own):
+    for rows in (recorded, outputs):
         values, place = np.asarray(rows[name]), np.asarray(rows["out_source_idx"])
         if name == "cluster_of":
             values = values[~tied[:-1]]

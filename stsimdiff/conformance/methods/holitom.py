@@ -22,19 +22,19 @@ def _inner(data: Fields) -> Arrays:
     states = torch.from_numpy(data["hidden"])
     score = torch.from_numpy(data["attention_last"]).mean(0)[rows]
     count = round(length * (1 - float(data["merge_ratio"])))
-    found = holitom.fold(states[rows], score, count)
-    order = torch.sort(score[found.keep], descending=True, stable=True).indices
+    folded = holitom.fold(states[rows], score, count)
+    order = torch.sort(score[folded.keep], descending=True, stable=True).indices
     stay = np.ones(len(states), dtype=bool)
-    stay[found.source.numpy() + start] = False
+    stay[folded.source.numpy() + start] = False
     hidden = data["hidden"].copy()
-    hidden[found.keep.numpy() + start] = found.features.numpy()
+    hidden[folded.keep.numpy() + start] = folded.features.numpy()
     keep = np.flatnonzero(stay)
     return {
         "keep_num": np.int64(count),
-        "topk_idx": found.keep[order].numpy() + start,
-        "merged_idx": found.source.numpy() + start,
-        "target_idx": found.target.numpy() + start,
-        "target_count": found.taken[order].numpy(),
+        "topk_idx": folded.keep[order].numpy() + start,
+        "merged_idx": folded.source.numpy() + start,
+        "target_idx": folded.target.numpy() + start,
+        "target_count": folded.taken[order].numpy(),
         "keep_idx": keep,
         "position_ids_after": keep,
         "hidden_out": hidden[keep],
@@ -53,30 +53,36 @@ def _outer(data: Fields) -> Arrays:
     longest = int(data["max_window_size"])
     saved, first = holitom.programme(gain, longest)
     parts = holitom.windows(gain, longest)
-    found = [holitom.window(similarity, tau, a, b) for a, b in parts]
+    windows = [holitom.window(similarity, tau, a, b) for a, b in parts]
     tokens, reduced = frames * patches, float(sum(gain[a, b] for a, b in parts))
-    ratio = holitom.ratio_left(found, patches, float(data["retain_ratio"]) * tokens)
-    counts = holitom.by_ratio(found, ratio)
-    bounds = np.cumsum([0, *(len(one.static) for one in found)])
+    ratio = holitom.ratio_left(windows, patches, float(data["retain_ratio"]) * tokens)
+    counts = holitom.by_ratio(windows, ratio)
+    bounds = np.cumsum([0, *(len(window.static) for window in windows)])
     beta = None if bool(data["no_beta"]) else float(data["beta"])
-    chance = [clusters == 1 and one.frames > 1 for one, (clusters, _) in zip(found, counts, strict=True)]
+    chance = [
+        clusters == 1 and window.frames > 1 for window, (clusters, _) in zip(windows, counts, strict=True)
+    ]
 
     def merged(noise: torch.Tensor | None, fed: bool) -> list[holitom.Clusters]:
         made = []
-        for i, (one, (clusters, _)) in enumerate(zip(found, counts, strict=True)):
+        for i, (window, (clusters, _)) in enumerate(zip(windows, counts, strict=True)):
             part = None if noise is None else noise[bounds[i] : bounds[i + 1]]
-            centre = _recorded_centre(data, one, i, picture, patches) if fed and chance[i] else None
-            options = (one, patches, clusters, int(data["neighbours"]), beta, part, centre)
+            centre = _recorded_centre(data, window, i, picture, patches) if fed and chance[i] else None
+            options = (window, patches, clusters, int(data["neighbours"]), beta, part, centre)
             made.append(holitom.merge_static(flat, *options))
         return made
 
     noise = torch.from_numpy(data["density_noise"]) if "density_noise" in data else None
-    own = merged(noise, True)
-    chosen = [holitom.strongest(received, one, many) for one, (_, many) in zip(found, counts, strict=True)]
-    out = _outputs(data, flat, picture, patches, grid, found, own, chosen)
+    clustered = merged(noise, True)
+    chosen = [
+        holitom.strongest(received, window, many) for window, (_, many) in zip(windows, counts, strict=True)
+    ]
+    out = _outputs(data, flat, picture, patches, grid, windows, clustered, chosen)
     quiet = [
-        np.concatenate(((one.static[made.centre] + one.first * patches).numpy(), many.numpy()))
-        for one, made, many in zip(found, merged(torch.zeros(int(bounds[-1])), False), chosen, strict=True)
+        np.concatenate(((window.static[made.centre] + window.first * patches).numpy(), many.numpy()))
+        for window, made, many in zip(
+            windows, merged(torch.zeros(int(bounds[-1])), False), chosen, strict=True
+        )
     ]
     silent = picture[np.concatenate(quiet)]
     if grid:
@@ -89,10 +95,10 @@ def _outer(data: Fields) -> Arrays:
         "windows": np.array(parts),
         "total_reduced": np.float64(reduced),
         "retain_ratio_after": np.float64(ratio),
-        "static_num": np.array([len(one.static) for one in found]),
+        "static_num": np.array([len(window.static) for window in windows]),
         "static_cluster_num": np.array([clusters for clusters, _ in counts]),
         "window_noise_decides": np.array(chance),
-        "dynamic_num": np.array([len(one.dynamic) for one in found]),
+        "dynamic_num": np.array([len(window.dynamic) for window in windows]),
         "dynamic_keep_num": np.array([many[0] for _, many in counts]),
         "static_off": bounds,
         "keep_idx_zero_noise": np.sort(silent),
@@ -100,17 +106,17 @@ def _outer(data: Fields) -> Arrays:
 
 
 def _recorded_centre(
-    data: Fields, one: holitom.Window, number: int, picture: np.ndarray, patches: int
+    data: Fields, window: holitom.Window, number: int, picture: np.ndarray, patches: int
 ) -> torch.Tensor | None:
     """The centre of a window of one cluster, which noise alone decides; ``None`` where it was not recorded."""
     if "center_idx" not in data or "center_off" not in data:
         return None
     centre = data["center_idx"][data["center_off"][number] : data["center_off"][number + 1]]
-    place = np.searchsorted(picture, centre) - one.first * patches
-    found = np.flatnonzero(np.isin(one.static.numpy(), place))
-    if len(found) != 1:
+    place = np.searchsorted(picture, centre) - window.first * patches
+    positions = np.flatnonzero(np.isin(window.static.numpy(), place))
+    if len(positions) != 1:
         raise DataError(f"{data.file}: window {number} has the recorded centre {centre}, which is not static")
-    return torch.from_numpy(found)
+    return torch.from_numpy(positions)
 
 
 def _ends(kept: np.ndarray, frames: int, height: int, width: int) -> np.ndarray:
@@ -125,29 +131,31 @@ def _outputs(
     picture: np.ndarray,
     patches: int,
     grid: bool,
-    found: list[holitom.Window],
-    own: list[holitom.Clusters],
+    windows: list[holitom.Window],
+    clustered: list[holitom.Clusters],
     chosen: list[torch.Tensor],
 ) -> Arrays:
-    raster = [picture[(one.static + one.first * patches).numpy()] for one in found]
+    raster = [picture[(window.static + window.first * patches).numpy()] for window in windows]
     empty = torch.zeros(0)
 
     def joined(name: str) -> np.ndarray:
         made = [
-            torch.full((len(one.mean),), torch.nan) if one.peaks is None else getattr(one.peaks, name)
-            for one in own
+            torch.full((len(cluster.mean),), torch.nan)
+            if cluster.peaks is None
+            else getattr(cluster.peaks, name)
+            for cluster in clustered
         ]
         return torch.cat([empty, *made]).numpy()
 
     def places(name: str) -> list[np.ndarray]:
-        return [at[getattr(one, name).numpy()] for at, one in zip(raster, own, strict=True)]
+        return [at[getattr(cluster, name).numpy()] for at, cluster in zip(raster, clustered, strict=True)]
 
     centres, sources = places("centre"), places("source")
     place, kind, rows = [], [], []
-    for at, one, many in zip(centres, own, chosen, strict=True):
+    for at, cluster, many in zip(centres, clustered, chosen, strict=True):
         place += [at, picture[many.numpy()]]
         kind += [np.ones(len(at), dtype=np.uint8), np.zeros(len(many), dtype=np.uint8)]
-        rows += [one.features.numpy(), flat[many].numpy()]
+        rows += [cluster.features.numpy(), flat[many].numpy()]
     out, kinds, features = np.concatenate(place), np.concatenate(kind), np.concatenate(rows)
     if grid:
         frames, height, width = data.grid
@@ -158,7 +166,7 @@ def _outputs(
         features = np.concatenate((features, data["hidden"][ends]))[order]
     return {
         "static_idx": np.concatenate(raster),
-        "static_feat": torch.cat([one.mean for one in own]).numpy(),
+        "static_feat": torch.cat([cluster.mean for cluster in clustered]).numpy(),
         "density": joined("density"),
         "delta": joined("delta"),
         "density_score": joined("score"),
@@ -174,9 +182,9 @@ def _outputs(
     }
 
 
-def _equal_targets(name: str, recorded: Fields, own: Arrays) -> str:
+def _equal_targets(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal, but for targets with the same states, which are interchangeable."""
-    want, have = recorded[name], own[name]
+    want, have = recorded[name], outputs[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     states = recorded["hidden"]
@@ -190,9 +198,9 @@ def _equal_targets(name: str, recorded: Fields, own: Arrays) -> str:
     )
 
 
-def _hidden(name: str, recorded: Fields, own: Arrays) -> str:
+def _hidden(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Within 1e-5; of kept tokens that were equal, what is merged into which may differ."""
-    want, have = recorded[name], own[name]
+    want, have = recorded[name], outputs[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     states = recorded["hidden"][recorded["keep_idx"]]
@@ -202,9 +210,9 @@ def _hidden(name: str, recorded: Fields, own: Arrays) -> str:
     return f"differs by up to {worst:.3g}, allowed 1e-05" if worst > 1e-5 else ""
 
 
-def _chance(name: str, recorded: Fields, own: Arrays) -> str:
+def _chance(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal, but for the static tokens of windows whose only centre chance decides."""
-    want, have = recorded[name], own[name]
+    want, have = recorded[name], outputs[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     free = np.zeros(0, dtype=np.int64)
@@ -216,7 +224,7 @@ def _chance(name: str, recorded: Fields, own: Arrays) -> str:
         free = np.concatenate((free, (free // width + 1) * width - 1))
     if name == "tokens_out":
         want = want[~np.isin(recorded["out_source_idx"], free)]
-        have = have[~np.isin(own["out_source_idx"], free)]
+        have = have[~np.isin(outputs["out_source_idx"], free)]
         if want.shape == have.shape and np.allclose(have, want, atol=1e-5, rtol=0):
             return ""
         return "differs by more than 1e-05"

@@ -71,8 +71,8 @@ def _whole_run(data: Fields, merged: Arrays) -> Arrays:
         "image_rows": np.int64(len(rows)),
         "seq_length": np.int64(layout.length),
     }
-    given = Fields(data.file, {**data, **places})
-    run = _Cutting(given, merged)
+    fields = Fields(data.file, {**data, **places})
+    run = _Cutting(fields, merged)
     with Compression(Decoder(model.model, model.model.layers), run, layout):
         logits = model(inputs_embeds=embeds).logits[0, -1:]
     out = {**places, **run.out, "logits": logits.numpy(), "sequences": logits.argmax(1).numpy()}
@@ -131,24 +131,24 @@ class _Merging:
         names: dict[str, list] = {name: [] for name in ("window", "frame", "place", "count", "features")}
         static, dynamic, done = np.zeros(len(parts), dtype=int), np.zeros(len(parts), dtype=int), 0
         for number, part in enumerate(parts):
-            for one in prunevid.groups(features, part, similarity[number] > tau):
-                still = one.frame is None
-                size = len(one.place)
-                centre = own = torch.arange(size)
-                rows = one.features
+            for group in prunevid.groups(features, part, similarity[number] > tau):
+                still = group.frame is None
+                size = len(group.place)
+                centre = label_of = torch.arange(size)
+                rows = group.features
                 if size > prunevid.WHOLE:
-                    kind, frame = (1, -1) if one.frame is None else (2, one.frame)
+                    kind, frame = (1, -1) if group.frame is None else (2, group.frame)
                     clusters = int(size * ratio)
-                    centre, own = self._cluster(kind, number, frame, rows, one.place.numpy(), clusters)
-                    rows = prunevid.graph.group_means(rows, own, clusters)
-                for step in range(one.frames):
-                    token[one.place.numpy() + step * patches] = own.numpy() + done
+                    centre, label_of = self._cluster(kind, number, frame, rows, group.place.numpy(), clusters)
+                    rows = prunevid.graph.group_means(rows, label_of, clusters)
+                for step in range(group.frames):
+                    token[group.place.numpy() + step * patches] = label_of.numpy() + done
                 done += len(centre)
                 (static if still else dynamic)[number] += len(centre)
                 names["window"] += [number] * len(centre)
-                names["frame"] += [-1 if still else one.frame] * len(centre)
-                names["place"] += one.place[centre].tolist()
-                names["count"] += (torch.bincount(own, minlength=len(centre)) * one.frames).tolist()
+                names["frame"] += [-1 if still else group.frame] * len(centre)
+                names["place"] += group.place[centre].tolist()
+                names["count"] += (torch.bincount(label_of, minlength=len(centre)) * group.frames).tolist()
                 names["features"].append(rows)
         out |= {f"out_{name}": np.array(names[name]) for name in ("window", "frame", "place", "count")}
         out["out_features"] = torch.cat(names["features"]).numpy()
@@ -193,9 +193,9 @@ def _cut(data: Fields, sizes: Arrays, attention: torch.Tensor) -> Arrays:
     }
 
 
-def _first_run(name: str, recorded: Fields, own: Arrays) -> str:
+def _first_run(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal; where the scores of all frames are tied, as in a static video, their clusters are any."""
-    want, have = recorded[name], own[name]
+    want, have = recorded[name], outputs[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     frames = int(recorded["n_frames"])
@@ -206,9 +206,9 @@ def _first_run(name: str, recorded: Fields, own: Arrays) -> str:
     return f"{wrong} of {want.size} differ" if wrong else ""
 
 
-def _first_token(name: str, recorded: Fields, own: Arrays) -> str:
+def _first_token(name: str, recorded: Fields, outputs: Arrays) -> str:
     """The first token alone: in decoding the authors' code also cuts the caches of the layers before the cut."""
-    want, have = recorded[name][:1], own[name]
+    want, have = recorded[name][:1], outputs[name]
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     worst = float(np.abs(want - have).max())

@@ -131,14 +131,16 @@ def _whole(data: Fields) -> Arrays:
     layout = Layout(grid, video, len(embeds), len(model.model.layers))
     layers = data["layer_list"].tolist()
     recording = _Recording({layer: _kept(data, j + 1) for j, layer in enumerate(layers)}, layout)
-    found = small_llama.answer(model, embeds, lent.LentRun(recording, layout, positions="renumbered"), layout)
-    entering = np.array(found.trace.entering) + layout.text
+    answer = small_llama.answer(
+        model, embeds, lent.LentRun(recording, layout, positions="renumbered"), layout
+    )
+    entering = np.array(answer.trace.entering) + layout.text
     return recording.out | {
         "layer_tokens_prefill": entering,
-        "cache_lengths": found.cached,
-        "position_ids_decode": found.positions,
-        "sequences": found.tokens,
-        "logits": found.logits,
+        "cache_lengths": answer.cached,
+        "position_ids_decode": answer.positions,
+        "sequences": answer.tokens,
+        "logits": answer.logits,
     }
 
 

@@ -38,26 +38,26 @@ def replay(data: Fields) -> Arrays:
     grid = Grid(*data.grid)
     features, tau = torch.from_numpy(data["features"]), float(data["tau"])
     draws = Draws(data)
-    found = scissor.steps(features, grid, tau, False, draws)
-    assert found is not None, "no least number of rows was asked for"
-    sampled = len(draws.drawn[0]) < grid.per_frame or len(draws.drawn[-1]) < len(found.spatial.key)
+    steps = scissor.steps(features, grid, tau, False, draws)
+    assert steps is not None, "no least number of rows was asked for"
+    sampled = len(draws.drawn[0]) < grid.per_frame or len(draws.drawn[-1]) < len(steps.spatial.key)
     if not sampled:
-        found = scissor.steps(features, grid, tau, False) or found
-    owner, out = scissor.reassigned(features, found.rows, guarded=False)
-    rows = len(found.keep)
+        steps = scissor.steps(features, grid, tau, False) or steps
+    owner, out = scissor.reassigned(features, steps.rows, guarded=False)
+    rows = len(steps.keep)
     outputs = {
-        "spatial_degree": found.spatial.degree,
-        "spatial_component_of": found.spatial.member,
-        "spatial_counts": torch.bincount(found.spatial.key // grid.per_frame, minlength=grid.frames),
-        "spatial_key_idx": found.spatial.key,
-        "spatial_features": found.spatial_means,
-        "temporal_degree": found.temporal.degree,
-        "temporal_component_of": found.temporal.member,
-        "temporal_key": found.temporal.key,
-        "temporal_features": found.rows,
+        "spatial_degree": steps.spatial.degree,
+        "spatial_component_of": steps.spatial.member,
+        "spatial_counts": torch.bincount(steps.spatial.key // grid.per_frame, minlength=grid.frames),
+        "spatial_key_idx": steps.spatial.key,
+        "spatial_features": steps.spatial_means,
+        "temporal_degree": steps.temporal.degree,
+        "temporal_component_of": steps.temporal.member,
+        "temporal_key": steps.temporal.key,
+        "temporal_features": steps.rows,
         "token_to_out": owner,
         "out_members": torch.bincount(owner, minlength=rows),
-        "keep_idx": found.keep,
+        "keep_idx": steps.keep,
         "out_features": out,
     }
     arrays = {name: value.numpy() for name, value in outputs.items()}

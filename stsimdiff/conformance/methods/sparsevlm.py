@@ -116,13 +116,13 @@ class _Stages:
 
     def _ranked(self, name: str, score: Tensor) -> Tensor:
         """The scores; without raters they are NaN, and what was recorded of the choice takes their place."""
-        given = [self.data.get(f"{name}{part}_local") for part in ("merge", "keep")]
-        if not bool(score.isnan().any()) or given[1] is None:
+        recorded = [self.data.get(f"{name}{part}_local") for part in ("merge", "keep")]
+        if not bool(score.isnan().any()) or recorded[1] is None:
             return score
         ranked = torch.zeros_like(score)
-        if given[0] is not None:
-            ranked[given[0].astype(np.int64)] = torch.arange(len(given[0]), 0, -1.0)
-        ranked[given[1].astype(np.int64)] = len(score) + 1.0
+        if recorded[0] is not None:
+            ranked[recorded[0].astype(np.int64)] = torch.arange(len(recorded[0]), 0, -1.0)
+        ranked[recorded[1].astype(np.int64)] = len(score) + 1.0
         return ranked
 
 
@@ -209,23 +209,23 @@ def _whole(data: Fields) -> Arrays:
     recording = lent.LentRun(
         _Whole(stages, method, layers), layout, positions="kept" if corrected else "renumbered"
     )
-    found = small_llama.answer(model, embeds, recording, layout)
+    answer = small_llama.answer(model, embeds, recording, layout)
     return stages.out | {
-        "cache_lengths": found.cached,
-        "position_ids_decode": found.positions,
-        "sequences": found.tokens,
-        "logits": found.logits,
+        "cache_lengths": answer.cached,
+        "position_ids_decode": answer.positions,
+        "sequences": answer.tokens,
+        "logits": answer.logits,
     }
 
 
-def _choice(name: str, recorded: Fields, own: Arrays) -> str:
+def _choice(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Equal, save where chance decides: the centre of a single cluster, and all choices among scores that are NaN."""
     number = int(name[4])
     if np.isnan(recorded[f"call{number}_score"]).any():
-        if recorded[name].shape != np.shape(own[name]):
-            return f"shape {np.shape(own[name])}, recorded {recorded[name].shape}"
-        own = run(recorded)
-    want, have = recorded[name], np.array(own[name])
+        if recorded[name].shape != np.shape(outputs[name]):
+            return f"shape {np.shape(outputs[name])}, recorded {recorded[name].shape}"
+        outputs = run(recorded)
+    want, have = recorded[name], np.array(outputs[name])
     if want.shape != have.shape:
         return f"shape {have.shape}, recorded {want.shape}"
     if want.dtype.kind == "f":
@@ -237,13 +237,13 @@ def _choice(name: str, recorded: Fields, own: Arrays) -> str:
         centre = recorded.get(f"call{call}_centre_local", np.zeros(0))
         if len(centre) != 1:
             continue
-        ours = np.asarray(own[f"call{call}_centre_local"])[0]
+        ours = np.asarray(outputs[f"call{call}_centre_local"])[0]
         if ours not in recorded[f"call{call}_merge_local"]:
             return "the centre of the cluster is not one of its tokens"
         if name == f"call{call}_centre_local":
             return ""
         if name.endswith(("source", "keep_idx")):
-            have[have == own[f"call{call}_block_source"][ours]] = recorded[f"call{call}_block_source"][
+            have[have == outputs[f"call{call}_block_source"][ours]] = recorded[f"call{call}_block_source"][
                 centre[0]
             ]
     wrong = np.flatnonzero(want != have)

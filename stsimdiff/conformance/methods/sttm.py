@@ -47,18 +47,18 @@ def selection(features: Tensor, grid: Grid, method: sttm.STTM) -> Arrays:
     """Both steps on the tokens that enter the layer."""
     sizes = sttm.level_sizes(grid.height, grid.width, method.root_level, as_released=True)
     levels = sttm.pyramid(features, grid.frames, sizes, method)
-    found = sttm.nodes(levels, method.threshold)
+    nodes = sttm.nodes(levels, method.threshold)
     threshold = float(method.temporal_threshold)
-    pairs = sttm.merging_pairs(found, threshold, method.slow_version) if threshold > 0 else None
-    result = sttm.merged(found, pairs)
-    box = found.box[result.node]
+    pairs = sttm.merging_pairs(nodes, threshold, method.slow_version) if threshold > 0 else None
+    result = sttm.merged(nodes, pairs)
+    box = nodes.box[result.node]
     keep = box[:, 0] * grid.per_frame + box[:, 1] * grid.width + box[:, 2]
     out: Arrays = {
         "n_levels": np.int64(len(sizes)),
         "level_sizes": np.array(sizes),
-        "node_tyxyx": found.box,
-        "pair_idx": found.pairs,
-        "pair_similarity": found.similarity,
+        "node_tyxyx": nodes.box,
+        "pair_idx": nodes.pairs,
+        "pair_similarity": nodes.similarity,
         "merge_pair_idx": np.zeros((0, 2), dtype=np.int64) if pairs is None else pairs,
         "representative": result.representative,
         "n_iterations": np.int64(result.rounds),
@@ -66,19 +66,19 @@ def selection(features: Tensor, grid: Grid, method: sttm.STTM) -> Arrays:
         "out_tyxyx": box,
         "out_patches": result.patches,
         "keep_idx": keep,
-        "token_to_out": result.group[found.owner].ravel(),
+        "token_to_out": result.group[nodes.owner].ravel(),
         "frame_counts": np.bincount(box[:, 0], minlength=grid.frames),
-        "out_features": sttm.merged_features(levels, found, result, method.weighted_avg).numpy(),
+        "out_features": sttm.merged_features(levels, nodes, result, method.weighted_avg).numpy(),
     }
     for number, (level, size) in enumerate(zip(levels.levels[:-1], sizes, strict=False)):
         rows = levels.pooled[level.first : level.first + grid.frames * len(level.box)]
         shape = (grid.frames, *size)
-        visited = found.visited[number][:, :, None]
+        visited = nodes.visited[number][:, :, None]
         similarity = np.where(visited, levels.similarity[number], np.nan).astype(np.float32)
         out[f"level{number}_features"] = rows.numpy().reshape(*shape, -1)
         out[f"level{number}_tyxyx"] = level.box.reshape(*size, 4)
         out[f"level{number}_similarity"] = similarity.reshape(*shape, 4)
-        out[f"level{number}_stop"] = found.stopped[number].reshape(shape)
+        out[f"level{number}_stop"] = nodes.stopped[number].reshape(shape)
     return out
 
 
@@ -125,7 +125,7 @@ def whole_run(data: Fields, grid: Grid, method: sttm.STTM) -> tuple[Arrays, Tens
         run = start(method, layout, Budget())
         with Compression(Decoder(model.model, model.model.layers), run, layout):
             later = model.model.layers[method.layer :]
-            handles += [one.register_forward_pre_hook(restore, with_kwargs=True) for one in later]
+            handles += [block.register_forward_pre_hook(restore, with_kwargs=True) for block in later]
             output = model(inputs_embeds=embeds, use_cache=True)
             for _ in range(NEW_TOKENS):
                 logits.append(output.logits[0, -1])
@@ -146,10 +146,10 @@ def whole_run(data: Fields, grid: Grid, method: sttm.STTM) -> tuple[Arrays, Tens
     return out, seen["features"]
 
 
-def same_rounds(name: str, recorded: Fields, own: Arrays) -> str:
+def same_rounds(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Rounds of the temporal step; where nothing merges, none and one are the same."""
-    want, have = int(recorded[name]), int(own[name])
-    nothing = len(own["merge_pair_idx"]) == 0 and max(want, have) <= 1
+    want, have = int(recorded[name]), int(outputs[name])
+    nothing = len(outputs["merge_pair_idx"]) == 0 and max(want, have) <= 1
     return "" if want == have or nothing else f"{have} rounds, recorded {want}"
 
 

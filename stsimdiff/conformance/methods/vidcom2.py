@@ -22,14 +22,14 @@ def replay(data: Fields) -> Arrays:
     newlines = str(data["model"]) == NEWLINES
     cells = (place[:, :, :-1] if newlines else place).flatten(1)
     hidden = torch.from_numpy(data["hidden"])
-    found = vidcom2.scores(hidden[cells])
-    uniqueness, probability, scale = vidcom2.frame_scale(found.video, float(data["base_scale"]))
+    typicality = vidcom2.scores(hidden[cells])
+    uniqueness, probability, scale = vidcom2.frame_scale(typicality.video, float(data["base_scale"]))
     counts = vidcom2.frame_counts(scale, cells.shape[1])
     out = {
-        "channel_variance": found.variance,
-        "channel_idx": found.channels,
-        "video_score": found.video,
-        "frame_score": found.frame,
+        "channel_variance": typicality.variance,
+        "channel_idx": typicality.channels,
+        "video_score": typicality.video,
+        "frame_score": typicality.frame,
         "frame_uniqueness": uniqueness,
         "frame_probs": probability,
         "frame_scale": scale,
@@ -37,7 +37,7 @@ def replay(data: Fields) -> Arrays:
         "newline_idx": place[:, :, -1].flatten(),
     }
     arrays = {name: value.numpy() for name, value in out.items()}
-    return arrays | kept(data, found.video + found.frame, counts)
+    return arrays | kept(data, typicality.video + typicality.frame, counts)
 
 
 def kept(data: Fields, score: torch.Tensor, counts: torch.Tensor) -> Arrays:
@@ -52,13 +52,13 @@ def kept(data: Fields, score: torch.Tensor, counts: torch.Tensor) -> Arrays:
     return {"out_source_idx": order, "keep_idx": np.sort(order), "tokens_out": data["hidden"][order]}
 
 
-def rounded(name: str, recorded: Fields, own: Arrays) -> str:
+def rounded(name: str, recorded: Fields, outputs: Arrays) -> str:
     """Counts are equal, but where rounding decides; the kept tokens are those of the recorded counts."""
-    share = own["frame_scale"] * own["video_score"].shape[1]
+    share = outputs["frame_scale"] * outputs["video_score"].shape[1]
     counts = recorded["frame_keep_num"].astype(np.int64)
     if (np.abs(np.maximum(share, 1) - counts) > 0.5 + ROUNDING).any():
         return f"the shares {share} do not round to the recorded counts {counts}"
-    score = torch.from_numpy(own["video_score"] + own["frame_score"])
+    score = torch.from_numpy(outputs["video_score"] + outputs["frame_score"])
     same = {"frame_keep_num": counts} | kept(recorded, score, torch.from_numpy(counts))
     return "" if np.array_equal(same[name], recorded[name]) else "other tokens than recorded"
 

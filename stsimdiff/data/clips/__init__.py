@@ -49,5 +49,5 @@ def planned(
     """
     if task != "clips" or (folder(world) / FILE).is_file():
         return None
-    asked = [(row, prompt(row["question"], row["options"])) for row in questions(world=world)]
-    return asked, (FRAMES, FRAMES / FPS, SIZE, SIZE)
+    rows = [(row, prompt(row["question"], row["options"])) for row in questions(world=world)]
+    return rows, (FRAMES, FRAMES / FPS, SIZE, SIZE)

@@ -166,10 +166,10 @@ def block(index: int, world: str | None = None) -> list[tuple[World, list[ClipQu
         rival = {name: texts.options[name][(turns[name][clip] + shift[name]) % BLOCK] for name in CATEGORIES}
         plan = _plan(texts, answer, rival, rng, kind.categories if kind else CATEGORIES)
         laid_out = lay_out(plan, rng, kind.style if kind else TRAINED)
-        asked = [
+        block_questions = [
             ClipQuestion(name, texts.stems[name], texts.options[name], answer[name]) for name in categories
         ]
-        clips.append((laid_out, asked))
+        clips.append((laid_out, block_questions))
     return clips
 
 
@@ -181,8 +181,8 @@ def clips(videos: int | None = None, world: str | None = None) -> list[tuple[str
         raise ValueError(f"videos must be between 1 and {most}, got {videos}")
     listed = []
     for index in range(-(-videos // BLOCK)):
-        for offset, (laid_out, asked) in enumerate(block(index, world)):
-            listed.append((f"{world or 'clip'}{index * BLOCK + offset:03d}", laid_out, asked))
+        for offset, (laid_out, clip_questions) in enumerate(block(index, world)):
+            listed.append((f"{world or 'clip'}{index * BLOCK + offset:03d}", laid_out, clip_questions))
     return listed[:videos]
 
 
@@ -204,7 +204,11 @@ def questions(videos: int | None = None, world: str | None = None) -> list[dict]
     Answer positions and text-only chance are exactly balanced when `videos` is a multiple of four, and
     categories when it is a multiple of 32.
     """
-    return [row(video, question) for video, _, asked in clips(videos, world) for question in asked]
+    return [
+        row(video, question)
+        for video, _, clip_questions in clips(videos, world)
+        for question in clip_questions
+    ]
 
 
 def build(root: Path, *, videos: int | None = None, world: str | None = None) -> Path:
@@ -219,12 +223,12 @@ def build(root: Path, *, videos: int | None = None, world: str | None = None) ->
     folder = root / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for video, laid_out, asked in clips(videos, world):
+    for video, laid_out, clip_questions in clips(videos, world):
         path = folder / f"{video}.mp4"
         if not path.exists():
             with complete(path) as temporary:
                 write_video(temporary, render(laid_out))
-        rows += [row(video, question) for question in asked]
+        rows += [row(video, question) for question in clip_questions]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = root / "questions.jsonl"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -240,9 +244,9 @@ def build_long(root: Path, *, joined: int, videos: int = LONG_VIDEOS) -> Path:
     root = Path(root)
     folder = root / "videos"
     folder.mkdir(parents=True, exist_ok=True)
-    found, rows = clips(videos * joined), []
+    listed, rows = clips(videos * joined), []
     for number in range(videos):
-        parts = found[number * joined : (number + 1) * joined]
+        parts = listed[number * joined : (number + 1) * joined]
         name = f"long{number:03d}"
         path = folder / f"{name}.mp4"
         if not path.exists():

@@ -45,7 +45,7 @@ def truth(row: Mapping[str, Any]) -> tuple[Moments, Moments] | None:
 
 def events(world: World) -> Moments:
     """Flashes, the ball, the color while it turns, and insert shots; bugs and sparks are noise."""
-    found = [Moment(first / FPS, (last - 1) / FPS) for first, last in world.inserts]
+    moments = [Moment(first / FPS, (last - 1) / FPS) for first, last in world.inserts]
     for thing in world.things:
         shown = {
             "flash": range(thing.first, thing.last),
@@ -53,8 +53,8 @@ def events(world: World) -> Moments:
             "changing": range(thing.fade[0], thing.fade[1] + 1),
         }.get(thing.kind, ())
         seen = {frame: _box(world, thing, frame) for frame in shown if not world.in_insert(frame)}
-        found += _in_seconds(seen)
-    return tuple(found)
+        moments += _in_seconds(seen)
+    return tuple(moments)
 
 
 def _in_seconds(boxes: Mapping[int, Box]) -> Moments:
@@ -78,15 +78,15 @@ def evidence(world: World, question: ClipQuestion) -> dict[int, Box]:
         brief = question.stem == scene_stem(True)
         return {frame: WHOLE for frame in range(FRAMES) if world.in_insert(frame) is brief}
     things = _things(world, question)
-    found = {}
+    boxes = {}
     for frame in range(FRAMES):
         for thing in set(world.visible_things(frame)) & things:
             if question.category == "change":
                 after = question.stem == change_stem(thing.shape, True)
                 if thing.changed(frame) != float(after):
                     continue
-            found[frame] = _box(world, thing, frame)
-    return found
+            boxes[frame] = _box(world, thing, frame)
+    return boxes
 
 
 def _box(world: World, thing: Thing, frame: int) -> Box:
@@ -116,7 +116,7 @@ def _asked() -> dict[str, tuple[World, ClipQuestion, dict[str, Any]]]:
     return {
         row["id"]: (world, question, row)
         for name in (None, *WORLDS)
-        for video, world, asked in dataset.clips(world=name)
-        for question in asked
+        for video, world, clip_questions in dataset.clips(world=name)
+        for question in clip_questions
         for row in (dataset.row(video, question),)
     }

@@ -271,13 +271,13 @@ class _Layout:
 
     def _inserts(self) -> tuple[tuple[int, int], ...]:
         """Never the first grid or the last: both ends of the clip show the main place."""
-        rng, starts, found = self.rng, self.style.cuts, []
+        rng, starts, inserts = self.rng, self.style.cuts, []
         for start in (None,) if starts is None else starts:
             length = rng.randint(*self.style.inserts)
             if start is None:
                 start = rng.randint(1, GRIDS - 1 - length)
-            found.append((2 * start, 2 * (start + length)))
-        return tuple(found)
+            inserts.append((2 * start, 2 * (start + length)))
+        return tuple(inserts)
 
     def _free(self, x: int, y: int, width: int, height: int) -> bool:
         return all(

@@ -93,8 +93,8 @@ def video_places_hold_video_features(case: FamilyCase) -> None:
         f"the decoder gets {tuple(embeds.shape[:2])} tokens, the layout says (1, {layout.length})"
     )
     assert bool((layout.video[1:] > layout.video[:-1]).all()), "layout.video is not ascending"
-    held = embeds[0, layout.video.to(embeds.device)]
-    assert torch.equal(held, case.video.features.to(held)), (
+    features = embeds[0, layout.video.to(embeds.device)]
+    assert torch.equal(features, case.video.features.to(features)), (
         "the places of layout.video do not hold the video's features in raster order"
     )
     assert layout.layers == len(decoder) == len(decoder.layers), "layout.layers is not the decoder's depth"
@@ -134,8 +134,8 @@ def the_sizes_are_the_models(case: FamilyCase) -> None:
 def the_question_is_in_the_prompt(case: FamilyCase) -> None:
     """Another question gives another answer's logits."""
     other = case.family.prompt(case.video, TEXT.replace("cat", "horse"), sample="kit")
-    asked = generate(case)[0]
-    assert not torch.equal(generate(FamilyCase(case.family, case.frames, case.video, other))[0], asked), (
+    logits = generate(case)[0]
+    assert not torch.equal(generate(FamilyCase(case.family, case.frames, case.video, other))[0], logits), (
         "the question's text has no influence"
     )
 
@@ -158,9 +158,11 @@ def the_questions_tokens_are_known(case: FamilyCase) -> None:
 
 def placeholders_in_a_question_are_refused(case: FamilyCase) -> None:
     """A question that holds the text of a video token raises ``ValueError``."""
-    given = case.family.placeholders
-    assert given and all(isinstance(text, str) and text for text in given), f"placeholders is {given!r}"
-    for placeholder in given:
+    placeholders = case.family.placeholders
+    assert placeholders and all(isinstance(text, str) and text for text in placeholders), (
+        f"placeholders is {placeholders!r}"
+    )
+    for placeholder in placeholders:
         try:
             case.family.prompt(case.video, f"what is {placeholder}?")
         except ValueError as error:
@@ -193,9 +195,9 @@ def signals_have_the_grid(case: FamilyCase) -> None:
     assert bool(torch.isfinite(signals.keys).all()), "keys hold NaN or infinite values"
     for layer in layers.signals.layers if layers.signals else ():
         for name in ("received", "keys", "hidden", "frames"):
-            found, rows = getattr(layer, name), case.video.grid.frames if name == "frames" else count
-            assert len(found) == rows and bool(torch.isfinite(found).all()), (
-                f"{name} of layer {layer.number} is {tuple(found.shape)}, expected ({rows}, ...), finite"
+            values, rows = getattr(layer, name), case.video.grid.frames if name == "frames" else count
+            assert len(values) == rows and bool(torch.isfinite(values).all()), (
+                f"{name} of layer {layer.number} is {tuple(values.shape)}, expected ({rows}, ...), finite"
             )
     named = [layer.number for layer in layers.signals.layers] if layers.signals else []
     assert named == [-1, 0], f"encode(signals=(-1, 0)) gave the layers {named} of the tower"

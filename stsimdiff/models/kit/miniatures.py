@@ -96,11 +96,11 @@ class Sizes:
         layers = 3
         files = models.resolve(family).released_files
         config = files["config.json"]
-        given = files.get("llm/config.json") or config.get("text_config") or config
-        text = {name: given[name] for name in (*TEXT, "head_dim") if name in given}
+        decoder = files.get("llm/config.json") or config.get("text_config") or config
+        text = {name: decoder[name] for name in (*TEXT, "head_dim") if name in decoder}
         text |= {"num_hidden_layers": layers, "max_position_embeddings": 131072, "bos_token_id": None}
-        given = files.get("vision_tower_config.json") or files.get("vision_tower/config.json")
-        tower = {k: v for k, v in (given or config["vision_config"]).items() if k != "model_type"}
+        vision = files.get("vision_tower_config.json") or files.get("vision_tower/config.json")
+        tower = {k: v for k, v in (vision or config["vision_config"]).items() if k != "model_type"}
         tower["depth" if "depth" in tower else "num_hidden_layers"] = layers
         for name, used in (("fullatt_block_indexes", [layers - 1]), ("deepstack_visual_indexes", [0, 1])):
             if name in tower:
@@ -440,17 +440,17 @@ def main(arguments: list[str]) -> int:
         default=8,
         help="of the language model; with 8, every method meets a table's budgets",
     )
-    given = parser.parse_args(arguments)
-    sizes = Sizes({**TEXT, "num_hidden_layers": given.layers})
+    options = parser.parse_args(arguments)
+    sizes = Sizes({**TEXT, "num_hidden_layers": options.layers})
     try:
-        made = make(given.family, given.folder, given.seed, sizes)
+        made = make(options.family, options.folder, options.seed, sizes)
     except UserError as error:
         say(error, error=True)
         return 2
     except BaseException:
-        shutil.rmtree(given.folder, ignore_errors=True)
+        shutil.rmtree(options.folder, ignore_errors=True)
         raise
-    say(f"{made}: a {given.family} of random weights; use it with model={given.family} model.path={made}")
+    say(f"{made}: a {options.family} of random weights; use it with model={options.family} model.path={made}")
     return 0
 
 

@@ -161,8 +161,8 @@ def masked(
             allowed = torch.ones(rows, seen, dtype=torch.bool, device=hidden.device).tril(seen - rows)
             allowed[:, gone] = False
             # A dropped token may see itself, so that its row is no row of -inf; nobody else reads it.
-            own = torch.arange(seen - rows, seen, device=hidden.device)
-            allowed[torch.arange(rows, device=hidden.device), own] = True
+            itself = torch.arange(seen - rows, seen, device=hidden.device)
+            allowed[torch.arange(rows, device=hidden.device), itself] = True
             mask = torch.zeros_like(allowed, dtype=hidden.dtype)
             mask = mask.masked_fill(~allowed, torch.finfo(hidden.dtype).min)[None, None]
             kwargs = {**kwargs, "attention_mask": mask}
