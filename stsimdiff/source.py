@@ -171,8 +171,8 @@ class _Code:
             if name.partition(".")[0] == OURS:
                 self.definition(name, base.__qualname__.partition(".")[0])
             elif name.partition(".")[0] not in sys.stdlib_module_names | INSTALLED or name == "__main__":
-                if self._counted(name) is None:
-                    self._typed(base, base)
+                if self._user_file_of(name) is None:
+                    self._without_file(base, base)
                 else:
                     self._user(name)
 
@@ -227,7 +227,7 @@ class _Code:
             self._user_module(".".join(parts[:end]))
 
     def _user_module(self, name: str) -> None:
-        file = self._counted(name)
+        file = self._user_file_of(name)
         if file is None or name in self._seen:
             return
         self._seen.add(name)
@@ -244,9 +244,9 @@ class _Code:
         for other in sorted(module.mentioned):
             if other.partition(".")[0] != OURS:
                 self._user(other)
-        self._held(sys.modules.get(name))
+        self._globals(sys.modules.get(name))
 
-    def _held(self, module: ModuleType | None) -> None:
+    def _globals(self, module: ModuleType | None) -> None:
         """What a module's globals hold that no import statement brought, such as a file loaded by its path."""
         for value in list(vars(module).values()) if module else ():
             name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
@@ -264,7 +264,7 @@ class _Code:
                 self._seen.add(file)
                 self._user_file(Path(file), name)
 
-    def _typed(self, thing: Any, cls: type) -> None:
+    def _without_file(self, thing: Any, cls: type) -> None:
         """A class or a function without a file (a notebook), and what of its module it uses."""
         try:
             text = textwrap.dedent(inspect.getsource(thing))
@@ -285,7 +285,7 @@ class _Code:
             owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             if owner == thing.__module__ and isinstance(value, (type, FunctionType)):
                 if value is not thing:
-                    self._typed(value, cls)
+                    self._without_file(value, cls)
             elif isinstance(owner, str) and owner.partition(".")[0] == OURS:
                 self.definition(
                     owner, None if isinstance(value, ModuleType) else value.__qualname__.partition(".")[0]
@@ -295,7 +295,7 @@ class _Code:
             elif isinstance(value, (bool, int, float, str, tuple)):
                 self.items.append(f"{name} = {value!r}")
 
-    def _counted(self, name: str) -> Path | None:
+    def _user_file_of(self, name: str) -> Path | None:
         """The file of a user's module; ``None`` for the standard library and what is installed."""
         top = name.partition(".")[0]
         if top == OURS or (top in sys.stdlib_module_names and name != "__main__") or top in INSTALLED:

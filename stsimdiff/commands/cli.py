@@ -74,7 +74,7 @@ def main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     terminal.log_to_stderr()
-    with _printed_or_said():
+    with _output_checked():
         with errors_as_messages([]):
             _check_start(sys.argv[1:])
         _dispatch()
@@ -88,7 +88,7 @@ def command(name: str) -> NoReturn:
 
 
 @contextmanager
-def _printed_or_said() -> Iterator[None]:
+def _output_checked() -> Iterator[None]:
     """Make it a failure when standard output or error did not take what was printed (a full disk)."""
     try:
         yield

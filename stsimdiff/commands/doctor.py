@@ -297,7 +297,7 @@ def _model(doctor: Doctor, passes: Sequence[Pass], samples: dict[str, CheckSampl
     doctor.check("prompt", lambda: _prompt(case()))
     doctor.check("keep-all equals stock", lambda: keep_all(case()))
     doctor.check("dropping equals masking", lambda: masking(case()))
-    doctor.check("nothing is left behind", lambda: _said(checks.nothing_is_left_behind, case()))
+    doctor.check("nothing is left behind", lambda: _summary(checks.nothing_is_left_behind, case()))
     _arms(doctor, family, passes, samples)
     frames = max(run_pass.settings.model.frames for run_pass in passes)
     doctor.check("largest prompt", lambda: _largest(family, passes, samples, frames))
@@ -475,7 +475,7 @@ def masking(case: FamilyCase, reference: FamilyCase | None = None) -> str:
     return gap
 
 
-def _said(probe: Callable[[Any], None], case: FamilyCase) -> str:
+def _summary(probe: Callable[[Any], None], case: FamilyCase) -> str:
     probe(case)
     return (probe.__doc__ or "").strip().splitlines()[0]
 
@@ -503,7 +503,7 @@ def _arms(doctor: Doctor, family: Family, passes: Sequence[Pass], samples: dict[
         )
         session = Session(dataclasses.replace(settings, plan=False), family)
         # Once for all of them, where the first one asks.
-        prepared = cache(partial(_asked, session, list(arms.values()), sample))
+        prepared = cache(partial(_prepare, session, list(arms.values()), sample))
         for arm in arms.values():
             doctor.check(arm.method, partial(_arm, session, arm, prepared))
 
@@ -535,7 +535,7 @@ def _arm(session: Session, arm: Arm, prepared: Callable[[], tuple[Question, Prep
     return f"budget {100 * wanted:g}% ({arm.budget.kind}): {result}"
 
 
-def _asked(
+def _prepare(
     session: Session, arms: Sequence[Arm], sample: CheckSample | None
 ) -> tuple[Question, PreparedQuestion]:
     """A question put to the model; about a made-up video where there is no data."""

@@ -136,7 +136,7 @@ class StSimDiff(lmms):
             if absent := absent_weights([config]):
                 raise MissingParts(absent)
             if generation is not None:
-                limits = _asked(generation, settings.benchmark.generation, task)
+                limits = _generation(generation, settings.benchmark.generation, task)
                 benchmark = dataclasses.replace(settings.benchmark, generation=limits)
                 settings = dataclasses.replace(settings, benchmark=benchmark)
             arm = arm_from_config(config, settings)
@@ -243,7 +243,7 @@ def _words(arguments: str) -> list[str]:
     return words
 
 
-def _asked(requested: Mapping[str, Any], stored: Mapping[str, Any], task: Any) -> dict[str, Any]:
+def _generation(requested: Mapping[str, Any], stored: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """How long answers may be, as a task says it or ``--gen_kwargs``; raises as :func:`asked_generation`."""
     keys = dict(requested)
     # Where a task's file says no text that ends an answer, lmms-eval fills in the one between its examples.

@@ -81,7 +81,7 @@ class Arm:
     def build(self) -> Compressor:
         """The compressor itself."""
         parameters = dict(self.compressor)
-        return _made(_compressor_class(parameters.pop("_target_")), parameters)
+        return _instance(_compressor_class(parameters.pop("_target_")), parameters)
 
 
 def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
@@ -98,7 +98,7 @@ def arm_from_config(cfg: DictConfig, settings: Settings | None = None) -> Arm:
     settings = settings or settings_from_config(cfg)
     node = group(cfg, "compressor")
     cls = _compressor_class(node.get("_target_"))
-    compressor = _made(cls, {key: value for key, value in node.items() if key != "_target_"})
+    compressor = _instance(cls, {key: value for key, value in node.items() if key != "_target_"})
     budget = Budget() if cls in UNBUDGETED else budget_from_config(cfg)
     _check_positions(compressor, settings.model.family)
     try:
@@ -236,7 +236,7 @@ def compressor_from(name: str, parameters: dict[str, Any]) -> Compressor:
         ConfigError: for an unknown method or parameter, or a value out of range.
     """
     cls = _compressor_class(compressors.REGISTRY.path(name))
-    return _made(cls, dict(parameters))
+    return _instance(cls, dict(parameters))
 
 
 def _compressor_class(target: Any, key: str = "compressor._target_") -> type[Compressor]:
@@ -255,7 +255,7 @@ def _compressor_class(target: Any, key: str = "compressor._target_") -> type[Com
     return cls
 
 
-def _made(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
+def _instance(cls: type[Compressor], parameters: dict[str, Any]) -> Compressor:
     name, target, known = _method_name(cls), f"{cls.__module__}.{cls.__qualname__}", settable(cls)
     for key in parameters:
         if key not in known:

@@ -36,11 +36,13 @@ def group(cfg: DictConfig, key: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True))
 
 
-def _filled(value: str, info: ValidationInfo) -> str:
+def _expanded_path(value: str, info: ValidationInfo) -> str:
     return expanded(str(info.context), value)
 
 
-Folder = Annotated[str, Field(pattern=r"\S", description="the path of a folder"), AfterValidator(_filled)]
+Folder = Annotated[
+    str, Field(pattern=r"\S", description="the path of a folder"), AfterValidator(_expanded_path)
+]
 """The path of a folder; ``~`` and environment variables are filled in."""
 Name = Annotated[
     str, Field(pattern=r"^\w[\w.-]{0,127}$", description="a name of letters, digits, and . _ - within")

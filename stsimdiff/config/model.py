@@ -32,7 +32,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _given(value: Any) -> Any:
+def _not_null(value: Any) -> Any:
     if value is None:
         raise ValueError("null is no number")
     return value
@@ -76,7 +76,7 @@ class ModelSettings:
     path: Folder | None
     frames: Annotated[int, Field(ge=1, le=1_000_000)]
     sampling: Literal["uniform", "round", "fps"]
-    fps: Annotated[float | None, BeforeValidator(_given), Field(gt=0, description="a number above 0")]
+    fps: Annotated[float | None, BeforeValidator(_not_null), Field(gt=0, description="a number above 0")]
     device: Annotated[Literal["auto"] | Device, Field(description=f"auto, {_KINDS}")]
     device_map: DeviceMap
     dtype: Literal["auto", "float32", "float16", "bfloat16"]

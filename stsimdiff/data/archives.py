@@ -133,7 +133,7 @@ def unpack(root: Path, say: Callable[[str], None], keep: bool = True) -> None:
                 raise DataError(f"{next(iter(pending))} lies in archives of archives; unpack it by hand")
             for name, parts in pending.items():
                 say(f"unpacking {name}")
-                _one(root, target, name, parts, known=name in done)
+                _unpack_archive(root, target, name, parts, known=name in done)
                 done[name] = _state(parts)
                 _write_notes(target / DONE, done)
                 if not keep:
@@ -193,7 +193,7 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _one(root: Path, target: Path, name: str, parts: list[Path], known: bool) -> None:
+def _unpack_archive(root: Path, target: Path, name: str, parts: list[Path], known: bool) -> None:
     """Unpack one archive; ``known``: an earlier version of it was, whose files it may replace."""
     _check_parts(name, parts)
     waiting = target / UNFINISHED

@@ -89,11 +89,11 @@ def look(benchmark: Benchmark, keep: bool, say: Say) -> Need:
     root = default_root(benchmark.name)
     if (root / FETCHED).is_file():
         return Need(benchmark, root, None, f"{benchmark.name} was fetched into {root} before")
-    with _said(benchmark):
+    with _errors_as_messages(benchmark):
         from huggingface_hub import HfApi
 
         patience = _patience()
-        info = _tried(
+        info = _with_retries(
             lambda: HfApi().dataset_info(
                 benchmark.hub, files_metadata=True, timeout=patience, **_branch(benchmark)
             ),
@@ -135,13 +135,13 @@ def fetch(need: Need, say: Say) -> None:
     if need.revision is None:
         return
     benchmark, root = need.benchmark, need.root
-    with _said(benchmark):
+    with _errors_as_messages(benchmark):
         say(f"fetching {benchmark.hub} into {root}")
         root.mkdir(parents=True, exist_ok=True)
         _patience()
         _download(benchmark, root, need.revision, need.files, need.part, say)
         for name, infos in need.members.items():
-            _tried(partial(_read, need, name, infos), say)
+            _with_retries(partial(_read, need, name, infos), say)
         record = {"hub": benchmark.hub, "revision": need.revision, "part": need.part}
         write_whole(root / FETCHED, json.dumps(record) + "\n")
 
@@ -163,7 +163,7 @@ def _download(
         if not all(whole):
             raise ConnectionError(f"{whole.count(False)} of {len(whole)} files have not come whole")
 
-    _tried(attempt, say)
+    _with_retries(attempt, say)
 
 
 def _part(
@@ -184,7 +184,7 @@ def _part(
     members: dict[str, list[zipfile.ZipInfo]] = {}
     for name, parts in grouped(sizes).items():
         if missing and name.lower().endswith(".zip") and len(parts) == 1:
-            listed = _tried(partial(_listed, benchmark, revision, name), say)
+            listed = _with_retries(partial(_entries, benchmark, revision, name), say)
             members[name] = [info for info in listed if _video(info.filename) in missing]
             missing -= {_video(info.filename) for info in members[name]}
     if missing:
@@ -210,7 +210,7 @@ def _zip(benchmark: Benchmark, revision: str, name: str) -> Iterator[zipfile.Zip
         yield archive
 
 
-def _listed(benchmark: Benchmark, revision: str, name: str) -> list[zipfile.ZipInfo]:
+def _entries(benchmark: Benchmark, revision: str, name: str) -> list[zipfile.ZipInfo]:
     try:
         with _zip(benchmark, revision, name) as archive:
             return [info for info in archive.infolist() if not info.is_dir()]
@@ -249,7 +249,7 @@ def _patience() -> int:
     return constants.HF_HUB_ETAG_TIMEOUT
 
 
-def _tried(attempt: Callable[[], T], say: Say) -> T:
+def _with_retries(attempt: Callable[[], T], say: Say) -> T:
     """What an attempt gives, which may fail twice for a reason that can pass."""
     for number in range(1, TRIES):
         try:
@@ -276,7 +276,7 @@ def _passing(error: Exception) -> bool:
 
 
 @contextmanager
-def _said(benchmark: Benchmark) -> Iterator[None]:
+def _errors_as_messages(benchmark: Benchmark) -> Iterator[None]:
     """Turn what the hub's client raises into a message."""
     from huggingface_hub.errors import GatedRepoError
 

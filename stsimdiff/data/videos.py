@@ -135,7 +135,7 @@ class Index:
             # What one of the user's own could read says nothing of what it can once it is changed.
             named += f" {version_of(decoder_of(decoder))}"
         for path in sorted(set(paths)):
-            entry = self._known(path, seconds, named)
+            entry = self._entry(path, seconds, named)
             if entry is None or (checksums and "error" not in entry and "sha256" not in entry):
                 entry = _inspect(path, checksums, seconds, decoder) | {"check": CHECK, "decoder": named}
                 self.entries[self._key(path)] = entry
@@ -158,7 +158,7 @@ class Index:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
-    def _known(self, path: Path, seconds: float | None, decoder: str) -> dict[str, Any] | None:
+    def _entry(self, path: Path, seconds: float | None, decoder: str) -> dict[str, Any] | None:
         entry = self.entries.get(self._key(path))
         if entry and (entry.get("check"), entry.get("decoder")) != (CHECK, decoder):
             return None

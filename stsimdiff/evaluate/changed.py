@@ -64,7 +64,7 @@ def withdraw_changed(
     for question in looked_at:
         for store in stores.values():
             state = store.states.get(question.id)
-            part = _changed(state.of, question) if state and state.of else None
+            part = _changed_part(state.of, question) if state and state.of else None
             if part:
                 changed[question.id] = part
                 store.withdraw(question.id, f"the {part} has changed")
@@ -85,7 +85,7 @@ def withdraw_changed(
         )
 
 
-def _changed(of: str, question: Question) -> str | None:
+def _changed_part(of: str, question: Question) -> str | None:
     """What is not as it was: the question, its video, or nothing."""
     question_digest, _, video = of.partition("-")
     if question_digest != question.digest:

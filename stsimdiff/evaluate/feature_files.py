@@ -80,7 +80,7 @@ class FeatureFiles:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be used (%s); the video is encoded again", path, _said(error))
+            log.warning("%s cannot be used (%s); the video is encoded again", path, _reason(error))
             return None
         return packed
 
@@ -107,7 +107,7 @@ class FeatureFiles:
                 self._make_room(needed)
                 self._save(name, packed, described)
         except (OSError, SafetensorError) as error:
-            self._stop(_said(error))
+            self._stop(_reason(error))
 
     def _save(self, name: str, packed: PackedVideo, described: dict[str, str]) -> None:
         unfinished = self.folder / UNFINISHED / name
@@ -176,5 +176,5 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error)

@@ -62,7 +62,7 @@ def pack(encoded: EncodedVideo) -> PackedVideo:
         if signals is None
         else {**vars(signals), "layers": {str(layer.number): vars(layer) for layer in signals.layers}},
     }
-    packed.tree = {name: _described(name, part, packed.tensors, seen) for name, part in parts.items()}
+    packed.tree = {name: _description(name, part, packed.tensors, seen) for name, part in parts.items()}
     if signals is None:
         packed.tree["signals"] = None
     packed.tree["grid"] = [encoded.grid.frames, encoded.grid.height, encoded.grid.width]
@@ -73,11 +73,11 @@ def pack(encoded: EncodedVideo) -> PackedVideo:
 def unpack(packed: PackedVideo, device: torch.device) -> EncodedVideo:
     """The encoded video again, each tensor on the device (or on the CPU) where the family had put it."""
     made: dict[str, Tensor] = {}
-    signals = packed.tree["signals"] and _made(packed.tree["signals"], packed.tensors, device, made)
+    signals = packed.tree["signals"] and _restored(packed.tree["signals"], packed.tensors, device, made)
     return EncodedVideo(
-        features=_made(packed.tree["features"], packed.tensors, device, made),
+        features=_restored(packed.tree["features"], packed.tensors, device, made),
         grid=Grid(*packed.tree["grid"]),
-        inputs=_made(packed.tree["inputs"], packed.tensors, device, made),
+        inputs=_restored(packed.tree["inputs"], packed.tensors, device, made),
         signals=signals
         and VisionSignals(
             **{**signals, "layers": tuple(TowerLayer(**layer) for layer in signals["layers"].values())}
@@ -86,15 +86,15 @@ def unpack(packed: PackedVideo, device: torch.device) -> EncodedVideo:
     )
 
 
-def _described(name: str, value: Any, tensors: dict[str, Tensor], seen: dict[str, Tensor]) -> Tree:
+def _description(name: str, value: Any, tensors: dict[str, Tensor], seen: dict[str, Tensor]) -> Tree:
     if isinstance(value, Tensor):
         return _tensor(name, value, tensors, seen)
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and type(value) is dict:
-        return {"dict": {key: _described(f"{name}.{key}", v, tensors, seen) for key, v in value.items()}}
+        return {"dict": {key: _description(f"{name}.{key}", v, tensors, seen) for key, v in value.items()}}
     if type(value) in (list, tuple):
-        items = [_described(f"{name}.{i}", v, tensors, seen) for i, v in enumerate(value)]
+        items = [_description(f"{name}.{i}", v, tensors, seen) for i, v in enumerate(value)]
         return {type(value).__name__: items}
     raise ConfigError(
         f"this model's encoded videos hold a {type(value).__name__} ({name}), which the feature cache cannot keep; "
@@ -122,14 +122,16 @@ def _is_part(value: Tensor, base: Tensor, start: int) -> bool:
     return bool(shared and same and value.numel() and start >= 0 and reach < base.numel())
 
 
-def _made(tree: Tree, tensors: Mapping[str, Tensor], device: torch.device, made: dict[str, Tensor]) -> Any:
+def _restored(
+    tree: Tree, tensors: Mapping[str, Tensor], device: torch.device, made: dict[str, Tensor]
+) -> Any:
     if "value" in tree:
         return tree["value"]
     if "dict" in tree:
-        return {key: _made(inner, tensors, device, made) for key, inner in tree["dict"].items()}
+        return {key: _restored(inner, tensors, device, made) for key, inner in tree["dict"].items()}
     for kind in (list, tuple):
         if kind.__name__ in tree:
-            return kind(_made(inner, tensors, device, made) for inner in tree[kind.__name__])
+            return kind(_restored(inner, tensors, device, made) for inner in tree[kind.__name__])
     name = tree["tensor"]
     if name not in made:
         made[name] = tensors[name].to(device) if tree["device"] else tensors[name]

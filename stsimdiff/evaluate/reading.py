@@ -90,7 +90,7 @@ class Reader:
             # One that has changed since is read again.
             if ready and ready[0] == video_digest(path):
                 return ready[1]
-            return self._by(process.shared(), path)
+            return self._frames_by(process.shared(), path)
         finally:
             self.waited += time.monotonic() - started
 
@@ -101,9 +101,9 @@ class Reader:
     def _read(self, reader: VideoProcess, path: str, reserve: Reserve) -> Read:
         digest = video_digest(path)
         reserve(reader.size(path, Sampling.of(self._settings.model), self._settings.benchmark.video_seconds))
-        return digest, self._by(reader, path)
+        return digest, self._frames_by(reader, path)
 
-    def _by(self, reader: VideoProcess, path: str) -> Frames:
+    def _frames_by(self, reader: VideoProcess, path: str) -> Frames:
         benchmark = self._settings.benchmark
         return reader.read(
             path, Sampling.of(self._settings.model), benchmark.decoder, benchmark.video_seconds

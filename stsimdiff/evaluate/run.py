@@ -130,7 +130,7 @@ def conclude(
             written.
     """
     with (
-        _written_or_said(settings.folder),
+        _write_errors_as_messages(settings.folder),
         Claims(settings.folder) as claims,
         claims.alone("report", "makes the table"),
     ):
@@ -152,7 +152,7 @@ def conclude(
 
 
 @contextmanager
-def _written_or_said(folder: Path) -> Iterator[None]:
+def _write_errors_as_messages(folder: Path) -> Iterator[None]:
     """Turn what a disk refuses while scores and tables are written into a message; the answers are stored by then."""
     try:
         yield
@@ -220,7 +220,7 @@ def answer_missing(
             stores[arm.id] = stack.enter_context(store)
         if processes.rank == 0:
             note_shown(settings.folder, settings.proposed, {arm.id: arm.shown for arm in arms})
-        withdraw_changed(stores, questions, partial(_not_asked, task, questions, processes), processes)
+        withdraw_changed(stores, questions, partial(_other_questions, task, questions, processes), processes)
         work = Work(stores, arms, questions, settings.retry_failed, unusable or {})
         if not work.samples:
             return 0
@@ -244,7 +244,7 @@ def answer_missing(
         return answer_all(session, task, work, processes, claims)
 
 
-def _not_asked(task: Any, questions: Sequence[Question], processes: Processes) -> list[Question]:
+def _other_questions(task: Any, questions: Sequence[Question], processes: Processes) -> list[Question]:
     """The questions of the data that this run does not ask, for the first of its processes; none for the others."""
     if processes.rank > 0:
         return []

@@ -225,7 +225,7 @@ class JobLauncher(BatchLauncher):
         from stsimdiff.kit.rehearsal import rehearse
 
         rehearse(passes)
-        prepared = [_prepared(run_pass) for run_pass in passes]
+        prepared = [_prepare_pass(run_pass) for run_pass in passes]
         jobs, words = [], []
         for run_pass, _, questions, unusable in prepared:
             for job in _missing(run_pass, questions, unusable, self.tasks()):
@@ -253,7 +253,7 @@ class JobLauncher(BatchLauncher):
             log.warning("%s; other jobs answered what it left", reason)
 
 
-def _prepared(run_pass: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
+def _prepare_pass(run_pass: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:
     """The pass with all of its paths absolute, its task, questions and unusable videos."""
     from stsimdiff.evaluate.run import prepare
 

@@ -129,7 +129,7 @@ class SlurmLauncher(SubmititLauncher, submitit_launcher.SlurmLauncher):
         """See :class:`~stsimdiff.launchers.jobs.JobLauncher`."""
         jobs = self.executor().map_array(self, *zip(*self.arguments(words, first), strict=True))
         log.info("submitted %s; logs: %s", jobs[0].job_id.partition("_")[0], jobs[0].paths.folder)
-        return [_ended(job) for job in jobs]
+        return [_results(job) for job in jobs]
 
 
 class LocalLauncher(SubmititLauncher, submitit_launcher.LocalLauncher):
@@ -171,7 +171,7 @@ class LocalLauncher(SubmititLauncher, submitit_launcher.LocalLauncher):
                 if job.done():
                     del running[number]
                     free.append(devices)
-                    ended[number] = _ended(job)
+                    ended[number] = _results(job)
             time.sleep(POLL_SECONDS)
         return [ended[number] for number in range(len(words))]
 
@@ -215,7 +215,7 @@ def _devices() -> list[int]:
         ) from error
 
 
-def _ended(job: submitit.Job) -> list[JobResult]:
+def _results(job: submitit.Job) -> list[JobResult]:
     """How each process of a job ended, waited for; one that died without a word is said with its log."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 

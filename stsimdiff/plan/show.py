@@ -129,7 +129,7 @@ def _quantity(value: float | None, unit: str = "") -> Cell:
     return Cell("not counted") if value is None else Cell(quantity(value, unit), value)
 
 
-def _kept(kind: str, plan: ArmPlan) -> Cell:
+def _retention(kind: str, plan: ArmPlan) -> Cell:
     return number(100 * plan.trace.retention()[kind] if plan.trace else None)
 
 
@@ -140,8 +140,8 @@ COLUMNS: Columns = (
     ("done", lambda plan: number(plan.answered, ".0f")),
 )
 FROM_TRACE: Columns = (
-    ("tokens %", partial(_kept, "tokens")),
-    ("compute %", partial(_kept, "compute")),
+    ("tokens %", partial(_retention, "tokens")),
+    ("compute %", partial(_retention, "compute")),
     ("LLM FLOPs", lambda plan: _quantity(plan.each)),
     ("LLM %", lambda plan: number(100 * plan.each / plan.each_all)),
     ("closed %", lambda plan: number(100 * plan.closed)),

@@ -144,7 +144,9 @@ def _questions(attribution: Attribution, anchors: Mapping[tuple[str, str], str])
         about = [change.video, change.category, change.target or EMPTY, change.change]
         answers = [change.all_tokens, change.compressed, *(change.without[part] for part in PARTS)]
         link = _link(anchors.get((attribution.benchmark, change.id))) or ""
-        lines.append([Cell(change.id, link=link), *map(Cell, [*about, *map(_said, answers), change.cause])])
+        lines.append(
+            [Cell(change.id, link=link), *map(Cell, [*about, *map(_answer_text, answers), change.cause])]
+        )
     return _grid([*headings, *(f"without {part}" for part in PARTS), "what did it"], lines)
 
 
@@ -152,7 +154,7 @@ def _grid(headings: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     return text.markdown(Cells(headings, [("", lines)], text_columns=len(headings)))
 
 
-def _said(answer: ParsedAnswer) -> str:
+def _answer_text(answer: ParsedAnswer) -> str:
     return f"{'unparsed' if answer.parsed is None else answer.parsed} {'✓' if answer.right else '✗'}"
 
 

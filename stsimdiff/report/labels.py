@@ -61,7 +61,11 @@ def questions_key(arm: StoredArm) -> tuple[str, ...]:
 
 def all_but_code(arm: StoredArm) -> tuple[Any, ...]:
     """Equal for arms that differ in nothing but the code that answered: the method's, or any other."""
-    rest = [setting for setting in _flat(_told(arm.record)) if setting[0] not in ("beneath", "model.code")]
+    rest = [
+        setting
+        for setting in _flat(_label_settings(arm.record))
+        if setting[0] not in ("beneath", "model.code")
+    ]
     questions = [question for question in _questions(arm) if not question.startswith("task's code")]
     method = arm.compressor.get("_target_"), arm.configured, arm.kind, arm.retention, arm.record.get("seed")
     return (*method, arm.model, arm.benchmark, *questions, *rest)
@@ -99,7 +103,7 @@ def _named(arms: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
 
 def settings(arms: Sequence[StoredArm]) -> dict[str, dict[str, str]]:
     """Of each arm the settings in which any two of them differ, as text by name: ``model.pooling``."""
-    flat = {arm.id: dict(_flat(_told(arm.record))) for arm in arms}
+    flat = {arm.id: dict(_flat(_label_settings(arm.record))) for arm in arms}
     names = dict.fromkeys(name for values in flat.values() for name in values)
     differing = [name for name in names if len({values.get(name) for values in flat.values()}) > 1]
     shown = {
@@ -114,7 +118,7 @@ def settings(arms: Sequence[StoredArm]) -> dict[str, dict[str, str]]:
 def swept(arms: Sequence[StoredArm]) -> dict[str, dict[str, Any]]:
     """Of each arm the parameters in which the arms of its method differ, with their values."""
     parameters: dict[str, dict[str, Any]] = {arm.id: {} for arm in arms}
-    for same in _by(arms, lambda arm: arm.method).values():
+    for same in _grouped(arms, lambda arm: arm.method).values():
         for name in dict.fromkeys(name for arm in same for name in arm.compressor if name != "_target_"):
             values = [arm.compressor.get(name) for arm in same]
             if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
@@ -143,7 +147,7 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
         if arm.label == arm.configured:
             method, *parts = arm.label.split(" ")
             parts += [
-                f"{name}={_said(value)}"
+                f"{name}={_text(value)}"
                 for name, value in values[arm.id].items()
                 if not isinstance(value, bool) and f" {name}=" not in f" {arm.configured}"
             ]
@@ -152,7 +156,7 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
                 turns = {name: turn for turn, name in enumerate(values[arm.id])}
                 parts.sort(key=lambda part: turns.get(part.partition("=")[0], len(turns)))
             named[arm.id] = " ".join([method, *parts])
-    for same in _by(arms, lambda arm: arm.method).values():
+    for same in _grouped(arms, lambda arm: arm.method).values():
         codes = [one_line(str(arm.record.get("code"))) for arm in same]
         if len(set(codes)) > 1:
             short = _shortened(codes)
@@ -165,7 +169,7 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
     def place(arm: StoredArm) -> tuple:
         return label(arm), arm.retention, None if arm.reference else arm.kind
 
-    for same in _by(arms, place).values():
+    for same in _grouped(arms, place).values():
         if len(same) > 1:
             flat = [dict(_flat({"seed": arm.record.get("seed"), **arm.compressor})) for arm in same]
             names = dict.fromkeys(name for arm_parameters in flat for name in arm_parameters)
@@ -177,7 +181,7 @@ def labels(arms: Sequence[StoredArm]) -> dict[str, str]:
                     and any(other.get(name) != arm_parameters[name] for other in flat)
                 ]
     labelled: dict[str, str] = {}
-    for same in _by(arms, place).values():
+    for same in _grouped(arms, place).values():
         short = _shortened([arm.id for arm in same], 6)
         labelled |= {arm.id: label(arm) + (f" #{short(arm.id)}" if len(same) > 1 else "") for arm in same}
     return labelled
@@ -188,14 +192,14 @@ def greek(label: str) -> str:
     return re.sub(r"\btau(?=[_=]|\b)", "τ", label)
 
 
-def _by(arms: Iterable[StoredArm], key: Callable[[StoredArm], Any]) -> dict[Any, list[StoredArm]]:
+def _grouped(arms: Iterable[StoredArm], key: Callable[[StoredArm], Any]) -> dict[Any, list[StoredArm]]:
     groups: dict[Any, list[StoredArm]] = {}
     for arm in arms:
         groups.setdefault(key(arm), []).append(arm)
     return groups
 
 
-def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+def _label_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a record that may stand in a label."""
     values = {name: value for name, value in record.items() if name not in RECORD}
     for group, untold in UNTOLD.items():
@@ -208,10 +212,10 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str
         if isinstance(item, Mapping):
             yield from _flat(item, f"{before}{name}.")
         else:
-            yield one_line(f"{before}{name}"), _said(item)
+            yield one_line(f"{before}{name}"), _text(item)
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -136,12 +136,12 @@ def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
 
 def _categories(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
     names = sorted(answered["category"].dropna().unique())
-    yield _found(place, ALL, answered)
+    yield _moment_row(place, ALL, answered)
     for name in names if len(names) > 1 else ():
-        yield _found(place, name, answered[answered["category"] == name])
+        yield _moment_row(place, name, answered[answered["category"] == name])
 
 
-def _found(place: dict[str, Any], category: str, answered: pd.DataFrame) -> MomentRow:
+def _moment_row(place: dict[str, Any], category: str, answered: pd.DataFrame) -> MomentRow:
     right = answered["correct"].to_numpy(dtype=float)
     share = answered["share"].to_numpy(dtype=float)
     videos = clusters(answered["video"])

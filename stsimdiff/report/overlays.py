@@ -147,7 +147,9 @@ def read_overlays(stored: StoredRun, sections: Sequence[Section]) -> list[Overla
     for (benchmark, id_), kept in having.groupby(["benchmark", "id"], sort=False):
         same = samples[(samples["benchmark"] == benchmark) & (samples["id"] == id_)].set_index("arm")
         shown = [
-            _taken(arms[arm], stored.models[arm], rows.get(arm), same.loc[arm] if arm in same.index else None)
+            _overlay_arm(
+                arms[arm], stored.models[arm], rows.get(arm), same.loc[arm] if arm in same.index else None
+            )
             for arm in ordered
             if stored.benchmarks[arm] == benchmark
         ]
@@ -214,7 +216,7 @@ def notes_on(overlays: Sequence[Overlay]) -> list[str]:
     return [f"Some arms lack the tokens of some of these questions: {shown}. The answers below say why."]
 
 
-def _taken(arm: StoredArm, model: str, row: TableRow | None, sample: pd.Series | None) -> OverlayArm:
+def _overlay_arm(arm: StoredArm, model: str, row: TableRow | None, sample: pd.Series | None) -> OverlayArm:
     label = row.label if row else arm.label
     name = label if arm.reference else f"{label} at {100 * arm.retention:.4g} % ({arm.kind})"
     if sample is None:

@@ -149,10 +149,10 @@ def styles(methods: Iterable[str], proposed: str = PROPOSED) -> dict[str, Style]
     others = [method for method in named if method not in KNOWN]
     star = next(iter(STAR.values()))
     known = {**KNOWN, **PLAIN, proposed: star}
-    return {method: known.get(method) or _own(others.index(method)) for method in named}
+    return {method: known.get(method) or _further_style(others.index(method)) for method in named}
 
 
-def _own(number: int) -> Style:
+def _further_style(number: int) -> Style:
     if number < len(OTHERS):
         return OTHERS[number]
     marker, symbol = OWN[number % len(OWN)]

@@ -112,7 +112,9 @@ def threshold_maps(section: Section, arms: Sequence[StoredArm]) -> list[Threshol
         grid = np.array([[cells.get((s, d), math.nan) for s in similar] for d in different], dtype=float)
         title = " ".join([method, *_rest(rows[0], names), f"at {100 * retention:.4g} %"])
         maps.append(
-            ThresholdMap(names, title, [_said(s) for s in similar], [_said(d) for d in different], grid)
+            ThresholdMap(
+                names, title, [_value_text(s) for s in similar], [_value_text(d) for d in different], grid
+            )
         )
     return maps
 
@@ -205,5 +207,5 @@ def over_frames(sections: Iterable[Section], arms: Iterable[StoredArm]) -> list[
     return results
 
 
-def _said(value: object) -> str:
+def _value_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

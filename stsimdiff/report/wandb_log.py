@@ -180,7 +180,7 @@ def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
     places = {page.id: _logged(page, run_dir, project, mode) for page in pages}
     changed = [page for page in pages if places[page.id] is None]
     if changed:
-        with _failures_said(run_dir):
+        with _failures_as_messages(run_dir):
             _check_room(run_dir, changed)
             with _service(run_dir):
                 written = {page.id: _write(page, run_dir, project, mode) for page in changed}
@@ -319,7 +319,7 @@ def _service(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_said(run_dir: Path) -> Iterator[None]:
+def _failures_as_messages(run_dir: Path) -> Iterator[None]:
     import wandb
 
     try:
@@ -359,18 +359,18 @@ def _uid(run_dir: Path) -> str:
         OSError: when it cannot be written.
     """
     file, here = run_dir / UID, str(run_dir.resolve())
-    known = _told(file)
+    known = _identity(file)
     if known is not None and known["folder"] == here:
         return known["uid"]
     origin = Path(known["folder"]) / UID if known else None
-    moved = origin is not None and _told(origin) != known
+    moved = origin is not None and _identity(origin) != known
     identity = {"uid": known["uid"] if known and moved else secrets.token_hex(16), "folder": here}
     write_whole(file, json.dumps(identity) + "\n")
     # Of several processes the last one decides for all.
-    return (_told(file) or identity)["uid"]
+    return (_identity(file) or identity)["uid"]
 
 
-def _told(file: Path) -> dict[str, str] | None:
+def _identity(file: Path) -> dict[str, str] | None:
     """What a folder's file says of it; ``None`` where it is absent or broken."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

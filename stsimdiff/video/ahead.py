@@ -93,10 +93,10 @@ class ReadAhead(Generic[T, R]):
             if not pending:
                 return
             present = pending[0][0]
-            yield self._given(*pending.popleft())
+            yield self._pending_item(*pending.popleft())
             self._room.free(present)
 
-    def _given(self, number: int, item: T, future: Future[R]) -> tuple[T, Callable[[], R]]:
+    def _pending_item(self, number: int, item: T, future: Future[R]) -> tuple[T, Callable[[], R]]:
         """What :meth:`over` gives; it holds nothing of it itself."""
         return item, partial(self._take, number, future)
 

@@ -195,7 +195,7 @@ def test_archives_are_removed_once_they_are_unpacked(tmp_path: Path, monkeypatch
     packed(MINIATURES / "videomme", tmp_path / "hub")
     served = Hub(monkeypatch, tmp_path / "hub")
     words = ["benchmark=videomme", "keep_archives=false"]
-    unpack_one, calls = archives._one, []
+    unpack_one, calls = archives._unpack_archive, []
 
     def stopped(*arguments, **options):
         calls.append(arguments[2])
@@ -203,13 +203,13 @@ def test_archives_are_removed_once_they_are_unpacked(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
         unpack_one(*arguments, **options)
 
-    monkeypatch.setattr(archives, "_one", stopped)
+    monkeypatch.setattr(archives, "_unpack_archive", stopped)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         command.main(words)
     root = default_root("videomme")
     assert calls == ["rest.tar.gz", "videos_chunked_01.zip"]
     assert sorted(archives.archives(root)) == ["videos_chunked_01.zip"], "the first is unpacked and gone"
-    monkeypatch.setattr(archives, "_one", unpack_one)
+    monkeypatch.setattr(archives, "_unpack_archive", unpack_one)
     assert command.main(words) == 0
     assert archives.archives(root) == {} and len(list(root.rglob("mini?.mp4"))) == 3
     assert served.downloads == 1, "nothing that was removed is fetched again"

@@ -130,7 +130,7 @@ def test_its_code_is_part_of_the_identity_and_of_the_index(mine, clip: Path, tmp
     mine(MINE.replace("upside_down(file, choose):", "upside_down(file, choose):\n    print()"))
     changed = _arm("benchmark.decoder=my_decoders.upside_down")
     assert changed[1].id != arm.id
-    assert index._known(clip, None, index.entries["a.mp4"]["decoder"])
-    assert index._known(clip, None, f"my_decoders.upside_down {changed[0].benchmark.decoder_code}") is None
+    assert index._entry(clip, None, index.entries["a.mp4"]["decoder"])
+    assert index._entry(clip, None, f"my_decoders.upside_down {changed[0].benchmark.decoder_code}") is None
     settings, built_in = _arm()
     assert "decoder_code" not in arm_record(built_in, settings, {})["benchmark"]

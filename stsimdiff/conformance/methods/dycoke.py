@@ -50,11 +50,11 @@ def _decoded(data: Fields) -> Arrays:
         similarity.append(alike)
         updated.append(kept is not None)
         if kept is not None:
-            out |= _seen_of(step, kept, first, count, keys)
+            out |= _cache_rows(step, kept, first, count, keys)
     return out | {"similarity": np.array(similarity, np.float32), "updated": np.array(updated)}
 
 
-def _seen_of(step: int, kept: Tensor, first: int, count: int, keys: int) -> Arrays:
+def _cache_rows(step: int, kept: Tensor, first: int, count: int, keys: int) -> Arrays:
     image = kept.numpy()
     everything = np.r_[np.arange(first), first + image, np.arange(first + count, keys)]
     return {f"step{step}_kept_image_idx": image, f"step{step}_kv_idx": everything}
@@ -83,7 +83,7 @@ class _Decoding(Run):
         self.out.append({})
         if kept is None:
             return None
-        self.out[-1] = _seen_of(step, kept, self.first, self.count, self.keys + step + 1)
+        self.out[-1] = _cache_rows(step, kept, self.first, self.count, self.keys + step + 1)
         return Hidden(cached[: self.count][~torch.isin(torch.arange(self.count), kept)])
 
 

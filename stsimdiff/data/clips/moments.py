@@ -62,7 +62,7 @@ def _in_seconds(boxes: Mapping[int, Box]) -> Moments:
 
 
 def _known(row: Mapping[str, Any]) -> tuple[World, ClipQuestion] | None:
-    known = _asked().get(str(row.get("id")))
+    known = _by_id().get(str(row.get("id")))
     if known is None or any(row.get(key) != value for key, value in known[2].items()):
         return None
     return known[:2]
@@ -111,7 +111,7 @@ def _things(world: World, question: ClipQuestion) -> set[Thing]:
 
 
 @lru_cache(maxsize=1)
-def _asked() -> dict[str, tuple[World, ClipQuestion, dict[str, Any]]]:
+def _by_id() -> dict[str, tuple[World, ClipQuestion, dict[str, Any]]]:
     """World, question and row of every question by its id."""
     return {
         row["id"]: (world, question, row)
