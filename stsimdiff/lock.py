@@ -113,9 +113,7 @@ class Lock:
         held_elsewhere = None if locked is None else not locked
         if owner is None:
             if held_elsewhere and time.monotonic() > until + UNREADABLE_FOR:
-                raise LockHeld(
-                    f"{self.path.parent} is being written by a process that does not say which; {self.advice}"
-                )
+                raise LockHeld(f"{self.path.parent} is being written by an unknown process; {self.advice}")
             fresh = not made and time.time() - os.fstat(descriptor).st_mtime < UNREADABLE_FOR
             if held_elsewhere or fresh:
                 # Whoever made it is about to write who it is.

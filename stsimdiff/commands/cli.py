@@ -164,7 +164,7 @@ def _usage(words: list[str]) -> str:
 
 @contextmanager
 def errors_as_messages(overrides: list[str]) -> Iterator[None]:
-    """Turn errors that the user can mend into a message and an exit code; others keep their traceback."""
+    """Turn errors that the user can fix into a message and an exit code; others keep their traceback."""
     before = os.environ.get(TRACEBACK)
     # Without it, Hydra prints errors in its own words and exits before they can be caught here.
     os.environ[TRACEBACK] = "1"

@@ -62,8 +62,8 @@ def task_file(name: str, user_folder: str | None) -> Path:
         raise ConfigError(f"{where}; allowed: {', '.join(sorted(files))}{suggestion(name, files)}{hint}")
     if user_folder and name in {**_stock(), **_named(folder("tasks"))}:
         raise ConfigError(
-            f"{files[name]}: task: {name} is also the name of a task of lmms-eval or of stsimdiff, which would be run "
-            f"in its place without a word; call yours something else, such as my_{name}"
+            f"{files[name]}: task: {name} is also the name of a task of lmms-eval or of stsimdiff, which would "
+            f"silently run instead; choose another name, such as my_{name}"
         )
     return files[name]
 
@@ -124,7 +124,7 @@ def read_task(file: Path) -> tuple[dict[str, Any], set[Path]]:
 
 
 def task_version(config: Mapping[str, Any], sources: set[Path]) -> str:
-    """12 hex digits of a task as :func:`read_task` gives it; how long answers may be is told apart from it."""
+    """12 hex digits of a task as :func:`read_task` gives it; how long answers may be does not count."""
     counted = {key: value for key, value in config.items() if key not in ("generation_kwargs", "metadata")}
     return fingerprint(json.dumps(counted, sort_keys=True, default=str), version_of(*sorted(sources)))
 

@@ -377,7 +377,7 @@ def _read_notes(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         damage = str(error)
-    say(f"{file} is damaged ({damage}); what was unpacked is not known any more, and is unpacked again")
+    say(f"{file} is damaged ({damage}), so all archives are unpacked again")
     return {}
 
 

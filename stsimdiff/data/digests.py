@@ -97,7 +97,7 @@ def say_what_takes_long(paths: Iterable[str | Path], subject: str) -> None:
                 new += state[0]
     if new >= LARGE:
         log.warning(
-            "reading %s once for its fingerprint: %.0f GB; it is remembered while the files stay as they are",
+            "reading %s once for its fingerprint: %.0f GB; it is remembered unless the files change",
             subject,
             new / 1e9,
         )
@@ -135,7 +135,11 @@ def _entry(path: str) -> Iterator[int | None]:
     except OSError as error:
         if not _said:
             _said = True
-            log.info("digests of files are not remembered: %s: %s", place.parent, error.strerror)
+            log.info(
+                "fingerprints are not remembered in %s: %s; each command reads the files again",
+                place.parent,
+                error.strerror,
+            )
         if descriptor is not None:
             os.close(descriptor)
         descriptor = None

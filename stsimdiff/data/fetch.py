@@ -82,7 +82,7 @@ def prepare(
         wanted = asked_videos(benchmark, root)
     if any(not path.exists() for path in wanted) and (others := foreign(root)):
         raise DataError(
-            "\n".join([*others, f"then start this again: videos of {benchmark.name} are missing"])
+            "\n".join([*others, f"then start this command again: videos of {benchmark.name} are missing"])
         )
     index, opened = Index(root), 0
 
@@ -95,10 +95,10 @@ def prepare(
     unusable = index.check(wanted, checksums=True, seconds=seconds, decoder=decoder, step=step)
     text = f"{listing(unusable.values())}\n{len(unusable)} of {len(wanted)} videos of {benchmark.name} cannot be used"
     if too_many(unusable, wanted, limit):
-        again = "" if data else f"; without {root / FETCHED} everything is fetched again"
+        again = "" if data else f"; remove {root / FETCHED} to fetch everything again"
         raise DataError(f"{text}{again}; {over(limit, len(wanted))}")
     if unusable:
-        say(f"{text}; within max_failures={limit}, so a run goes on without them")
+        say(f"{text}; max_failures={limit} allows that, so a run leaves them out")
     place = f" benchmark.data={root}" if data else ""
     say(
         f"{benchmark.name}: {len(wanted) - len(unusable)} videos are sound; use: python -m stsimdiff "

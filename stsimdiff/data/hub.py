@@ -69,9 +69,9 @@ class Need:
     def too_large(self) -> str:
         """What to do where it does not fit."""
         return (
-            f"{self.benchmark.hub} needs {gib(self.open)} more to fetch and unpack, and {self.root} has "
-            f"{gib(self.free)}; set XDG_CACHE_HOME to a larger disk, let keep_archives=false remove each archive once "
-            f"it is unpacked, or {_elsewhere(self.benchmark)}"
+            f"{self.benchmark.hub} needs {gib(self.open)} to fetch and unpack, and {self.root} has "
+            f"{gib(self.free)} free; set XDG_CACHE_HOME to a larger disk, let keep_archives=false remove each archive "
+            f"once it is unpacked, or {_elsewhere(self.benchmark)}"
         )
 
 

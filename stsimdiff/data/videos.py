@@ -237,8 +237,8 @@ def too_many(unusable: Sized, paths: Sized, limit: int | str) -> bool:
 def over(limit: int | str, videos: int) -> str:
     """What the limit is, and how the rest is answered all the same."""
     return (
-        f"max_failures={limit} allows {failures_allowed(limit, videos)} of {videos}: a larger one, or "
-        "benchmark.allow_missing=true, answers the other questions and counts these as failed"
+        f"max_failures={limit} allows {failures_allowed(limit, videos)} of {videos}; raise it, or set "
+        "benchmark.allow_missing=true, to answer the other questions and count these as failed"
     )
 
 
@@ -248,7 +248,7 @@ def _say_once(text: str) -> None:
 
 
 def _place(benchmark: Any) -> str:
-    return f" (looked for everywhere below {benchmark.root})" if benchmark.root else ""
+    return f" (searched all of {benchmark.root})" if benchmark.root else ""
 
 
 def _packed(benchmark: Any) -> str:
@@ -257,7 +257,7 @@ def _packed(benchmark: Any) -> str:
     if not root or not archives(Path(root)):
         return "".join(f"{sentence}; " for sentence in foreign(Path(root))[:SHOWN]) if root else ""
     name = benchmark.task.removeprefix("stsimdiff_")
-    return f"archives lie there, `make data BENCHMARK={name} DATA={root}` unpacks them; "
+    return f"the folder holds archives: unpack them with `make data BENCHMARK={name} DATA={root}`; "
 
 
 def listing(reasons: Iterable[str]) -> str:

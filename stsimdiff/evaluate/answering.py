@@ -143,9 +143,8 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
                     loop.videos(read, claims)
             else:
                 if not said:
-                    log.info(
-                        "%d videos are left, which other processes answer; waiting for them", len(videos)
-                    )
+                    left = "1 video is" if len(videos) == 1 else f"{len(videos)} videos are"
+                    log.info("%s left, which other processes answer; waiting for them", left)
                 said = True
                 time.sleep(POLL_SECONDS)
             progress.elsewhere(work.look())

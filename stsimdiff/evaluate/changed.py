@@ -78,8 +78,8 @@ def withdraw_changed(
         )
     if gone and processes.rank == 0:
         log.warning(
-            "%d stored questions are not in the data any more: %s; their answers still count in the table; another "
-            "run=NAME leaves them out",
+            "%d stored questions are not in the data any more: %s; their answers still count in the table; choose "
+            "another run=NAME to leave them out",
             len(gone),
             _first(gone),
         )

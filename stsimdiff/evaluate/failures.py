@@ -74,7 +74,7 @@ def once_more(attempt: Callable[[], T], free: Callable[[], None]) -> T:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        log.warning("out of memory (%s); freeing what can be freed and trying once more", first_line(error))
+        log.warning("out of memory (%s); freeing caches and trying once more", first_line(error))
         # The frames of the failed attempt hold its tensors.
         traceback.clear_frames(error.__traceback__)
     free()

@@ -121,7 +121,7 @@ class FeatureFiles:
 
     def _stop(self, reason: str) -> None:
         self._writing = False
-        log.warning("cache.folder=%s keeps nothing more of this run: %s", self.folder, reason)
+        log.warning("cache.folder=%s stores no more features of this run: %s", self.folder, reason)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -228,7 +228,7 @@ class Progress:
         try:
             self._board.tell(self._own)
         except OSError as error:
-            log.warning("other processes no longer hear how far this one is: %s", error.strerror)
+            log.warning("cannot tell the other processes how far this one is: %s", error.strerror)
             self._board = None
             return
         if self._show:

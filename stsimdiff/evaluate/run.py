@@ -146,7 +146,7 @@ def conclude(
         )
     problems += scores.unread
     if unmade:
-        problems += [*unmade, "All answers are stored; the same command makes the rest again."]
+        problems += [*unmade, "All answers are stored; start the same command again to make the rest."]
     if problems:
         raise RunFailed("\n".join(problems))
 

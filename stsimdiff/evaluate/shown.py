@@ -45,9 +45,9 @@ def read_shown(run_dir: Path) -> ShownRecord:
     except FileNotFoundError:
         return ShownRecord()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error!r}; remove it to go on without labels") from None
+        raise DataError(f"{path} cannot be read: {error!r}; remove it to continue without labels") from None
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{path} holds something else than texts; remove it to go on without labels")
+        raise DataError(f"{path} holds values that are not text; remove it to continue without labels")
     return ShownRecord(record["proposed"], record["arms"])
 
 

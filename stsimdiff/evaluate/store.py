@@ -308,8 +308,8 @@ class ArmStore:
             yield
         except OSError as error:
             raise DataError(
-                f"cannot write {self._path}: {error.strerror}; the {len(self.states)} answers before it are kept, "
-                "start the same run again to go on"
+                f"cannot write {self._path}: {error.strerror}; the {len(self.states)} answers before it are kept; "
+                "start the same run again to continue"
             ) from error
 
     def done(self, retry_failed: bool = False) -> set[str]:

@@ -132,7 +132,9 @@ class PassMeasurement:
                 # An arm that runs out of memory at 128 frames must not cost the others their measurements.
                 self.failed[arm.id] = f"{type(error).__name__}: {error}"
                 self._append(self._identity(arm, question, repeat) | {"error": self.failed[arm.id]})
-                log.warning("%s failed and is measured no further: %s", arm.label, self.failed[arm.id])
+                log.warning(
+                    "%s failed, so it is not measured any further: %s", arm.label, self.failed[arm.id]
+                )
                 if self.family.device.type != "cpu":
                     torch.accelerator.empty_cache()
                 continue

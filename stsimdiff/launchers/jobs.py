@@ -195,8 +195,8 @@ class JobLauncher(BatchLauncher):
         """Raise :class:`ConfigError` if this launcher cannot start jobs here."""
         if (world := world_size()) > 1:
             raise ConfigError(
-                "a launcher of jobs is started once and not under torch.distributed.run; for several processes in "
-                "each job set hydra.launcher.tasks_per_node (submitit), or more jobs. Where an earlier shell left "
+                "start a launcher of jobs once, not under torch.distributed.run; for several processes in each job set "
+                "hydra.launcher.tasks_per_node (submitit), or ask for more jobs. If an earlier shell left "
                 f"WORLD_SIZE={world} in the environment: unset WORLD_SIZE"
             )
 
@@ -250,7 +250,7 @@ class JobLauncher(BatchLauncher):
         if failures:
             raise RunFailed("\n".join([*died, *failures]))
         for reason in died:
-            log.warning("%s; other jobs answered what it left", reason)
+            log.warning("%s; other jobs answered the rest", reason)
 
 
 def _prepare_pass(run_pass: Pass) -> tuple[Pass, Any, list[Question], dict[str, str]]:

@@ -240,13 +240,13 @@ def _cut(file: Path) -> str | None:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MOST_HEADER, size):
-                return f"is no whole safetensors file ({size} bytes): it is cut off, or another kind of file"
+                return f"is not a complete safetensors file ({size} bytes): it is cut off, or another kind of file"
             header = json.loads(stream.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except (ValueError, LookupError, TypeError, AttributeError):
-        return f"is no whole safetensors file ({size} bytes): its header is damaged"
+        return f"is not a complete safetensors file ({size} bytes): its header is damaged"
     whole = 8 + length + max(ends, default=0)
     return (
         None if whole == size else f"has {size} bytes, and its header says {whole}: it is cut off or damaged"

@@ -144,9 +144,9 @@ def plan_pass(settings: Settings, arms: Sequence[Arm]) -> PassPlan:
         compressors[arm.id].check(arm.budget, shape.decoder.layers)
     questions, headers, notes = _questions(settings)
     if model.checkpoint is None:
-        notes.append("the weights are not here: which questions are answered already cannot be told")
+        notes.append("without the weights, nobody knows which questions are answered already")
     elif settings.benchmark.revision is None:
-        notes.append("the data is not here: which questions are answered already cannot be told")
+        notes.append("without the data, nobody knows which questions are answered already")
     grids = {path: _grid(shape, header, Sampling.of(model)) for path, header in headers.items()}
     of_question = {question.id: grids[question.video] for question in questions}
     typical = Counter(of_question.values()).most_common(1)[0][0]
@@ -202,7 +202,7 @@ def _questions(settings: Settings) -> tuple[list[Question], dict[str, Header], l
     world = {"world": benchmark.world} if benchmark.world else {}
     if module and (planned := module.planned(benchmark.task, **world)):
         # To read the generated videos they would have to be made; what they are like is known.
-        notes.append(f"the data of {benchmark.name} is not made yet: its videos are as its generator says")
+        notes.append(f"the data of {benchmark.name} is not made yet: the counts are the generator's")
         rows, size = planned
         wanted = set(benchmark.categories or module.CATEGORIES)
         questions = [
@@ -362,8 +362,8 @@ def _throughput(
         torch.set_num_threads(settings.model.threads)
     return (
         _product_speed(device, dtype),
-        f"a product of {dtype} matrices measured on {device}: a model reaches less, so this is the least time; "
-        "plan_tflops=NUMBER says what your device reaches",
+        f"a product of {dtype} matrices measured on {device}; a model reaches less, so expect a longer time; "
+        "set plan_tflops=NUMBER to what your device reaches",
     )
 
 

@@ -95,13 +95,13 @@ def _pass(plan: PassPlan, console: Console) -> None:
     for arm in plan.arms:
         if arm.trace is None:
             console.print(
-                f"  {arm.arm.label} is in no sum: it failed on a synthetic video with {arm.reason}",
+                f"  {arm.arm.label} is left out of the sums: it failed on a synthetic video with {arm.reason}",
                 soft_wrap=True,
             )
     memory = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
     reading = "reading the videos not included"
     if plan.reading is not None:
-        reading = f"with {duration(plan.reading * plan.open_videos)} of reading videos"
+        reading = f"including {duration(plan.reading * plan.open_videos)} to read the videos"
     shared = sum(arm.flops_shared for arm in plan.arms) + plan.vision
     whole = (
         f", each prompt prefilled whole; {quantity(shared, 'FLOPs')} where questions share a prefill"
@@ -113,8 +113,8 @@ def _pass(plan: PassPlan, console: Console) -> None:
         f"disk: {size(plan.disk['answers'])} of answers; the features of all videos would be "
         f"{size(plan.disk['features'])}",
         f"time: about {duration(plan.seconds)} for {quantity(plan.flops, 'FLOPs')} at "
-        f"{quantity(plan.throughput, 'FLOP/s')}, which rests on {plan.rests_on}; {reading}, "
-        f"generated tokens neither{whole}",
+        f"{quantity(plan.throughput, 'FLOP/s')}, which rests on {plan.rests_on}; {reading}; "
+        f"generated tokens not included{whole}",
         *plan.notes,
     ]
     for line in lines:

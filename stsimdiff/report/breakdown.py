@@ -29,7 +29,7 @@ MOST = 12
 """Values of a number that are told apart."""
 MEANING = (
     "Accuracy in % on the questions of each value, and its difference from all tokens in points: where a method loses. "
-    "The values are looked at one by one: the intervals in breakdown.csv are not corrected for how many there are."
+    "Each value stands alone: intervals in breakdown.csv are not corrected for the number of values."
 )
 
 

@@ -317,8 +317,8 @@ class ArmGroup:
         named = ", ".join(map(printable, changed[:3]))
         named += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         return [
-            f"ROWS DIFFER in what was asked: the question or the video of {named} changed between the arms; the same "
-            "run started again asks it anew."
+            f"ROWS DIFFER in what was asked: the question or the video of {named} changed between the arms; start "
+            "the same run again to ask it anew."
         ]
 
     def _place(self, arm: StoredArm) -> tuple:

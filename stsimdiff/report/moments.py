@@ -32,12 +32,12 @@ ALL = "all"
 HALF = 0.5
 """A moment of which less than this share of the tokens is kept counts as lost."""
 MEANING = (
-    "Over the questions that have a moment. Moment kept: of the tokens that show it, the share that is left at the "
-    "end. Kept, lost: accuracy where at least half of them are left, and where fewer are; their difference says "
-    "whether that decides the answer. Recall and precision are of event tokens where a method has them, else of the "
-    "tokens that it keeps. In time: of the moment's rows in time those with such a token; of such tokens those at its "
-    "time. In place: of its tokens those that are such tokens; of such tokens those that are its. Any event: against "
-    "all that happens in the video. Intervals, in moments.csv, count videos."
+    "Over the questions that have a moment. Moment kept: the share of its tokens that is left at the end. Kept, "
+    "lost: accuracy where at least half of them are left, and where fewer are; their difference says whether that "
+    "decides the answer. Recall and precision: of a method's event tokens, or of all that it keeps where it has none. "
+    "In time: recall is the share of the moment's rows in time that hold such a token, precision the share of such "
+    "tokens that lie within its time. In place: the same for the moment's tokens. Any event: the same for everything "
+    "that happens in the video. Intervals, in moments.csv, count videos."
 )
 
 

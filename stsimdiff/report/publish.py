@@ -151,7 +151,7 @@ class _Folder:
     def refused(self, run_dir: Path) -> list[str]:
         """A sentence for each reason for which files are not there."""
         return [
-            f"NOT WRITTEN into {self.path}: {', '.join(names)}: {why}. Mend that, or have them elsewhere: "
+            f"NOT WRITTEN into {self.path}: {', '.join(names)}: {why}. Fix that, or write them elsewhere: "
             f"python -m stsimdiff report {run_dir} --output FOLDER"
             for why, names in self._refused.items()
         ]

@@ -176,10 +176,10 @@ def pairs_note(section: Section) -> str:
             f"(pairs.csv holds all {len(section.pairs)} pairs, the others corrected over all of them)"
         )
     return (
-        f"Interval and clustered p: videos counted, not questions. McNemar's exact p takes questions as independent. A "
-        f"difference is called one (better, worse) where Holm's correction of the larger of both, over {over}, is "
-        "below 0.05; an interval stands for its pair alone. n needed: "
-        "questions that would tell such a difference in such a table, with 80 % power."
+        "Interval and clustered p count videos, not questions; McNemar's exact p takes questions as independent. A "
+        f"method is called better or worse where the larger p, with Holm's correction over {over}, is below 0.05; each "
+        "interval is for its pair alone. n needed: questions needed to detect such a difference in such a table with "
+        "80 % power."
     )
 
 

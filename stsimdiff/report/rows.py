@@ -82,9 +82,9 @@ def read(run_dir: Path | str, *, older: bool = False) -> StoredRun:
         stored = [arm for arm in stored if arm not in left_out]
         name = Path(run_dir).resolve().name
         notes.append(
-            f"Older versions of arms, whose code has changed since, that are kept and left out here: {len(left_out)}. "
-            f"python -m stsimdiff report {run_dir} --older shows them, python -m stsimdiff forget run={name} older "
-            "removes them."
+            f"Left out: {len(left_out)} older {'version' if len(left_out) == 1 else 'versions'} of arms whose code has "
+            f"changed since. To show them: python -m stsimdiff report {run_dir} --older; to remove them: "
+            f"python -m stsimdiff forget run={name} older."
         )
     columns: dict[str, list[Any]] = {name: [] for name in (*_ABOUT, *_flat([]))}
     models, benchmarks = model_names(stored), benchmark_names(stored)

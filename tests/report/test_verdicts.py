@@ -405,19 +405,19 @@ def test_the_gate_holds_in_the_authors_protocol_only() -> None:
 
     assert baseline_gate({"name": "default"}, "embedded", "clips", all_tokens(80.0)) is None
     met = gate(all_tokens(61.8))
-    assert met.met and met.said.startswith("Baseline gate met") and "others measured 64.3" in met.said
+    assert met.met and met.sentence.startswith("Baseline gate met") and "others measured 64.3" in met.sentence
     missed = gate(all_tokens(61.7))
-    assert not missed.met and "1.6 points apart" in missed.said
-    assert "no all-token answers" in gate(None).said
+    assert not missed.met and "1.6 points apart" in missed.sentence
+    assert "no all-token answers" in gate(None).sentence
     few = gate(all_tokens(63.3, 40))
-    assert not few.met and "only 40 of 2700 questions" in few.said
+    assert not few.met and "only 40 of 2700 questions" in few.sentence
     other = gate(all_tokens(63.3), changed=["model.frames=32"])
-    assert not other.met and "this run changed model.frames=32" in other.said
+    assert not other.met and "this run changed model.frames=32" in other.sentence
     for protocol in ({"name": "default"}, {}):
         open_ = baseline_gate(protocol, "llava_video", "videomme", all_tokens(63.3))
-        assert not open_.met and "names none" in open_.said
+        assert not open_.met and "names none" in open_.sentence
     unknown = baseline_gate(PAPER, "llava_video", "videomme", all_tokens(63.3))
-    assert (unknown.met, unknown.said) == (False, "Baseline gate OPEN: another protocol.")
+    assert (unknown.met, unknown.sentence) == (False, "Baseline gate OPEN: another protocol.")
     # 57.3 is the full set's, which only a server can score: neither set has a gate.
     for name in ("egoschema", "egoschema_full"):
         for protocol in ({**AUTHORS, "all_tokens": None}, PAPER, {"name": "default"}):
