@@ -152,7 +152,7 @@ def test_a_function_moved_to_another_module_changes_nothing(copied):
     [
         ("trace.py", '"""', '"""Other words. '),
         ("report/table.py", "import", "UNRELATED = 1\nimport"),
-        ("evaluate/store.py", "import json", "UNRELATED = 1\nimport json"),
+        ("evaluate/store.py", "import math", "UNRELATED = 1\nimport math"),
         ("commands/cli.py", "import os", "UNRELATED = 1\nimport os"),
         ("compressors/fastv.py", "last", "LAST"),
         ("models/internvl.py", '"internvl"', '"internvl2"'),

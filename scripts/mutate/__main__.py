@@ -48,6 +48,7 @@ MODULES = (
     "stsimdiff/evaluate/questions.py",
     "stsimdiff/evaluate/scoring.py",
     "stsimdiff/evaluate/store.py",
+    "stsimdiff/evaluate/stored.py",
     "stsimdiff/report/comparison.py",
     "stsimdiff/report/pairs.py",
     "stsimdiff/report/rows.py",

@@ -32,7 +32,8 @@ from stsimdiff.evaluate.scoring import score
 from stsimdiff.evaluate.session import Session
 from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.evaluate.shown import note_shown
-from stsimdiff.evaluate.store import ArmStore, check_column, checked_answers, write_record
+from stsimdiff.evaluate.store import ArmStore, checked_answers, write_record
+from stsimdiff.evaluate.stored import check_column
 
 
 def run_arms(

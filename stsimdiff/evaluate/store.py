@@ -1,4 +1,4 @@
-"""The format of an arm's folder, ``arm.json`` and ``answers.jsonl``: the one place that writes and reads it.
+"""An arm's folder, ``arm.json`` and ``answers.jsonl``: the one place that writes and reads it.
 
 A line a sample, safe before the next sample begins. Each process writes a file of its own; readers see all of them as
 one. Which line counts, and what is said of the others, is one rule for a run that goes on, its score, its report and a
@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
-from typing_extensions import NotRequired, TypedDict
+from typing import Any, NamedTuple
 
 from stsimdiff import lock
-from stsimdiff.budget import KINDS
 from stsimdiff.errors import DataError
+from stsimdiff.evaluate.stored import Row, checked_arm, checked_line, json_bytes, parsed_line, strict_json
 from stsimdiff.files import cut_torn_line, lines, make_folder, write_whole
 from stsimdiff.lock import Lock, LockHeld
-from stsimdiff.terminal import clean
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +31,6 @@ RECORD = "arm.json"
 SUBMISSION = "submission.json"
 """In an arm's folder: ``{video_idx: place of the answer, from 0}``, as EgoSchema's server takes it. A question without
 a readable letter is left out: the server counts it as missing, and nothing is guessed."""
-REFERENCES = ("none", "no_video")
-"""Methods without a retention of their own: all tokens, the question alone. They stand in the 100 % block."""
 FILE = re.compile(r"answers(\.\d+(-of-\d+)?)?\.jsonl")
 """Files of answers; processes of version 0.1.0 named theirs ``answers.0-of-2.jsonl``."""
 BEGIN, END = b'{"id": "', b', "error": null}'
@@ -46,128 +38,8 @@ TAIL = re.compile(rb'(?:, "asking": (\d+))?, "of": "([0-9a-f]{12}-[0-9a-f]{12})"
 """How the line of an answer begins and ends as it is written here. Which lines count is read from no more than that, so
 that a finished sweep of half a million lines starts in seconds; the rest is read when it is scored."""
 
-Row = dict[str, Any]
 Ends = dict[Path, tuple[int, int]]
 """Of each file: bytes and lines that were read of it."""
-OWN = ("category", "video")
-"""Columns of every stored line, whatever its benchmark's rows have; ``columns`` holds those."""
-
-
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Count = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("should not be blank")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_not_blank)]
-
-
-class _Error(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
-    type: NotRequired[str | None]
-    message: NotRequired[str | None]
-
-
-class _Found(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-    tokens: Count
-    in_time: Count
-    in_place: Count
-    rows: Count
-
-
-class _Truth(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-    tokens: Count
-    rows: Count
-    kept: _Found
-    event: _Found
-
-
-class _Moment(TypedDict):
-    """As ``evaluate.moments`` counts them."""
-
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-    question: _Truth
-    video: _Truth
-
-
-class _Line(TypedDict):
-    """What a stored line must hold, and of what kind what it may hold is."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
-    id: str
-    video: str
-    # Lines of revisions before call it family; a run goes on in the same file.
-    category: Annotated[str | None, Field(validation_alias=AliasChoices("category", "family"))]
-    correct: bool | None
-    error: _Error | None
-    columns: NotRequired[dict[str, Any] | None]
-    answer: NotRequired[str | None]
-    parsed: NotRequired[str | None]
-    target: NotRequired[str | None]
-    stock_parsed: NotRequired[str | None]
-    stock_correct: NotRequired[bool | None]
-    stock_error: NotRequired[str | None]
-    video_tokens: NotRequired[Count | None]
-    text_tokens: NotRequired[Count | None]
-    tokens_per_layer: NotRequired[list[Count] | None]
-    retention_tokens: NotRequired[Count | None]
-    retention_compute: NotRequired[Count | None]
-    llm_flops: NotRequired[Count | None]
-    llm_flops_all: NotRequired[Count | None]
-    kv_kept: NotRequired[Count | None]
-    prefill: NotRequired[Literal["whole", "continued"] | None]
-    """Times of an answer that continued from a prefix are not taken; lines without it were prefilled whole."""
-    times: NotRequired[dict[str, Number | None] | None]
-    reasons: NotRequired[dict[str, Any] | None]
-    overlay: NotRequired[dict[str, Any] | None]
-    moment: NotRequired[_Moment | None]
-
-
-class _Budget(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
-    kind: Literal[KINDS]  # type: ignore[valid-type]
-    retention: Annotated[Number, Field(gt=0, le=1)]
-
-
-class _Budgeted(TypedDict):
-    budget: _Budget
-
-
-class _Named(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
-    name: Name
-
-
-class _Benchmark(_Named):
-    families: NotRequired[list[str] | None]
-    chance: NotRequired[Number | None]
-    note: NotRequired[str | None]
-    server: NotRequired[str | None]
-
-
-class _Record(TypedDict):
-    """What ``arm.json`` must hold, and of what kind what it may hold is."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
-    arm: Name
-    method: Name
-    label: str
-    budget: dict[str, Any] | None
-    model: _Named
-    benchmark: _Benchmark
-    compressor: NotRequired[dict[str, Any] | None]
-    fidelity: NotRequired[dict[str, str] | None]
-    provenance: NotRequired[dict[str, Any] | None]
-    resumed: NotRequired[list[dict[str, Any]]]
-
-
-_LINE, _RECORD, _BUDGETED = TypeAdapter(_Line), TypeAdapter(_Record), TypeAdapter(_Budgeted)
 
 
 class State(NamedTuple):
@@ -272,7 +144,10 @@ class ArmStore:
         ends = {"asking": asking} if asking else {}
         ends |= {"of": row["of"]} if "of" in row else {}
         between = {name: value for name, value in row.items() if name not in ("id", "error", *ends)}
-        line = _json({"id": row["id"], **between, **ends, "error": row.get("error")}, allow_nan=False) + b"\n"
+        line = (
+            json_bytes({"id": row["id"], **between, **ends, "error": row.get("error")}, allow_nan=False)
+            + b"\n"
+        )
         self._write(line)
         self.states[row["id"]] = State(_succeeded(row), row.get("of"), asking)
 
@@ -283,7 +158,7 @@ class ArmStore:
             DataError: as :meth:`append` does.
         """
         asking = self.states.pop(sample).asking
-        self._write(_json({"withdrawn": asking, "id": sample, "why": why}) + b"\n")
+        self._write(json_bytes({"withdrawn": asking, "id": sample, "why": why}) + b"\n")
         self._asking[sample] = asking + 1
 
     def _write(self, line: bytes) -> None:
@@ -390,7 +265,7 @@ def write_record(folder: Path, record: Row) -> None:
         elif origin:
             record = {**known, "resumed": [*resumed, record["provenance"]]}
     try:
-        write_whole(path, _json(record, indent=2) + b"\n")
+        write_whole(path, json_bytes(record, indent=2) + b"\n")
         _sync_folder(folder)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
@@ -440,7 +315,7 @@ def checked_answers(
     layers: int | None = None
     rows = []
     for place, line in _counted(folder, [] if notes is None else notes).values():
-        row = _checked_row(line, place)
+        row = checked_line(line, place)
         if row["error"] is None and row["correct"] is None and not server:
             raise DataError(f"{place}: correct=None without an error; allowed: true or false")
         counts = row.get("tokens_per_layer")
@@ -452,53 +327,9 @@ def checked_answers(
     return rows
 
 
-def _checked_row(line: bytes, place: str) -> Row:
-    """The object of a line as :func:`_checked` gives it; where nothing is wrong, parsed and checked in one go."""
-    row: Any = None
-    with contextlib.suppress(ValidationError):  # which names the value less well
-        row = _LINE.validate_json(line)
-    # A key that is there twice, and what is no number of JSON, pass unseen there; the former leaves its colon.
-    if row is None or b"NaN" in line or b"Infinity" in line or line.count(b":") != to_json(row).count(b":"):
-        row = _checked(_parsed(line, place), _LINE, place)
-    return row
-
-
 def checked_record(folder: Path) -> Row:
     """As :func:`read_record`, each value checked, ``benchmark.families`` as ``categories``; raises as it does."""
-    record, path = read_record(folder), str(folder / RECORD)
-    _checked(record, _RECORD, path)
-    if record["method"] not in REFERENCES:
-        _checked({"budget": record["budget"]}, _BUDGETED, path)
-    return record | {"benchmark": _renamed(record["benchmark"], "families", "categories")}
-
-
-def _checked(value: Any, form: TypeAdapter, place: str) -> dict[str, Any]:
-    """The value with whole numbers as floats where numbers are counted with.
-
-    Raises:
-        DataError: for a value that is missing or of another kind, with its name.
-    """
-    try:
-        return form.validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            problem = f"holds no {name}"
-        else:
-            shown = clean(repr(first["input"]))
-            problem = f"{name}={shown[:60]}: {first['msg'].replace('Input should', 'should').lower()}"
-        raise DataError(f"{place}: {problem}; the file was changed or damaged") from None
-
-
-def check_column(column: str, known: Iterable[str], place: str) -> None:
-    """Raise :class:`DataError` for a column to break accuracies down by that the rows of a benchmark do not have."""
-    columns = sorted({*known, *OWN})
-    if column not in columns:
-        now = "; family is now called category" if column == "family" else ""
-        raise DataError(
-            f"breakdown={column}: {place} has no such column; its rows have {', '.join(columns)}{now}"
-        )
+    return checked_arm(read_record(folder), str(folder / RECORD))
 
 
 def counted_lines(folder: Path) -> dict[str, tuple[str, Row]]:
@@ -514,7 +345,9 @@ def counted_lines(folder: Path) -> dict[str, tuple[str, Row]]:
     Raises:
         DataError: for a line that is not JSON, or without an id, with file and line number.
     """
-    return {sample: (place, _parsed(line, place)) for sample, (place, line) in _counted(folder, []).items()}
+    return {
+        sample: (place, parsed_line(line, place)) for sample, (place, line) in _counted(folder, []).items()
+    }
 
 
 def _counted(folder: Path, notes: list[str]) -> dict[str, tuple[str, bytes]]:
@@ -599,7 +432,7 @@ def _read(
             if answered := _answered(line):
                 sample, state = answered
             else:
-                row = _parsed(line, f"{file}:{number}")
+                row = parsed_line(line, f"{file}:{number}")
                 sample, asking = row["id"], _asking(row, f"{file}:{number}")
                 if "withdrawn" in row:
                     withdrawn[sample] = max(asking, withdrawn.get(sample, -1))
@@ -667,69 +500,8 @@ def _lines(path: Path, notes: list[str], ends: Ends) -> Iterator[tuple[int, byte
     return enumerate(complete, start=before + 1)
 
 
-def _parsed(line: bytes, place: str) -> Row:
-    """The object of a line, whose ``id`` is a text."""
-    try:
-        row = strict_json(line)
-    except ValueError as error:
-        raise DataError(f"{place}: not JSON ({error}); remove the line to go on") from None
-    if not isinstance(row, dict):
-        problem = f"a {type(row).__name__} where a stored answer was expected"
-    elif not isinstance(row.get("id"), str):
-        problem = f"id={row['id']!r}; allowed: a text" if "id" in row else "a stored answer without id"
-    else:
-        return _renamed(row, "family", "category")
-    raise DataError(f"{place}: {problem:.200}; remove the line to go on")
-
-
-def _renamed(values: Row, before: str, now: str) -> Row:
-    """The values, the one that revisions before stored under another name under the one that it has now."""
-    if before not in values:
-        return values
-    return {now if name == before else name: value for name, value in values.items()}
-
-
-def strict_json(text: bytes | str) -> Any:
-    """What a JSON text says.
-
-    Raises:
-        ValueError: for what is no JSON: NaN, numbers without end, a key that is there twice, and objects in objects
-            beyond any depth that is written here.
-    """
-    try:
-        # As json.loads reads bytes; it would make a decoder for each line.
-        return _DECODER.decode(
-            text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
-        )
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return row
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
-
-
 def _succeeded(row: Row) -> bool:
     return row.get("error") is None
-
-
-def _json(value: Row, **options: Any) -> bytes:
-    """JSON in UTF-8; what UTF-8 cannot hold (lone surrogates, which a tokenizer may give) as escapes: ``\\udcff``."""
-    try:
-        return json.dumps(value, ensure_ascii=False, **options).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, **options).encode()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

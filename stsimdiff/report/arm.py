@@ -11,7 +11,7 @@ from typing import Any
 from stsimdiff.budget import KINDS, Kind
 from stsimdiff.compressors import declared
 from stsimdiff.evaluate.shown import ShownRecord
-from stsimdiff.evaluate.store import REFERENCES
+from stsimdiff.evaluate.stored import REFERENCES
 from stsimdiff.report.text import one_line
 
 PROPOSED = "st_simdiff"

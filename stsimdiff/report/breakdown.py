@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stsimdiff.evaluate.store import OWN, check_column
+from stsimdiff.evaluate.stored import OWN, check_column
 from stsimdiff.report import text
 from stsimdiff.report.columns import block_title
 from stsimdiff.report.statistics import UNKNOWN, Answers, clusters

@@ -14,7 +14,8 @@ import pandas as pd
 from stsimdiff.budget import KINDS, TOLERANCE, Budget, missed
 from stsimdiff.data.parsing import mostly_unread
 from stsimdiff.errors import VideoError
-from stsimdiff.evaluate.store import REFERENCES, SUBMISSION
+from stsimdiff.evaluate.store import SUBMISSION
+from stsimdiff.evaluate.stored import REFERENCES
 from stsimdiff.report.arm import StoredArm
 from stsimdiff.report.columns import taken
 from stsimdiff.report.equal_compute import at_equal_compute, median_compute

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stsimdiff.evaluate.store import REFERENCES
+from stsimdiff.evaluate.stored import REFERENCES
 from stsimdiff.report.pairs import Pair
 
 NAN = float("nan")

@@ -14,7 +14,8 @@ from helpers.paths import ROOT
 from helpers.synthetic_run import CATEGORIES, answers, failed, write_arm
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate.run import run_arms
-from stsimdiff.evaluate.store import check_column, checked_answers, checked_record, counted_lines
+from stsimdiff.evaluate.store import checked_answers, checked_record, counted_lines
+from stsimdiff.evaluate.stored import check_column
 from stsimdiff.report.publish import files
 from stsimdiff.report.rows import read
 from stsimdiff.report.table import build

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import store as stub
 from stsimdiff.evaluate.run import answer_missing
-from stsimdiff.evaluate.store import read_answers, shards, strict_json
+from stsimdiff.evaluate.store import read_answers, shards
+from stsimdiff.evaluate.stored import strict_json
 from stsimdiff.files import lines
 
 ANSWER_SECONDS, WORKERS, KILLS = 0.01, 3, 10
