@@ -29,10 +29,7 @@ def run(data: Fields) -> Arrays:
     every, share, beta = int(data["dtm_p"]), float(data["stprune_d"]), float(data["dtm_beta"])
     vectors = torch.from_numpy(data["frame_global"]) if "frame_global" in data else features.mean(1)
     similarity = fastvid.frame_similarities(vectors)
-    segments = fastvid.segments(similarity, int(data["dyseg_c"]), float(data["dyseg_tau"]))
-    recorded = data["cut_idx"] if "cut_idx" in data else np.array(segments.cuts)
-    if recorded.tolist() != segments.cuts and _as_good(similarity.numpy(), recorded, segments.cuts):
-        segments = fastvid.segments(similarity, 1, float(data["dyseg_tau"]), recorded.tolist())
+    segments = _segments(data, similarity)
     ignore = float(data["dyseg_ignore"]) if variant == "qwen" else None
     kept = int(patches * float(data["retention_ratio"]))
     valid = [fastvid.kept_frames(part, segments, ignore) for part in segments.parts]
@@ -81,19 +78,37 @@ def run(data: Fields) -> Arrays:
         )
     if variant == "qwen":
         out["subsegment_sizes"] = np.diff(np.array([-1, *(f for inside in valid for f in inside)]))
-    if newline:
-        rows = np.zeros(frames * height, dtype=bool)
-        rows[out["keep_idx"] // width] = True
-        ends = np.flatnonzero(rows) * width + width - 1
-        rows_out = torch.cat((torch.from_numpy(out["tokens_out"]), torch.from_numpy(data["hidden"][ends])))
-        place = np.concatenate((out["keep_idx"], ends))
-        out["newline_idx"] = ends
-        out["keep_idx"], out["tokens_out"] = np.sort(place), rows_out.numpy()[np.argsort(place)]
-        rows[:] = False
-        rows[out["keep_idx_zero_noise"] // width] = True
-        ends = np.flatnonzero(rows) * width + width - 1
-        out["keep_idx_zero_noise"] = np.sort(np.concatenate((out["keep_idx_zero_noise"], ends)))
-    return out
+    return _with_newlines(data, out) if newline else out
+
+
+def _segments(data: Fields, similarity: torch.Tensor) -> fastvid.Segments:
+    """Our segments; those of the recorded cuts where these are as good."""
+    tau = float(data["dyseg_tau"])
+    segments = fastvid.segments(similarity, int(data["dyseg_c"]), tau)
+    recorded = data["cut_idx"] if "cut_idx" in data else np.array(segments.cuts)
+    if recorded.tolist() != segments.cuts and _as_good(similarity.numpy(), recorded, segments.cuts):
+        return fastvid.segments(similarity, 1, tau, recorded.tolist())
+    return segments
+
+
+def _with_newlines(data: Fields, out: Arrays) -> Arrays:
+    """The outputs with the newline token of each row of the frames that keeps a token."""
+    _, _, width = data.grid
+    ends = row_ends(out["keep_idx"], width)
+    place = np.concatenate((out["keep_idx"], ends))
+    tokens = torch.cat((torch.from_numpy(out["tokens_out"]), torch.from_numpy(data["hidden"][ends])))
+    silent = out["keep_idx_zero_noise"]
+    return out | {
+        "newline_idx": ends,
+        "keep_idx": np.sort(place),
+        "tokens_out": tokens.numpy()[np.argsort(place)],
+        "keep_idx_zero_noise": np.sort(np.concatenate((silent, row_ends(silent, width)))),
+    }
+
+
+def row_ends(place: np.ndarray, width: int) -> np.ndarray:
+    """The last token of each row that holds one of these, ascending."""
+    return np.unique(place // width) * width + width - 1
 
 
 def _scores(data: Fields) -> Arrays:

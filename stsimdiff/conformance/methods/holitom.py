@@ -7,6 +7,7 @@ import torch
 
 from stsimdiff.compressors import holitom
 from stsimdiff.conformance.cases import Arrays, Fields
+from stsimdiff.conformance.methods.fastvid import row_ends
 from stsimdiff.conformance.replays import Replay
 from stsimdiff.errors import DataError
 
@@ -86,7 +87,7 @@ def _outer(data: Fields) -> Arrays:
     ]
     silent = picture[np.concatenate(quiet)]
     if grid:
-        silent = np.concatenate((silent, _ends(silent, frames, height, width)))
+        silent = np.concatenate((silent, row_ends(silent, width)))
     return out | {
         "feature_sim": similarity.numpy(),
         "static_count": gain.numpy(),
@@ -117,12 +118,6 @@ def _recorded_centre(
     if len(positions) != 1:
         raise DataError(f"{data.file}: window {number} has the recorded centre {centre}, which is not static")
     return torch.from_numpy(positions)
-
-
-def _ends(kept: np.ndarray, frames: int, height: int, width: int) -> np.ndarray:
-    rows = np.zeros(frames * height, dtype=bool)
-    rows[kept // width] = True
-    return np.flatnonzero(rows) * width + width - 1
 
 
 def _outputs(
@@ -158,8 +153,7 @@ def _outputs(
         rows += [cluster.features.numpy(), flat[many].numpy()]
     out, kinds, features = np.concatenate(place), np.concatenate(kind), np.concatenate(rows)
     if grid:
-        frames, height, width = data.grid
-        ends = _ends(out, frames, height, width)
+        ends = row_ends(out, data.grid[2])
         order = np.argsort(np.concatenate((out, ends)))
         out = np.concatenate((out, ends))[order]
         kinds = np.concatenate((kinds, np.full(len(ends), 2, dtype=np.uint8)))[order]
