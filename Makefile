@@ -27,7 +27,7 @@ SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone 
 WORD = $(if $(filter $(1)=% '$(1)=% "$(1)=%,$(ARGS)),,$(1)=$(2))
 MAIN = $(if $(filter 1,$(PROCESSES)),$(BIN)/python -m,$(SHARED)) stsimdiff
 
-# A .venv whose interpreter is gone is mended whatever the stamp says.
+# A .venv whose interpreter is gone is made again whatever the stamp says.
 ifneq ($(shell $(BIN)/python -c "print(1)" 2>/dev/null),1)
 .PHONY: $(STAMP)
 endif

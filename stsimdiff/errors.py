@@ -1,4 +1,4 @@
-"""The errors a user can mend. Each message names the value, what is allowed and how to put it right."""
+"""The errors a user can fix. Each message names the value, what is allowed and how to fix it."""
 
 from __future__ import annotations
 

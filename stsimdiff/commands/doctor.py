@@ -384,7 +384,7 @@ def _ids_of(case: FamilyCase) -> list[int]:
     for place, row in enumerate(inputs["inputs_embeds"][0]):
         same = [] if place in video else torch.nonzero((table == row.to(table)).all(1))[:1, 0].tolist()
         if not same and place not in video:
-            raise DataError(f"token {place} of the prompt is none of the vocabulary's")
+            raise DataError(f"token {place} of the prompt is not in the vocabulary")
         ids.append(same[0] if same else -1)
     return ids
 

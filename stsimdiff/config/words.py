@@ -1,6 +1,6 @@
 """The settings of a command line, ``key=value`` each, before Hydra composes them.
 
-Hydra would take some of them for something else than they say, without a word: a list of compressors runs the last
+Hydra would silently read some of them as something else: a list of compressors runs the last
 one, of a key that is given twice the last value counts, a run named ``2024_11_25`` is the number 20241125. Here such
 words are refused with what to write instead, or written so that Hydra reads what they say.
 """

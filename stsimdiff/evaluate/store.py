@@ -152,7 +152,7 @@ class ArmStore:
         self.states[row["id"]] = State(_succeeded(row), row.get("of"), asking)
 
     def withdraw(self, sample: str, why: str) -> None:
-        """Have a sample asked again, though it has a line: none of its lines so far counts any more.
+        """Have a sample asked again, though it has a line: its lines so far no longer count.
 
         Raises:
             DataError: as :meth:`append` does.

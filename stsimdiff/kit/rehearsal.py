@@ -31,7 +31,7 @@ TRIAL = Grid(4, 6, 6)
 LONGEST = 60.0
 """Seconds that a method may take for it, the loading of weights of its own included; a longer one is warned of."""
 CERTAIN = (AttributeError, NameError, TypeError, ImportError, SyntaxError)
-"""Errors in a method's own code that no other model or video would mend."""
+"""Errors in a method's own code that no other model or video would fix."""
 
 
 def rehearse(passes: Iterable[Pass]) -> None:

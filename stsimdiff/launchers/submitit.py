@@ -216,7 +216,7 @@ def _devices() -> list[int]:
 
 
 def _results(job: submitit.Job) -> list[JobResult]:
-    """How each process of a job ended, waited for; one that died without a word is said with its log."""
+    """How each process of a job ended, waited for; one that died is named with its log."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     job.wait()

@@ -158,7 +158,7 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
 
 
 def _mismatch(family: str, folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Why a checkpoint is none of a built-in family; ``None`` where it is one."""
+    """Why a checkpoint does not belong to a built-in family; ``None`` where it is one."""
     row = info(family)
     if not row.types or is_of(family, config):
         return None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "breakdown"
 MOST = 12
-"""Values of a number that are told apart."""
+"""Values of a number that are listed one by one; more are put into ranges."""
 MEANING = (
     "Accuracy in % on the questions of each value, and its difference from all tokens in points: where a method loses. "
     "Each value stands alone: intervals in breakdown.csv are not corrected for the number of values."
