@@ -15,7 +15,7 @@ from pyarrow import Table, parquet
 
 from helpers.paths import MINIATURES
 from helpers.written import csv_rows, json_lines
-from stsimdiff.commands import doctor, lmms_eval
+from stsimdiff.commands import doctor, lmms_command, lmms_eval
 from stsimdiff.data.benchmarks import BENCHMARKS, folder_in
 from stsimdiff.errors import DataError, RunFailed
 from stsimdiff.evaluate import session
@@ -192,7 +192,8 @@ def test_plan_and_doctor_need_no_answers(data: Path, capsys) -> None:
     assert "8 questions about 8 videos" in said and "FAILED" not in said
 
 
-def test_lmms_evals_own_command_is_refused(data: Path, capsys) -> None:
+def test_lmms_evals_own_command_is_refused(data: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(lmms_command, "_told", None)  # put back: other tests run no command of lmms-eval's
     (one,) = passes_of(configurations(words(data, "logger=none", "compressor=none")))
     task = load_task(one.settings.benchmark)
     model = lmms_eval.StSimDiff(data=str(data), results=str(data.parent))

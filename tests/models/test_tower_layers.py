@@ -133,7 +133,7 @@ def test_they_run_beside_built_in_methods_and_files_are_known_by_their_contents(
 ) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
-    width = json.loads((clips.MODEL_PATH / "config.json").read_text())["text_config"]["hidden_size"]
+    width = json.loads((embedded_checkpoint() / "config.json").read_text())["text_config"]["hidden_size"]
     torch.save(torch.ones(width), weights / "vector.pt")
     line = f"compressor={__name__}.Weighted +compressor.weights={weights} budget.retention=0.5"
     lines = (
