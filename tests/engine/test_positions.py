@@ -29,8 +29,8 @@ def test_families_with_positions_of_one_number() -> None:
     assert PLAIN == ["internvl", "llava_onevision", "llava_video", "nvila"]
 
 
-@of_plain_families
 @pytest.mark.parametrize("name", ["input", "before layer 2", "at four places"])
+@of_plain_families
 def test_dropping_and_renumbering_equal_a_masked_model_with_these_positions(case, name) -> None:
     drops = checks.drops_of(case, name)
     logits, tokens, trace = running.generate(case, Renumbered(drops))

@@ -79,7 +79,7 @@ def test_swept_settings_are_in_every_label_and_each_row_has_its_own_reference(
     found = {(pair.method, pair.against, pair.retention) for pair in section.pairs}
     assert {(f"fastv {said}", f"none {said}", 0.3), ("fastv", "none", 0.3)} <= found
     assert ("fastv", f"none {said}", 0.3) not in found and ("fastv", f"none {said}", 0.1) not in found
-    assert f"fastv {said} shows" in section.verdicts[-1]
+    assert f"; fastv {said} is 38.3 points worse than all tokens (86.7)" in section.verdicts[-1]
     assert publish(tmp_path, None).unmade == []
     for name in ("table.md", "table.csv", "pairs.csv", "report.html"):
         assert f"fastv {said}" in (tmp_path / name).read_text(), name
