@@ -50,12 +50,13 @@ INSTALLED = {
 """Packages that never count, also where somebody works on them in a folder of their own."""
 
 SPELLED = {"category": "family", "categories": "families"}
-"""Names that were others when the ids of today's arms were made, and what they were: no other name is other code."""
+"""Names of today, and what they were when the ids of arms were first made of this code. Another name is no other
+code, so it is hashed as it was."""
 SPELLED_IN = (
     resources.PACKAGE / "data" / "benchmarks.py",
-    resources.folder("tasks").resolve() / "stock" / "task.py",
+    *(resources.folder("tasks").resolve() / task / "task.py" for task in ("clips", "stock")),
 )
-"""The files whose names they are."""
+"""The files with these names."""
 
 FIDELITIES = ("official", "official, adapted", "adapted", "paper", "variant")
 """What a method says of itself: ``official``, equal to its authors' released code, as recorded outputs prove;

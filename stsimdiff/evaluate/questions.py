@@ -198,8 +198,8 @@ def question_from(
 def category_of(row: Mapping[str, Any]) -> str:
     """The kind of question that a row says, a column of the table; ``all`` where it says none.
 
-    Its key is ``category``. Revisions before called it ``family``; rows that are so read are still taken, as are those
-    of the built-in benchmarks, whose rows are read by code that is part of an arm's identity.
+    Its key is ``category``. Its former name, ``family``, is read too: older data has it, and so have the rows of the
+    built-in benchmarks, as the code that makes them is part of an arm's identity.
     """
     values = (row[key] for key in ("family", "category") if row.get(key) is not None)
     return str(next(values, "all"))

@@ -70,7 +70,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, dict[s
     return {
         METRIC: {
             "question_id": doc["id"],
-            "family": doc["family"],
+            "category": doc["family"],
             "parsed": parsed,
             "target": doc["answer"],
             "correct": parsed == doc["answer"],
