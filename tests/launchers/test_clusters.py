@@ -109,7 +109,7 @@ def test_local_jobs_that_are_requeued_or_die(tmp_path: Path, command, capfd, cap
     assert command(*slow) == 0, job_logs(tmp_path)
     # Which job comes to which clip first is theirs to find out; the killed one is the one of clip001.
     assert len(re.findall(r"job \d \(embedded on clips, job \d of 2, 1 arm\): it died", caplog.text)) == 1
-    assert "other jobs answered what it left" in caplog.text
+    assert "other jobs answered the rest" in caplog.text
     (arm,) = rows(tmp_path / "out" / "slow").values()
     assert len(arm) == 14 and {row["video"] for row in arm} == {"clip000.mp4", "clip001.mp4"}
     assert all(row["error"] is None for row in arm), "a signal of the scheduler was taken for a failed sample"
