@@ -1,4 +1,4 @@
-"""A lock file that says who holds it, under the kernel's lock; the lock of a process that died is taken over."""
+"""Locks of a run's folder: of an arm's answers, which say who holds them, and of what one process at a time writes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stsimdiff.errors import DataError
 
@@ -24,6 +27,13 @@ RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "ST
 """States in which a Slurm job may have a process that writes."""
 
 
+REPORT = ".report.lock"
+SHOWN = ".shown.lock"
+WANDB = ".wandb.lock"
+PATIENCE = 3600.0
+"""Seconds that :func:`alone` waits; its lock is the kernel's, so that a process that died holds none."""
+
+
 class LockHeld(DataError):
     """A live process holds the lock."""
 
@@ -33,9 +43,10 @@ class Lock:
 
     The process holds the kernel's lock (``flock``) of the file for as long as it holds the lock, so on one machine the
     kernel says whether it lives, whatever the names of hosts and the numbers of processes in a container. Of a process
-    on another machine the file alone is known: it counts as alive unless Slurm says that its job is over. Where the
-    file system has no such lock, the pid says who lives on this host, which two processes that take over a dead one's
-    lock in the same instant do not notice of each other.
+    on another machine, or one that sees the file through a mount of its own, which may have locks of its own, the file
+    alone is known: it counts as alive unless Slurm says that its job is over. Where the file system has no such lock,
+    the pid says who lives on this host, which two processes that take over a dead one's lock in the same instant do not
+    notice of each other.
 
     Args:
         path: the lock file.
@@ -78,12 +89,14 @@ class Lock:
 
     def release(self) -> None:
         """Remove the file if this process made it."""
-        if self.held:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
             with contextlib.suppress(OSError):
-                if self._is_in_place(self._descriptor):
+                if self._is_in_place(descriptor):
                     self.path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = -1
+            # A file server may refuse what has been removed; it is closed all the same.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _open(self) -> tuple[int, bool]:
         """The open file, and whether it was made here."""
@@ -110,7 +123,7 @@ class Lock:
         if not self._is_in_place(descriptor):
             return False
         owner = read(self.path)
-        held_elsewhere = None if locked is None else not locked
+        held_elsewhere = _kernel_says(locked, owner, descriptor)
         if owner is None:
             if held_elsewhere and time.monotonic() > until + UNREADABLE_FOR:
                 raise LockHeld(f"{self.path.parent} is being written by an unknown process; {self.advice}")
@@ -148,7 +161,8 @@ class Lock:
     def _write(self, descriptor: int, kernel: bool) -> None:
         try:
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(identity(self.launch, kernel)).encode(), 0)
+            mount = os.fstat(descriptor).st_dev if kernel else None
+            os.pwrite(descriptor, json.dumps(identity(self.launch, mount)).encode(), 0)
             os.fsync(descriptor)
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}") from error
@@ -173,10 +187,10 @@ def holder(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        free = _flock(descriptor, fcntl.LOCK_SH)
+        held = _kernel_says(_flock(descriptor, fcntl.LOCK_SH), owner, descriptor)
     finally:
         os.close(descriptor)
-    return owner if is_alive(owner, None if free is None else not free) else None
+    return owner if is_alive(owner, held) else None
 
 
 def is_alive(owner: dict[str, Any], locked: bool | None = None) -> bool:
@@ -221,6 +235,13 @@ def _flock(descriptor: int, kind: int) -> bool | None:
     return True
 
 
+def _kernel_says(locked: bool | None, owner: dict[str, Any] | None, descriptor: int) -> bool | None:
+    """Whether some process holds a lock file's lock, by what :func:`_flock` gave; ``None``: the kernel cannot tell."""
+    if locked and owner and owner.get("mount", os.fstat(descriptor).st_dev) != os.fstat(descriptor).st_dev:
+        return None
+    return None if locked is None else not locked
+
+
 def _is_over(job: str) -> bool:
     """Whether Slurm says that none of the job's processes runs; what cannot be asked is taken to run."""
     ask = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T"]
@@ -233,12 +254,12 @@ def _is_over(job: str) -> bool:
     return not any(state in RUNNING for state in answer.stdout.split())
 
 
-def identity(launch: str | None, kernel: bool = False) -> dict[str, Any]:
+def identity(launch: str | None, mount: int | None = None) -> dict[str, Any]:
     """What a file says of this process, for :func:`is_alive`.
 
     Args:
         launch: name of the launch whose job this process runs.
-        kernel: whether the process holds the kernel's lock of the file.
+        mount: number of the device that the file lies on as this process sees it, where it holds the kernel's lock.
     """
     pid = os.getpid()
     return {
@@ -250,7 +271,8 @@ def identity(launch: str | None, kernel: bool = False) -> dict[str, Any]:
         "slurm": os.environ.get("SLURM_JOB_ID"),
         "boot": _boot(),
         "namespace": _namespace(),
-        "kernel": kernel,
+        "kernel": mount is not None,
+        "mount": mount,
     }
 
 
@@ -286,3 +308,32 @@ def _started(pid: int) -> str | None:
     if fields[0] in ("Z", "X") or boot is None:
         return None
     return f"{boot}:{fields[19]}"
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Wait until no other process is within this of the same folder; nothing to wait for where no lock can be made.
+
+    Args:
+        folder: of a run.
+        name: of the lock's file, such as :data:`REPORT`.
+
+    Raises:
+        DataError: when another process has been at it for longer than :data:`PATIENCE`.
+    """
+    lock = FileLock(folder / name)
+    held = True
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise DataError(
+            f"{folder / name} has been held for {PATIENCE:.0f} s by another command on this run; wait for it, or end "
+            "it; if there is none, remove the file"
+        ) from None
+    except (OSError, NotImplementedError):
+        held = False  # a folder that cannot be written, where nothing will be, or a file system without locks
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()

@@ -92,6 +92,33 @@ def test_a_container_restarted_under_a_new_name_takes_its_locks_over(tmp_path: P
         assert lock.read(path)["host"] == socket.gethostname()
 
 
+def test_another_mount_of_the_same_machine_says_nothing_of_who_lives(tmp_path: Path) -> None:
+    """Containers that mount a shared folder each for itself (FUSE) do not see each other's locks."""
+    path = tmp_path / ".lock.0-of-1"
+    child = hold(path, host="other-container")
+    note = json.loads(path.read_text())
+    assert note["kernel"] and note["mount"] == path.stat().st_dev
+    end(child)
+    path.write_text(json.dumps(note | {"mount": note["mount"] + 1}))
+    with pytest.raises(DataError, match="on other-container"):
+        Lock(path).take()
+    assert lock.holder(path)["host"] == "other-container"
+
+
+def test_a_lock_file_that_another_machine_removed_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    held = Lock(tmp_path / ".lock.0-of-1")
+    held.take()
+    close = os.close
+
+    def stale(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "close", stale)
+    held.release()
+    assert not held.held
+
+
 def test_the_same_launch_under_another_name_of_this_machine_is_no_earlier_attempt(tmp_path: Path) -> None:
     path = tmp_path / ".lock.0-of-1"
     child = hold(path, host="old-container")

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from stsimdiff import lock
 from stsimdiff.errors import DataError
 from stsimdiff.files import write_whole
 
@@ -63,7 +62,7 @@ def note_shown(run_dir: Path, proposed: str | None, labels: Mapping[str, str | N
         DataError: as :func:`read_shown` does, and when the file cannot be written.
     """
     try:
-        with FileLock(run_dir / ".shown.lock"):
+        with lock.alone(run_dir, lock.SHOWN):
             known = read_shown(run_dir)
             arms = {arm: label for arm, label in known.arms.items() if arm not in labels}
             arms |= {

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stsimdiff import lock
 from stsimdiff.extras import undrawn
 from stsimdiff.files import make_folder, write_whole
 from stsimdiff.report import attribution_table, breakdown, latex, moments, reasons, render
 from stsimdiff.report.drawing import Draw, begun
-from stsimdiff.report.lock import alone
 from stsimdiff.report.rows import StoredRun, read
 from stsimdiff.report.series import FORMATS, FRAMES, NAMES
 from stsimdiff.report.table import Table, build
@@ -88,7 +88,7 @@ def publish(
     output = Path(output) if output else run_dir
     if output != run_dir:
         make_folder(output)
-    with alone(output) if output.is_dir() else contextlib.nullcontext():
+    with lock.alone(output, lock.REPORT) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
         published = RunReport(build(stored, column), output, undrawn())
         latex.check(published.table, columns)

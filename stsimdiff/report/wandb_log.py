@@ -21,12 +21,12 @@ from typing import Any
 
 import pandas as pd
 
+from stsimdiff import lock
 from stsimdiff.config.wandb_mode import wandb_mode
 from stsimdiff.errors import RunFailed
 from stsimdiff.files import fingerprint, sha256, write_whole
 from stsimdiff.report import columns
 from stsimdiff.report.arm import StoredArm
-from stsimdiff.report.lock import WANDB, alone
 from stsimdiff.report.rows import TIMES, read
 from stsimdiff.report.section import Section, TableRow
 from stsimdiff.report.table import build
@@ -162,7 +162,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     if mode is None:
         say("W&B: off, as WANDB_MODE=disabled says")
         return []
-    with alone(run_dir, WANDB):
+    with lock.alone(run_dir, lock.WANDB):
         places = _log_pages(run_dir, project, mode)
     if mode == "online":
         return list(places.values())

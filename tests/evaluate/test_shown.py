@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -77,6 +79,19 @@ def test_a_built_in_name_is_proposed_too_and_a_plan_without_answers_is_said(run:
     assert (
         "No comparison was planned: proposed=my_module.Other has no answers" in (run / "table.md").read_text()
     )
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_takes_it_too(tmp_path: Path, monkeypatch, code: int) -> None:
+    """As Lustre mounted without ``flock``, or NFS whose server has no lock service."""
+
+    def refused(descriptor: int, kind: int) -> None:
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    note_shown(tmp_path, "fastv", {"a": "ours"})
+    note_shown(tmp_path, None, {"b": None})
+    assert read_shown(tmp_path) == ShownRecord("fastv", {"a": "ours", "b": ""})
 
 
 def test_a_variant_of_the_proposed_method_is_one_of_the_others(run: Path) -> None:

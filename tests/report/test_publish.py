@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from helpers.synthetic_run import answers, write_arm
+from stsimdiff import lock
 from stsimdiff.commands.report import main
 from stsimdiff.errors import DataError
 from stsimdiff.files import write_whole
-from stsimdiff.report import figures, lock, publish
+from stsimdiff.report import figures, publish
 from stsimdiff.terminal import Console
 
 FILES = {"table.csv", "table.md", "table.tex", "pairs.csv", "report.html"}
@@ -156,7 +157,7 @@ def test_a_second_report_waits_for_the_first(run: Path) -> None:
         publish.publish(run.parent / "empty", None)
         done.set()
 
-    with lock.alone(run.parent / "empty"):
+    with lock.alone(run.parent / "empty", lock.REPORT):
         thread = threading.Thread(target=second)
         thread.start()
         assert not done.wait(0.5)
@@ -169,7 +170,7 @@ def test_a_report_that_holds_the_lock_for_too_long_is_said(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
-    with lock.alone(run):
+    with lock.alone(run, lock.REPORT):
         with pytest.raises(DataError, match=r"\.report\.lock has been held for"):
             publish.publish(run, None)
         assert main([str(run)]) == 2
