@@ -195,6 +195,9 @@ class _Loop:
         for path, (questions, claim) in claimed:
             try:
                 self.video(path, questions, claim)
+                # Before another process finds the video free.
+                for store in self.work.stores.values():
+                    store.show()
             finally:
                 claims.give_back(claim)
 

@@ -1,9 +1,10 @@
 """Which process works on which video: claims in a run's folder, each held by at most one process at a time.
 
 Of the file system it is relied on that a file is made by one process alone (``O_EXCL``, which NFS since version 3 and
-Lustre keep), that a file's time is the server's, and that who makes a file learns whether it was there. Locks, complete
-listings and equal clocks are not needed. What a claim's holder writes lies elsewhere: were two to hold one claim after
-all, they would do the same work twice and lose none.
+Lustre keep), that a file's time is the server's, that who makes a file learns whether it was there, and that who
+opens a file reads what its writer had written when it last closed a descriptor of it. Locks, complete listings, fresh
+lengths of files and equal clocks are not needed. What a claim's holder writes lies elsewhere: were two to hold one
+claim after all, they would do the same work twice and lose none.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class Claim:
 
     def give_back(self) -> None:
         """Let others have it."""
+        # Over what it says, in one piece: at no moment it says nothing.
         with contextlib.suppress(FileNotFoundError):
-            os.truncate(self.file, 0)
-            _write(self.file, {"free": True})
+            _write(self.file, json.dumps({"free": True}).ljust(self.file.stat().st_size))
 
 
 class Claims:
@@ -130,7 +131,9 @@ class Claims:
         if age > self.lease or (owner or {}).get("free"):
             return False
         if owner is None:
-            return True  # whoever made it is about to write who it is
+            return (
+                age < lock.UNREADABLE_FOR
+            )  # whoever made it is about to write who it is, or died on the way
         mine = owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()
         if self.launch is not None and owner.get("launch") == self.launch and not mine:
             return False
@@ -147,7 +150,7 @@ class Claims:
         claim = Claim(self.folder / name, generation)
         try:
             os.close(os.open(claim.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            _write(claim.file, lock.identity(self.launch))
+            _write(claim.file, json.dumps(lock.identity(self.launch)))
         except FileExistsError:
             return None
         except FileNotFoundError:
@@ -217,9 +220,9 @@ def _owner(file: Path) -> dict[str, Any] | None:
     return owner if known else None
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _write(file: Path, content: str) -> None:
     descriptor = os.open(file, os.O_WRONLY)
     try:
-        os.write(descriptor, json.dumps(content).encode())
+        os.write(descriptor, content.encode())
     finally:
         os.close(descriptor)

@@ -206,6 +206,31 @@ def test_whose_claim_can_be_taken(tmp_path: Path, owner, launch, free) -> None:
         assert free or claims.take("a"), "nothing is held for ever"
 
 
+def test_a_claim_whose_maker_died_before_it_said_who_it_is_is_free_in_seconds(tmp_path: Path) -> None:
+    with Claims(tmp_path) as claims:
+        made = claims.folder / "a.0"
+        made.write_text("")
+        assert claims.take("a") is None
+        moment = made.stat().st_mtime - lock.UNREADABLE_FOR
+        os.utime(made, (moment, moment))
+        assert claims.take("a")
+
+
+def test_a_claim_that_is_given_back_says_something_at_every_moment(tmp_path: Path, monkeypatch) -> None:
+    with Claims(tmp_path) as claims:
+        claim = claims.take("a")
+        before, write, seen = claim.file.read_text(), os.write, []
+
+        def watched(descriptor: int, content: bytes) -> int:
+            seen.append(claim.file.read_text())
+            return write(descriptor, content)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", watched)
+            claims.give_back(claim)
+        assert seen == [before] and json.loads(claim.file.read_text()) == {"free": True}
+
+
 def test_one_waits_until_the_other_is_done(tmp_path: Path, caplog) -> None:
     order = []
     with Claims(tmp_path) as first, Claims(tmp_path) as second:

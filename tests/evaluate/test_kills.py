@@ -11,12 +11,24 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import store as stub
+from stsimdiff.evaluate.claims import Claims
 from stsimdiff.evaluate.run import answer_missing
-from stsimdiff.evaluate.store import read_answers, shards
+from stsimdiff.evaluate.store import ArmStore, read_answers, shards
 from stsimdiff.evaluate.stored import strict_json
 from stsimdiff.files import lines
 
-ANSWER_SECONDS, WORKERS, KILLS = 0.01, 3, 10
+ANSWER_SECONDS, WORKERS, KILLS = 0.02, 3, 10
+
+
+def test_answers_are_shown_to_other_machines_before_their_video_is_free(tmp_path: Path, monkeypatch) -> None:
+    settings, arms, questions = stub.stub_settings(tmp_path), stub.stub_arms(2), stub.questions(6)
+    calls, show, give_back = [], ArmStore.show, Claims.give_back
+    monkeypatch.setattr(ArmStore, "show", lambda store: calls.append(len(store.states)) or show(store))
+    monkeypatch.setattr(
+        Claims, "give_back", lambda claims, claim: calls.append("free") or give_back(claims, claim)
+    )
+    answer_missing(settings, stub.StubTask(), arms, questions, open_session=stub.StubSession)
+    assert calls == [3, 3, "free", 6, 6, "free"]
 
 
 def test_ten_random_kills_lose_and_double_no_answer(tmp_path: Path) -> None:

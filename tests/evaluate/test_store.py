@@ -1,5 +1,6 @@
 """Answers survive what happens to processes and disks: kills, torn lines, second writers, full and read-only disks."""
 
+import errno
 import json
 import os
 import random
@@ -408,6 +409,35 @@ def test_answers_are_synced_once_a_second_and_at_the_end(tmp_path, monkeypatch):
             assert (tmp_path / "answers.jsonl").read_bytes().count(b"\n") == number + 1
         assert synced == [1, 4, 5]
     assert synced == [1, 4, 5, 6]
+
+
+def test_a_length_that_a_network_file_system_remembers_is_not_believed(tmp_path, monkeypatch):
+    """NFS says for up to a minute what a file's length was, as long as the file is not opened."""
+    with open_store(tmp_path) as mine, open_store(tmp_path) as other:
+        other.append(answer("q1"))
+        assert mine.look() == {"q1"}
+        path, stat = tmp_path / "answers.1.jsonl", Path.stat
+        remembered = path.stat()
+        other.append(answer("q2"))
+        monkeypatch.setattr(
+            Path, "stat", lambda self, **options: remembered if self == path else stat(self, **options)
+        )
+        assert mine.look() == {"q2"}
+
+
+def test_what_is_refused_when_answers_are_shown_is_an_error(tmp_path, monkeypatch):
+    with open_store(tmp_path) as store:
+        store.append(answer("q1"))
+        store.show()
+        store.append(answer("q2"))
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched, pytest.raises(DataError, match="No space left on device"):
+            patched.setattr(os, "close", full)
+            store.show()
+    assert [row["id"] for row in read_answers(tmp_path)] == ["q1", "q2"]
 
 
 def test_a_disk_that_refuses_the_last_sync_is_an_error(tmp_path, monkeypatch):
