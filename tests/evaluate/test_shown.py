@@ -138,8 +138,8 @@ def test_an_older_version_is_counted_shown_on_request_and_removed_on_request(
     assert [row.arm for row in table.sections[0].rows if row.method == "Mine" and row.retention == 0.3] == [
         ids[folder]
     ]
-    (said,) = [note for note in table.notes if "Older version" in note]
-    assert "left out here: 1." in said and "forget run=dev older" in said
+    (said,) = [note for note in table.notes if "Left out" in note]
+    assert "Left out: 1 older version of arms" in said and "forget run=dev older" in said
     assert len(rows.read_samples(run, older=True)) - len(rows.read_samples(run)) == len(answers(0.6, 0.3))
     assert report.main([str(run), "--older"]) == 0
     assert "Mine code def" in capsys.readouterr().out
