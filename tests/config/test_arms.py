@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 
 from helpers.paths import MINIATURES
-from stsimdiff import compressors, registry
+from stsimdiff import compressors, registry, source
 from stsimdiff.budget import Budget
 from stsimdiff.commands import cli
 from stsimdiff.config.arms import Arm, arm_from_config, arm_record
@@ -92,6 +92,8 @@ def test_the_id_changes_with_the_task_that_makes_the_prompt(configure, monkeypat
     before = arm(configure(*BASE))
     shutil.copytree(folder("tasks"), tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("stsimdiff.config.task_files.folder", lambda name: tmp_path / name)
+    copied = tmp_path.resolve() / "tasks" / "clips" / "task.py"
+    monkeypatch.setattr(source, "SPELLED_IN", (*source.SPELLED_IN, copied))
     assert arm(configure(*BASE)).id == before.id
     task = tmp_path / "tasks" / "clips" / "clips.yaml"
     task.write_text(task.read_text() + "# a comment")
