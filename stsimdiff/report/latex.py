@@ -130,12 +130,12 @@ def _offered(section: Section) -> list[Column]:
 
 def _columns(section: Section, chosen: Sequence[str]) -> list[Column]:
     """The columns of a section, those that were chosen in the order in which they were."""
-    of_categories = categories(section.categories) if len(section.categories) > 1 else []
+    per_category = categories(section.categories) if len(section.categories) > 1 else []
     overall = replace(OVERALL, heading="overall")
     if not chosen:
-        return [*of_categories, overall, *published(section)]
+        return [*per_category, overall, *published(section)]
     named = {column.name: [column] for column in _offered(section)} | {
-        CATEGORIES: of_categories,
+        CATEGORIES: per_category,
         OVERALL.name: [overall],
     }
     return [column for name in dict.fromkeys(chosen) for column in named.get(name, [])]
