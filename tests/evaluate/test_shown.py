@@ -81,6 +81,7 @@ def test_a_built_in_name_is_proposed_too_and_a_plan_without_answers_is_said(run:
     )
 
 
+@pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_takes_it_too(tmp_path: Path, monkeypatch, code: int) -> None:
     """As Lustre mounted without ``flock``, or NFS whose server has no lock service."""
