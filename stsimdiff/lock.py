@@ -237,7 +237,8 @@ def _flock(descriptor: int, kind: int) -> bool | None:
 
 def _kernel_says(locked: bool | None, owner: dict[str, Any] | None, descriptor: int) -> bool | None:
     """Whether some process holds a lock file's lock, by what :func:`_flock` gave; ``None``: the kernel cannot tell."""
-    if locked and owner and owner.get("mount", os.fstat(descriptor).st_dev) != os.fstat(descriptor).st_dev:
+    mount = os.fstat(descriptor).st_dev
+    if locked and owner and owner.get("mount", mount) != mount:
         return None
     return None if locked is None else not locked
 

@@ -197,7 +197,7 @@ class _Loop:
                 self.video(path, questions, claim)
                 # Before another process finds the video free.
                 for store in self.work.stores.values():
-                    store.show()
+                    store.flush()
             finally:
                 claims.give_back(claim)
 

@@ -131,9 +131,8 @@ class Claims:
         if age > self.lease or (owner or {}).get("free"):
             return False
         if owner is None:
-            return (
-                age < lock.UNREADABLE_FOR
-            )  # whoever made it is about to write who it is, or died on the way
+            # Whoever made it is about to write who it is, or died on the way.
+            return age < lock.UNREADABLE_FOR
         mine = owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()
         if self.launch is not None and owner.get("launch") == self.launch and not mine:
             return False
@@ -149,8 +148,7 @@ class Claims:
         """
         claim = Claim(self.folder / name, generation)
         try:
-            os.close(os.open(claim.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            _write(claim.file, json.dumps(lock.identity(self.launch)))
+            _write(claim.file, json.dumps(lock.identity(self.launch)), os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return None
         except FileNotFoundError:
@@ -220,8 +218,8 @@ def _owner(file: Path) -> dict[str, Any] | None:
     return owner if known else None
 
 
-def _write(file: Path, content: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY)
+def _write(file: Path, content: str, flags: int = 0) -> None:
+    descriptor = os.open(file, os.O_WRONLY | flags, 0o644)
     try:
         os.write(descriptor, content.encode())
     finally:

@@ -123,7 +123,7 @@ class ArmStore:
                 os.close(descriptor)
             self._lock.release()
 
-    def show(self) -> None:
+    def flush(self) -> None:
         """Let processes of other machines read the answers so far.
 
         Raises:

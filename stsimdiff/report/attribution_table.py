@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from urllib.parse import quote
 
 import pandas as pd
@@ -18,6 +19,7 @@ from stsimdiff.report.text import EMPTY, Cell, Cells, csv, escaped, number
 NAME = "attribution"
 PAGE = "report.html"
 PLACE = ("model", "benchmark", "budget", "retention", "method")
+_place_of = attrgetter("model", "benchmark", "budget", "retention", "label")
 MEANING = f"""\
 *Lost*: right with all tokens, wrong with the method; *gained*: the reverse. An arm without a part has the same other
 parameters and budget; without pruning all that stage one leaves stays, so that arm keeps more than its budget; without
@@ -48,19 +50,7 @@ def frame(attributions: Iterable[Attribution], anchors: Mapping[tuple[str, str],
     """A line for every question that turned; for each arm what was read from its answer, and whether it is right."""
     lines = []
     for attribution in attributions:
-        place = dict(
-            zip(
-                PLACE,
-                (
-                    attribution.model,
-                    attribution.benchmark,
-                    attribution.budget,
-                    attribution.retention,
-                    attribution.label,
-                ),
-                strict=True,
-            )
-        )
+        place = dict(zip(PLACE, _place_of(attribution), strict=True))
         for change in attribution.changes:
             about = {name: getattr(change, name) for name in ("id", "video", "category", "target", "change")}
             arms = {"all_tokens": change.all_tokens, "compressed": change.compressed}

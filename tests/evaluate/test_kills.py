@@ -20,10 +20,12 @@ from stsimdiff.files import lines
 ANSWER_SECONDS, WORKERS, KILLS = 0.02, 3, 10
 
 
-def test_answers_are_shown_to_other_machines_before_their_video_is_free(tmp_path: Path, monkeypatch) -> None:
+def test_answers_are_flushed_for_other_machines_before_their_video_is_free(
+    tmp_path: Path, monkeypatch
+) -> None:
     settings, arms, questions = stub.stub_settings(tmp_path), stub.stub_arms(2), stub.questions(6)
-    calls, show, give_back = [], ArmStore.show, Claims.give_back
-    monkeypatch.setattr(ArmStore, "show", lambda store: calls.append(len(store.states)) or show(store))
+    calls, flush, give_back = [], ArmStore.flush, Claims.give_back
+    monkeypatch.setattr(ArmStore, "flush", lambda store: calls.append(len(store.states)) or flush(store))
     monkeypatch.setattr(
         Claims, "give_back", lambda claims, claim: calls.append("free") or give_back(claims, claim)
     )

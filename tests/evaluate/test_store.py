@@ -425,10 +425,10 @@ def test_a_length_that_a_network_file_system_remembers_is_not_believed(tmp_path,
         assert mine.look() == {"q2"}
 
 
-def test_what_is_refused_when_answers_are_shown_is_an_error(tmp_path, monkeypatch):
+def test_what_is_refused_when_answers_are_flushed_is_an_error(tmp_path, monkeypatch):
     with open_store(tmp_path) as store:
         store.append(answer("q1"))
-        store.show()
+        store.flush()
         store.append(answer("q2"))
 
         def full(descriptor: int) -> None:
@@ -436,7 +436,7 @@ def test_what_is_refused_when_answers_are_shown_is_an_error(tmp_path, monkeypatc
 
         with monkeypatch.context() as patched, pytest.raises(DataError, match="No space left on device"):
             patched.setattr(os, "close", full)
-            store.show()
+            store.flush()
     assert [row["id"] for row in read_answers(tmp_path)] == ["q1", "q2"]
 
 
