@@ -6,12 +6,14 @@ The loop over videos and questions stands in :mod:`answering`, a run's beginning
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from typing_extensions import override
 
-from stsimdiff.compressors.base import Compressor, signals_for
+from stsimdiff.compressors.base import Compressor, Places, Run, signals_for
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.cost import DecoderShape, prefill_flops, prefill_flops_all, sample_cost
@@ -23,7 +25,7 @@ from stsimdiff.evaluate.guard import Guard
 from stsimdiff.evaluate.limits import TimeLimit
 from stsimdiff.evaluate.moments import entry
 from stsimdiff.evaluate.overlays import Overlays
-from stsimdiff.evaluate.questions import Question, judge
+from stsimdiff.evaluate.questions import Judgement, Question, judge
 from stsimdiff.evaluate.reading import Reader
 from stsimdiff.evaluate.shared import SharedModel
 from stsimdiff.models import resolve
@@ -54,6 +56,42 @@ class TimedAnswer:
     prefill: str = "whole"
 
 
+class _BeginsOtherwise(Exception):
+    """A prompt does not begin as the one did whose prefix it was to continue from."""
+
+
+class _AskedBefore(lent.LentRun):
+    """The run of an earlier question, whose selections are in the prefix that it left: it must not be asked again."""
+
+    def __init__(self, run: Run) -> None:
+        vars(self).update(vars(run))
+        self._places = run.places
+
+    @property
+    @override
+    def places(self) -> Places:  # type: ignore[override]
+        return self._places
+
+    @override
+    def _ask(self, *asked: Any) -> NoReturn:
+        raise _BeginsOtherwise
+
+
+@dataclass
+class _Left:
+    """What a question left for the next one of the same arm, known by its id, and video."""
+
+    arm: str
+    video: EncodedVideo
+    prefix: Prefix
+    run: _AskedBefore
+
+    def answers_all(self, layers: int) -> bool:
+        """Whether a prompt that continues from the prefix asks the run nothing, in any layer or while decoding."""
+        places = self.run.places
+        return len(self.prefix.layers) == layers and not (places.decoding or places.watched)
+
+
 class Session:
     """A loaded model that answers questions with any arm.
 
@@ -82,7 +120,9 @@ class Session:
         self._memory: dict[str, tuple[str, dict[str, Any]]] = {}
         self.overlays = Overlays(settings, ())
         self.reader = Reader(settings)
-        self._prefix: tuple[str, EncodedVideo, Prefix] | None = None
+        self._left: _Left | None = None
+        self._judged: dict[tuple[str, str], Judgement] = {}
+        """Of the video's answers: arms often give the same."""
 
     def check(self, arms: Iterable[Arm]) -> None:
         """Check every arm's budget against the model's depth, before the first answer."""
@@ -104,6 +144,7 @@ class Session:
 
         Features that an earlier pass or run left in the cache are used instead, without the times that it took.
         """
+        self._judged.clear()
         arms = list(arms)
         signals = self.signals(arms)
         shown = any(self.compressor(arm).needs_frames for arm in arms)
@@ -138,7 +179,7 @@ class Session:
 
     def forget_prefix(self) -> None:
         """Let go what the next question of an arm would continue from."""
-        self._prefix = None
+        self._left = None
 
     def ask(self, question: Question, encoded: EncodedVideo) -> PreparedQuestion:
         """The prompt of a question, which all arms answer."""
@@ -150,36 +191,58 @@ class Session:
         """One arm's answer to one question.
 
         With ``reuse_prefix`` an arm that reads nothing of the question continues from what the question before it, of
-        the same arm and video, left; it then has no times of its own.
+        the same arm and video, left; it then has no times of its own. Where that asks the method nothing, its run is
+        not started again.
 
         Raises:
             SampleTimeout: when it takes longer than ``sample_seconds``.
             MethodFault: when the method changes what is not its own.
         """
-        prompt, compressor, layout = asked.prompt, self.compressor(arm), asked.prompt.layout
+        compressor, layout = self.compressor(arm), asked.prompt.layout
+        shares = self.settings.reuse_prefix and not (compressor.reads_question or compressor.remembers)
+        left = self._left_of(arm, asked.video) if shares else None
+        if left is not None and left.answers_all(len(self.family.decoder)):
+            # None of the method's code runs, so there is nothing to start and nothing to watch over.
+            with suppress(_BeginsOtherwise):
+                return self._answer(arm, question, asked, left.run, left.prefix)
         # Of another video than the one before, it is empty; what an unanswered question put into it is left out.
         known = self._memory.get(arm.id, ("", {}))
         memory = dict(known[1]) if known[0] == layout.sample else {}
-        shares = self.settings.reuse_prefix and not (compressor.reads_question or compressor.remembers)
-        limit = TimeLimit(self.family.decoder, self.settings.sample_seconds)
-        with self.guard.sample(compressor, prompt=prompt, video=asked.video):
+        with self.guard.sample(compressor, prompt=asked.prompt, video=asked.video):
             if not compressor.reads_question:
                 layout = replace(layout, question="", asked=None)
-            frames = asked.video.frames
-            run = lent.start(compressor, layout, arm.budget, frames=frames, memory=memory)
-            engine = Compression(self.family.decoder, run, prompt.layout)
-            if shares:
-                prefix = self._prefix_of(arm, asked.video)
-                engine = SharedPrefix(self.family.decoder, run, prompt.layout, prefix)
-            watch = Stopwatch(self.family.device)
-            with limit, engine as trace:
-                text = self.family.answer(prompt, question.max_new_tokens)
-            seconds = watch.lap()
+            run = lent.start(compressor, layout, arm.budget, frames=asked.video.frames, memory=memory)
+            prefix = left.prefix if left else None
+            answered = self._answer(arm, question, asked, run, prefix, shares=shares)
         self._memory[arm.id] = layout.sample, memory
+        return answered
+
+    def _answer(
+        self,
+        arm: Arm,
+        question: Question,
+        asked: PreparedQuestion,
+        run: Run,
+        prefix: Prefix | None,
+        *,
+        shares: bool = True,
+    ) -> TimedAnswer:
+        """The answer of a run; one that shares continues from the prefix given, and leaves one."""
+        prompt, decoder = asked.prompt, self.family.decoder
+        engine = (
+            SharedPrefix(decoder, run, prompt.layout, prefix)
+            if shares
+            else Compression(decoder, run, prompt.layout)
+        )
+        limit, watch = TimeLimit(decoder, self.settings.sample_seconds), Stopwatch(self.family.device)
+        with limit, engine as trace:
+            text = self.family.answer(prompt, question.max_new_tokens)
+        seconds = watch.lap()
         for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
         if isinstance(engine, SharedPrefix):
-            self._prefix = (arm.id, asked.video, engine.prefix) if engine.prefix else None
+            prefix = engine.prefix
+            self._left = _Left(arm.id, asked.video, prefix, _AskedBefore(run)) if prefix else None
             if engine.continued:
                 return TimedAnswer(text, trace, dict(asked.video.seconds), "continued")
         times = {
@@ -192,17 +255,20 @@ class Session:
             times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
         return TimedAnswer(text, trace, times)
 
-    def _prefix_of(self, arm: Arm, video: EncodedVideo) -> Prefix | None:
+    def _left_of(self, arm: Arm, video: EncodedVideo) -> _Left | None:
         """What an earlier question of this arm about this video left; that of another is let go."""
-        if self._prefix is None or self._prefix[0] != arm.id or self._prefix[1] is not video:
+        if self._left is None or self._left.arm != arm.id or self._left.video is not video:
             self.forget_prefix()
-        return self._prefix[2] if self._prefix else None
+        return self._left
 
     def row(self, task: Any, arm: Arm, question: Question, asked: PreparedQuestion) -> dict[str, Any]:
         """The stored line of one sample: answer, score, tokens, cost and times."""
         answered = self.answer(arm, question, asked)
         text, trace = answered.text, answered.trace
-        judgement = judge(task, question, text)
+        key = question.id, text
+        if key not in self._judged:
+            self._judged[key] = judge(task, question, text)
+        judgement = self._judged[key]
         retention = trace.retention()
         grid = asked.prompt.layout.grid
         picture = self.family.picture(grid)

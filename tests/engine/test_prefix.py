@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ from stsimdiff.compressors.prunevid import PruneVid
 from stsimdiff.compressors.sparsevlm import SparseVLM
 from stsimdiff.compressors.st_simdiff import STSimDiff
 from stsimdiff.compressors.sttm import STTM
-from stsimdiff.engine import Compression, lent
+from stsimdiff.engine import Compression, lent, prefix
 from stsimdiff.engine.prefix import SharedPrefix, shared_layers
 from stsimdiff.evaluate import run, session
+from stsimdiff.evaluate.guard import Guard
 from stsimdiff.evaluate.store import checked_answers
 from stsimdiff.kit import checks
 from stsimdiff.kit.running import CompressorCase
@@ -320,7 +322,7 @@ def test_rows_say_which_prompts_were_prefilled_whole(tmp_path: Path, data: Path,
     sample = session.Session.answer
 
     def answer(self, arm, question, asked):
-        assert self._prefix is None or self._prefix[1] is asked.video
+        assert self._left is None or self._left.video is asked.video
         held.append(arm.id)
         return sample(self, arm, question, asked)
 
@@ -344,6 +346,57 @@ def test_rows_say_which_prompts_were_prefilled_whole(tmp_path: Path, data: Path,
             assert set(row["times"]) >= times and (set(row["times"]) == times) == (not first)
             drop = {"times": None, "prefill": None}
             assert row | drop == other | drop
+        checked_answers(settings.folder / arm.folder)
+
+
+def test_a_method_is_started_again_only_where_it_is_asked_again(
+    tmp_path: Path, data: Path, monkeypatch
+) -> None:
+    started, start = [], lent.start
+    monkeypatch.setattr(lent, "start", lambda *args, **kwargs: started.append(1) or start(*args, **kwargs))
+    settings, arms = prepared(tmp_path, data, "compressor=random budget.retention=0.3", LINES[3])
+    for arm, every in zip(arms, (False, True), strict=True):
+        started.clear()
+        run.run_arms(settings, [arm])
+        rows = stored(settings, arm)
+        assert {row["prefill"] for row in rows} == {"whole", "continued"}
+        assert len(started) == (len(rows) if every else len({row["video"] for row in rows}))
+
+
+def test_a_prompt_that_begins_otherwise_is_answered_by_a_run_of_its_own(
+    tmp_path: Path, data: Path, monkeypatch
+) -> None:
+    settings, arms = prepared(tmp_path / "with", data, *LINES[:2])
+    watched, sample = [], Guard.sample
+    monkeypatch.setattr(prefix.Prefix, "begins", lambda *args: False)
+    monkeypatch.setattr(
+        Guard, "sample", lambda self, *args, **given: watched.append(1) or sample(self, *args, **given)
+    )
+    run.run_arms(settings, arms)
+    rows = [stored(settings, arm) for arm in arms]
+    assert all(row["prefill"] == "whole" and row["error"] is None for row in chain(*rows))
+    # All tokens ask no method in any prompt, so that only their first of a video has one to watch.
+    assert len(watched) == len(rows[1]) + len({row["video"] for row in rows[0]})
+    alone, same = prepared(tmp_path / "without", data, *LINES[:2], reuse_prefix="false")
+    run.run_arms(alone, same)
+    drop = {"times": None}
+    for arm, found in zip(same, rows, strict=True):
+        assert [row | drop for row in found] == [row | drop for row in stored(alone, arm)]
+
+
+def test_equal_answers_to_a_question_are_scored_once(tmp_path: Path, data: Path, monkeypatch) -> None:
+    scored, judge = [], session.judge
+
+    def counted(task, question, answer):
+        scored.append((question.id, answer))
+        return judge(task, question, answer)
+
+    monkeypatch.setattr(session, "judge", counted)
+    settings, arms = prepared(tmp_path, data, *LINES[:3])
+    run.run_arms(settings, arms)
+    given = {(row["id"], row["answer"]) for arm in arms for row in stored(settings, arm)}
+    assert sorted(scored) == sorted(given)
+    for arm in arms:
         checked_answers(settings.folder / arm.folder)
 
 
