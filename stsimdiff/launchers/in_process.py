@@ -115,7 +115,8 @@ def make_report(settings: Settings) -> list[str]:
         from stsimdiff.report.wandb_log import log_run
 
         try:
-            log_run(settings.folder, settings.logger.project, settings.logger.mode)
+            made = published.stored, published.table
+            log_run(settings.folder, settings.logger.project, settings.logger.mode, made)
         except RunFailed as failure:
             return [*published.unmade, str(failure)]
     return published.unmade

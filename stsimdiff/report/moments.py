@@ -134,26 +134,50 @@ def moments(group: ArmGroup, section: Section) -> list[MomentRow]:
     return results
 
 
+class _Moments:
+    """Answers about questions that have a moment, as arrays of one value for each."""
+
+    def __init__(self, answered: pd.DataFrame) -> None:
+        self.right = answered["correct"].to_numpy(dtype=float)
+        self.share = answered["share"].to_numpy(dtype=float)
+        self.category = answered["category"].to_numpy(dtype=object)
+        self.videos = clusters(answered["video"])
+        self._moments = answered["moment"].tolist()
+        self.has_events = np.array([moment["video"]["event"]["tokens"] > 0 for moment in self._moments])
+        self._measures: dict[str, dict[str, np.ndarray]] = {}
+
+    def measures(self, tokens: str) -> dict[str, np.ndarray]:
+        """Recall and precision of these tokens, ``event`` or ``kept``, by name."""
+        if tokens not in self._measures:
+            self._measures[tokens] = {
+                f"{prefix}{name}": np.array(
+                    [_divided(*counts(moment[truth], moment[truth][tokens])) for moment in self._moments]
+                )
+                for truth, prefix in TRUTHS.items()
+                for name, counts in MEASURES.items()
+            }
+        return self._measures[tokens]
+
+
 def _categories(place: dict[str, Any], answered: pd.DataFrame) -> Iterator[MomentRow]:
     names = sorted(answered["category"].dropna().unique())
-    yield _moment_row(place, ALL, answered)
+    found = _Moments(answered)
+    yield _moment_row(place, ALL, found, np.ones(len(answered), dtype=bool))
     for name in names if len(names) > 1 else ():
-        yield _moment_row(place, name, answered[answered["category"] == name])
+        yield _moment_row(place, name, found, found.category == name)
 
 
-def _moment_row(place: dict[str, Any], category: str, answered: pd.DataFrame) -> MomentRow:
-    right = answered["correct"].to_numpy(dtype=float)
-    share = answered["share"].to_numpy(dtype=float)
-    videos = clusters(answered["video"])
+def _moment_row(place: dict[str, Any], category: str, found: _Moments, asked: np.ndarray) -> MomentRow:
+    right, share, videos = found.right[asked], found.share[asked], found.videos[asked]
     kept = share >= HALF
-    moments = answered["moment"].tolist()
-    tokens = "event" if any(moment["video"]["event"]["tokens"] for moment in moments) else "kept"
+    tokens = "event" if found.has_events[asked].any() else "kept"
+    # Tokens of several methods together are no method's.
     measures = {
-        f"{prefix}{name}": _mean(
-            np.array([_divided(*counts(moment[truth], moment[truth][tokens])) for moment in moments]), videos
-        )
-        for truth, prefix in TRUTHS.items()
-        for name, counts in MEASURES.items()
+        f"{prefix}{name}": _mean(found.measures(tokens)[f"{prefix}{name}"][asked], videos)
+        if place["arm"]
+        else UNKNOWN
+        for prefix in TRUTHS.values()
+        for name in MEASURES
     }
     return MomentRow(
         **place,
@@ -167,8 +191,7 @@ def _moment_row(place: dict[str, Any], category: str, answered: pd.DataFrame) ->
         accuracy_kept=_mean(right[kept], videos[kept]),
         accuracy_lost=_mean(right[~kept], videos[~kept]),
         kept_minus_lost=apart(right, kept, videos) if 0 < kept.sum() < len(kept) else UNKNOWN,
-        # Tokens of several methods together are no method's.
-        measures=measures if place["arm"] else dict.fromkeys(measures, UNKNOWN),
+        measures=measures,
     )
 
 

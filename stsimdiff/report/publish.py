@@ -36,6 +36,7 @@ class RunReport:
     """What was made of a run.
 
     Attributes:
+        stored: its rows.
         table: its table.
         folder: where the files lie.
         undrawn: why there are neither figures nor a page, where the packages for them are not installed; else empty.
@@ -44,6 +45,7 @@ class RunReport:
         refused: those of them that the disk refused.
     """
 
+    stored: StoredRun
     table: Table
     folder: Path
     undrawn: str = ""
@@ -90,7 +92,7 @@ def publish(
         make_folder(output)
     with lock.alone(output, lock.REPORT) if output.is_dir() else contextlib.nullcontext():
         stored = read(run_dir, older=older)
-        published = RunReport(build(stored, column), output, undrawn())
+        published = RunReport(stored, build(stored, column), output, undrawn())
         latex.check(published.table, columns)
         folder = _Folder(output)
         with _begun(published, stored, drawn_for, processes) as drawings:

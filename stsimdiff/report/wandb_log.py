@@ -27,9 +27,9 @@ from stsimdiff.errors import RunFailed
 from stsimdiff.files import fingerprint, sha256, write_whole
 from stsimdiff.report import columns
 from stsimdiff.report.arm import StoredArm
-from stsimdiff.report.rows import TIMES, read
+from stsimdiff.report.rows import TIMES, StoredRun, read
 from stsimdiff.report.section import Section, TableRow
-from stsimdiff.report.table import build
+from stsimdiff.report.table import Table, build
 from stsimdiff.report.text import one_line
 from stsimdiff.terminal import say
 
@@ -138,7 +138,9 @@ class _Page:
         return OVERHEAD + samples + COPIES * sum(path.stat().st_size for path in self.files.values())
 
 
-def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[str]:
+def log_run(
+    run_dir: Path | str, project: str, mode: str | None = None, made: tuple[StoredRun, Table] | None = None
+) -> list[str]:
     """Logs every arm of a run that has stored something and whose content changed since it was logged, and the report.
 
     W&B's files go to ``<run_dir>/wandb``. Nothing is asked and nothing of W&B's own is printed; after logging
@@ -148,6 +150,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
         run_dir: ``results/<run>``; its name is the group in W&B.
         project: W&B's project.
         mode: ``online``, ``offline``, or None, see :func:`~stsimdiff.config.wandb_mode.wandb_mode`.
+        made: the run's rows and its table, where they have just been made; read and built if not given.
 
     Returns:
         For each arm, and last for the files of the report, where it is: the folder of its offline run, or its address.
@@ -163,7 +166,7 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
         say("W&B: off, as WANDB_MODE=disabled says")
         return []
     with lock.alone(run_dir, lock.WANDB):
-        places = _log_pages(run_dir, project, mode)
+        places = _log_pages(run_dir, project, mode, made)
     if mode == "online":
         return list(places.values())
     folder = run_dir / "wandb"
@@ -174,9 +177,11 @@ def log_run(run_dir: Path | str, project: str, mode: str | None = None) -> list[
     return [str(folder / name) for name in places.values()]
 
 
-def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
+def _log_pages(
+    run_dir: Path, project: str, mode: str, made: tuple[StoredRun, Table] | None
+) -> dict[str, str]:
     """Log what has changed; the place of every arm, by its id. Two commands at once would write into one W&B run."""
-    pages = _pages(run_dir)
+    pages = _pages(run_dir, made)
     places = {page.id: _logged(page, run_dir, project, mode) for page in pages}
     changed = [page for page in pages if places[page.id] is None]
     if changed:
@@ -192,10 +197,13 @@ def _log_pages(run_dir: Path, project: str, mode: str) -> dict[str, str]:
     return {name: place for name, place in places.items() if place is not None}
 
 
-def _pages(run_dir: Path) -> list[_Page]:
-    stored = read(run_dir)
+def _pages(run_dir: Path, made: tuple[StoredRun, Table] | None = None) -> list[_Page]:
+    if made is None:
+        stored = read(run_dir)
+        made = stored, build(stored)
+    stored, table = made
     samples = dict(list(stored.samples.groupby("arm", sort=False)))
-    rows = {row.arm: (section, row) for section in build(stored).sections for row in section.rows}
+    rows = {row.arm: (section, row) for section in table.sections for row in section.rows}
     pages = [_arm_page(arm, *rows[arm.id], samples[arm.id]) for arm in stored.arms if arm.id in samples]
     files_made = sorted(path for pattern in FILES for path in run_dir.glob(pattern))
     if pages and files_made:

@@ -145,7 +145,7 @@ def test_offline_run_holds_config_summary_and_samples(run: Path, capfd: pytest.C
 
 
 def test_the_reports_files_are_one_artifact(run: Path, capfd: pytest.CaptureFixture) -> None:
-    publish(run, None)
+    published = publish(run, None)
     arm, report = log_run(run, "stsimdiff-test")
     assert "W&B: 1 arm logged offline" in capfd.readouterr().out
     found = records(report)
@@ -157,8 +157,10 @@ def test_the_reports_files_are_one_artifact(run: Path, capfd: pytest.CaptureFixt
     wanted = {"table.csv", "table.md", "table.tex", "pairs.csv", "report.html", "figures/accuracy_flops.pdf"}
     assert wanted <= set(staged)
     assert all(content == (run / name).read_bytes() for name, content in staged.items())
-    # Nothing new: nothing is logged again. Another table: the report alone is.
+    # Nothing new: nothing is logged again, nor of rows that were read before. Another table: the report alone is.
     assert log_run(run, "stsimdiff-test") == [arm, report]
+    made = published.stored, published.table
+    assert log_run(run, "stsimdiff-test", made=made) == [arm, report]
     publish(run, None, columns=["overall"])
     same, again = log_run(run, "stsimdiff-test")
     assert same == arm and again != report and not Path(report).exists()
