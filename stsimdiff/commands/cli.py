@@ -71,7 +71,7 @@ def main() -> None:
     """Entry point of ``stsimdiff`` and ``python -m stsimdiff``."""
     # torch, transformers and lmms-eval make half a million objects that stay. To look through them for garbage as often
     # as Python does by itself, and once more at the end, takes as long as some commands run.
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     terminal.log_to_stderr()
     with _output_checked():

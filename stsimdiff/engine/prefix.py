@@ -78,7 +78,7 @@ class SharedPrefix(Compression):
     Attributes:
         prefix: for the next prompt; ``None`` where there is none: the run selects by what it reads in the first layer,
             or inside the layers below the first that it reads, or inside any and acts while decoding; the cache
-            forgets; or the attention is none of :data:`MASKED`.
+            forgets; the attention is none of :data:`MASKED`; or the keys depend on the prompt's length.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
     """
 
@@ -86,7 +86,8 @@ class SharedPrefix(Compression):
         super().__init__(decoder, run, layout)
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
-        self._shared = shared_layers(self.run, layout, len(decoder))
+        same = not rotates_by_length(decoder.module)
+        self._shared = shared_layers(self.run, layout, len(decoder)) if same else 0
         # In the layers that are not shared, or while decoding.
         self._asks_later = self._shared < len(decoder) or self._decoding.acts
         self._continuing = False
@@ -199,16 +200,17 @@ class SharedPrefix(Compression):
         """A layer's keyword arguments for the tokens after the video alone."""
         assert self.prefix is not None
         held = self.prefix.layers[number][0].shape[-2]
-        places = torch.arange(self._end_of_video, self.layout.length, device=hidden.device)
-        if self._renumbered:
-            places = places - self._end_of_video + held
-        cut = {
-            key: value
-            if value is None or key not in SLICED
-            else SLICED[key](value, places, self.layout.length)
-            for key, value in kwargs.items()
-            if key != "attention_mask"
-        }
+        first = held if self._renumbered else self._end_of_video
+        cut = {key: value for key, value in kwargs.items() if key != "attention_mask"}
+        for key in SLICED.keys() & cut.keys():
+            value, memo = cut[key], (key, id(cut[key]), first)
+            if value is None:
+                continue
+            if memo not in self._sliced:
+                # Once for all layers that hold as many keys; beside its cut, as ``_slice`` does.
+                rows = torch.arange(first, first + hidden.shape[1], device=hidden.device)
+                self._sliced[memo] = (value, SLICED[key](value, rows, self.layout.length))
+            cut[key] = self._sliced[memo][1]
         return {**cut, "attention_mask": self._causal(held, hidden)}
 
     def _causal(self, held: int, hidden: Tensor) -> Tensor:
@@ -273,6 +275,14 @@ def shared_layers(run: Run, layout: Layout, layers: int) -> int:
     if first < layers - 1 and first not in selecting and _reads_text(places, layout):
         return first + 1
     return first
+
+
+def rotates_by_length(module: nn.Module) -> bool:
+    """Whether a decoder's rotary embedding takes other frequencies for a longer prompt, so that no two share keys."""
+    kinds = getattr(getattr(module, "rotary_emb", None), "rope_type", "")
+    # One for each kind of layer, where these differ.
+    found = kinds.values() if isinstance(kinds, dict) else (kinds,)
+    return any("dynamic" in kind or kind == "longrope" for kind in found)
 
 
 def _reads_text(places: Places, layout: Layout) -> bool:

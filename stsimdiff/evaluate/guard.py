@@ -144,12 +144,16 @@ class Guard:
         ]
         self._weighed = self._weigh()
 
+    def forget_sample(self) -> None:
+        """Put back what stock modules change as they run."""
+        for space, name, value in self._passing:
+            space[name] = value
+
     # Namespaces ------------------------------------------------------------------------------------------------
 
     def _as_held(self) -> bool:
         """Whether all namespaces are as they were, once what passes with a sample is put back."""
-        for space, name, value in self._passing:
-            space[name] = value
+        self.forget_sample()
         if any(self._empty):
             return False
         try:

@@ -6,7 +6,6 @@ The loop over videos and questions stands in :mod:`answering`, a run's beginning
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -203,8 +202,12 @@ class Session:
         left = self._left_of(arm, asked.video) if shares else None
         if left is not None and left.answers_all(len(self.family.decoder)):
             # None of the method's code runs, so there is nothing to start and nothing to watch over.
-            with suppress(_BeginsOtherwise):
+            try:
                 return self._answer(arm, question, asked, left.run, left.prefix)
+            except _BeginsOtherwise:
+                pass  # it is answered as a first question is
+            finally:
+                self.guard.forget_sample()
         # Of another video than the one before, it is empty; what an unanswered question put into it is left out.
         known = self._memory.get(arm.id, ("", {}))
         memory = dict(known[1]) if known[0] == layout.sample else {}

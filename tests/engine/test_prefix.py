@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -240,6 +241,34 @@ def test_a_question_that_shares_fewer_layers_is_prefilled_whole() -> None:
         prefix = engine.prefix
         assert prefix is not None and (len(prefix.layers), engine.continued) == (layers, continued)
         assert float((logits - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_keys_that_depend_on_the_prompts_length_are_not_shared(kind, monkeypatch) -> None:
+    case = checks.miniature("llava_video")
+    decoder, config = case.family.decoder, copy.deepcopy(case.family.text_config)
+    half = config.hidden_size // config.num_attention_heads // 2
+    short = {"short_factor": [1.0] * half, "long_factor": [4.0] * half}
+    other = replace(case, prompt=case.family.prompt(case.video, OTHER, sample="kit"))
+    between = case.prompt.layout.length + 1
+    assert between < other.prompt.layout.length
+    config.max_position_embeddings = between
+    config.rope_parameters = {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": between,
+        **(short if kind == "longrope" else {}),
+    }
+    rotary = type(decoder.module.rotary_emb)(config)
+    monkeypatch.setitem(decoder.module._modules, "rotary_emb", rotary)
+    whole, tokens, _ = running.generate(other, Run())
+    first = SharedPrefix(decoder, Run(), case.prompt.layout)
+    running.generate(case, first)
+    again = SharedPrefix(decoder, Run(), other.prompt.layout, first.prefix)
+    logits, _, _ = running.generate(other, again, forced=tokens)
+    assert float((logits - whole).abs().max()) < 1e-5
+    assert first.prefix is None and not again.continued
 
 
 def test_what_cannot_be_shared_leaves_no_prefix() -> None:
