@@ -22,8 +22,8 @@ from typing_extensions import override
 from stsimdiff.compressors.base import Places, Run
 from stsimdiff.engine.compression import Args, Compression, Decoder, Kwargs
 from stsimdiff.engine.slicing import SLICED
-from stsimdiff.engine.view import rows_read
-from stsimdiff.tokens import Layout, Read
+from stsimdiff.engine.view import LayerInput, rows_read
+from stsimdiff.tokens import Layout, Read, Selection, VideoTokens
 from stsimdiff.trace import Trace
 
 MASKED = ("sdpa", "eager")
@@ -86,7 +86,7 @@ class SharedPrefix(Compression):
         super().__init__(decoder, run, layout)
         self.prefix, self.continued = prefix, False
         self._end_of_video = int(layout.video[-1]) + 1
-        same = not rotates_by_length(decoder.module)
+        same = not rotates_by_length(decoder.module, layout.length)
         self._shared = shared_layers(self.run, layout, len(decoder)) if same else 0
         # In the layers that are not shared, or while decoding.
         self._asks_later = self._shared < len(decoder) or self._decoding.acts
@@ -175,6 +175,20 @@ class SharedPrefix(Compression):
         whole = super()._after(number)
         # What comes after the video gets none of its features.
         return lambda layer, args, hidden: None if self._continuing else whole(layer, args, hidden)
+
+    @override
+    def _select(
+        self,
+        place: str,
+        number: int,
+        hidden: Tensor,
+        decide: Callable[[VideoTokens], Selection | None],
+        entered: Callable[[], LayerInput],
+    ) -> Tensor:
+        # Inside a layer that is shared it has been done, and what passes here is the text behind the video.
+        if self._continuing and place != "input":
+            return hidden
+        return super()._select(place, number, hidden, decide, entered)
 
     def _recall(self) -> bool:
         """Let the run know of the video what it knew after its input; whether it can without being asked there."""
@@ -277,12 +291,16 @@ def shared_layers(run: Run, layout: Layout, layers: int) -> int:
     return first
 
 
-def rotates_by_length(module: nn.Module) -> bool:
-    """Whether a decoder's rotary embedding takes other frequencies for a longer prompt, so that no two share keys."""
-    kinds = getattr(getattr(module, "rotary_emb", None), "rope_type", "")
-    # One for each kind of layer, where these differ.
-    found = kinds.values() if isinstance(kinds, dict) else (kinds,)
-    return any("dynamic" in kind or kind == "longrope" for kind in found)
+def rotates_by_length(module: nn.Module, length: int) -> bool:
+    """Whether a decoder's rotary embedding takes other frequencies for a prompt of ``length`` tokens than for a short
+    one, so that it shares keys with no other prompt."""
+    rotary = getattr(module, "rotary_emb", None)
+    kind = getattr(rotary, "rope_type", "")
+    if isinstance(kind, dict):  # one for each kind of layer
+        return any("dynamic" in one or one == "longrope" for one in kind.values())
+    if kind == "longrope":
+        return length > rotary.config.rope_parameters["original_max_position_embeddings"]  # type: ignore[union-attr]
+    return "dynamic" in kind and length > rotary.original_max_seq_len  # type: ignore[union-attr]
 
 
 def _reads_text(places: Places, layout: Layout) -> bool:

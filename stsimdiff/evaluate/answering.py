@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stsimdiff.config.arms import Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import failures_allowed
-from stsimdiff.errors import RunFailed, UserError, VideoError
+from stsimdiff.errors import DataError, RunFailed, Stopped, UserError, VideoError
 from stsimdiff.evaluate.changed import UNKNOWN, video_digest
 from stsimdiff.evaluate.claims import POLL_SECONDS, Claim, Claims
 from stsimdiff.evaluate.failures import failure, once_more
@@ -68,7 +68,7 @@ class Work:
         for question in reversed(self.questions):
             if question.id in self.missing[arm]:
                 videos.add(question.video)
-            elif question.video in videos and states[question.id].answered:
+            elif question.video in videos and (state := states.get(question.id)) and state.answered:
                 found.add(question.id)
         return found
 
@@ -156,11 +156,11 @@ def _claimed(
     work: Work, videos: Iterable[str], claims: Claims, progress: Progress
 ) -> Iterator[tuple[str, tuple[list[Question], Claim]]]:
     """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
-    # Another model's or benchmark's answers about the same video are other work.
-    arm = work.stores[work.arms[0].id].record
-    kind = fingerprint(repr([arm["model"], arm["benchmark"]]), digits=8)
+    # Other arms' answers about the same video are other work. Where it lies may differ from one machine to the next.
+    kind = fingerprint(sorted(arm.id for arm in work.arms), digits=8)
+    names = {question.video: question.video_name for question in work.questions}
     for path in videos:
-        claim = claims.take(f"{kind}-{fingerprint(path, digits=16)}")
+        claim = claims.take(f"{kind}-{fingerprint(names[path], digits=16)}")
         if claim is None:
             continue
         progress.elsewhere(work.look())
@@ -195,11 +195,18 @@ class _Loop:
         for path, (questions, claim) in claimed:
             try:
                 self.video(path, questions, claim)
-                # Before another process finds the video free.
-                for store in self.work.stores.values():
-                    store.flush()
+                self.flush()
+            except BaseException:
+                with suppress(DataError):  # what is on its way says more
+                    self.flush()
+                raise
             finally:
                 claims.give_back(claim)
+
+    def flush(self) -> None:
+        """Let others read the answers so far, before they find the video free."""
+        for store in self.work.stores.values():
+            store.flush()
 
     def video(self, path: str, questions: Sequence[Question], claim: Claim) -> None:
         """Encode a video and have all its open questions answered, as long as this process has its claim."""
@@ -260,6 +267,8 @@ class _Loop:
             if isinstance(asked, BaseException):
                 raise asked
             once_more(lambda: self.session.answer(arm, question, asked), self.session.free)
+        except WeightsChanged as error:
+            raise Stopped(str(error)) from error
         except (Exception, SystemExit) as error:
             # What it knew cannot be had again, so its later questions of this video have no answer.
             self.lost[arm.id] = error
@@ -277,7 +286,8 @@ class _Loop:
         except (Exception, SystemExit) as error:
             self._store(arm, question, failure(question, error))
             if isinstance(error, WeightsChanged):
-                raise RunFailed(str(error)) from error
+                # The passes after this one have the same model.
+                raise Stopped(str(error)) from error
             self._went_wrong(error)
         else:
             self._store(arm, question, row)

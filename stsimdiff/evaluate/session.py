@@ -71,6 +71,11 @@ class _AskedBefore(lent.LentRun):
     def places(self) -> Places:  # type: ignore[override]
         return self._places
 
+    @property
+    @override
+    def finished(self) -> bool:
+        return False  # with what it selected from the earlier prompt, not from another
+
     @override
     def _ask(self, *asked: Any) -> NoReturn:
         raise _BeginsOtherwise
@@ -78,17 +83,17 @@ class _AskedBefore(lent.LentRun):
 
 @dataclass
 class _Left:
-    """What a question left for the next one of the same arm, known by its id, and video."""
+    """What a question left for the next one of the same arm and video.
+
+    Attributes:
+        arm: its id.
+        run: for a prompt that asks it nothing, in any layer or while decoding; ``None`` where it would.
+    """
 
     arm: str
     video: EncodedVideo
     prefix: Prefix
-    run: _AskedBefore
-
-    def answers_all(self, layers: int) -> bool:
-        """Whether a prompt that continues from the prefix asks the run nothing, in any layer or while decoding."""
-        places = self.run.places
-        return len(self.prefix.layers) == layers and not (places.decoding or places.watched)
+    run: _AskedBefore | None
 
 
 class Session:
@@ -200,7 +205,7 @@ class Session:
         compressor, layout = self.compressor(arm), asked.prompt.layout
         shares = self.settings.reuse_prefix and not (compressor.reads_question or compressor.remembers)
         left = self._left_of(arm, asked.video) if shares else None
-        if left is not None and left.answers_all(len(self.family.decoder)):
+        if left is not None and left.run is not None:
             # None of the method's code runs, so there is nothing to start and nothing to watch over.
             try:
                 return self._answer(arm, question, asked, left.run, left.prefix)
@@ -211,12 +216,17 @@ class Session:
         # Of another video than the one before, it is empty; what an unanswered question put into it is left out.
         known = self._memory.get(arm.id, ("", {}))
         memory = dict(known[1]) if known[0] == layout.sample else {}
-        with self.guard.sample(compressor, prompt=asked.prompt, video=asked.video):
-            if not compressor.reads_question:
-                layout = replace(layout, question="", asked=None)
-            run = lent.start(compressor, layout, arm.budget, frames=asked.video.frames, memory=memory)
-            prefix = left.prefix if left else None
-            answered = self._answer(arm, question, asked, run, prefix, shares=shares)
+        try:
+            with self.guard.sample(compressor, prompt=asked.prompt, video=asked.video):
+                if not compressor.reads_question:
+                    layout = replace(layout, question="", asked=None)
+                run = lent.start(compressor, layout, arm.budget, frames=asked.video.frames, memory=memory)
+                prefix = left.prefix if left else None
+                answered = self._answer(arm, question, asked, run, prefix, shares=shares)
+        except BaseException:
+            # What a method at fault left is no prefix to go on from.
+            self.forget_prefix()
+            raise
         self._memory[arm.id] = layout.sample, memory
         return answered
 
@@ -244,8 +254,10 @@ class Session:
         for stop in self.settings.benchmark.generation.get("until", ()):
             text = text.partition(stop)[0]
         if isinstance(engine, SharedPrefix):
-            prefix = engine.prefix
-            self._left = _Left(arm.id, asked.video, prefix, _AskedBefore(run)) if prefix else None
+            self._left = None
+            if engine.prefix is not None:
+                again = _AskedBefore(run) if self._asks_nothing(engine.prefix, run.places) else None
+                self._left = _Left(arm.id, asked.video, engine.prefix, again)
             if engine.continued:
                 return TimedAnswer(text, trace, dict(asked.video.seconds), "continued")
         times = {
@@ -257,6 +269,11 @@ class Session:
         if trace.decoded:
             times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
         return TimedAnswer(text, trace, times)
+
+    def _asks_nothing(self, prefix: Prefix, places: Places) -> bool:
+        """Whether a prompt that continues from a prefix asks its run nothing."""
+        whole = len(prefix.layers) == len(self.family.decoder)
+        return whole and not (places.decoding or places.watched)
 
     def _left_of(self, arm: Arm, video: EncodedVideo) -> _Left | None:
         """What an earlier question of this arm about this video left; that of another is let go."""

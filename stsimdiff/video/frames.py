@@ -286,13 +286,13 @@ def _checked(file: Path, decoder: str, found: Any) -> Decoded:
 
 def size(path: str | Path, sampling: Sampling) -> int:
     """Bytes of the frames that :func:`read` gives at most, by the file's header; 0 for a file that it refuses."""
-    from stsimdiff.video.index import opened
+    from stsimdiff.video.headers import read_header
 
     try:
-        with opened(check_file(path)) as (_, stream):
-            return sampling.frames * stream.height * stream.width * 3
+        header = read_header(path)
     except VideoError:
         return 0
+    return sampling.frames * header.height * header.width * 3
 
 
 def say_note(path: str | Path, frames: Frames) -> None:

@@ -81,6 +81,21 @@ class Early(RandomTokens):
         return _EarlyRun(layout, budget)
 
 
+class _WithinRun(Run):
+    """Drops between the attention and the MLP of a layer, by the tokens alone."""
+
+    places = Places(between=frozenset({1}))
+
+    def between(self, layer, tokens, attention):
+        return Selection.from_mask(top(tokens.features.norm(dim=1), len(tokens) // 2), Reason.ALL)
+
+
+@dataclass(frozen=True)
+class Within(RandomTokens):
+    def start(self, layout, budget):
+        return _WithinRun()
+
+
 class _NamingRun(_EarlyRun):
     """The same; it says what it remembers."""
 
@@ -130,6 +145,7 @@ class Fading(RandomTokens):
         STSimDiff(layer=1),
         Early(),
         Naming(),
+        Within(),
         DyCoke(dycoke_l=1, dycoke_p=0.7),
         Fading(),
     ],
@@ -263,12 +279,14 @@ def test_keys_that_depend_on_the_prompts_length_are_not_shared(kind, monkeypatch
     rotary = type(decoder.module.rotary_emb)(config)
     monkeypatch.setitem(decoder.module._modules, "rotary_emb", rotary)
     whole, tokens, _ = running.generate(other, Run())
-    first = SharedPrefix(decoder, Run(), case.prompt.layout)
-    running.generate(case, first)
-    again = SharedPrefix(decoder, Run(), other.prompt.layout, first.prefix)
-    logits, _, _ = running.generate(other, again, forced=tokens)
+    prefix = None
+    for one, continued in ((case, False), (case, True), (other, False)):
+        engine = SharedPrefix(decoder, Run(), one.prompt.layout, prefix)
+        logits, _, _ = running.generate(one, engine, forced=tokens)
+        assert engine.continued is continued
+        prefix = engine.prefix
     assert float((logits - whole).abs().max()) < 1e-5
-    assert first.prefix is None and not again.continued
+    assert prefix is None
 
 
 def test_what_cannot_be_shared_leaves_no_prefix() -> None:
@@ -411,6 +429,67 @@ def test_a_prompt_that_begins_otherwise_is_answered_by_a_run_of_its_own(
     drop = {"times": None}
     for arm, found in zip(same, rows, strict=True):
         assert [row | drop for row in found] == [row | drop for row in stored(alone, arm)]
+
+
+HOOKED = []
+"""Modules that :class:`Hooking` puts a hook on, and leaves it there."""
+
+
+@dataclass(frozen=True)
+class Hooking(ScoreCompressor):
+    reads_question = False
+
+    def start(self, layout, budget):
+        for module in HOOKED:
+            module.register_forward_hook(lambda module, args, output: -3 * output)
+        return super().start(layout, budget)
+
+    def score(self, tokens, layout):
+        return tokens.features.norm(dim=1)
+
+
+class _OnceRun(Run):
+    places = Places(input=True)
+    finished = False
+
+    def at_input(self, tokens):
+        self.finished = True
+        return Selection.from_mask(top(tokens.features.norm(dim=1), len(tokens) // 5), Reason.ALL)
+
+
+@dataclass(frozen=True)
+class Once(RandomTokens):
+    def start(self, layout, budget):
+        return _OnceRun()
+
+
+def test_what_a_method_at_fault_left_answers_no_other_question(
+    tmp_path: Path, data: Path, monkeypatch
+) -> None:
+    line = f"compressor=custom compressor._target_={__name__}.Hooking budget.retention=0.2"
+    settings, (arm,) = prepared(tmp_path, data, line, max_failures=100)
+    encode = session.Session.encode
+
+    def encoded(self, path, arms):
+        monkeypatch.setitem(globals(), "HOOKED", [self.family.decoder.layers[0].mlp])
+        return encode(self, path, arms)
+
+    monkeypatch.setattr(session.Session, "encode", encoded)
+    with pytest.raises(run.RunFailed):
+        run.run_arms(settings, [arm])
+    errors = [row["error"] for row in stored(settings, arm)]
+    assert len(errors) == 10 and all("left a hook on" in error["message"] for error in errors)
+
+
+def test_a_run_that_has_finished_selects_from_another_prompt_too(
+    tmp_path: Path, data: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(prefix.Prefix, "begins", lambda *args: False)
+    line = f"compressor=custom compressor._target_={__name__}.Once budget.retention=0.2"
+    settings, (arm,) = prepared(tmp_path, data, line)
+    run.run_arms(settings, [arm])
+    kept = {row["retention_tokens"] for row in stored(settings, arm)}
+    assert len(kept) == 1 and kept.pop() < 0.21
 
 
 def test_equal_answers_to_a_question_are_scored_once(tmp_path: Path, data: Path, monkeypatch) -> None:

@@ -148,7 +148,8 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
     os.kill(int(mark.read_text()), signal.SIGKILL)
     _, said = run.communicate()
     assert run.returncode != 0 and "Signal 9" in said
-    assert answered(place) == 7
+    # The other rank may have taken over the dead one's video before it was told to end.
+    assert answered(place) in range(7, 15)
     assert not list(place.glob("table.*")), "a table of half a run"
 
 
