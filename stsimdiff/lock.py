@@ -193,6 +193,11 @@ def holder(path: Path) -> dict[str, Any] | None:
     return owner if is_alive(owner, held) else None
 
 
+def is_here(owner: dict[str, Any]) -> bool:
+    """Whether what a file says was written on this machine, as it runs since it was started last."""
+    return owner["host"] == socket.gethostname() and owner.get("boot") in (None, _boot())
+
+
 def is_alive(owner: dict[str, Any], locked: bool | None = None) -> bool:
     """Whether the process that a lock file names exists.
 

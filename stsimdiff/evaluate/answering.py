@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stsimdiff.config.arms import Arm
+from stsimdiff.config.arms import ASKED, UNASKED, Arm
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import DataError, RunFailed, Stopped, UserError, VideoError
@@ -77,6 +77,12 @@ class Work:
         """Answers still to give."""
         return sum(len(ids) for ids in self.missing.values())
 
+    @property
+    def open_videos(self) -> int:
+        """Videos with an open question."""
+        open_ids = set().union(*self.missing.values())
+        return len({question.video for question in self.questions if question.id in open_ids})
+
     def by_video(self, among: Iterable[str] | None = None) -> dict[str, list[Question]]:
         """Videos with an open question, each with the questions to ask, the largest files first: they take longest.
 
@@ -132,6 +138,11 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
     def lacks(path: str) -> bool:
         return path not in work.unusable and session.lacks(path, work.arms)
 
+    def most() -> int:
+        # What is read ahead is claimed, and no process shall be left without a video.
+        workers = max(processes.world, claims.workers())
+        return session.settings.video.ahead if workers == 1 else work.open_videos // (2 * workers)
+
     board = Board(session.settings.folder, processes, " ".join(arm.id for arm in work.arms))
     progress = Progress(*total, file, show=processes.show, board=board, waited=lambda: session.reader.waited)
     with progress:
@@ -139,7 +150,8 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
         while videos:
             claimed = _claimed(work, videos, claims, progress)
             if first := next(claimed, None):
-                with closing(session.reader.over(chain([first], claimed), lacks, processes.world)) as read:
+                rest = chain([first], claimed)
+                with closing(session.reader.over(rest, lacks, processes.world, most)) as read:
                     loop.videos(read, claims)
             else:
                 if not said:
@@ -156,8 +168,12 @@ def _claimed(
     work: Work, videos: Iterable[str], claims: Claims, progress: Progress
 ) -> Iterator[tuple[str, tuple[list[Question], Claim]]]:
     """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
-    # Other arms' answers about the same video are other work. Where it lies may differ from one machine to the next.
-    kind = fingerprint(sorted(arm.id for arm in work.arms), digits=8)
+    # Another model's or benchmark's answers about the same video are other work; on another device, or where files lie
+    # elsewhere, it is the same.
+    record = work.stores[work.arms[0].id].record
+    model = {key: value for key, value in record["model"].items() if key not in UNASKED}
+    benchmark = {key: record["benchmark"].get(key) for key in ASKED}
+    kind = fingerprint(repr([model, benchmark]), digits=8)
     names = {question.video: question.video_name for question in work.questions}
     for path in videos:
         claim = claims.take(f"{kind}-{fingerprint(names[path], digits=16)}")

@@ -55,9 +55,12 @@ class Claim:
 
     def beat(self) -> None:
         """Give a sign of life."""
-        # Another process of the same run may have removed the claims of a run that has come to its end.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.utime(self.file)
+        except FileNotFoundError:
+            pass  # another process of the same run has removed the claims of a run that has come to its end
+        except OSError as error:
+            log.warning("no sign of life in %s this time: %s", self.file, error.strerror)
 
     def give_back(self) -> None:
         """Let others have it."""
@@ -91,6 +94,7 @@ class Claims:
 
     def __enter__(self) -> Claims:
         make_folder(self.folder)
+        self._now()
         self._beats.start()
         return self
 
@@ -133,12 +137,21 @@ class Claims:
         if owner is None:
             # Whoever made it is about to write who it is, or died on the way.
             return age < lock.UNREADABLE_FOR
+        # Of another machine, also one of the same name, a sign of life just now says more than a scheduler or a name.
+        if age < 2 * BEAT and not lock.is_here(owner):
+            return True
         mine = owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()
         if self.launch is not None and owner.get("launch") == self.launch and not mine:
             return False
-        # A scheduler is not asked about a process that gave a sign of life just now.
-        recent = age < 2 * BEAT and owner["host"] != socket.gethostname()
-        return recent or lock.is_alive(owner)
+        return lock.is_alive(owner)
+
+    def workers(self) -> int:
+        """Processes that work through the run's videos now, this one included."""
+        now, times = self._now(), []
+        for clock in self.folder.glob(".clock.*"):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(clock.stat().st_mtime)
+        return max(1, sum(now - seen < self.lease for seen in times))
 
     def make(self, name: str, generation: int) -> Claim | None:
         """Generation ``generation`` of a name; ``None`` where another process was quicker, or removed all claims.
@@ -194,11 +207,17 @@ class Claims:
 
     def _now(self) -> float:
         """The time as the file system's server has it."""
-        self._clock.touch()
+        try:
+            self._clock.touch()
+        except FileNotFoundError:  # the claims of a run that has come to its end are removed
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clock.touch()
         return self._clock.stat().st_mtime
 
     def _beat(self) -> None:
         while not self._over.wait(min(BEAT, self.lease / 10)):
+            with contextlib.suppress(OSError):
+                self._now()
             with self._guard:
                 for claim in self._held:
                     claim.beat()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -33,12 +34,14 @@ class Processes:
         launch: name of the job that this process runs, the same when it is started again; ``None`` for a process of no
             job.
         show: whether this process shows its progress.
+        group: in which those of ``torch.distributed.run`` wait for each other.
     """
 
     rank: int = 0
     world: int = 1
     launch: str | None = None
     show: bool = True
+    group: Any = None
 
     def file(self, stem: str, suffix: str) -> str:
         """Name of a file that this process alone writes: ``stem.suffix``, with its number where there are several."""
@@ -52,7 +55,7 @@ class Processes:
         """
         if self.world > 1:
             try:
-                dist.monitored_barrier(timeout=PATIENCE)
+                dist.monitored_barrier(self.group, timeout=PATIENCE)
             except RuntimeError as error:
                 raise Stopped(
                     f"process {self.rank} of {self.world} waited for one that has ended "
@@ -81,6 +84,7 @@ class Processes:
                 f"{RENDEZVOUS.total_seconds():g} s ({first_line(error)[:SHOWN]}): start them all, or {MEND}"
             ) from error
         try:
-            yield cls(rank, world, show=rank == 0)
+            # All ranks but the first wait in it as long as its own time limit says, whatever the barrier's is.
+            yield cls(rank, world, show=rank == 0, group=dist.new_group(timeout=PATIENCE))
         finally:
             dist.destroy_process_group()

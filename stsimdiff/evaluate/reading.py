@@ -57,7 +57,11 @@ class Reader:
             started.close()
 
     def over(
-        self, videos: Iterable[tuple[str, Asked]], lacks: Callable[[str], bool], world: int = 1
+        self,
+        videos: Iterable[tuple[str, Asked]],
+        lacks: Callable[[str], bool],
+        world: int = 1,
+        most: Callable[[], int] | None = None,
     ) -> Generator[tuple[str, Asked], None, None]:
         """Videos in turn, while those behind the present one are read; what reading one raises :meth:`frames` raises.
 
@@ -65,6 +69,7 @@ class Reader:
             videos: each with what is asked about it.
             lacks: whether the frames of a video are needed; asked by other threads.
             world: processes of the run.
+            most: videos behind the present one that may be taken just now, where other processes want some too.
         """
         wanted, workers = self._settings.video, self._workers(world)
         if not workers:
@@ -76,7 +81,7 @@ class Reader:
 
         started, self._started = self._started, []
         with ReadAhead(read, workers, wanted.ahead, wanted.ahead_gb * GB, started) as ahead:
-            for video, take in ahead.over(videos):
+            for video, take in ahead.over(videos, most):
                 self._ready = {video[0]: take}
                 del take
                 yield video

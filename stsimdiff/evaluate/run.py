@@ -214,11 +214,14 @@ def answer_missing(
     """
     processes = processes or Processes()
     with sigterm_raises(), ExitStack() as stack:
-        stores = {}
+        stores: dict[str, ArmStore] = {}
+        first = processes.rank
         for arm in arms:
             record = arm_record(arm, settings, {})
-            store = ArmStore(settings.folder / arm.folder, record, processes.launch, processes.rank)
+            store = ArmStore(settings.folder / arm.folder, record, processes.launch, first)
             stores[arm.id] = stack.enter_context(store)
+            # Who holds the files before it is mostly the same for all arms, and looking takes a second for each.
+            first = store.number
         if processes.rank == 0:
             note_shown(settings.folder, settings.proposed, {arm.id: arm.shown for arm in arms})
         withdraw_changed(stores, questions, partial(_other_questions, task, questions, processes), processes)
@@ -243,6 +246,24 @@ def answer_missing(
                 write_record(stores[arm.id].folder, arm_record(arm, settings, origin))
         claims = stack.enter_context(Claims(settings.folder, processes.launch))
         return answer_all(session, task, work, processes, claims)
+
+
+def withdraw_stored(
+    settings: Settings, task: Any, arms: Sequence[Arm], questions: Sequence[Question]
+) -> None:
+    """Withdraw the stored answers whose question or video has changed, before open ones are counted.
+
+    Raises:
+        DataError: as opening a store does.
+    """
+    with ExitStack() as stack:
+        stores = {
+            arm.id: stack.enter_context(ArmStore(settings.folder / arm.folder, arm_record(arm, settings, {})))
+            for arm in arms
+            if (settings.folder / arm.folder).is_dir()
+        }
+        if stores:
+            withdraw_changed(stores, questions, partial(_other_questions, task, questions, Processes()))
 
 
 def _other_questions(task: Any, questions: Sequence[Question], processes: Processes) -> list[Question]:

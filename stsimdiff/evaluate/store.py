@@ -88,6 +88,8 @@ class ArmStore:
         self.dropped = 0
         """Bytes of a torn last line that were dropped on opening; the sample will be asked again."""
         self._launch, self._first = launch, first
+        self.number = first
+        """Of the file, once it is open."""
         self._path, self._lock = self._place(first)
         self._descriptor = -1
         self._synced = -math.inf
@@ -230,6 +232,7 @@ class ArmStore:
             self._path, self._lock = self._place(number)
             with contextlib.suppress(LockHeld):
                 self._lock.take()
+                self.number = number
                 return
 
     def _open(self) -> None:

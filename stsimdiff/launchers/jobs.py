@@ -209,7 +209,7 @@ class JobLauncher(BatchLauncher):
             UserError: before any job is started.
             RunFailed: when samples have no answer; what was answered is scored and tabulated.
         """
-        from stsimdiff.evaluate.run import conclude
+        from stsimdiff.evaluate.run import conclude, withdraw_stored
 
         passes = passes_of(configurations)
         if planned(passes):
@@ -227,7 +227,8 @@ class JobLauncher(BatchLauncher):
         rehearse(passes)
         prepared = [_prepare_pass(run_pass) for run_pass in passes]
         jobs, words = [], []
-        for run_pass, _, questions, unusable in prepared:
+        for run_pass, task, questions, unusable in prepared:
+            withdraw_stored(run_pass.settings, task, list(run_pass.arms.values()), questions)
             for job in _missing(run_pass, questions, unusable, self.tasks()):
                 jobs.append(job)
                 words.append(_words(overrides[run_pass.first], job.settings))

@@ -82,11 +82,19 @@ class ReadAhead(Generic[T, R]):
             if not thread.is_alive():
                 process.close()
 
-    def over(self, items: Iterable[T]) -> Iterator[tuple[T, Callable[[], R]]]:
-        """The items in turn; one is asked for as soon as there is a place for it, and no sooner."""
+    def over(
+        self, items: Iterable[T], most: Callable[[], int] | None = None
+    ) -> Iterator[tuple[T, Callable[[], R]]]:
+        """The items in turn; one is asked for as soon as there is a place for it, and no sooner.
+
+        Args:
+            items: of which the next ones are read.
+            most: how many behind the present one may be asked for just now, where that changes.
+        """
         numbered, pending = enumerate(items), deque[tuple[int, T, Future[R]]]()
         while True:
-            for number, item in islice(numbered, self._videos + 1 - len(pending)):
+            behind = self._videos if most is None else min(self._videos, most())
+            for number, item in islice(numbered, max(0, behind + 1 - len(pending))):
                 self._room.expect(number)
                 pending.append((number, item, Future()))
                 self._tasks.put(pending[-1])

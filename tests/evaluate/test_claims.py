@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -190,7 +192,10 @@ def test_a_process_that_stands_still_loses_its_claim_and_notices(tmp_path: Path,
     ("owner", "launch", "free"),
     [
         ({"host": "elsewhere"}, None, False),
-        ({"host": "elsewhere", "launch": "one.0.0"}, "one.0.0", True),
+        ({"host": "elsewhere", "launch": "one.0.0"}, "one.0.0", False),
+        ({"boot": "another"}, None, False),
+        ({"boot": "another", "launch": "one.0.0"}, "one.0.0", False),
+        ({"launch": "one.0.0", "pid": 1}, "one.0.0", True),
         ({"host": "elsewhere", "launch": "one.1.0"}, "one.0.0", False),
         ({"free": True}, None, True),
         ("", None, False),
@@ -204,6 +209,50 @@ def test_whose_claim_can_be_taken(tmp_path: Path, owner, launch, free) -> None:
         assert bool(claims.take("a")) is free
         os.utime(claims.folder / "a.0", (1, 1))
         assert free or claims.take("a"), "nothing is held for ever"
+
+
+def test_an_earlier_attempt_elsewhere_keeps_its_claim_while_it_gives_signs_of_life(tmp_path: Path) -> None:
+    owner = lock.identity("one.0.0") | {"host": "elsewhere", "boot": "another"}
+    with Claims(tmp_path, "one.0.0") as claims:
+        file = claims.folder / "a.0"
+        file.write_text(json.dumps(owner))
+        assert claims.take("a") is None
+        moment = file.stat().st_mtime - 2 * module.BEAT
+        os.utime(file, (moment, moment))
+        assert claims.take("a"), "a requeued job waits no longer than that"
+
+
+def test_a_sign_of_life_that_fails_ends_no_other(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    utime, failed = os.utime, []
+
+    def stale(path, *times):
+        if path == claim.file and not failed:
+            failed.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        utime(path, *times)
+
+    with Claims(tmp_path, lease=60) as claims:
+        claim = claims.take("a")
+        os.utime(claim.file, (1, 1))
+        monkeypatch.setattr(os, "utime", stale)
+        until = time.monotonic() + 10
+        while claim.file.stat().st_mtime == 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert failed and claim.file.stat().st_mtime > 1
+    assert "Stale file handle" in caplog.text
+
+
+def test_processes_are_counted_that_work_now(tmp_path: Path) -> None:
+    with Claims(tmp_path) as claims:
+        assert claims.workers() == 1
+        child = holder(tmp_path)
+        assert claims.workers() == 2
+        child.kill()
+        child.communicate()
+        for clock in claims.folder.glob(".clock.*"):
+            os.utime(clock, (1, 1))
+        assert claims.workers() == 1
 
 
 def test_a_claim_whose_maker_died_before_it_said_who_it_is_is_free_in_seconds(tmp_path: Path) -> None:
