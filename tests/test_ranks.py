@@ -145,6 +145,30 @@ def test_a_process_hears_at_once_that_another_died(monkeypatch, tmp_path: Path) 
     assert "start the same command again to go on" in said
 
 
+LATE = """
+import time
+from datetime import timedelta
+from stsimdiff.evaluate import processes
+processes.RENDEZVOUS = timedelta(seconds=20)
+with processes.Processes.joined() as joined:
+    joined.wait()
+    time.sleep(25 * (joined.rank == 0))
+    joined.wait()
+"""
+
+
+def test_the_first_rank_is_waited_for_longer_than_a_start_takes(tmp_path: Path) -> None:
+    environment = os.environ | OTHERS | {"WORLD_SIZE": "2", "MASTER_PORT": free_port()}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE], env=environment | {"RANK": str(rank)}, stderr=-1, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+
+
 LAUNCHER = """
 import os, subprocess, sys, time
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

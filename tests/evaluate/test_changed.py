@@ -13,7 +13,7 @@ from helpers.configured import configured
 from helpers.embedded_runs import prepared, stored
 from helpers.paths import MINIATURES
 from helpers.written import json_lines
-from stsimdiff.evaluate import changed
+from stsimdiff.evaluate import changed, run
 from stsimdiff.evaluate.changed import withdraw_changed
 from stsimdiff.evaluate.questions import Question
 from stsimdiff.evaluate.run import run_arms
@@ -230,3 +230,17 @@ def test_of_a_public_benchmark_only_what_changed_is_asked_again(tmp_path, caplog
     assert run(root)[0] == 1
     assert read_record(settings.folder / arm.folder)["benchmark"]["revision"] != before
     assert len(read_answers(settings.folder / arm.folder)) == len(rows)
+
+
+def test_a_launcher_of_jobs_counts_as_open_what_has_changed(tmp_path, own_data, caplog) -> None:
+    settings, arms = prepared(tmp_path, own_data, "compressor=none", "compressor=random budget.retention=0.3")
+    run_arms(settings, arms[:1])
+    task, questions, _ = run.prepare(settings)[1:]
+    first = settings.folder / arms[0].folder
+    assert len(done_ids(first)) == len(questions)
+    clip = own_data / "videos" / Path(questions[0].video).name
+    clip.write_bytes(clip.read_bytes() + b"more")
+    run.withdraw_stored(settings, task, arms, questions)
+    left = {question.id for question in questions if question.video != questions[0].video}
+    assert done_ids(first) == left and "have changed since they were answered" in caplog.text
+    assert not (settings.folder / arms[1].folder).exists()

@@ -19,9 +19,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from helpers.embedded_runs import ARMS, prepared
 from stsimdiff import lock
 from stsimdiff.errors import DataError
 from stsimdiff.evaluate import claims as module
+from stsimdiff.evaluate import run
 from stsimdiff.evaluate.claims import Claim, Claims
 
 WORKERS, VIDEOS, LEASE = range(3), ("a", "b"), 300.0
@@ -241,6 +243,20 @@ def test_a_sign_of_life_that_fails_ends_no_other(tmp_path: Path, monkeypatch, ca
             time.sleep(0.02)
         assert failed and claim.file.stat().st_mtime > 1
     assert "Stale file handle" in caplog.text
+
+
+def test_where_a_process_answers_makes_no_other_claim(tmp_path: Path, data: Path, monkeypatch) -> None:
+    names: dict[str, list[str]] = {}
+    take = Claims.take
+    monkeypatch.setattr(
+        Claims, "take", lambda self, name: names[self.folder.parts[-3]].append(name) or take(self, name)
+    )
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    for place, folder, threads in (("here", data, 1), ("there", elsewhere, 2)):
+        names[place] = []
+        settings, arms = prepared(tmp_path / place, folder, ARMS[0], **{"model.threads": threads})
+        run.run_arms(settings, arms)
+    assert names["here"] == names["there"] and len(set(names["here"])) > 1
 
 
 def test_processes_are_counted_that_work_now(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.embedded_runs import ARMS, LIMIT, prepared, stored
 from helpers.written import json_lines
 from stsimdiff.compressors.base import ScoreCompressor
+from stsimdiff.compressors.controls import RandomTokens
 from stsimdiff.errors import BudgetError, DataError, RunFailed
 from stsimdiff.evaluate import run, session
 from stsimdiff.launchers import base, in_process
@@ -155,6 +158,48 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, data: Path) -> None:
     with pytest.raises(RunFailed, match="stopped after 1 failures"):
         run.run_arms(settings, arms)
     assert stored(settings, arms[0])[-1]["error"]
+
+
+@dataclass(frozen=True)
+class Spoils(RandomTokens):
+    """Changes weights at its first question."""
+
+    def start(self, layout, budget):
+        with torch.no_grad():
+            for weight in SPOILED:
+                weight.add_(1.0)
+        return super().start(layout, budget)
+
+
+SPOILED: list[torch.Tensor] = []
+
+
+def test_no_later_pass_answers_with_changed_weights(tmp_path: Path, data: Path, monkeypatch) -> None:
+    opened = session.Session.check
+
+    def check(self, arms):
+        opened(self, arms)
+        monkeypatch.setitem(globals(), "SPOILED", [next(self.family.decoder.layers[0].parameters())])
+
+    monkeypatch.setattr(session.Session, "check", check)
+    common = [
+        f"results={tmp_path}",
+        "run=a",
+        "logger=none",
+        f"benchmark.data={data}",
+        "limit=2",
+        "overlays=0",
+    ]
+    own = f"'compressor=custom compressor._target_={__name__}.Spoils budget.retention=0.3'"
+    words = [*common, "model.frames=8,16", f"arms=['compressor=none',{own}]"]
+    with pytest.raises(RunFailed, match="which cannot be put back: the run ends here"):
+        in_process.run_configurations(base.configurations(words))
+    frames = {
+        json.loads(path.read_text())["model"]["frames"]
+        for path in (tmp_path / "a").glob("*/arm.json")
+        if list(path.parent.glob("answers*.jsonl"))
+    }
+    assert frames == {8}, "the pass of 16 frames would have had the same model"
 
 
 def test_a_missing_video_is_said_before_the_model_is_loaded(tmp_path: Path, own_data: Path, no_model) -> None:

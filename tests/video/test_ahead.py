@@ -104,6 +104,16 @@ def test_items_come_in_order_and_no_more_are_asked_for_than_there_is_place(worke
             assert asked == list(range(min(9, number + 4))) and sorted(read.begun) == asked
 
 
+def test_no_more_is_asked_for_than_is_left_for_this_process() -> None:
+    asked: list[int] = []
+    left = iter([2, 1, 1, 0, 0, 0, 0])
+    with ReadAhead(lambda process, item, reserve: item, 2, 3, 100) as ahead:
+        items = (asked.append(n) or n for n in range(6))
+        assert [(item, len(asked)) for item, _ in ahead.over(items, lambda: next(left))] == [
+            (0, 3), (1, 3), (2, 4), (3, 4), (4, 5), (5, 6),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_memory_is_bounded_and_what_is_larger_is_read_alone(workers: int) -> None:
     sizes = [4, 4, 4, 25, 3, 3, 3, 3, 11, 1]
