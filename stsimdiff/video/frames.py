@@ -286,13 +286,21 @@ def _checked(file: Path, decoder: str, found: Any) -> Decoded:
 
 def size(path: str | Path, sampling: Sampling) -> int:
     """Bytes of the frames that :func:`read` gives at most, by the file's header; 0 for a file that it refuses."""
-    from stsimdiff.video.headers import read_header
+    from PIL import Image
+
+    from stsimdiff.video.index import opened
 
     try:
-        header = read_header(path)
-    except VideoError:
+        file = check_file(path)
+        if file.is_dir():
+            with Image.open(pictures(file)[0]) as picture:
+                height, width = picture.height, picture.width
+        else:
+            with opened(file) as (_, stream):
+                height, width = stream.height, stream.width
+    except (VideoError, OSError):
         return 0
-    return sampling.frames * header.height * header.width * 3
+    return sampling.frames * height * width * 3
 
 
 def say_note(path: str | Path, frames: Frames) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.embedded_runs import ARMS, prepared, stored
 from helpers.numbered_clips import numbers, write
@@ -63,6 +64,13 @@ def test_the_size_of_frames_is_told_from_the_header(tmp_path: Path) -> None:
     file = write(tmp_path / "a.mp4", side=64)
     assert video.frames.size(file, Sampling(8)) == video.read(file, 8).pixels.nbytes == 8 * 64 * 64 * 3
     assert video.frames.size(tmp_path / "gone.mp4", Sampling(8)) == 0
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (48, 32)).save(folder / f"{number}.png")
+    assert video.frames.size(folder, Sampling(4)) == 4 * 32 * 48 * 3
+    (folder / "0.png").write_bytes(b"no picture")
+    assert video.frames.size(folder, Sampling(4)) == 0
 
 
 # Order and bounds ---------------------------------------------------------------------------------------------
