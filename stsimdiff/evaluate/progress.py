@@ -74,9 +74,9 @@ class Board:
     def __init__(self, folder: Path, processes: Processes, part: str = "") -> None:
         self._folder, self._alone = folder / self.NAME, processes.world == 1 and processes.launch is None
         # Jobs of one launch have names of their own after its name.
-        self._launch = (processes.launch or "ranks").partition(".")[0]
-        named = fingerprint(part, digits=8)
-        self._own = f"{self._launch}.{named}.{processes.rank}-of-{processes.world}.json"
+        launch = (processes.launch or "ranks").partition(".")[0]
+        self._pass = f"{launch}.{fingerprint(part, digits=8)}"
+        self._own = f"{self._pass}.{processes.rank}-of-{processes.world}.json"
 
     @classmethod
     def clear(cls, folder: Path) -> None:
@@ -91,9 +91,9 @@ class Board:
             write_whole(self._folder / self._own, json.dumps(asdict(counts)) + "\n")
 
     def others(self) -> Counts:
-        """How far the others are together, as far as they have said it."""
+        """How far the others are together with this pass, as far as they have said it."""
         counts = Counts()
-        for path in () if self._alone else sorted(self._folder.glob(f"{self._launch}.*.json")):
+        for path in () if self._alone else sorted(self._folder.glob(f"{self._pass}.*.json")):
             # One that another revision wrote, or that a disk lost, is one the less in a bar.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 if path.name != self._own:

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -316,7 +317,7 @@ def test_a_line_a_minute_goes_to_the_log_and_where_there_is_no_terminal(tmp_path
 
 @pytest.mark.parametrize("launch", [None, "a1b2"])
 def test_one_process_shows_what_all_have_done(tmp_path, monkeypatch, capsys, launch):
-    """Two of a launch; a file of an earlier one, and one that is torn, count for nothing."""
+    """Two of a launch; a file of an earlier one, of another pass, and one that is torn, count for nothing."""
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     (tmp_path / Board.NAME).mkdir()
@@ -328,7 +329,9 @@ def test_one_process_shows_what_all_have_done(tmp_path, monkeypatch, capsys, lau
         Progress(10, 4, 8, show=False, board=Board(tmp_path, ranks[1])) as other,
         Progress(10, 4, 8, tmp_path / "log", board=Board(tmp_path, ranks[0])) as shown,
     ):
-        (tmp_path / Board.NAME / f"{launch or 'ranks'}.torn.json").write_text('{"total": 3')
+        torn = Board(tmp_path, replace(ranks[0], rank=7))._own
+        (tmp_path / Board.NAME / torn).write_text('{"total": 3')
+        Board(tmp_path, replace(ranks[0], rank=7), "another pass").tell(progress.Counts(500, done=400))
         other.video(), other.question(1), shown.video(), shown.question(1)
         with other.working():
             clock.now += 30
