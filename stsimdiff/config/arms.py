@@ -160,6 +160,16 @@ def arm_record(arm: Arm, settings: Settings, provenance: Mapping[str, Any]) -> d
     }
 
 
+def asked_settings(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the model's and of the benchmark's settings those that decide what is asked, wherever that is answered."""
+    model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
+    keys = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
+    benchmark = {key: getattr(settings.benchmark, key) for key in keys}
+    if settings.benchmark.decoder_code:
+        benchmark["decoder_code"] = settings.benchmark.decoder_code
+    return model, benchmark
+
+
 def _contents(name: str, folder: str) -> str:
     try:
         return folder_digest(folder)
@@ -172,11 +182,7 @@ def _identity(
 ) -> str:
     # The checkpoint's fingerprint stands for its path. The devices are left out: they change rounding, not the
     # question asked. Which questions (categories, limit) and where the answers go are left out too.
-    model = {key: value for key, value in settings.model.stored().items() if key not in UNASKED}
-    keys = ASKED if by_task(settings.benchmark.task) else (*ASKED, "revision")
-    benchmark = {key: getattr(settings.benchmark, key) for key in keys}
-    if settings.benchmark.decoder_code:
-        benchmark["decoder_code"] = settings.benchmark.decoder_code
+    model, benchmark = asked_settings(settings)
     codes = [code, version_of(*BENEATH)]
     # Its values are in the model's settings; its name, too, tells two tables apart.
     protocol = settings.protocol.name

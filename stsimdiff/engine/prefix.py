@@ -80,6 +80,7 @@ class SharedPrefix(Compression):
             or inside the layers below the first that it reads, or inside any and acts while decoding; the cache
             forgets; the attention is none of :data:`MASKED`; or the keys depend on the prompt's length.
         continued: whether this prompt continued from the one given; a prompt that begins otherwise is prefilled whole.
+        asks_later: whether a prompt that continues asks the run, in the layers that are not shared or while decoding.
     """
 
     def __init__(self, decoder: Decoder, run: Run, layout: Layout, prefix: Prefix | None = None) -> None:
@@ -88,8 +89,7 @@ class SharedPrefix(Compression):
         self._end_of_video = int(layout.video[-1]) + 1
         same = not rotates_by_length(decoder.module, layout.length)
         self._shared = shared_layers(self.run, layout, len(decoder)) if same else 0
-        # In the layers that are not shared, or while decoding.
-        self._asks_later = self._shared < len(decoder) or self._decoding.acts
+        self.asks_later = self._shared < len(decoder) or self._decoding.acts
         self._continuing = False
         self._cache: Any = None
         self._left: Prefix | None = None
@@ -156,7 +156,7 @@ class SharedPrefix(Compression):
             if number == 0:
                 for place, (keys, values) in enumerate(self.prefix.layers):
                     self._cache.update(keys, values, place)
-                if self._asks_later and not self._recall():
+                if self.asks_later and not self._recall():
                     # What the run knows of the video when it is asked again.
                     whole(layer, (hidden, *args[1:]), kwargs)
                 hidden = hidden[:, self._end_of_video :]
@@ -260,7 +260,7 @@ class SharedPrefix(Compression):
         """Go on as if the layers that are shared had run on the whole prompt."""
         assert self.prefix is not None
         left, device = self.prefix, self._video.device
-        if self._asks_later and not torch.equal(self._raster, left.raster.to(device)):
+        if self.asks_later and not torch.equal(self._raster, left.raster.to(device)):
             raise ValueError(
                 f"{self.run.name} selects other tokens of the same video for another question: declare "
                 "reads_question = True, or draw from generator_for(layout.sample, seed)"
@@ -269,7 +269,7 @@ class SharedPrefix(Compression):
         self._raster, self._reason = left.raster.to(device), left.reason.to(device).clone()
         self._kept = self._kept_before()
         earlier = _copied(left.trace)
-        if self._asks_later:
+        if self.asks_later:
             # Of a layer that is read, this question's rows.
             earlier.reads, earlier.projected = self.trace.reads, self.trace.projected
         vars(self.trace).update(vars(replace(earlier, text=self.layout.text)))

@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stsimdiff.config.arms import ASKED, UNASKED, Arm
+from stsimdiff.config.arms import Arm, asked_settings
 from stsimdiff.config.settings import Settings
 from stsimdiff.data.videos import failures_allowed
 from stsimdiff.errors import DataError, RunFailed, Stopped, UserError, VideoError
@@ -148,7 +148,7 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
     with progress:
         loop, said = _Loop(session, task, work, progress), False
         while videos:
-            claimed = _claimed(work, videos, claims, progress)
+            claimed = _claimed(session.settings, work, videos, claims, progress)
             if first := next(claimed, None):
                 rest = chain([first], claimed)
                 with closing(session.reader.over(rest, lacks, processes.world, most)) as read:
@@ -165,15 +165,12 @@ def answer_all(session: Session, task: Any, work: Work, processes: Processes, cl
 
 
 def _claimed(
-    work: Work, videos: Iterable[str], claims: Claims, progress: Progress
+    settings: Settings, work: Work, videos: Iterable[str], claims: Claims, progress: Progress
 ) -> Iterator[tuple[str, tuple[list[Question], Claim]]]:
     """Of these videos each that no other process works on when its turn comes, and what is still open of it."""
     # Another model's or benchmark's answers about the same video are other work; on another device, or where files lie
     # elsewhere, it is the same.
-    record = work.stores[work.arms[0].id].record
-    model = {key: value for key, value in record["model"].items() if key not in UNASKED}
-    benchmark = {key: record["benchmark"].get(key) for key in ASKED}
-    kind = fingerprint(repr([model, benchmark]), digits=8)
+    kind = fingerprint(repr(asked_settings(settings)), digits=8)
     names = {question.video: question.video_name for question in work.questions}
     for path in videos:
         claim = claims.take(f"{kind}-{fingerprint(names[path], digits=16)}")

@@ -256,7 +256,7 @@ class Session:
         if isinstance(engine, SharedPrefix):
             self._left = None
             if engine.prefix is not None:
-                again = _AskedBefore(run) if self._asks_nothing(engine.prefix, run.places) else None
+                again = None if engine.asks_later else _AskedBefore(run)
                 self._left = _Left(arm.id, asked.video, engine.prefix, again)
             if engine.continued:
                 return TimedAnswer(text, trace, dict(asked.video.seconds), "continued")
@@ -269,11 +269,6 @@ class Session:
         if trace.decoded:
             times["token"] = (times["answer"] - trace.prefill_seconds) / trace.decoded
         return TimedAnswer(text, trace, times)
-
-    def _asks_nothing(self, prefix: Prefix, places: Places) -> bool:
-        """Whether a prompt that continues from a prefix asks its run nothing."""
-        whole = len(prefix.layers) == len(self.family.decoder)
-        return whole and not (places.decoding or places.watched)
 
     def _left_of(self, arm: Arm, video: EncodedVideo) -> _Left | None:
         """What an earlier question of this arm about this video left; that of another is let go."""

@@ -31,7 +31,7 @@ import numpy as np
 from stsimdiff.errors import ConfigError, VideoError
 from stsimdiff.registry import Registry
 from stsimdiff.stand_ins import stand_in
-from stsimdiff.video.parts import Part, pictures, read_pictures
+from stsimdiff.video.parts import Part, picture_size, pictures, read_pictures
 
 DECODERS = Registry(
     "benchmark.decoder",
@@ -286,15 +286,12 @@ def _checked(file: Path, decoder: str, found: Any) -> Decoded:
 
 def size(path: str | Path, sampling: Sampling) -> int:
     """Bytes of the frames that :func:`read` gives at most, by the file's header; 0 for a file that it refuses."""
-    from PIL import Image
-
     from stsimdiff.video.index import opened
 
     try:
         file = check_file(path)
         if file.is_dir():
-            with Image.open(pictures(file)[0]) as picture:
-                height, width = picture.height, picture.width
+            height, width = picture_size(file)
         else:
             with opened(file) as (_, stream):
                 height, width = stream.height, stream.width

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from stsimdiff.video.frames import check_file
 from stsimdiff.video.index import opened
-from stsimdiff.video.parts import Part, pictures
+from stsimdiff.video.parts import Part, picture_size, pictures
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,9 @@ def read_header(path: str | Path) -> Header:
     """
     file, part = check_file(path), Part.of(path)
     if file.is_dir():
-        names = pictures(file)
-        with Image.open(names[0]) as picture:
-            width, height = picture.size
         rate = part.fps or 1.0
-        frames = part.frames(len(names), rate)[1]
-        return Header(frames, frames / rate, height, width)
+        frames = part.frames(len(pictures(file)), rate)[1]
+        return Header(frames, frames / rate, *picture_size(file))
     with opened(file) as (container, stream):
         rate = float(stream.average_rate or 0)
         if stream.duration:

@@ -91,6 +91,14 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (int(path.stem) if counted else 0, path.name))
 
 
+def picture_size(folder: Path) -> tuple[int, int]:
+    """Height and width of a folder's first picture; raises :class:`OSError` where it is none."""
+    from PIL import Image
+
+    with Image.open(pictures(folder)[0]) as picture:
+        return picture.height, picture.width
+
+
 def read_pictures(
     part: Part, choose: Callable[[int, float], tuple[int, ...]]
 ) -> tuple[np.ndarray, tuple[int, ...], int, float, str]:
